@@ -1,0 +1,1 @@
+"""Accuracy and latency of the models side by side, load tests, the report."""

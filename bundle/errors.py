@@ -1,0 +1,59 @@
+"""The errors whose message is written for the person at the keyboard.
+
+LabelcurveError
+├── BundleError       a bundle is missing, damaged or of an unknown schema   (store.py)
+├── ImageError        the bytes of one image cannot be used                  (preprocess.py)
+│   ├── UnsupportedImage   415
+│   ├── ImageTooLarge      413
+│   └── UnreadableImage    422
+├── DataError         a data set cannot be used as it is                     (training)
+├── ExportError       the exported graph is not the same function            (training)
+└── DeviceError       the device that was asked for is not what would run    (training, serving)
+"""
+
+from __future__ import annotations
+
+
+class LabelcurveError(Exception):
+    """Says what was found, what is allowed and what mends it; commands print it and exit with 1."""
+
+
+class BundleError(LabelcurveError):
+    """A bundle is missing, damaged or of an unknown schema."""
+
+
+class ImageError(LabelcurveError):
+    """The bytes of one image cannot be used."""
+
+    status = 422
+    """The HTTP status that fits."""
+
+
+class UnsupportedImage(ImageError):
+    """The bytes are no image, or one of a format that is not accepted."""
+
+    status = 415
+
+
+class ImageTooLarge(ImageError):
+    """The header announces more pixels, or the file holds more bytes, than is allowed."""
+
+    status = 413
+
+
+class UnreadableImage(ImageError):
+    """The format is accepted, but the pixels cannot be decoded."""
+
+    status = 422
+
+
+class DataError(LabelcurveError):
+    """A data set cannot be used as it is."""
+
+
+class ExportError(LabelcurveError):
+    """The exported graph does not compute what the trained network computes."""
+
+
+class DeviceError(LabelcurveError):
+    """The device that was asked for is not the one that the work would run on."""

@@ -1,0 +1,137 @@
+"""The schema of `manifest.json` and `run.json`.
+
+The manifest holds what defines a model and what was proved of it: the same inputs give the same
+bytes, and the bundle's version is a hash over it and the graph. Times, host and date are in
+`run.json`, outside the hash.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Final, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+SCHEMA_VERSION: Final = 1
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Dataset(_Record):
+    """The images that the model was trained on."""
+
+    name: str
+    hash: str
+    """SHA-256 over pixels, splits and class names, whatever the order or the file format."""
+    n_train: int
+    """Images in the training split, labelled or not, validation rows included."""
+    n_test: int
+
+
+class Preprocessing(_Record):
+    """How file bytes become the graph's input: `bundle.preprocess.prepare(data, size)`."""
+
+    version: int
+    size: int
+
+
+class Metrics(_Record):
+    """Figures over one split; F1, precision and recall are weighted by class frequency."""
+
+    n: int
+    accuracy: float
+    f1: float
+    precision: float
+    recall: float
+    loss: float
+    """Mean negative log-likelihood in nats, after temperature scaling."""
+
+
+class Parity(_Record):
+    """The export against the network in torch (fp32, CPU), from file bytes to probabilities."""
+
+    n_images: int
+    batch_sizes: tuple[int, ...]
+    max_abs_diff: float
+    top1_agreement: float
+
+
+class Choice(_Record):
+    """Something that was chosen for the run, with the reason that was printed."""
+
+    value: str
+    reason: str
+
+
+class Manifest(_Record):
+    """What a bundle is."""
+
+    schema_version: Literal[1] = SCHEMA_VERSION
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    class_names: tuple[str, ...]
+    preprocessing: Preprocessing
+    dataset: Dataset
+    fraction: Annotated[float, Field(gt=0, le=1)]
+    n_labels_train: int
+    n_labels_val: int
+    indices_hash: str
+    """SHA-256 over the pixel digests of the labelled training and validation rows."""
+    seed: int
+    preset: str
+    backbone: str
+    n_parameters: int
+    epochs: int
+    """Epochs that were run; the weights are those of `best_epoch`."""
+    best_epoch: int
+    temperature: float
+    """Fitted on the validation rows; inside the graph."""
+    recipe: dict[str, Any]
+    """Hyperparameters of the fine-tuning."""
+    device: Choice
+    precision: Choice
+    val: Metrics
+    test: Metrics | None
+    """None when the test split was left unread (`--no-test`)."""
+    parity: Parity
+    packages: dict[str, str]
+    git_commit: str | None
+
+    @model_validator(mode="after")
+    def _distinct_names(self) -> Manifest:
+        if len(set(self.class_names)) != len(self.class_names) or len(self.class_names) < 2:
+            raise ValueError("class_names: at least two names, each once")
+        return self
+
+
+class Epoch(_Record):
+    """One row of the training history."""
+
+    epoch: int
+    train_loss: float
+    train_accuracy: float
+    val_loss: float
+    val_accuracy: float
+    val_f1: float
+    val_precision: float
+    val_recall: float
+    lr: float
+    images_per_s: float
+    seconds: float
+
+
+class Run(_Record):
+    """`run.json`: how this copy of the model came about. Not part of the version."""
+
+    command: str
+    started: str
+    """ISO 8601, UTC."""
+    host: str
+    hardware: str
+    seconds: dict[str, float]
+    """Wall time by stage: train, evaluate, export, total."""
+    history: tuple[Epoch, ...]
+    report: dict[str, Any]
+    """Per-class precision, recall, F1 and support on test (validation with `--no-test`)."""
+    confusion: tuple[tuple[int, ...], ...]
+    """Rows are true classes, columns predicted ones; the same images as `report`."""

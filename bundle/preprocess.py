@@ -1,0 +1,108 @@
+"""File bytes to pixels: the one preprocessing that training, the parity gate, the service and
+the benchmarks share.
+
+Normalisation is not here: it is inside the graph.
+"""
+
+from __future__ import annotations
+
+from io import BytesIO
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+
+from bundle.errors import ImageTooLarge, UnreadableImage, UnsupportedImage
+
+VERSION = 1
+"""Of the function that `prepare` computes; a bundle names the one that it was trained with."""
+
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF")
+"""Accepted file formats, recognised by content and never by name. Of animations the first frame."""
+
+MAX_BYTES = 20 * 2**20
+MAX_PIXELS = 50_000_000
+
+# Pillow's own guard warns at a limit of its own; `decode` holds the header against MAX_PIXELS.
+Image.MAX_IMAGE_PIXELS = None
+
+
+def decode(data: bytes, *, size: int | None = None, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """The upright RGB image in `data`.
+
+    Transparent pixels are laid on white; 16-bit grey is scaled to 8 bit; CMYK and palettes are
+    converted; EXIF orientation is applied.
+
+    Args:
+        data: a file's bytes.
+        size: shorter side that is enough in pixels; a large JPEG is then decoded at a reduced
+            scale, never below twice that size.
+        max_pixels: allowed width times height, checked on the header before decoding.
+
+    Raises:
+        UnsupportedImage: not an image, or a format outside `FORMATS`.
+        ImageTooLarge: more pixels than `max_pixels`.
+        UnreadableImage: truncated or corrupt.
+    """
+    if not data:
+        raise UnsupportedImage("the file is empty: an image is needed")
+    try:
+        image = Image.open(BytesIO(data), formats=FORMATS)
+    except Exception as error:  # Pillow's plugins raise almost anything on malformed headers
+        raise UnsupportedImage(
+            f"not an image that can be read ({len(data)} bytes): allowed are {', '.join(FORMATS)}"
+        ) from error
+    width, height = image.size
+    if width * height > max_pixels:
+        raise ImageTooLarge(
+            f"{width} x {height} pixels, {width * height:,} in all: at most {max_pixels:,} allowed"
+        )
+    try:
+        if size is not None:
+            image.draft(image.mode, (2 * size, 2 * size))
+        image.load()
+        return _to_rgb(image)
+    except MemoryError:
+        raise
+    except Exception as error:  # as above, while decoding
+        raise UnreadableImage(
+            f"the {image.format} image is truncated or corrupt: {error}"
+        ) from error
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if "exif" in image.info or image.format == "WEBP":
+        image = ImageOps.exif_transpose(image)
+    if image.mode == "RGB" and "transparency" not in image.info:
+        return image
+    if image.mode.startswith("I;16"):
+        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
+    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, (255, 255, 255, 255))
+        return Image.alpha_composite(white, image).convert("RGB")
+    return image.convert("RGB")
+
+
+def resize(image: Image.Image, size: int) -> NDArray[np.uint8]:
+    """The centre square of an RGB image, scaled to `size` (bilinear, antialiased).
+
+    Returns:
+        uint8 [size, size, 3].
+    """
+    width, height = image.size
+    if (width, height) != (size, size):
+        side = min(width, height)
+        left, top = (width - side) / 2, (height - side) / 2
+        box = (left, top, left + side, top + side)
+        image = image.resize((size, size), Image.Resampling.BILINEAR, box=box, reducing_gap=3.0)
+    return np.asarray(image)
+
+
+def prepare(data: bytes, size: int, *, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]:
+    """A file's bytes as the graph takes them: `decode`, then `resize`.
+
+    Returns:
+        uint8 [size, size, 3].
+    """
+    return resize(decode(data, size=size, max_pixels=max_pixels), size)

@@ -1,0 +1,180 @@
+"""Bundles on disk: `ROOT/NAME/VERSION/`, and the link `ROOT/NAME/current`.
+
+A bundle is written beside and renamed into place, then `current` moves: a reader sees a whole
+bundle or none. Names that begin with a dot are working files and are never read.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from bundle import preprocess
+from bundle.errors import BundleError
+from bundle.manifest import SCHEMA_VERSION, Manifest, Run
+
+GRAPH, MANIFEST, CARD, RUN = "model.onnx", "manifest.json", "README.md", "run.json"
+CURRENT = "current"
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A verified bundle. `graph` holds the bytes whose hash was checked."""
+
+    path: Path
+    version: str
+    manifest: Manifest
+    graph: bytes
+
+    @property
+    def name(self) -> str:
+        """The name under which it was published."""
+        return self.manifest.name
+
+
+def version_of(graph: bytes, manifest: bytes) -> str:
+    """The first 12 digits of a SHA-256 over graph and manifest."""
+    digest = hashlib.sha256(hashlib.sha256(graph).digest() + hashlib.sha256(manifest).digest())
+    return digest.hexdigest()[:12]
+
+
+def publish(root: Path, manifest: Manifest, graph: bytes, card: str, run: Run) -> Path:
+    """Writes a bundle and makes it the current one of its name.
+
+    Returns:
+        The bundle's folder. Publishing the same bundle again leaves the one that is there.
+    """
+    manifest_bytes = (manifest.model_dump_json(indent=2) + "\n").encode()
+    version = version_of(graph, manifest_bytes)
+    folder = root / manifest.name
+    final = folder / version
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not final.exists():
+            beside = Path(tempfile.mkdtemp(prefix=f".{version}-", dir=folder))
+            try:
+                beside.chmod(0o755)
+                _write(beside / GRAPH, graph)
+                _write(beside / MANIFEST, manifest_bytes)
+                _write(beside / CARD, card.encode())
+                _write(beside / RUN, (run.model_dump_json(indent=2) + "\n").encode())
+                beside.rename(final)
+            finally:
+                shutil.rmtree(beside, ignore_errors=True)
+        _point(folder / CURRENT, version)
+        _sync(folder)
+    except OSError as error:
+        raise BundleError(
+            f"cannot write the bundle {final}: {error.strerror or error}. "
+            "Nothing half-written was left; choose another folder with --out or make room"
+        ) from error
+    return final
+
+
+def names(root: Path) -> list[str]:
+    """Names under `root` that have a current bundle, sorted.
+
+    Raises:
+        BundleError: `root` is no folder, or holds no bundle.
+    """
+    if not root.is_dir():
+        raise BundleError(f"no folder {root}: name the folder that `train --out` wrote")
+    found = sorted(
+        entry.name
+        for entry in root.iterdir()
+        if not entry.name.startswith(".") and (entry / CURRENT).is_symlink()
+    )
+    if not found:
+        raise BundleError(
+            f"no bundle in {root}: it should hold NAME/VERSION/{GRAPH} with a link NAME/{CURRENT}; "
+            f"`train --out {root}` writes one"
+        )
+    return found
+
+
+def read(root: Path, name: str, version: str | None = None) -> Bundle:
+    """The verified bundle `name`, at `version` or the current one.
+
+    Raises:
+        BundleError: missing, damaged, or of a schema or preprocessing that this release lacks.
+    """
+    path = root / name / (version or CURRENT)
+    try:
+        path = path.resolve(strict=True)
+        graph = (path / GRAPH).read_bytes()
+        manifest_bytes = (path / MANIFEST).read_bytes()
+    except OSError as error:
+        raise BundleError(f"cannot read the bundle {path}: {error.strerror}") from error
+    found = version_of(graph, manifest_bytes)
+    if found != path.name:
+        raise BundleError(
+            f"the bundle {path} is damaged: its content hashes to {found}; publish it again"
+        )
+    try:
+        manifest = Manifest.model_validate_json(manifest_bytes)
+    except ValidationError as error:
+        schema = _schema_of(manifest_bytes)
+        raise BundleError(
+            f"{path / MANIFEST} has schema_version {schema}, this release reads {SCHEMA_VERSION}"
+            if schema != SCHEMA_VERSION
+            else f"{path / MANIFEST} does not follow the schema: {error}"
+        ) from error
+    if manifest.preprocessing.version != preprocess.VERSION:
+        raise BundleError(
+            f"{path} was trained with preprocessing {manifest.preprocessing.version}, this "
+            f"release computes {preprocess.VERSION}: train it again, or use an older release"
+        )
+    if manifest.name != name:
+        raise BundleError(f"{path} is named {manifest.name} inside: a bundle cannot be renamed")
+    return Bundle(path=path, version=path.name, manifest=manifest, graph=graph)
+
+
+def read_all(root: Path) -> list[Bundle]:
+    """The current bundle of every name under `root`, fewest labels first."""
+    bundles = [read(root, name) for name in names(root)]
+    return sorted(bundles, key=lambda b: (b.manifest.n_labels_train, b.name))
+
+
+def read_run(path: Path) -> Run:
+    """The `run.json` of the bundle in folder `path`."""
+    try:
+        return Run.model_validate_json((path / RUN).read_bytes())
+    except (OSError, ValidationError) as error:
+        raise BundleError(f"cannot read {path / RUN}: {error}") from error
+
+
+def _schema_of(manifest: bytes) -> object:
+    try:
+        content = json.loads(manifest)
+    except ValueError:
+        return "none (no JSON)"
+    return content.get("schema_version") if isinstance(content, dict) else "none (no object)"
+
+
+def _write(path: Path, data: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _point(link: Path, target: str) -> None:
+    beside = link.with_name(f".{link.name}-{os.getpid()}")
+    beside.unlink(missing_ok=True)
+    beside.symlink_to(target)
+    beside.replace(link)
+
+
+def _sync(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

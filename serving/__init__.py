@@ -1,0 +1,1 @@
+"""The BentoML service: bytes, pixels, batches, ONNX Runtime, answers."""

@@ -1,0 +1,1 @@
+"""The offline job: data, fractions, fine-tuning, evaluation, export."""
