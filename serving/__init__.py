@@ -1,1 +1,7 @@
-"""The BentoML service: bytes, pixels, batches, ONNX Runtime, answers."""
+"""The service: bytes, decode, batch, ONNX Runtime, answer. BentoML underneath."""
+
+import os
+
+# Read by BentoML when it first thinks of reporting, in every process that imports this package
+# and in those that they start.
+os.environ["BENTOML_DO_NOT_TRACK"] = "True"

@@ -1,0 +1,149 @@
+"""The models that are served, and which of them a request means."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bundle import store
+from bundle.store import Bundle
+from serving.batcher import Batcher
+from serving.engine import Device, Engine
+from serving.errors import Overloaded, UnknownModel
+
+
+@dataclass(frozen=True)
+class Model:
+    """A bundle that is loaded and warm."""
+
+    bundle: Bundle
+    engine: Engine
+    batcher: Batcher
+    headers: tuple[tuple[bytes, bytes], ...]
+    """`X-Model-Name` and `X-Model-Version`, as ASGI takes them."""
+
+    @property
+    def name(self) -> str:
+        """The name under which it was published."""
+        return self.bundle.name
+
+    @property
+    def version(self) -> str:
+        """12 digits; answers name it."""
+        return self.bundle.version
+
+
+def open_engine(bundle: Bundle, device: Device, threads: int) -> Engine:
+    """The session of a bundle, warmed.
+
+    Raises:
+        BundleError, DeviceError: as `Engine`.
+    """
+    engine = Engine(
+        bundle.graph,
+        device,
+        threads,
+        size=bundle.manifest.preprocessing.size,
+        n_classes=len(bundle.manifest.class_names),
+        name=bundle.name,
+    )
+    engine.warm()
+    return engine
+
+
+def pick(bundles: Sequence[Bundle], wanted: str | None) -> int:
+    """The index of the bundle that `wanted` (NAME or NAME@VERSION) means.
+
+    None means the one with the most labels.
+
+    Raises:
+        UnknownModel: none is of that name and version; lists those that exist.
+    """
+    if wanted is None:
+        most = max(range(len(bundles)), key=lambda i: (bundles[i].manifest.n_labels_train, -i))
+        return most
+    name, _, version = wanted.partition("@")
+    for index, bundle in enumerate(bundles):
+        if bundle.name == name and version in ("", bundle.version):
+            return index
+    names = [f"{bundle.name}@{bundle.version}" for bundle in bundles]
+    raise UnknownModel(
+        f"no model {wanted!r}; there are {', '.join(names)} (the version may be left out)",
+        models=names,
+    )
+
+
+class Catalogue:
+    """Every model of a folder. Empty, and not ready, until `load` has returned."""
+
+    def __init__(self) -> None:
+        self.models: tuple[Model, ...] = ()
+        self.default: Model | None = None
+
+    @property
+    def ready(self) -> bool:
+        """Whether every model has made an inference at each batch size."""
+        return self.default is not None
+
+    def load(self, root: Path, device: Device, threads: int, queue: int) -> None:
+        """Loads and warms the current version of every model under `root`.
+
+        Raises:
+            BundleError, DeviceError: one of them cannot be served as it should.
+        """
+        models = []
+        for bundle in store.read_all(root):
+            engine = open_engine(bundle, device, threads)
+            models.append(
+                Model(
+                    bundle=bundle,
+                    engine=engine,
+                    batcher=Batcher(engine, bundle.name, queue),
+                    headers=(
+                        (b"x-model-name", bundle.name.encode()),
+                        (b"x-model-version", bundle.version.encode()),
+                    ),
+                )
+            )
+        self.models = tuple(models)
+        self.default = models[pick([model.bundle for model in models], None)]
+
+    def find(self, wanted: str | None) -> Model:
+        """The model that a request means by NAME or NAME@VERSION; the default for None.
+
+        Raises:
+            UnknownModel: there is no such model.
+            Overloaded: the models are still being loaded.
+        """
+        if self.default is None:
+            raise Overloaded("the models are being loaded")
+        if wanted is None:
+            return self.default
+        return self.models[pick([model.bundle for model in self.models], wanted)]
+
+    def describe(self) -> list[dict[str, Any]]:
+        """What `GET /models` answers."""
+        return [
+            {
+                "name": model.name,
+                "version": model.version,
+                "default": model is self.default,
+                "fraction": (manifest := model.bundle.manifest).fraction,
+                "n_labels_train": manifest.n_labels_train,
+                "n_labels_val": manifest.n_labels_val,
+                "dataset": manifest.dataset.name,
+                "class_names": list(manifest.class_names),
+                "input_size": manifest.preprocessing.size,
+                "test": manifest.test.model_dump() if manifest.test else None,
+                "provider": model.engine.provider,
+                "batch_sizes": list(model.engine.batch_sizes),
+            }
+            for model in self.models
+        ]
+
+    def close(self) -> None:
+        """Ends the models' threads."""
+        for model in self.models:
+            model.batcher.close()

@@ -1,0 +1,161 @@
+"""ONNX Runtime: the choice of the device, and one session that is proved to run on it."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, distribution
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import onnxruntime
+from numpy.typing import NDArray
+
+from bundle.errors import BundleError, DeviceError
+
+PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+
+BATCH_SIZES = {"cpu": tuple(range(1, 17)), "cuda": (1, 2, 4, 8, 16, 32, 64)}
+"""Batch sizes that run; others are padded up to the next. A CPU gains nothing per core from
+larger batches and would compute the padding, so there every size up to the largest is allowed."""
+
+
+@dataclass(frozen=True)
+class Device:
+    """Where the sessions run, and why."""
+
+    kind: Literal["cpu", "cuda"]
+    reason: str
+
+
+def choose_device(wanted: Literal["auto", "cuda", "cpu"]) -> Device:
+    """The device that `wanted` means on this machine.
+
+    Raises:
+        DeviceError: a GPU was asked for and none is visible; one is visible, was not declined, and
+            this ONNX Runtime cannot use it; or two packages of ONNX Runtime are installed.
+    """
+    if _installed("onnxruntime") and _installed("onnxruntime-gpu"):
+        raise DeviceError(
+            "onnxruntime and onnxruntime-gpu are both installed and overwrite each other: "
+            "uninstall both, then install one of them"
+        )
+    if wanted == "cpu":
+        return Device("cpu", "asked for with --device cpu")
+    gpus = visible_gpus()
+    if gpus == 0:
+        if wanted == "cuda":
+            raise DeviceError("--device cuda: no NVIDIA GPU is visible; use --device cpu")
+        return Device("cpu", "no NVIDIA GPU is visible")
+    if PROVIDERS["cuda"] not in onnxruntime.get_available_providers():
+        raise DeviceError(
+            f"an NVIDIA GPU is visible, but this ONNX Runtime has only "
+            f"{', '.join(onnxruntime.get_available_providers())}: install onnxruntime-gpu, "
+            "or say --device cpu"
+        )
+    return Device("cuda", "asked for" if wanted == "cuda" else f"{gpus} NVIDIA GPU visible")
+
+
+def visible_gpus() -> int:
+    """NVIDIA GPUs that the driver shows to this process."""
+    if os.environ.get("CUDA_VISIBLE_DEVICES", "0").strip() in ("", "-1"):
+        return 0
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError:  # a GPU without its driver counts: silence about it would be wrong
+        return len(list(Path("/dev").glob("nvidia[0-9]*")))
+    count = ctypes.c_int()
+    if driver.cuInit(0) != 0 or driver.cuDeviceGetCount(ctypes.byref(count)) != 0:
+        return 0
+    return count.value
+
+
+class Engine:
+    """One graph in one ONNX Runtime session. `run` is for one thread at a time."""
+
+    def __init__(
+        self, graph: bytes, device: Device, threads: int, *, size: int, n_classes: int, name: str
+    ) -> None:
+        """Makes the session and checks what it runs on.
+
+        Args:
+            graph: ONNX, `images` uint8 [N, size, size, 3] to `probabilities` float32 [N, K].
+            device: from `choose_device`.
+            threads: that one inference may use.
+            size: of the input, pixels.
+            n_classes: K.
+            name: of the model, for errors.
+
+        Raises:
+            BundleError: the graph cannot be loaded, or does not have that input and output.
+            DeviceError: the session would not run on the device.
+        """
+        provider = PROVIDERS[device.kind]
+        if device.kind == "cuda":
+            onnxruntime.preload_dlls()
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1
+        # Spinning threads would take the cores on which the service reads and decodes.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        options.log_severity_level = 3
+        try:
+            self._session = onnxruntime.InferenceSession(graph, options, providers=[provider])
+        except Exception as error:  # ONNX Runtime's own exceptions have no common base
+            raise BundleError(f"{name}: ONNX Runtime cannot load the graph: {error}") from error
+        self.provider: str = self._session.get_providers()[0]
+        """The provider that the session really runs on."""
+        if self.provider != provider:
+            raise DeviceError(
+                f"{name}: asked for {provider} and got {self.provider}: CUDA and cuDNN of the "
+                "versions that onnxruntime-gpu needs were not found (its extras cuda and cudnn "
+                "install them); --device cpu serves without the GPU"
+            )
+        self.batch_sizes = BATCH_SIZES[device.kind]
+        self.size = size
+        self._check(name, n_classes)
+        self._buffers = {n: np.zeros((n, size, size, 3), np.uint8) for n in self.batch_sizes}
+
+    def _check(self, name: str, n_classes: int) -> None:
+        inputs = {i.name: (i.type, i.shape[1:]) for i in self._session.get_inputs()}
+        if inputs != {"images": ("tensor(uint8)", [self.size, self.size, 3])}:
+            raise BundleError(
+                f"{name}: the graph takes {inputs}, the manifest says images uint8 "
+                f"[N, {self.size}, {self.size}, 3]"
+            )
+        outputs = {o.name: (o.type, o.shape[1:]) for o in self._session.get_outputs()}
+        if outputs.get("probabilities") != ("tensor(float)", [n_classes]):
+            raise BundleError(
+                f"{name}: the graph gives {outputs}, the manifest says probabilities float32 "
+                f"[N, {n_classes}]"
+            )
+
+    def run(self, images: list[NDArray[np.uint8]]) -> NDArray[np.float32]:
+        """Probabilities float32 [N, K] of N images, uint8 [size, size, 3] each.
+
+        N is at most the largest of `batch_sizes`.
+        """
+        n = len(images)
+        batch = self._buffers[next(size for size in self.batch_sizes if size >= n)]
+        for row, image in zip(batch, images, strict=False):
+            row[...] = image
+        probabilities: NDArray[np.float32] = self._session.run(
+            ["probabilities"], {"images": batch}
+        )[0]
+        return probabilities[:n]
+
+    def warm(self) -> None:
+        """Runs every batch size once: the first inference of a size allocates and plans."""
+        blank = np.zeros((self.size, self.size, 3), np.uint8)
+        for n in self.batch_sizes:
+            self.run([blank] * n)
+
+
+def _installed(package: str) -> bool:
+    try:
+        distribution(package)
+    except PackageNotFoundError:
+        return False
+    return True

@@ -1,0 +1,36 @@
+"""Histograms beside BentoML's own; all of them are answered by `/metrics`.
+
+BentoML's supervisor gives every worker a folder in PROMETHEUS_MULTIPROC_DIR: imported with it set,
+prometheus_client sums over the workers.
+"""
+
+from __future__ import annotations
+
+from prometheus_client import Histogram
+
+_MILLISECONDS = (0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000)
+_SIZES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
+
+DECODE = Histogram(
+    "labelcurve_decode_milliseconds",
+    "File bytes to pixels, one image",
+    buckets=_MILLISECONDS,
+)
+QUEUE = Histogram(
+    "labelcurve_queue_milliseconds",
+    "From decoded to the start of its batch, one image",
+    ["model"],
+    buckets=_MILLISECONDS,
+)
+INFERENCE = Histogram(
+    "labelcurve_inference_milliseconds",
+    "ONNX Runtime, one batch",
+    ["model"],
+    buckets=_MILLISECONDS,
+)
+BATCH_SIZE = Histogram(
+    "labelcurve_batch_size",
+    "Images in a batch, padding not counted",
+    ["model"],
+    buckets=_SIZES,
+)

@@ -1,0 +1,140 @@
+"""The BentoML service: its worker process, middlewares, metrics and life cycle around our routes.
+
+BentoML's typed API methods are not used: they cost half of the throughput. Its application is
+taken as it is and its routes are exchanged, which also closes those that show its insides.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+from typing import Any
+
+import bentoml
+from bentoml._internal.server.http.traffic import TimeoutMiddleware
+from opentelemetry.instrumentation.asgi import OpenTelemetryMiddleware
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from bundle.errors import LabelcurveError
+from serving.app import App
+from serving.catalogue import Catalogue
+from serving.engine import choose_device
+from serving.errors import HANDLERS
+from serving.rundir import RunDir
+from serving.settings import Settings
+
+UNKNOWN = "/unknown"
+"""The path under which the metrics count requests for paths that do not exist."""
+
+_LEFT_OUT = (TimeoutMiddleware, OpenTelemetryMiddleware)
+"""BentoML's timeout leaves a timer for each request until it has run out (`App.classify` takes its
+own back when the request is done), and spans are recorded even where nobody exports them: the two
+together stall the event loop in garbage collections of 100 to 500 ms."""
+
+logger = logging.getLogger("labelcurve")
+settings = Settings.from_environment()
+run_dir = RunDir(settings.run_dir) if settings.run_dir else None
+if run_dir:
+    run_dir.follow_supervisor()
+device = choose_device(settings.device)
+catalogue = Catalogue()
+app = App(catalogue, device, settings)
+
+# BentoML has configured the logging by the time that it imports this.
+logging.getLogger("bentoml.serve").setLevel(logging.WARNING)
+
+
+class Routed(bentoml.Service):  # type: ignore[misc]
+    """A BentoML service that answers our routes and BentoML's `/metrics`, and no others."""
+
+    def to_asgi(self, is_main: bool = True) -> ASGIApp:
+        """BentoML's application with its routes exchanged."""
+        asgi: Any = super().to_asgi(is_main)
+        theirs = [route for route in asgi.router.routes if route.name == "metrics"]
+        asgi.router.routes[:] = [*app.routes(), *theirs]
+        asgi.user_middleware[:] = [m for m in asgi.user_middleware if m.cls not in _LEFT_OUT]
+        for kind, handler in HANDLERS.items():
+            asgi.add_exception_handler(kind, handler)
+        return KnownPaths(asgi, frozenset(route.path for route in asgi.router.routes))
+
+
+class KnownPaths:
+    """Gives paths that do not exist one name: the metrics have a label for each path."""
+
+    def __init__(self, inner: ASGIApp, paths: frozenset[str]) -> None:
+        self._inner = inner
+        self._paths = paths
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """ASGI."""
+        if "path" in scope and scope["path"] not in self._paths:
+            scope = {**scope, "path": UNKNOWN, "raw_path": UNKNOWN.encode()}
+        await self._inner(scope, receive, send)
+
+
+@bentoml.service(
+    name="labelcurve",
+    service_class=Routed,
+    logging={"access": {"enabled": settings.access_log}},
+    metrics={
+        "duration": {
+            "buckets": [
+                0.0005,
+                0.001,
+                0.002,
+                0.005,
+                0.01,
+                0.02,
+                0.05,
+                0.1,
+                0.2,
+                0.5,
+                1.0,
+                2.0,
+                5.0,
+                10.0,
+            ]
+        }
+    },
+)
+class Classifier:
+    """Image classification."""
+
+    @bentoml.on_startup  # type: ignore[untyped-decorator]
+    async def begin(self) -> None:
+        """Starts to load the models; `/livez` answers meanwhile."""
+        self._loading = asyncio.create_task(_load())
+
+    @bentoml.on_shutdown  # type: ignore[untyped-decorator]
+    async def end(self) -> None:
+        """Ends the threads."""
+        catalogue.close()
+        app.close()
+
+
+async def _load() -> None:
+    try:
+        await asyncio.to_thread(
+            catalogue.load,
+            settings.models,
+            device,
+            settings.threads_of_worker(),
+            settings.queue,
+        )
+    except Exception as error:
+        message = str(error)
+        if not isinstance(error, LabelcurveError):
+            logger.exception("the models could not be loaded")
+            message = f"the models could not be loaded: {message}"
+        if run_dir:
+            run_dir.fail(message)
+        else:
+            logger.error(message)
+        return
+    # What is loaded stays: the collector need not walk over it again, nor run as often.
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 20)
+    if run_dir:
+        run_dir.ready()

@@ -1,0 +1,86 @@
+"""What `serve` can be told, and how it tells its worker processes."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+VARIABLE = "LABELCURVE_SERVE"
+"""The environment variable in which a worker finds its settings."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Serves the image classifiers in a folder of bundles."""
+
+    models: Path = Path("models")
+    """Folder that `train --out` wrote. The current version of every model in it is served."""
+    host: str = "127.0.0.1"
+    """Address to listen on; 0.0.0.0 for every IPv4 address of the machine."""
+    port: int = 3000
+    """Port to listen on."""
+    device: Literal["auto", "cuda", "cpu"] = "auto"
+    """auto uses a visible NVIDIA GPU, and then refuses to start on anything else."""
+    threads: int | None = None
+    """ONNX Runtime threads of each worker; by default its share of the cores that the process may
+    use (affinity and cgroup quota)."""
+    workers: int = 1
+    """Processes that answer. Each holds every model; more than one helps on CPUs only."""
+    queue: int = 1024
+    """Images that may wait for a model; beyond it the answer is 503 with Retry-After."""
+    timeout: float = 10.0
+    """Seconds until a request that is not answered gets 504."""
+    drain: int = 10
+    """Seconds that requests in flight have to finish after SIGTERM or Ctrl-C."""
+    access_log: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Log a line for each request."""
+    run_dir: Annotated[Path | None, tyro.conf.Suppress] = None
+    """Where workers leave word for the supervisor; None without one."""
+
+    def dumps(self) -> str:
+        """The settings as `loads` reads them."""
+        return json.dumps(asdict(self), default=str)
+
+    @classmethod
+    def loads(cls, text: str) -> Settings:
+        """The settings that `dumps` wrote."""
+        values = json.loads(text)
+        run_dir = values.pop("run_dir")
+        models = Path(values.pop("models"))
+        return cls(**values, models=models, run_dir=Path(run_dir) if run_dir else None)
+
+    @classmethod
+    def from_environment(cls) -> Settings:
+        """The settings of this worker; the defaults when it was started by hand."""
+        text = os.environ.get(VARIABLE)
+        return cls.loads(text) if text else cls()
+
+    def threads_of_worker(self) -> int:
+        """ONNX Runtime threads of one worker."""
+        return self.threads or max(1, cores() // self.workers)
+
+
+def cores(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
+    """CPU cores that this process may use: the affinity mask, or the cgroup's quota if lower."""
+    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    quota = _quota(cgroup)
+    return max(1, math.ceil(min(count or 1, quota)))
+
+
+def _quota(cgroup: Path) -> float:
+    try:
+        v2 = cgroup / "cpu.max"
+        if v2.exists():
+            limit, period = v2.read_text().split()
+            return math.inf if limit == "max" else int(limit) / int(period)
+        limit = (cgroup / "cpu/cpu.cfs_quota_us").read_text()
+        period = (cgroup / "cpu/cpu.cfs_period_us").read_text()
+        return int(limit) / int(period) if int(limit) > 0 else math.inf
+    except (OSError, ValueError):
+        return math.inf

@@ -1,0 +1,144 @@
+"""Starts BentoML's workers under circus, as `bentoml serve` does, and ends them.
+
+`bentoml serve` imports all of BentoML in its own process before it starts the first worker: that
+is a second and a half later, and 35 MB more.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+from circus.arbiter import Arbiter
+from circus.sockets import CircusSocket
+from circus.watcher import Watcher
+from tornado.ioloop import PeriodicCallback
+
+from bundle.errors import LabelcurveError
+from serving.rundir import RunDir
+from serving.settings import VARIABLE, Settings
+
+BACKLOG = 2048
+
+
+def address(settings: Settings) -> tuple[str, int]:
+    """The IP address to listen on and its family, proved to be free.
+
+    Raises:
+        LabelcurveError: no such address on this machine, or the port is taken.
+    """
+    try:
+        family, _, _, _, resolved = socket.getaddrinfo(
+            settings.host, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        with socket.socket(family, socket.SOCK_STREAM) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(resolved)
+    except (OSError, OverflowError) as error:
+        raise LabelcurveError(
+            f"cannot listen on {settings.host} port {settings.port}: {error}; "
+            "choose another with --host and --port"
+        ) from error
+    return str(resolved[0]), family
+
+
+def supervise(settings: Settings, on_ready: Callable[[], None]) -> None:
+    """Serves until SIGTERM, SIGINT or an error.
+
+    Args:
+        settings: checked; `run_dir` is chosen here.
+        on_ready: called once, when the models of every worker are warm.
+
+    Raises:
+        LabelcurveError: a worker could not serve; all of them have ended.
+    """
+    host, family = address(settings)
+    with tempfile.TemporaryDirectory(prefix="labelcurve-") as folder:
+        run_dir = RunDir(Path(folder))
+        run_dir.metrics.mkdir()
+        supervised = _Supervised(
+            replace(settings, run_dir=run_dir.path), run_dir, host, family, on_ready
+        )
+        supervised.run()
+        if supervised.error:
+            raise LabelcurveError(supervised.error)
+
+
+class _Supervised:
+    def __init__(
+        self,
+        settings: Settings,
+        run_dir: RunDir,
+        host: str,
+        family: int,
+        on_ready: Callable[[], None],
+    ) -> None:
+        self.error: str | None = None
+        self._run_dir = run_dir
+        self._n_workers = settings.workers
+        self._on_ready = on_ready
+        self._seen: set[int] = set()
+        self._watcher = Watcher(
+            name="service",
+            cmd=sys.executable,
+            args=_worker_arguments(settings),
+            numprocesses=settings.workers,
+            env={
+                **os.environ,
+                VARIABLE: settings.dumps(),
+                "PROMETHEUS_MULTIPROC_DIR": str(run_dir.metrics),
+                "BENTOML_HOME": str(run_dir.path),
+            },
+            use_sockets=True,
+            stop_children=True,
+            graceful_timeout=settings.drain + 5,
+        )
+        self._arbiter = Arbiter(
+            [self._watcher],
+            endpoint=run_dir.socket("control"),
+            pubsub_endpoint=run_dir.socket("events"),
+            sockets=[
+                CircusSocket(
+                    name="http", host=host, port=settings.port, family=family, backlog=BACKLOG
+                )
+            ],
+        )
+
+    def run(self) -> None:
+        self._watch = PeriodicCallback(self._look, 50)
+        self._watch.start()
+        self._arbiter.start()
+
+    def _look(self) -> None:
+        self._seen.update(self._watcher.processes)
+        if self._run_dir.n_ready() >= self._n_workers:
+            self._watch.stop()
+            self._on_ready()
+            return
+        self.error = self._run_dir.failure()
+        if self.error is None and len(self._seen) > self._n_workers:
+            self.error = "a worker process died while it started; its output says why"
+        if self.error is not None:
+            self._watch.stop()
+            self._arbiter.loop.add_callback(self._arbiter.stop)
+
+
+def _worker_arguments(settings: Settings) -> list[str]:
+    return [
+        "-m",
+        "_bentoml_impl.worker.service",
+        "serving.service:Classifier",
+        "--fd",
+        "$(circus.sockets.http)",
+        "--worker-id",
+        "$(CIRCUS.WID)",
+        "--backlog",
+        str(BACKLOG),
+        "--timeout-graceful-shutdown",
+        str(settings.drain),
+    ]
