@@ -1,0 +1,125 @@
+"""Child processes that never outlive the command that started them."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import IO
+
+import psutil
+
+from bundle.errors import LabelcurveError
+
+PATIENCE = 10.0
+"""Seconds that a process gets to end by itself before it is killed."""
+
+
+def command(name: str) -> str:
+    """The command `name` of the environment that this interpreter belongs to.
+
+    Raises:
+        LabelcurveError: it is not installed.
+    """
+    found = shutil.which(name, path=str(Path(sys.executable).parent)) or shutil.which(name)
+    if found is None:
+        raise LabelcurveError(
+            f"no command `{name}` beside {sys.executable}: install labelcurve with the extra that "
+            "brings it (train, serve or bench)"
+        )
+    return found
+
+
+@contextmanager
+def child(arguments: Sequence[str], output: IO[bytes] | None) -> Iterator[subprocess.Popen[bytes]]:
+    """Runs a command in a session of its own, and ends it and its descendants on the way out.
+
+    Ctrl-C in a terminal therefore reaches only this process, which ends the child in order.
+
+    Args:
+        arguments: the command.
+        output: where stdout and stderr go; None passes them on.
+    """
+    process = subprocess.Popen(
+        arguments,
+        stdin=subprocess.DEVNULL,
+        stdout=output,
+        stderr=None if output is None else subprocess.STDOUT,
+        start_new_session=True,
+    )
+    try:
+        yield process
+    finally:
+        stop(process)
+
+
+def stop(process: subprocess.Popen[bytes]) -> None:
+    """Ends a process and all its descendants: SIGTERM, then SIGKILL after `PATIENCE` seconds."""
+    with _uninterrupted():
+        family = tree(process.pid)
+        if process.poll() is None:
+            process.terminate()
+        try:
+            process.wait(PATIENCE)
+        except subprocess.TimeoutExpired:
+            family += tree(process.pid)
+            process.kill()
+            process.wait()
+        for relative in family:
+            if relative.pid != process.pid:
+                _signal(relative, signal.SIGTERM)
+        _, alive = psutil.wait_procs(family, PATIENCE / 2)
+        for relative in alive:
+            _signal(relative, signal.SIGKILL)
+        psutil.wait_procs(alive, PATIENCE / 2)
+
+
+def tree(pid: int) -> list[psutil.Process]:
+    """The process `pid` and its descendants; empty when it is gone."""
+    try:
+        root = psutil.Process(pid)
+        return [root, *root.children(recursive=True)]
+    except psutil.NoSuchProcess:
+        return []
+
+
+def cpu_seconds(pid: int) -> float | None:
+    """CPU time that a process tree has used so far; None when it cannot be seen."""
+    try:
+        times = [process.cpu_times() for process in tree(pid)]
+    except psutil.Error:
+        return None
+    return sum(time.user + time.system for time in times) if times else None
+
+
+def end_on_signals() -> None:
+    """Makes SIGTERM and SIGHUP unwind the stack as Ctrl-C does, so that children are ended."""
+    signal.signal(signal.SIGTERM, _exit)
+    signal.signal(signal.SIGHUP, _exit)
+
+
+def _exit(number: int, frame: FrameType | None) -> None:
+    raise SystemExit(128 + number)
+
+
+def _signal(process: psutil.Process, number: signal.Signals) -> None:
+    try:
+        process.send_signal(number)
+    except psutil.NoSuchProcess:
+        return
+
+
+@contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Holds a second Ctrl-C off until everything is stopped."""
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

@@ -1,0 +1,154 @@
+"""The service under test: started for the run, or one that is already running."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import httpx
+import psutil
+
+from benchmarks.processes import child, command, tree
+from bundle.errors import LabelcurveError
+from bundle.store import Bundle
+
+READY_SECONDS = 120.0
+
+
+@dataclass(frozen=True)
+class Server:
+    """A service that answers."""
+
+    url: str
+    pid: int | None
+    """Root of its processes; None where they cannot be seen."""
+    local: bool = True
+    """Whether it runs on this machine."""
+
+
+@contextmanager
+def started(models: Path, log: Path, say: Callable[[str], None] = print) -> Iterator[Server]:
+    """Runs `serve` over a folder of bundles on a free port of 127.0.0.1, and stops it.
+
+    Args:
+        models: the folder of bundles.
+        log: file for the service's output.
+        say: receives progress.
+
+    Raises:
+        LabelcurveError: the service is not installed, ended, or was not ready in time.
+    """
+    port = free_port()
+    arguments = [command("serve"), "--models", str(models), "--host", "127.0.0.1"]
+    arguments += ["--port", str(port)]
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("wb") as output, child(arguments, output) as process:
+        server = Server(f"http://127.0.0.1:{port}", process.pid)
+        begin = time.monotonic()
+        _wait(server.url, process, log)
+        say(f"  serve is ready at {server.url} after {time.monotonic() - begin:.1f} s")
+        yield server
+
+
+def running(url: str) -> Server:
+    """A service that somebody else started.
+
+    Raises:
+        LabelcurveError: nothing answers at `url`.
+    """
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise LabelcurveError(f"--url {url}: give it as http://HOST:PORT")
+    served(url)
+    local = parts.hostname in ("127.0.0.1", "localhost", "::1")
+    port = parts.port or {"http": 80, "https": 443}[parts.scheme]
+    return Server(url.rstrip("/"), _listener(port) if local else None, local)
+
+
+def served(url: str) -> dict[str, str]:
+    """Version by name of the models that `GET /models` lists.
+
+    Raises:
+        LabelcurveError: no such service at `url`.
+    """
+    try:
+        # Proxy settings of the environment are for other hosts than the one under test.
+        answer = httpx.get(f"{url.rstrip('/')}/models", timeout=30, trust_env=False)
+        answer.raise_for_status()
+        return {model["name"]: model["version"] for model in answer.json()}
+    except httpx.HTTPError as error:
+        raise LabelcurveError(
+            f"no service answers at {url}: {error}. Start one with `serve --models DIR`, or leave "
+            "--url out and bench starts it"
+        ) from error
+    except (ValueError, TypeError, KeyError) as error:
+        raise LabelcurveError(f"{url}/models is not the list of models of `serve`") from error
+
+
+def check(url: str, bundles: Sequence[Bundle]) -> None:
+    """Refuses a service that serves other models than the ones that are measured.
+
+    Raises:
+        LabelcurveError: a bundle is missing there, or is another version.
+    """
+    found = served(url)
+    wrong = [
+        f"{bundle.name}@{bundle.version} (it serves {found.get(bundle.name, 'none of that name')})"
+        for bundle in bundles
+        if found.get(bundle.name) != bundle.version
+    ]
+    if wrong:
+        raise LabelcurveError(
+            f"the service at {url} does not serve {', '.join(wrong)}: start it over the same "
+            "--models folder, or leave --url out"
+        )
+
+
+def free_port() -> int:
+    """A port of 127.0.0.1 that nobody listens on at the moment."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def _wait(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
+    end = time.monotonic() + READY_SECONDS
+    while time.monotonic() < end:
+        if process.poll() is not None:
+            raise LabelcurveError(
+                f"serve ended with status {process.returncode} before it was ready:\n{_tail(log)}"
+            )
+        try:
+            if httpx.get(f"{url}/readyz", timeout=5, trust_env=False).status_code == 200:
+                return
+        except httpx.HTTPError:
+            pass
+        time.sleep(0.1)
+    raise LabelcurveError(f"serve was not ready after {READY_SECONDS:.0f} s:\n{_tail(log)}")
+
+
+def _tail(log: Path, lines: int = 15) -> str:
+    return "\n".join(log.read_text(errors="replace").splitlines()[-lines:])
+
+
+def _listener(port: int) -> int | None:
+    """The process that listens on a local port; the oldest where several share the socket."""
+    try:
+        found = {
+            connection.pid
+            for connection in psutil.net_connections("tcp")
+            if connection.status == psutil.CONN_LISTEN
+            and connection.laddr.port == port
+            and connection.pid
+        }
+    except psutil.Error:  # macOS shows connections to root only
+        return None
+    families = {pid: {process.pid for process in tree(pid)} for pid in found}
+    return max(families, key=lambda pid: len(families[pid]), default=None)

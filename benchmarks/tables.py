@@ -1,0 +1,203 @@
+"""The table of results, and the one in the README that is made from `benchmarks/results/`.
+
+`python -m benchmarks.tables` rewrites the README between its two markers; with `--check` it only
+says whether the README is up to date, and exits with 1 when it is not.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import tyro
+from pydantic import ValidationError
+
+from benchmarks.record import Load, Model, Report
+from bundle.errors import LabelcurveError
+
+BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = Path(__file__).with_name("results")
+REFERENCE = "reference.json"
+
+HEADER = (
+    "fraction",
+    "labels",
+    "accuracy",
+    "F1",
+    "training time",
+    "epochs",
+    "p50 ms",
+    "p99 ms",
+    "requests/s",
+)
+
+
+def groups(report: Report) -> list[list[Model]]:
+    """Models that differ in nothing but the seed, fewest labels first."""
+    found: dict[tuple[str, float, int], list[Model]] = {}
+    for model in report.models:
+        found.setdefault((model.preset, model.fraction, model.n_labels_train), []).append(model)
+    return list(found.values())
+
+
+def rows(report: Report) -> list[tuple[str, ...]]:
+    """The cells under `HEADER`, a row a fraction: with several seeds mean ± standard deviation."""
+    return [_row(group) for group in groups(report)]
+
+
+def _row(models: Sequence[Model]) -> tuple[str, ...]:
+    first = models[0]
+    return (
+        f"{first.fraction:.3g}"
+        if first.fraction < 0.01
+        else f"{first.fraction:.0%}".replace("%", " %"),
+        f"{first.n_labels_train:,} + {first.n_labels_val:,}",
+        _mean([model.accuracy.accuracy * 100 for model in models], "{:.2f}", " %"),
+        _mean([model.accuracy.f1 for model in models], "{:.4f}"),
+        duration(float(np.mean([model.train_seconds for model in models]))),
+        _mean([model.epochs for model in models], "{:.0f}"),
+        _of_load(models, lambda load: load.p50_ms, "{:.1f}"),
+        _of_load(models, lambda load: load.p99_ms, "{:.1f}"),
+        _of_load(models, lambda load: load.requests_per_s, "{:,.0f}"),
+    )
+
+
+def _mean(values: Sequence[float], form: str, unit: str = "") -> str:
+    text = form.format(float(np.mean(values)))
+    if len(values) > 1:
+        text += f" ± {form.format(float(np.std(values, ddof=1)))}"
+    return text + unit
+
+
+def _of_load(models: Sequence[Model], pick: Callable[[Load], float | None], form: str) -> str:
+    values = [pick(model.load) for model in models if model.load is not None]
+    known = [value for value in values if value is not None]
+    return _mean(known, form) if known else "–"
+
+
+def duration(seconds: float) -> str:
+    """Seconds as a person reads them: `3.2 s`, `4 min 05 s`, `1 h 02 min`."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return (
+        f"{minutes} min {rest:02} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02} min"
+    )
+
+
+def markdown(header: Sequence[str], body: Sequence[Sequence[object]]) -> str:
+    """A Markdown table; the first column is aligned left, the others right."""
+    rule = ["---", *["---:"] * (len(header) - 1)]
+    lines = [[str(cell).replace("|", r"\|") for cell in cells] for cells in (header, rule, *body)]
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
+
+
+def conditions(report: Report) -> str:
+    """One sentence a figure cannot do without: n, seeds, clients, hardware, versions, command."""
+    made = report.provenance
+    seeds = {len(group) for group in groups(report)}
+    runs = "one seed" if seeds == {1} else f"mean ± standard deviation over {max(seeds)} seeds"
+    text = f"{report.dataset.name}, {report.dataset.n_test:,} test images, {runs}. "
+    text += "Labels: training + validation. "
+    load = next((model.load for model in report.models if model.load), None)
+    if load:
+        text += (
+            f"p50, p99 and requests/s: `POST /classify`, {load.users} clients in a closed loop "
+            f"on {'the same' if load.same_machine else 'another'} machine, "
+            f"{load.seconds:.0f} s a model in {load.rounds} rounds. "
+        )
+    trained = sorted({model.trained_on for model in report.models})
+    text += f"Trained on {'; '.join(trained)}. Measured on {made.cpu}, {made.cores} cores, "
+    text += f"Python {made.python}, "
+    text += ", ".join(f"{name} {made.packages[name]}" for name in _SHOWN if name in made.packages)
+    return f"{text}, {made.date[:10]}, with `{made.command}`."
+
+
+_SHOWN = ("onnxruntime", "onnxruntime-gpu", "bentoml", "locust")
+
+
+def readme(results: Path = RESULTS) -> str:
+    """What stands between the README's markers.
+
+    Raises:
+        LabelcurveError: there is no result, or one does not follow the schema.
+    """
+    reference = json.loads((results / REFERENCE).read_text())
+    paths = sorted(path for path in results.glob("*.json") if path.name != REFERENCE)
+    if not paths:
+        raise LabelcurveError(f"no report in {results}: put a report.json of `bench` there")
+    parts = []
+    for path in paths:
+        try:
+            report = Report.model_validate_json(path.read_bytes())
+        except ValidationError as error:
+            raise LabelcurveError(f"{path} is no report.json of this release: {error}") from error
+        header: tuple[str, ...] = HEADER
+        body = rows(report)
+        if report.dataset.name == reference["dataset"]:
+            known = {row["fraction"]: row["accuracy"] for row in reference["results"]}
+            header = (*header[:3], "reference experiment", *header[3:])
+            body = [
+                (*row[:3], _percent(known.get(group[0].fraction)), *row[3:])
+                for row, group in zip(body, groups(report), strict=True)
+            ]
+        parts.append(f"{markdown(header, body)}\n{conditions(report)}")
+        if report.dataset.name == reference["dataset"]:
+            parts[-1] += (
+                f" Reference experiment: {reference['note']} ([source]({reference['url']}))."
+            )
+        parts[-1] += "".join(f"\n\n**{warning}**" for warning in report.warnings)
+    return "\n\n".join(parts)
+
+
+def _percent(share: float | None) -> str:
+    return "–" if share is None else f"{share * 100:.0f} %"
+
+
+def splice(text: str, table: str) -> str:
+    """`text` with `table` between the markers.
+
+    Raises:
+        LabelcurveError: the markers are not there, once each and in order.
+    """
+    if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
+        raise LabelcurveError(f"the README needs the lines {BEGIN} and {END}, once each")
+    head, _, rest = text.partition(BEGIN)
+    _, _, tail = rest.partition(END)
+    return f"{head}{BEGIN}\n{table}\n{END}{tail}"
+
+
+@dataclass
+class Tables:
+    """Makes the README's results table from benchmarks/results/*.json."""
+
+    check: bool = False
+    """Change nothing; exit with 1 when the table is stale."""
+    readme: Path = ROOT / "README.md"
+    """The file with the two markers."""
+    results: Path = RESULTS
+    """The folder of reports."""
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """The command `python -m benchmarks.tables`."""
+    options = tyro.cli(Tables, args=args, prog="python -m benchmarks.tables")
+    try:
+        before = options.readme.read_text()
+        after = splice(before, readme(options.results))
+    except (LabelcurveError, OSError) as error:
+        sys.exit(f"error: {error}")
+    if options.check and before != after:
+        sys.exit(f"error: {options.readme} is stale: run `python -m benchmarks.tables`")
+    if before != after:
+        options.readme.write_text(after)
+        print(f"{options.readme}: written")
+
+
+if __name__ == "__main__":
+    main()
