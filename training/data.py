@@ -2,12 +2,30 @@
 
 from __future__ import annotations
 
+import atexit
+import hashlib
+import json
+import shutil
+import tempfile
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from bundle import preprocess
+from bundle.errors import DataError, ImageError
+from training.sources import Rows, Say, Source, open_source
+
+FORMAT = 1
+"""Of the cached files: part of their key."""
+
+LISTED = 20
+"""Unreadable images that a message names."""
 
 
 @dataclass(frozen=True)
@@ -15,46 +33,238 @@ class Split:
     """Rows in an order that depends on the images alone, not on file names or formats."""
 
     images: NDArray[np.uint8]
-    """[N, size, size, 3], as `bundle.preprocess.prepare` gives them."""
+    """[N, size, size, 3], as `bundle.preprocess.prepare` gives them; read-only."""
     labels: NDArray[np.int64]
     """[N], indices into the data set's `class_names`."""
     digests: NDArray[np.void]
-    """[N] SHA-256 of the original pixels, 32 bytes each."""
+    """[N] SHA-256 of the pixels before resizing, 32 bytes each."""
     read: Callable[[int], bytes]
     """The original file bytes of a row."""
+
+    def take(self, rows: NDArray[np.int64]) -> Split:
+        """The given rows, in the given order."""
+        read = self.read
+        return Split(
+            self.images[rows], self.labels[rows], self.digests[rows], lambda i: read(int(rows[i]))
+        )
+
+    def __len__(self) -> int:
+        return len(self.labels)
 
 
 @dataclass(frozen=True)
 class Data:
-    """A data set in memory."""
+    """A data set, memory-mapped from the cache of decoded pixels."""
 
     name: str
     """Short: `cifar10`, `digits`, or the folder's name."""
     hash: str
+    """SHA-256 over pixels, classes and splits, whatever the order or the file format."""
     class_names: tuple[str, ...]
     size: int
     train: Split
     test: Split
 
 
+def default_cache() -> Path:
+    """The user's cache folder, `~/.cache/labelcurve` on Linux."""
+    import platformdirs
+
+    return platformdirs.user_cache_path("labelcurve", appauthor=False)
+
+
 def load(
-    source: str,
+    data: str,
     *,
     size: int | None = None,
     cache: Path | None = None,
     skip_unreadable: bool = False,
-    say: Callable[[str], None] = print,
+    say: Say = print,
 ) -> Data:
     """Reads `digits`, `cifar10`, a folder of class folders or a folder of Parquet files.
 
+    A source without a test split gives a stratified fifth of each class to test: the first fifth
+    in the order of the digests, so that it depends on nothing but the images.
+
     Args:
-        source: the value of `--data`.
+        data: the value of `--data`.
         size: side of the images in pixels; None takes the natural one of the source.
-        cache: folder of decoded pixels; None takes the user's cache folder.
+        cache: folder of downloads and decoded pixels; None takes `default_cache()`.
         skip_unreadable: leave unreadable images out and count them instead of raising.
         say: receives progress and findings, line by line.
 
     Raises:
         DataError: the source cannot be used as it is.
     """
-    raise NotImplementedError
+    cache = cache or default_cache()
+    source = open_source(data, cache / "downloads", say)
+    size = size or source.size
+    if not 8 <= size <= 1024:
+        raise DataError(f"--image-size {size}: allowed are 8 to 1024 pixels")
+    key = f"{FORMAT} {preprocess.VERSION} {size} {source.fingerprint} {source.class_names}"
+    folder = cache / "pixels" / hashlib.sha256(key.encode()).hexdigest()[:20]
+    if not (folder / "meta.json").exists():
+        folder = _decode_into(folder, source, size, say)
+    loaded = {split: _open(folder, split, rows) for split, rows in source.splits.items()}
+    _report_unreadable(folder, source, skip_unreadable, say)
+    train = loaded["train"]
+    if "test" in loaded:
+        test = loaded["test"]
+    else:
+        held = np.zeros(len(train), bool)
+        for label in range(len(source.class_names)):
+            rows = np.flatnonzero(train.labels == label)
+            if len(rows) < 5:
+                raise DataError(
+                    f"{data}: class {source.class_names[label]!r} has {len(rows)} images; without "
+                    "a test/ folder a fifth of each class becomes test: at least 5 are needed"
+                )
+            held[rows[: len(rows) // 5]] = True
+        test, train = train.take(np.flatnonzero(held)), train.take(np.flatnonzero(~held))
+        say(
+            f"{source.name}: no test split, so a stratified fifth is test: "
+            f"{len(test):,} of {len(held):,} images"
+        )
+    shared = int(np.isin(train.digests, test.digests).sum())
+    if shared:
+        say(f"{source.name}: {shared} train images are also in test (same pixels)")
+    _check_classes(data, source, train, test)
+    return Data(
+        name=source.name,
+        hash=_hash(source.class_names, train, test),
+        class_names=source.class_names,
+        size=size,
+        train=train,
+        test=test,
+    )
+
+
+def clear(cache: Path | None = None) -> None:
+    """Removes the cached pixels; downloads stay."""
+    shutil.rmtree((cache or default_cache()) / "pixels", ignore_errors=True)
+
+
+def _check_classes(data: str, source: Source, train: Split, test: Split) -> None:
+    for name, split, least in (("train", train, 2), ("test", test, 1)):
+        counts = np.bincount(split.labels, minlength=len(source.class_names))
+        short = [
+            f"{source.class_names[i]!r} ({n})" for i, n in enumerate(counts.tolist()) if n < least
+        ]
+        if short:
+            raise DataError(
+                f"{data}: too few {name} images of {', '.join(short[:LISTED])}: at least {least} "
+                "a class are needed (train: one to train, one for validation)"
+            )
+
+
+def _hash(class_names: tuple[str, ...], train: Split, test: Split) -> str:
+    total = hashlib.sha256("\n".join(class_names).encode())
+    for split in (train, test):
+        lines = sorted(
+            digest + int(label).to_bytes(4, "big")
+            for digest, label in zip(split.digests.tolist(), split.labels, strict=True)
+        )
+        total.update(len(lines).to_bytes(8, "big") + b"".join(lines))
+    return total.hexdigest()
+
+
+def _decode_into(folder: Path, source: Source, size: int, say: Say) -> Path:
+    """Decodes every split beside `folder` and renames it into place; returns where it lies."""
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        beside = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    except OSError as error:
+        beside = Path(tempfile.mkdtemp(prefix="labelcurve-"))
+        atexit.register(shutil.rmtree, beside, ignore_errors=True)
+        say(f"the cache {folder.parent} cannot be written ({error.strerror}): decoding anew")
+        folder = beside
+    try:
+        unreadable = {
+            split: _decode(beside, split, rows, size, source.name, say)
+            for split, rows in source.splits.items()
+        }
+        (beside / "meta.json").write_text(json.dumps({"unreadable": unreadable}))
+        if folder != beside:
+            try:
+                beside.rename(folder)
+            except OSError:  # another process was faster: its files are the same
+                if not (folder / "meta.json").exists():
+                    raise
+        return folder
+    except OSError as error:
+        raise DataError(
+            f"cannot write decoded pixels to {beside}: {error.strerror}. Make room, or name "
+            "another folder with --cache"
+        ) from error
+    finally:
+        if folder != beside:
+            shutil.rmtree(beside, ignore_errors=True)
+
+
+def _decode(
+    folder: Path, split: str, rows: Rows, size: int, name: str, say: Say
+) -> list[tuple[str, str]]:
+    n = len(rows.labels)
+    images = np.zeros((n, size, size, 3), np.uint8)
+    digests = np.zeros(n, "V32")
+    failures: list[tuple[str, str]] = []
+    bad = np.zeros(n, bool)
+
+    def decode_one(i: int) -> None:
+        try:
+            image = preprocess.decode(rows.read(i), size=size)
+            pixels = np.asarray(image)
+            shape = np.array(pixels.shape, np.int64).tobytes()
+            digests[i] = np.void(hashlib.sha256(shape + pixels.tobytes()).digest())
+            images[i] = preprocess.resize(image, size)
+        except ImageError as error:
+            bad[i] = True
+            failures.append((rows.where(i), str(error)))
+
+    if n:
+        rows.read(0)  # opens the files, so that the estimate does not count it
+    start = told = time.monotonic()
+    chunk = 512
+    with ThreadPoolExecutor() as pool:
+        for first in range(0, n, chunk):
+            list(pool.map(decode_one, range(first, min(n, first + chunk))))
+            now, done = time.monotonic(), min(n, first + chunk)
+            if now - told > 2 and done < n:
+                told = now
+                left = (now - start) / done * (n - done)
+                say(f"{name}: decoded {done:,} of {n:,} {split} images, {left:.0f} s left")
+    # The order of the digests: the same whatever the names, the folders or the file format.
+    keys = [(digest.tobytes(), label) for digest, label in zip(digests, rows.labels, strict=True)]
+    order = np.array(sorted(np.flatnonzero(~bad).tolist(), key=keys.__getitem__), np.int64)
+    np.save(folder / f"{split}-images.npy", images[order])
+    np.save(folder / f"{split}-digests.npy", digests[order])
+    np.save(folder / f"{split}-rows.npy", order)
+    return sorted(failures)
+
+
+def _open(folder: Path, split: str, rows: Rows) -> Split:
+    order: NDArray[np.int64] = np.load(folder / f"{split}-rows.npy")
+    read = rows.read
+    return Split(
+        images=np.load(folder / f"{split}-images.npy", mmap_mode="r"),
+        labels=rows.labels[order],
+        digests=np.load(folder / f"{split}-digests.npy"),
+        read=lambda i: read(int(order[i])),
+    )
+
+
+def _report_unreadable(folder: Path, source: Source, skip: bool, say: Say) -> None:
+    meta: dict[str, Any] = json.loads((folder / "meta.json").read_text())
+    failures = [failure for split in meta["unreadable"].values() for failure in split]
+    if not failures:
+        return
+    lines = [f"  {where}: {why}" for where, why in failures[:LISTED]]
+    if len(failures) > LISTED:
+        lines.append(f"  and {len(failures) - LISTED} more")
+    listing = "\n".join(lines)
+    if not skip:
+        raise DataError(
+            f"{source.name}: {len(failures)} images cannot be read:\n{listing}\n"
+            "Mend or remove them, or go on without them with --skip-unreadable"
+        )
+    say(f"{source.name}: {len(failures)} unreadable images are left out:\n{listing}")

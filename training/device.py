@@ -1,0 +1,97 @@
+"""Where and in which precision the work runs, each with the reason that is printed."""
+
+from __future__ import annotations
+
+import platform
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from bundle.errors import DeviceError
+from bundle.manifest import Choice
+
+
+@dataclass(frozen=True)
+class Device:
+    """The device of a run."""
+
+    device: torch.device
+    dtype: torch.dtype
+    """Of the arithmetic under autocast; float32 means none."""
+    choice: Choice
+    precision: Choice
+
+    def autocast(self) -> AbstractContextManager[object]:
+        """Mixed precision, or nothing where float32 was chosen."""
+        if self.dtype is torch.float32:
+            return nullcontext()
+        return torch.autocast(self.device.type, self.dtype)
+
+
+FP32_CPU = Device(
+    torch.device("cpu"),
+    torch.float32,
+    Choice(value="cpu", reason="reference arithmetic"),
+    Choice(value="fp32", reason="reference arithmetic"),
+)
+
+
+def choose(wanted: Literal["auto", "cuda", "cpu"] = "auto") -> Device:
+    """An NVIDIA GPU when torch sees one, else the CPU; bfloat16 where the processor computes it.
+
+    Raises:
+        DeviceError: `cuda` was asked for and torch sees no GPU.
+    """
+    if wanted == "cuda" and not torch.cuda.is_available():
+        raise DeviceError(
+            "--device cuda: torch sees no NVIDIA GPU (in a container: `--gpus all`). "
+            "Allowed here: --device cpu, or auto"
+        )
+    if wanted != "cpu" and torch.cuda.is_available():
+        name = torch.cuda.get_device_name()
+        choice = Choice(value="cuda", reason=f"torch sees {name}")
+        if torch.cuda.is_bf16_supported(including_emulation=False):
+            precision = Choice(value="bf16", reason=f"{name} computes it in hardware")
+            return Device(torch.device("cuda"), torch.bfloat16, choice, precision)
+        precision = Choice(value="fp32", reason=f"{name} has no bf16 arithmetic")
+        return Device(torch.device("cuda"), torch.float32, choice, precision)
+    reason = "asked for" if wanted == "cpu" else "torch sees no NVIDIA GPU"
+    choice = Choice(value="cpu", reason=f"{reason}; {torch.get_num_threads()} threads")
+    flags = _cpu_flags()
+    bf16 = next((flag for flag in ("amx_bf16", "avx512_bf16") if flag in flags), None)
+    if bf16:
+        precision = Choice(value="bf16", reason=f"the processor has {bf16}")
+        return Device(torch.device("cpu"), torch.bfloat16, choice, precision)
+    precision = Choice(value="fp32", reason="the processor has no bf16 arithmetic")
+    return Device(torch.device("cpu"), torch.float32, choice, precision)
+
+
+def hardware(device: Device) -> str:
+    """The processor and, where it is used, the GPU: for people to read."""
+    cpu = f"{cpu_name()}, {torch.get_num_threads()} threads"
+    if device.device.type == "cuda":
+        return f"{torch.cuda.get_device_name()}; {cpu}"
+    return cpu
+
+
+def cpu_name() -> str:
+    """The processor's model name."""
+    for line in _cpuinfo():
+        if line.startswith("model name"):
+            return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def _cpu_flags() -> set[str]:
+    for line in _cpuinfo():
+        if line.startswith("flags"):
+            return set(line.split(":", 1)[1].split())
+    return set()
+
+
+def _cpuinfo() -> list[str]:
+    path = Path("/proc/cpuinfo")
+    return path.read_text().splitlines() if path.exists() else []

@@ -1,0 +1,164 @@
+"""ONNX export, and the parity gate: proof that the graph is the same function as the network."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from bundle import preprocess
+from bundle.errors import ExportError
+from bundle.manifest import Parity
+from training.backbones import Network
+
+BATCH_SIZES = (1, 2, 7, 32)
+TOLERANCE = 1e-4
+"""Largest allowed difference of a probability."""
+PARITY_IMAGES = 1000
+"""Validation images that the gate compares at least, or all where there are fewer."""
+
+
+class Served(nn.Module):
+    """What is exported: uint8 pixels in, probabilities and embedding out."""
+
+    def __init__(self, network: Network, temperature: float) -> None:
+        super().__init__()
+        self.network = network
+        self.temperature = temperature
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Uint8 [N, H, W, 3] to float32 [N, K] and float32 [N, D]."""
+        embedding = self.network.embed(self.network.normalise(images.permute(0, 3, 1, 2)))
+        logits = self.network.classifier(embedding)
+        return torch.softmax(logits / self.temperature, dim=1), embedding
+
+
+def to_onnx(served: Served, size: int, class_names: tuple[str, ...]) -> bytes:
+    """The graph as one ONNX file with a dynamic batch axis and the class names in its metadata.
+
+    The same weights give the same bytes: traces with paths and source lines are removed.
+    """
+    # An example batch of 2, since an axis of 1 would be taken for a constant.
+    example = torch.zeros(2, size, size, 3, dtype=torch.uint8)
+    with _quiet():
+        program = torch.onnx.export(
+            served.eval(),
+            (example,),
+            dynamo=True,
+            input_names=["images"],
+            output_names=["probabilities", "embedding"],
+            dynamic_shapes={"images": {0: torch.export.Dim("batch")}},
+            external_data=False,
+            verbose=False,
+        )
+    if program is None:
+        raise ExportError("torch.onnx.export returned no program")
+    model = program.model_proto
+    for node in model.graph.node:
+        del node.metadata_props[:]
+        node.doc_string = ""
+    for value in [*model.graph.value_info, *model.graph.input, *model.graph.output]:
+        del value.metadata_props[:]
+    for part in (model.graph, model):
+        del part.metadata_props[:]
+        part.doc_string = ""
+    onnx.helper.set_model_props(model, {"class_names": json.dumps(list(class_names))})
+    onnx.checker.check_model(model, full_check=True)
+    return bytes(model.SerializeToString(deterministic=True))
+
+
+def session(graph: bytes, threads: int = 0) -> ort.InferenceSession:
+    """An ONNX Runtime session on the CPU; `threads` 0 leaves the number to ONNX Runtime."""
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3
+    return ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+
+
+def probabilities(
+    runtime: ort.InferenceSession, images: NDArray[np.uint8], batch: int = 64
+) -> NDArray[np.float32]:
+    """Probabilities of uint8 [N, H, W, 3], float32 [N, K]."""
+    parts = [
+        runtime.run(["probabilities"], {"images": np.ascontiguousarray(images[i : i + batch])})[0]
+        for i in range(0, len(images), batch)
+    ]
+    return np.concatenate(parts).astype(np.float32, copy=False)
+
+
+def check_parity(
+    graph: bytes,
+    served: Served,
+    images: NDArray[np.uint8],
+    files: Sequence[bytes],
+    class_names: tuple[str, ...],
+) -> Parity:
+    """Compares ONNX Runtime with torch (fp32, CPU), from file bytes to probabilities.
+
+    Args:
+        graph: the ONNX file.
+        served: the network.
+        images: validation images as training saw them, uint8 [N, size, size, 3]; torch's input.
+        files: the same images as file bytes; ONNX Runtime gets them through `prepare`.
+        class_names: as the metadata of the graph should have them.
+
+    Raises:
+        ExportError: further apart than `TOLERANCE`, another top-1, or other class names.
+    """
+    runtime = session(graph)
+    names = json.loads(runtime.get_modelmeta().custom_metadata_map["class_names"])
+    if tuple(names) != class_names:
+        raise ExportError(f"the graph's class names are {names}, the data set's {class_names}")
+    served = served.eval().cpu().float()
+    prepared = np.stack([preprocess.prepare(file, images.shape[1]) for file in files])
+    with torch.inference_mode():
+        batches = torch.from_numpy(np.array(images)).split(250)
+        expected = torch.cat([served(part)[0] for part in batches]).numpy()
+    worst, agreement = 0.0, 1.0
+    for batch in BATCH_SIZES:
+        # Whole passes over all images at the larger sizes; a part of them one by one.
+        n = len(images) if batch > 2 else min(len(images), 200)
+        found = probabilities(runtime, prepared[:n], batch)
+        worst = max(worst, float(np.abs(found - expected[:n]).max()))
+        same = found.argmax(1) == expected[:n].argmax(1)
+        agreement = min(agreement, float(same.mean()))
+    parity = Parity(
+        n_images=len(images),
+        batch_sizes=BATCH_SIZES,
+        max_abs_diff=worst,
+        top1_agreement=agreement,
+    )
+    if not worst <= TOLERANCE or agreement < 1.0:
+        raise ExportError(
+            f"the exported graph is not the same function: probabilities are up to {worst:.2e} "
+            f"apart (allowed {TOLERANCE:.0e}), top-1 agrees on {agreement:.2%} of "
+            f"{len(images)} validation images (needed 100 %). Nothing was published"
+        )
+    return parity
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps the exporter's own progress and its dependencies' deprecations off the terminal."""
+    disabled = logging.root.manager.disable
+    with (
+        warnings.catch_warnings(),
+        redirect_stdout(io.StringIO()),
+        redirect_stderr(io.StringIO()),
+    ):
+        warnings.simplefilter("ignore")
+        logging.disable(logging.WARNING)
+        try:
+            yield
+        finally:
+            logging.disable(disabled)

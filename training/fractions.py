@@ -1,0 +1,85 @@
+"""Which rows a fraction of the labels is: stratified, nested and seeded.
+
+One seeded permutation per class for validation and one for training; a fraction is a prefix of
+both, so the 10 % lie inside the 50 % (nested few-label subsets as in big_vision's few-shot
+evaluators). The permuted rows are in the order of their digests, so the same images give the same
+subsets from whatever source.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bundle.errors import DataError
+from training.data import Split
+
+HELD_OUT = 10
+"""One in so many labels is for validation."""
+
+
+@dataclass(frozen=True)
+class Subset:
+    """Rows of the train split; nothing else of the labels may be looked at."""
+
+    fraction: float
+    train: NDArray[np.int64]
+    val: NDArray[np.int64]
+    val_pool: NDArray[np.int64]
+    """Rows held out at fraction 1; `val` is a part of them. Usable as images without labels."""
+    hash: str
+    """SHA-256 over the digests of the rows in `train` and `val`."""
+
+
+def counts(n: int, fraction: float) -> tuple[int, int]:
+    """Training and validation labels of a class with `n` images.
+
+    Their sum is at most `fraction * n`, and a tenth of it (at least one) is for validation.
+    """
+    total = math.floor(fraction * n + 1e-9)
+    val = max(1, round(total / HELD_OUT)) if total else 0
+    return total - val, val
+
+
+def subset(split: Split, class_names: tuple[str, ...], fraction: float, seed: int) -> Subset:
+    """The labelled rows of `split` at `fraction`.
+
+    Raises:
+        DataError: fewer than one training and one validation label for some class; the message
+            says the smallest fraction possible.
+    """
+    if not 0 < fraction <= 1:
+        raise DataError(f"--fraction {fraction:g}: allowed are values above 0 and up to 1")
+    sizes = np.bincount(split.labels, minlength=len(class_names))
+    fewest = int(sizes.argmin())
+    if min(counts(int(sizes[fewest]), fraction)) < 1:
+        smallest = math.ceil(2 / int(sizes[fewest]) * 1e4) / 1e4
+        raise DataError(
+            f"--fraction {fraction:g} leaves {class_names[fewest]!r} ({sizes[fewest]} images) "
+            "without a training and a validation label; the smallest fraction possible here is "
+            f"{smallest:g}"
+        )
+    train, val, pool = [], [], []
+    for label in range(len(class_names)):
+        rows = np.flatnonzero(split.labels == label)
+        order = np.random.default_rng([seed, label]).permutation(rows)
+        n_pool = counts(len(rows), 1.0)[1]
+        n_train, n_val = counts(len(rows), fraction)
+        pool.append(order[:n_pool])
+        val.append(order[:n_val])
+        train.append(order[n_pool : n_pool + n_train])
+    rows_train, rows_val = np.sort(np.concatenate(train)), np.sort(np.concatenate(val))
+    digest = hashlib.sha256()
+    for rows in (rows_train, rows_val):
+        digest.update(len(rows).to_bytes(8, "big") + split.digests[rows].tobytes())
+    return Subset(
+        fraction=fraction,
+        train=rows_train,
+        val=rows_val,
+        val_pool=np.sort(np.concatenate(pool)),
+        hash=digest.hexdigest(),
+    )

@@ -1,0 +1,307 @@
+"""The whole run, top to bottom: data, fractions, fine-tuning, temperature, export, test, bundle."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import shlex
+import subprocess
+import sys
+import time
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from bundle import preprocess, store
+from bundle.errors import BundleError
+from bundle.manifest import Dataset, Manifest, Metrics, Preprocessing, Run
+from training import card, data, evaluate, export, finetune, fractions
+from training.backbones import Network, ReferenceNet, ResNet9, n_parameters
+from training.data import Data
+from training.device import FP32_CPU, Device, choose, hardware
+from training.fractions import Subset
+from training.history import EventWriter
+from training.options import Options
+from training.recipes import Recipe, recipe
+
+PACKAGES = ("labelcurve", "numpy", "onnx", "onnxruntime", "onnxscript", "pillow", "torch")
+
+say = partial(print, flush=True)
+
+
+def run(options: Options) -> dict[str, Any]:
+    """Trains and publishes one bundle for each fraction.
+
+    Returns:
+        The JSON document for the last line on stdout.
+
+    Raises:
+        LabelcurveError: the data, the device, the training or the export is not as it must be.
+    """
+    start = time.monotonic()
+    if options.clear_cache:
+        data.clear(options.cache)
+    images = data.load(
+        options.data,
+        size=options.image_size,
+        cache=options.cache,
+        skip_unreadable=options.skip_unreadable,
+        say=say,
+    )
+    say(
+        f"data: {images.name}, {len(images.train):,} train and {len(images.test):,} test images, "
+        f"{len(images.class_names)} classes, {images.size} px, hash {images.hash[:12]}"
+    )
+    # All of them before the first is trained: an impossible one should not cost an hour.
+    subsets = [
+        fractions.subset(images.train, images.class_names, fraction, options.seed)
+        for fraction in options.fractions
+    ]
+    if options.dry_run:
+        return _dry_run(images, subsets)
+    _check_writable(options.out)
+    device = choose(options.device)
+    say(f"device: {device.choice.value} ({device.choice.reason})")
+    say(f"precision: {device.precision.value} ({device.precision.reason})")
+    bundles = [_train_one(options, images, subset, device) for subset in subsets]
+    say(f"\ndone in {time.monotonic() - start:.0f} s")
+    return {"bundles": bundles}
+
+
+@dataclass(frozen=True)
+class _Stopwatch:
+    """Seconds by stage."""
+
+    seconds: dict[str, float]
+
+    def stage(self, name: str, since: float) -> None:
+        self.seconds[name] = round(time.monotonic() - since, 3)
+
+
+def _train_one(options: Options, images: Data, subset: Subset, device: Device) -> dict[str, Any]:
+    began, started = time.monotonic(), datetime.now(UTC)
+    watch = _Stopwatch({})
+    name = bundle_name(images.name, options.preset, subset.fraction)
+    train, val = images.train.take(subset.train), images.train.take(subset.val)
+    say(f"\n{name}: {len(train):,} labels to train and {len(val):,} to validate")
+
+    # Fine-tune
+    plan = _recipe(options, images, len(train))
+    torch.manual_seed(options.seed)
+    network = _network(plan, images)
+    with EventWriter(options.out / ".runs" / name) as events:
+        result = finetune.finetune(
+            network,
+            finetune.Labelled(train.images, train.labels),
+            finetune.Labelled(val.images, val.labels),
+            plan,
+            device,
+            options.seed,
+            say=say,
+            on_epoch=events.write,
+        )
+    watch.stage("train", began)
+    say(f"kept epoch {result.best_epoch}, {watch.seconds['train']:.0f} s")
+
+    # Calibrate and export, behind the parity gate
+    since = time.monotonic()
+    logits = finetune.predict_logits(
+        result.network, torch.from_numpy(val.images).permute(0, 3, 1, 2), FP32_CPU
+    )
+    temperature = evaluate.temperature(logits, val.labels)
+    served = export.Served(result.network, temperature)
+    graph = export.to_onnx(served, images.size, images.class_names)
+    # The gate may look at held-out images beyond the fraction: it uses no label.
+    checked = images.train.take(_spread(subset.val_pool, export.PARITY_IMAGES))
+    files = [checked.read(i) for i in range(len(checked))]
+    parity = export.check_parity(graph, served, checked.images, files, images.class_names)
+    watch.stage("export", since)
+    say(
+        f"export: {len(graph) / 1e6:.1f} MB, at most {parity.max_abs_diff:.1e} from torch on "
+        f"{parity.n_images} images, same top-1; temperature {temperature:.2f}"
+    )
+
+    # Measure what will be served: the graph, in ONNX Runtime
+    since = time.monotonic()
+    runtime = export.session(graph)
+    val_metrics, judged, judged_labels = _measure(runtime, val)
+    test_metrics: Metrics | None = None
+    if not options.no_test:
+        test_metrics, judged, judged_labels = _measure(runtime, images.test)
+    watch.stage("evaluate", since)
+    watch.stage("total", began)
+
+    manifest = Manifest(
+        name=name,
+        class_names=images.class_names,
+        preprocessing=Preprocessing(version=preprocess.VERSION, size=images.size),
+        dataset=Dataset(
+            name=images.name,
+            hash=images.hash,
+            n_train=len(images.train),
+            n_test=len(images.test),
+        ),
+        fraction=subset.fraction,
+        n_labels_train=len(train),
+        n_labels_val=len(val),
+        indices_hash=subset.hash,
+        seed=options.seed,
+        preset=options.preset,
+        backbone=plan.backbone,
+        n_parameters=n_parameters(result.network),
+        epochs=len(result.history),
+        best_epoch=result.best_epoch,
+        temperature=temperature,
+        recipe=asdict(plan),
+        device=device.choice,
+        precision=device.precision,
+        val=val_metrics,
+        test=test_metrics,
+        parity=parity,
+        packages=_packages(),
+        git_commit=_git_commit(),
+    )
+    record = Run(
+        command=shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        started=started.isoformat(timespec="seconds"),
+        host=platform.node(),
+        hardware=hardware(device),
+        seconds=watch.seconds,
+        history=result.history,
+        report=evaluate.report(judged, judged_labels, images.class_names),
+        confusion=evaluate.confusion(judged, judged_labels, len(images.class_names)),
+    )
+    path = store.publish(options.out, manifest, graph, card.write(manifest, record), record)
+    shown, where = (val_metrics, "validation") if test_metrics is None else (test_metrics, "test")
+    say(
+        f"{where}: accuracy {shown.accuracy:.4f}, F1 {shown.f1:.4f}, loss {shown.loss:.4f} "
+        f"on {shown.n:,} images\npublished {path}"
+    )
+    return {
+        "name": name,
+        "version": path.name,
+        "path": str(path),
+        "fraction": subset.fraction,
+        "n_labels_train": len(train),
+        "n_labels_val": len(val),
+        "val": val_metrics.model_dump(),
+        "test": test_metrics.model_dump() if test_metrics else None,
+        "parity": parity.model_dump(include={"max_abs_diff", "top1_agreement"}),
+        "seconds": watch.seconds,
+        "epochs": len(result.history),
+    }
+
+
+def bundle_name(dataset: str, preset: str, fraction: float) -> str:
+    """`cifar10-10`, `cifar10-reference-100`, `cifar10-2.5`."""
+    middle = "" if preset == "default" else f"{preset}-"
+    return f"{dataset}-{middle}{fraction * 100:.6g}"
+
+
+def _recipe(options: Options, images: Data, n_labels: int) -> Recipe:
+    flip = not options.no_flip and images.name != "digits"
+    plan = recipe(options.preset, n_labels, flip)
+    return plan if options.epochs is None else plan.with_epochs(options.epochs)
+
+
+def _network(plan: Recipe, images: Data) -> Network:
+    """The untrained network; its normalisation comes from all training pixels, without labels."""
+    mean, std = torch.zeros(3), torch.ones(3)
+    if plan.normalise:
+        sample = images.train.images[_spread(np.arange(len(images.train)), 10_000)] / 255
+        mean = torch.from_numpy(sample.mean((0, 1, 2))).float()
+        std = torch.from_numpy(sample.std((0, 1, 2))).float().clamp_min(1e-3)
+    backbone = ResNet9() if plan.backbone == "resnet9" else ReferenceNet(images.size)
+    return Network(backbone, backbone.dim, len(images.class_names), mean, std)
+
+
+def _spread(rows: NDArray[np.int64], most: int) -> NDArray[np.int64]:
+    """At most `most` of the rows, evenly spaced."""
+    if len(rows) <= most:
+        return rows
+    return rows[np.linspace(0, len(rows) - 1, most).astype(np.int64)]
+
+
+def _measure(
+    runtime: Any, split: data.Split
+) -> tuple[Metrics, NDArray[np.int64], NDArray[np.int64]]:
+    found = export.probabilities(runtime, split.images).astype(np.float64)
+    metrics = evaluate.scores(np.log(found.clip(1e-12)), split.labels)
+    return metrics, found.argmax(1), split.labels
+
+
+def _dry_run(images: Data, subsets: list[Subset]) -> dict[str, Any]:
+    width = max(len(name) for name in (*images.class_names, "class"))
+    heads = [f"{subset.fraction * 100:.6g} %: train + val" for subset in subsets]
+    say(f"\n{'class':{width}}  " + "  ".join(f"{head:>22}" for head in heads))
+    rows = []
+    for label, name in enumerate(images.class_names):
+        pairs = [
+            tuple(int((images.train.labels[rows] == label).sum()) for rows in (s.train, s.val))
+            for s in subsets
+        ]
+        rows.append(pairs)
+        say(f"{name:{width}}  " + "  ".join(f"{a:>14,} + {b:>5,}" for a, b in pairs))
+    totals = [(len(s.train), len(s.val)) for s in subsets]
+    say(f"{'total':{width}}  " + "  ".join(f"{a:>14,} + {b:>5,}" for a, b in totals))
+    return {
+        "dry_run": [
+            {
+                "fraction": subset.fraction,
+                "n_labels_train": len(subset.train),
+                "n_labels_val": len(subset.val),
+                "classes": {
+                    name: {"train": rows[label][i][0], "val": rows[label][i][1]}
+                    for label, name in enumerate(images.class_names)
+                },
+            }
+            for i, subset in enumerate(subsets)
+        ]
+    }
+
+
+def _check_writable(out: Path) -> None:
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise BundleError(
+            f"--out {out} cannot be made: {error.strerror}. Name another folder with --out"
+        ) from error
+    if not os.access(out, os.W_OK | os.X_OK):
+        raise BundleError(
+            f"--out {out} cannot be written by this user: change its owner, or name another folder"
+        )
+
+
+def _packages() -> dict[str, str]:
+    """Versions of what has a part in the result; `onnxruntime` under the name that is installed."""
+    found = {}
+    for name in PACKAGES:
+        for candidate in (name, f"{name}-gpu"):
+            try:
+                found[candidate] = importlib.metadata.version(candidate)
+            except importlib.metadata.PackageNotFoundError:
+                continue
+    return found
+
+
+def _git_commit() -> str | None:
+    """The commit of the code that ran, with `+` when tracked files differ from it."""
+    git = ["git", "-C", str(Path(__file__).parent)]
+    try:
+        head = subprocess.run(
+            [*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True
+        ).stdout.strip()
+        changed = subprocess.run(
+            [*git, "status", "--porcelain", "-uno"], capture_output=True, text=True, check=True
+        ).stdout
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return head + ("+" if changed else "")
