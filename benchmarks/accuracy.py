@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from math import sqrt
@@ -156,21 +156,22 @@ def wilson(share: float, n: int, z: float = 1.959964) -> tuple[float, float]:
     return max(0.0, middle - half), min(1.0, middle + half)
 
 
-def doubts(bundle: Bundle, accuracy: Accuracy) -> list[str]:
-    """What the reader must be told about these figures."""
+def doubts(scores: Mapping[str, Accuracy]) -> list[str]:
+    """What the reader must be told about these figures, by model name."""
     found = []
-    if not accuracy.same_data:
+    other = [name for name, score in scores.items() if not score.same_data]
+    if other:
         found.append(
-            f"{bundle.name}: the data is NOT what the model was trained on "
-            f"({bundle.manifest.dataset.name}, other hash). Test images may have been training "
-            "images: do not trust its accuracy here"
+            f"{', '.join(other)}: this is NOT the data of the training (its hash is another). "
+            "Test images may have been training images: do not trust this accuracy"
         )
-    elif accuracy.difference is not None and abs(accuracy.difference) > 0.5 / accuracy.n:
-        found.append(
-            f"{bundle.name}: test accuracy {accuracy.accuracy:.4f} differs from the manifest's "
-            f"{accuracy.manifest_accuracy:.4f} on the same data "
-            f"({round(abs(accuracy.difference) * accuracy.n)} of {accuracy.n:,} images)"
-        )
+    for name, score in scores.items():
+        apart = round(abs(score.difference or 0) * score.n)
+        if score.same_data and apart:
+            found.append(
+                f"{name}: test accuracy {score.accuracy:.4f} differs from the manifest's "
+                f"{score.manifest_accuracy:.4f} on the same data ({apart} of {score.n:,} images)"
+            )
     return found
 
 

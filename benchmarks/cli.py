@@ -93,7 +93,7 @@ def run(
     say(f"Accuracy of {len(bundles)} models on {len(data.test.labels):,} test images")
     predictions = accuracy.predict(bundles, data.test, say)
     scores = {b.name: accuracy.score(b, predictions[b.name], data) for b in bundles}
-    warnings = [text for b in bundles for text in accuracy.doubts(b, scores[b.name])]
+    warnings = accuracy.doubts(scores)
 
     say(f"Session latency by batch size, about {bench.latency_seconds:.0f} s")
     times = latency.measure(bundles, bench.latency_seconds, threads=bench.threads, say=say)

@@ -21,6 +21,8 @@ BATCHES = (1, 2, 4, 8, 16, 32, 64)
 CALLS = 16
 """Images a round and batch size, but at least two calls: small batches are timed more often."""
 MIN_ROUNDS = 3
+WINDOWS = 5
+"""Stretches of the run, of equal length, whose medians give the spread."""
 
 
 def measure(
@@ -87,8 +89,9 @@ def _times(session: Session, images: NDArray[Any], n: int) -> list[float]:
 
 
 def _summary(batch: int, rounds: list[list[float]]) -> BatchLatency:
-    times = np.concatenate([np.asarray(part) for part in rounds])
-    medians = [float(np.median(part)) for part in rounds]
+    times = np.asarray(rounds).ravel()
+    windows = np.array_split(np.asarray(rounds), min(WINDOWS, len(rounds)))
+    medians = [float(np.median(window)) for window in windows]
     p50, p95, p99 = (float(value) for value in np.percentile(times, (50, 95, 99)))
     return BatchLatency(
         batch=batch,

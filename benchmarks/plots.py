@@ -14,7 +14,7 @@ from matplotlib import style
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator, PercentFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator, PercentFormatter
 
 from benchmarks.record import Model, Report
 
@@ -191,7 +191,7 @@ def _confusion(axes: Axes, model: Model, names: Sequence[str], hue: str) -> None
 
 
 def latency(report: Report) -> str:
-    """Time of one call and images a second by batch size; the band spans the rounds' medians."""
+    """Time of a call and images a second by batch size; the band spans the fifths' medians."""
     with style.context(_STYLE):
         figure = Figure(figsize=(9.2, 3.3), layout="constrained")
         time, rate = figure.subplots(1, 2)
@@ -213,6 +213,8 @@ def latency(report: Report) -> str:
             axes.set_xticks(sizes, [str(size) for size in sizes])
             axes.set_xlabel("batch size")
         time.set_yscale("log")
+        time.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        time.yaxis.set_minor_locator(NullLocator())
         time.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         time.set_title("ms a call, p50")
         rate.set_ylim(bottom=0)
@@ -233,7 +235,7 @@ def _title(model: Model) -> str:
 def _svg(figure: Figure, title: str) -> str:
     buffer = StringIO()
     metadata: dict[str, Any] = {"Date": None, "Creator": None}
-    figure.savefig(buffer, format="svg", metadata=metadata)
+    figure.savefig(buffer, format="svg", metadata=metadata, bbox_inches="tight", pad_inches=0.05)
     text = buffer.getvalue()
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)

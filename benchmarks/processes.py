@@ -36,20 +36,22 @@ def command(name: str) -> str:
 
 
 @contextmanager
-def child(arguments: Sequence[str], output: IO[bytes] | None) -> Iterator[subprocess.Popen[bytes]]:
+def child(
+    arguments: Sequence[str], output: IO[bytes] | int | None
+) -> Iterator[subprocess.Popen[bytes]]:
     """Runs a command in a session of its own, and ends it and its descendants on the way out.
 
     Ctrl-C in a terminal therefore reaches only this process, which ends the child in order.
 
     Args:
         arguments: the command.
-        output: where stdout and stderr go; None passes them on.
+        output: where stdout and stderr go: a file, or `subprocess.PIPE`.
     """
     process = subprocess.Popen(
         arguments,
         stdin=subprocess.DEVNULL,
         stdout=output,
-        stderr=None if output is None else subprocess.STDOUT,
+        stderr=subprocess.STDOUT,
         start_new_session=True,
     )
     try:

@@ -79,7 +79,7 @@ class BatchLatency(_Record):
     p99_ms: float
     p50_low_ms: float
     p50_high_ms: float
-    """Lowest and highest median of a round: the spread."""
+    """Lowest and highest median among the fifths of the run: the spread."""
     images_per_s: float
     """`batch` over the mean time of a call."""
 

@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from markdown_it import MarkdownIt
+from markupsafe import Markup
 from PIL import Image
 
 from benchmarks import plots, tables
@@ -24,6 +26,7 @@ from bundle.store import Bundle
 from training.data import Data
 
 N_EXAMPLES = 6
+_MARKDOWN = MarkdownIt("commonmark", {"html": False})
 FILES = {"html": "report.html", "md": "report.md", "json": "report.json"}
 
 
@@ -151,6 +154,7 @@ def _render(template: str, report: Report, **more: Any) -> str:
     environment.filters["percent"] = lambda share, digits=2: f"{share * 100:.{digits}f} %"
     environment.filters["ms"] = _ms
     environment.filters["count"] = lambda value: f"{value:,.0f}"
+    environment.filters["inline"] = lambda text: Markup(_MARKDOWN.renderInline(text))
     environment.filters["duration"] = tables.duration
     return environment.get_template(template).render(
         report=report,

@@ -109,7 +109,7 @@ def conditions(report: Report) -> str:
         text += (
             f"p50, p99 and requests/s: `POST /classify`, {load.users} clients in a closed loop "
             f"on {'the same' if load.same_machine else 'another'} machine, "
-            f"{load.seconds:.0f} s a model in {load.rounds} rounds. "
+            f"{load.seconds:.0f} s a model in {load.rounds} round{'s' if load.rounds > 1 else ''}. "
         )
     trained = sorted({model.trained_on for model in report.models})
     text += f"Trained on {'; '.join(trained)}. Measured on {made.cpu}, {made.cores} cores, "
