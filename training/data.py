@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 
 from bundle import preprocess
 from bundle.errors import DataError, ImageError
-from training.sources import Rows, Say, Source, open_source
+from training.source import Rows, Say, Source
+from training.sources import open_source
 
 FORMAT = 1
 """Of the cached files: part of their key."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -205,7 +205,9 @@ def _averaged(network: Network, recipe: Recipe, steps: int) -> AveragedModel | N
         return None
     decay = recipe.ema ** (1 / max(1, steps))
 
-    def average(averaged: list[Tensor], current: list[Tensor], n_averaged: Tensor | int) -> None:
+    def average(
+        averaged: Sequence[Tensor], current: Sequence[Tensor], n_averaged: Tensor | int
+    ) -> None:
         # A shorter memory at first, so that the initial weights are soon forgotten.
         n = int(n_averaged)
         weight = 1 - min(decay, (1 + n) / (10 + n))

@@ -1,0 +1,108 @@
+"""A folder of class folders as a source."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+
+from bundle.errors import DataError
+from training.source import Rows, Say, Source, hash_file, name_of
+
+EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif")
+
+
+def folder(path: Path, say: Say) -> Source:
+    """A folder of class folders, or `train/` and `test/` with class folders in each."""
+    roots = {"train": path}
+    if (path / "train").is_dir():
+        roots = {"train": path / "train"}
+        if (path / "test").is_dir():
+            roots["test"] = path / "test"
+        ignored = sorted(
+            entry.name for entry in _visible(path) if entry.is_dir() and entry not in roots.values()
+        )
+        if ignored:
+            say(f"{path}: only train/ and test/ are read, not {', '.join(ignored)}")
+    found = {split: _class_files(root, say) for split, root in roots.items()}
+    names = {split: tuple(files) for split, files in found.items()}
+    if "test" in names and names["test"] != names["train"]:
+        only_train = sorted(set(names["train"]) - set(names["test"]))
+        only_test = sorted(set(names["test"]) - set(names["train"]))
+        raise DataError(
+            f"{path}: train/ and test/ have different classes: only in train/ {only_train or '-'}, "
+            f"only in test/ {only_test or '-'}. Give both the same class folders"
+        )
+    if len(names["train"]) < 2:
+        raise DataError(
+            f"{roots['train']}: one class folder, {names['train'][0]!r}: at least two are needed, "
+            "one folder a class with its images inside"
+        )
+    splits, listing = {}, []
+    for split, files in found.items():
+        paths = [file for of_class in files.values() for file in of_class]
+        labels = np.repeat(np.arange(len(files)), [len(of_class) for of_class in files.values()])
+        splits[split] = Rows(labels.astype(np.int64), _reader(paths), _namer(paths))
+        with ThreadPoolExecutor() as pool:
+            hashes = list(pool.map(hash_file, paths))
+        listing += [
+            f"{split}/{p.parent.name}/{p.name} {h}" for p, h in zip(paths, hashes, strict=True)
+        ]
+    return Source(
+        name=name_of(path),
+        fingerprint=hashlib.sha256("\n".join(listing).encode()).hexdigest(),
+        class_names=names["train"],
+        size=32,
+        splits=splits,
+    )
+
+
+def _class_files(root: Path, say: Say) -> dict[str, list[Path]]:
+    classes: dict[str, list[Path]] = {}
+    other = 0
+    for entry in sorted(_visible(root)):
+        if not entry.is_dir():
+            continue
+        files = [file for file in sorted(entry.rglob("*")) if file.is_file()]
+        files = [file for file in files if not _hidden(file, entry)]
+        classes[entry.name] = [file for file in files if file.suffix.lower() in EXTENSIONS]
+        other += len(files) - len(classes[entry.name])
+        if not classes[entry.name]:
+            raise DataError(
+                f"{entry}: the class folder holds no image ({', '.join(EXTENSIONS)}). "
+                "Put images in, or remove the folder"
+            )
+    if not classes:
+        raise DataError(
+            f"{root} holds no class folder: it should hold one folder a class with its images "
+            f"inside ({', '.join(EXTENSIONS)}), or Parquet files with a column `image` and a "
+            "column `label`"
+        )
+    if other:
+        say(f"{root}: {other} files without an image extension are ignored")
+    return classes
+
+
+def _visible(root: Path) -> list[Path]:
+    return [entry for entry in root.iterdir() if not entry.name.startswith((".", "__MACOSX"))]
+
+
+def _hidden(file: Path, root: Path) -> bool:
+    return any(part.startswith(".") for part in file.relative_to(root).parts)
+
+
+def _reader(paths: list[Path]) -> Callable[[int], bytes]:
+    def read(i: int) -> bytes:
+        try:
+            return paths[i].read_bytes()
+        except OSError as error:
+            raise DataError(f"cannot read {paths[i]}: {error.strerror}") from error
+
+    return read
+
+
+def _namer(paths: list[Path]) -> Callable[[int], str]:
+    return lambda i: str(paths[i])

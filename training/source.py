@@ -1,0 +1,70 @@
+"""A data set that is opened but not yet decoded, and what every kind of source needs."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from bundle.errors import DataError
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Rows:
+    """One split before decoding."""
+
+    labels: NDArray[np.int64]
+    """[N], indices into the source's `class_names`."""
+    read: Callable[[int], bytes]
+    """File bytes of a row."""
+    where: Callable[[int], str]
+    """Where a row comes from, for messages: a path, or a file and a row number."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """A data set before decoding."""
+
+    name: str
+    fingerprint: str
+    """Changes when a file's content, name or class changes."""
+    class_names: tuple[str, ...]
+    size: int
+    """Natural side of the images in pixels."""
+    splits: dict[str, Rows]
+    """`train`, and `test` where the source has one."""
+
+
+def hash_file(path: Path) -> str:
+    """SHA-256 of a file.
+
+    Raises:
+        DataError: the file cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror}") from error
+
+
+def name_of(path: Path) -> str:
+    """A data set's name, from its folder's."""
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", path.resolve().name).strip("-._")
+    return name or "images"
+
+
+def png(pixels: NDArray[np.uint8]) -> bytes:
+    """Pixels, uint8 [H, W] or [H, W, 3], as the bytes of a PNG file."""
+    buffer = BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    return buffer.getvalue()
