@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import os
+from collections.abc import Generator
 from pathlib import Path
 
 import pytest
@@ -14,3 +16,21 @@ def digits_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for fraction in (0.1, 0.5, 1.0):
         publish_digits(root, fraction)
     return root
+
+
+ALLOWED_SKIPS = ("no NVIDIA GPU", "data set not here")
+"""How the reason of a skip begins that is allowed where CI is set."""
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item,
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Where CI is set, a skipped test fails, but for a missing GPU or missing outside data."""
+    report = yield
+    if report.skipped and os.environ.get("CI") and isinstance(report.longrepr, tuple):
+        reason = report.longrepr[2].removeprefix("Skipped: ")
+        if not reason.startswith(ALLOWED_SKIPS):
+            report.outcome = "failed"
+            report.longrepr = f"{item.nodeid} was skipped where CI is set: {reason}"
+    return report
