@@ -73,7 +73,7 @@ def recipe(preset: Preset, n_labels: int, flip: bool) -> Recipe:
         lr=0.1 * batch_size / 128,
         schedule="triangle",
         epochs=_epochs(n_labels),
-        patience=50,
+        patience=15,
         batch_size=batch_size,
         weight_decay=5e-4,
         label_smoothing=0.1,

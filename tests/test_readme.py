@@ -1,0 +1,165 @@
+"""Every code block of the README is run, in order, as a reader would: in one folder, one shell.
+
+Stated substitutions: `make test` is this very run, so its block is looked at and not run again;
+`make demo` has a test of its own (tests/benchmarks/test_demo.py); CIFAR-10 needs a download, so
+digits stand in for it, for one epoch and a short load; `serve` runs in the background until the
+end.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.models import digit_label, digit_png
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+MAKE = ("make demo\n", "make test\n")
+READY_SECONDS = 60
+
+
+def substituted(block: str, port: int) -> str:
+    block = block.replace("source .venv/bin/activate\n", "")  # the tests' environment is on PATH
+    block = block.replace("127.0.0.1:3000", f"127.0.0.1:{port}")
+    block = re.sub(r"^(train .*)--data cifar10", r"\1--epochs 1 --data digits", block, flags=re.M)
+    block = re.sub(r"^(bench .*)--data cifar10", r"\1--data digits", block, flags=re.M)
+    return re.sub(
+        r"^bench ", "bench --load-seconds 3 --rounds 1 --latency-seconds 2 ", block, flags=re.M
+    )
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A reader's folder: three classes of digits as images, and the clone's benchmarks."""
+    folder = tmp_path_factory.mktemp("reader")
+    seen = dict.fromkeys(range(10), 0)
+    for index in range(600):
+        label = digit_label(index)
+        if label < 3 and seen[label] < 30:
+            seen[label] += 1
+            path = folder / "path/to/images" / str(label) / f"{index}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(digit_png(index))
+    (folder / "image.png").write_bytes(digit_png(0))
+    (folder / "another.jpg").write_bytes(digit_png(1))  # the format is sniffed, not the name
+    (folder / "benchmarks").symlink_to(ROOT / "benchmarks")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def environment(folder: Path) -> dict[str, str]:
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    return {**os.environ, "PATH": path, "XDG_CACHE_HOME": str(folder / "cache")}
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.fixture(scope="module")
+def background() -> Iterator[list[subprocess.Popen[bytes]]]:
+    processes: list[subprocess.Popen[bytes]] = []
+    yield processes
+    for process in processes:
+        process.send_signal(signal.SIGTERM)
+        process.wait(30)
+
+
+def start_serving(
+    command: str, folder: Path, environment: dict[str, str], port: int
+) -> subprocess.Popen[bytes]:
+    process = subprocess.Popen(
+        ["bash", "-c", f"exec {command.strip()} --port {port}"], cwd=folder, env=environment
+    )
+    for _ in range(READY_SECONDS * 10):
+        assert process.poll() is None, "serve ended before it was ready"
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz", timeout=5):
+                return process
+        except (urllib.error.URLError, ConnectionError):
+            time.sleep(0.1)
+    raise AssertionError(f"serve was not ready after {READY_SECONDS} s")
+
+
+def test_the_blocks_are_run_as_printed(
+    folder: Path,
+    environment: dict[str, str],
+    background: list[subprocess.Popen[bytes]],
+) -> None:
+    port = free_port()
+    ran = []
+    for language, block in BLOCKS:
+        if block in MAKE or language == "text":
+            continue
+        text = substituted(block, port)
+        if block.startswith("serve "):
+            background.append(start_serving(text, folder, environment, port))
+            continue
+        shell = (
+            [sys.executable, "-c"] if language == "python" else ["bash", "-euo", "pipefail", "-c"]
+        )
+        done = subprocess.run(
+            [*shell, text],
+            cwd=folder,
+            env=environment,
+            capture_output=True,
+            text=True,
+            stdin=subprocess.DEVNULL,
+            check=False,
+        )
+        assert done.returncode == 0, f"{text}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
+        if "/classify" in block:
+            assert '"label"' in done.stdout or "label=" in done.stdout, done.stdout
+            assert '"status"' not in done.stdout, done.stdout
+        ran.append(block)
+    assert len(ran) >= 6
+    assert (folder / "runs/bench/report.html").stat().st_size > 10_000
+    assert (folder / "runs/cifar10/report.json").exists()
+    assert (folder / "labels.csv").read_text().count("\n") == 3
+
+
+def test_the_two_make_commands_exist() -> None:
+    make = shutil.which("make")
+    assert make
+    for block in MAKE:
+        assert ("sh", block) in BLOCKS
+        planned = subprocess.run(
+            [make, "--dry-run", *block.split()[1:]],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        assert ".venv/bin/" in planned
+
+
+def test_links_lead_somewhere() -> None:
+    for target in re.findall(r"\]\((?!http)([^)#]+)\)", README):
+        assert (ROOT / target).exists(), target
+
+
+def test_the_tree_has_every_module_with_a_role_of_at_most_eight_words() -> None:
+    tree = README.split("<!-- tree:begin -->")[1].split("<!-- tree:end -->")[0]
+    roles = dict(re.findall(r"^ *(\S+?)/? +(\S.*)$", tree, re.MULTILINE))
+    for path in [*ROOT.glob("[a-z]*/*.py"), *ROOT.glob("Dockerfile.*")]:
+        if path.parent.name in ("tests", "scripts") or path.name == "__init__.py":
+            continue
+        assert path.name in roles, f"{path.relative_to(ROOT)} is missing in the README's tree"
+    for name, role in roles.items():
+        assert len(role.split()) <= 8, f"{name}: {role}"
