@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from math import sqrt
 
 import joblib
 import numpy as np
 from numpy.typing import NDArray
+from scipy.stats import binomtest
 from sklearn.metrics import classification_report, confusion_matrix
 
 from benchmarks.record import Accuracy, ClassScore
@@ -114,15 +114,16 @@ def score(bundle: Bundle, predictions: Predictions, data: Data) -> Accuracy:
         output_dict=True,
         zero_division=0,
     )
-    accuracy = float(np.mean(predictions.labels == truth))
-    low, high = wilson(accuracy, len(truth))
+    right = int(np.sum(predictions.labels == truth))
+    accuracy = right / len(truth)
+    interval = binomtest(right, len(truth)).proportion_ci(method="wilson")
     weighted = report["weighted avg"]
     said = bundle.manifest.test.accuracy if bundle.manifest.test else None
     return Accuracy(
         n=len(truth),
         accuracy=accuracy,
-        accuracy_low=low,
-        accuracy_high=high,
+        accuracy_low=float(interval.low),
+        accuracy_high=float(interval.high),
         f1=weighted["f1-score"],
         precision=weighted["precision"],
         recall=weighted["recall"],
@@ -144,16 +145,6 @@ def score(bundle: Bundle, predictions: Predictions, data: Data) -> Accuracy:
         difference=None if said is None else accuracy - said,
         same_data=bundle.manifest.dataset.hash == data.hash,
     )
-
-
-def wilson(share: float, n: int, z: float = 1.959964) -> tuple[float, float]:
-    """Wilson's score interval of a share over `n` draws; 95 % at the default `z`.
-
-    Source: Wilson 1927, Probable inference, the law of succession, and statistical inference.
-    """
-    middle = (share + z**2 / (2 * n)) / (1 + z**2 / n)
-    half = z / (1 + z**2 / n) * sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
-    return max(0.0, middle - half), min(1.0, middle + half)
 
 
 def doubts(scores: Mapping[str, Accuracy]) -> list[str]:

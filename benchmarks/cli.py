@@ -184,6 +184,8 @@ def _check(bench: Bench) -> None:
         value = getattr(bench, name)
         if value < 1:
             raise LabelcurveError(f"--{name.replace('_', '-')} {value}: at least 1 is needed")
+    if bench.latency_seconds < 0:
+        raise LabelcurveError(f"--latency-seconds {bench.latency_seconds:g}: at least 0 is needed")
 
 
 def _chosen(bundles: list[Bundle], only: Sequence[str]) -> list[Bundle]:

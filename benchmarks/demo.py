@@ -33,6 +33,8 @@ class Demo:
 
     out: Path = Path("runs/demo")
     """Folder for the models and the report."""
+    fraction: tyro.conf.UseAppendAction[tuple[float, ...]] = ()
+    """Share of the labels; may be repeated. Without it: what `train` takes without it."""
     epochs: int | None = None
     """At most so many epochs, for a quick look."""
     load_seconds: int = 6
@@ -49,7 +51,7 @@ def run(demo: Demo, say: Callable[[str], None]) -> None:
     """
     begin = time.monotonic()
     models = demo.out / "models"
-    train(models, demo.epochs, say)
+    train(demo, models, say)
     data = datasets.load(DATA, say=lambda _: None)
     with server.started(models, demo.out / "serve.log", say) as service:
         classify(service.url, data, demo.out / "digit.png", say)
@@ -70,14 +72,17 @@ def run(demo: Demo, say: Callable[[str], None]) -> None:
         raise LabelcurveError(f"requests failed, see {paths['html']}")
 
 
-def train(models: Path, epochs: int | None, say: Callable[[str], None]) -> None:
-    """Runs `train` on 10, 50 and 100 % of the labels; its lines are shown but for the last.
+def train(demo: Demo, models: Path, say: Callable[[str], None]) -> None:
+    """Runs `train`; its lines are shown but for the last, which is for programs.
 
     Raises:
         LabelcurveError: it failed.
     """
     arguments = ["train", "--data", DATA, "--out", str(models)]
-    arguments += ["--epochs", str(epochs)] if epochs else []
+    for fraction in demo.fraction:
+        arguments += ["--fraction", f"{fraction:g}"]
+    if demo.epochs is not None:
+        arguments += ["--epochs", str(demo.epochs)]
     say(f"$ {shlex.join(arguments)}")
     with child([command("train"), *arguments[1:]], subprocess.PIPE) as process:
         assert process.stdout is not None

@@ -85,7 +85,9 @@ def measure(
             for name, predicted in predictions.items()
         }
         for number in range(rounds):
-            for name, done in results.items():
+            # Forth and back, so that a drift within a round favours nobody.
+            for name in list(results)[:: 1 if number % 2 == 0 else -1]:
+                done = results[name]
                 done.append(_run(server, folder, name, users, turn))
                 last = done[-1]
                 say(

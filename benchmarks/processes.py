@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -75,10 +76,9 @@ def stop(process: subprocess.Popen[bytes]) -> None:
         for relative in family:
             if relative.pid != process.pid:
                 _signal(relative, signal.SIGTERM)
-        _, alive = psutil.wait_procs(family, PATIENCE / 2)
-        for relative in alive:
+        for relative in _running(family, PATIENCE / 2):
             _signal(relative, signal.SIGKILL)
-        psutil.wait_procs(alive, PATIENCE / 2)
+        _running(family, PATIENCE / 2)
 
 
 def tree(pid: int) -> list[psutil.Process]:
@@ -107,6 +107,24 @@ def end_on_signals() -> None:
 
 def _exit(number: int, frame: FrameType | None) -> None:
     raise SystemExit(128 + number)
+
+
+def _running(family: Sequence[psutil.Process], seconds: float) -> list[psutil.Process]:
+    """Those that still run after at most `seconds`; what only waits to be reaped does not."""
+    end = time.monotonic() + seconds
+    while True:
+        alive = [process for process in family if is_running(process)]
+        if not alive or time.monotonic() > end:
+            return alive
+        time.sleep(0.02)
+
+
+def is_running(process: psutil.Process) -> bool:
+    """Whether a process exists and is more than an entry that nobody has reaped."""
+    try:
+        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
 
 
 def _signal(process: psutil.Process, number: signal.Signals) -> None:

@@ -1,0 +1,123 @@
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks import cli
+from benchmarks.record import Report
+from benchmarks.server import Server
+from bundle.errors import LabelcurveError
+from bundle.store import Bundle
+from tests.benchmarks.running import interrupted
+from tests.models import publish_digits
+
+
+def options(models: Path, cache: Path, out: Path, *more: str) -> list[str]:
+    common = ["--models", str(models), "--data", "digits", "--cache", str(cache)]
+    return [*common, "--out", str(out), "--latency-seconds", "0", *more]
+
+
+def bench(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "benchmarks.cli", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
+def test_measures_a_running_service_and_ends_with_one_document(
+    service: Server, digits_models: Path, cache: Path, tmp_path: Path, bundles: list[Bundle]
+) -> None:
+    load = ["--url", service.url, "--load-seconds", "1", "--rounds", "1", "--users", "2"]
+    done = bench(*options(digits_models, cache, tmp_path, *load))
+    assert done.returncode == 0, done.stdout + done.stderr
+    document = json.loads(done.stdout.splitlines()[-1])
+    assert [model["name"] for model in document["models"]] == [b.name for b in bundles]
+    for model in document["models"]:
+        assert model["accuracy"]["n"] == 355
+        assert model["latency"]["batches"][0]["p50_ms"] > 0
+        assert model["load"]["errors"] == 0
+    assert document["provenance"]["command"].startswith("cli.py --models")
+    report = Report.model_validate_json(Path(document["report"]["json"]).read_bytes())
+    assert [model.version for model in report.models] == [b.version for b in bundles]
+    people = done.stdout.splitlines()[:-1]
+    assert any("requests/s" in line for line in people)
+    # The test models were not trained on this split, and bench must not be quiet about it.
+    assert any("NOT the data of the training" in line for line in people)
+    assert "data:image" in Path(document["report"]["html"]).read_text()
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_what_it_started_ends_with_it(
+    number: signal.Signals, status: int, digits_models: Path, cache: Path, tmp_path: Path
+) -> None:
+    arguments = options(digits_models, cache, tmp_path, "--load-seconds", "60")
+    ended = interrupted("benchmarks.cli", arguments, "serve is ready", number)
+    assert ended.status == status, ended.output
+    assert "Traceback" not in ended.output
+    assert ended.children
+    assert not ended.survivors()
+    assert not (tmp_path / "report.html").exists()
+
+
+def test_starts_a_service_of_its_own(digits_models: Path, cache: Path, tmp_path: Path) -> None:
+    more = ["--only", "digits-50", "--load-seconds", "1", "--rounds", "1", "--no-examples"]
+    done = bench(*options(digits_models, cache, tmp_path, *more))
+    assert done.returncode == 0, done.stdout + done.stderr
+    (model,) = json.loads(done.stdout.splitlines()[-1])["models"]
+    assert model["name"] == "digits-50"
+    assert model["load"]["server_cpu_ms"] > 0
+    assert "data:image" not in (tmp_path / "report.html").read_text()
+    assert "stopped" in (tmp_path / "serve.log").read_text()
+
+
+def test_another_service_is_refused(
+    service: Server, cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    publish_digits(tmp_path / "models", fraction=0.2)
+    arguments = options(tmp_path / "models", cache, tmp_path / "out", "--url", service.url)
+    with pytest.raises(LabelcurveError, match="does not serve digits-20@"):
+        cli.run(cli.Bench(models=tmp_path / "models", data="digits", url=service.url), print)
+    done = bench(*arguments)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: the service at")
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--only", "other"], "--only other: no such model; there are digits-10"),
+        (["--users", "0"], "--users 0: at least 1"),
+        (["--rounds", "0"], "--rounds 0: at least 1"),
+        (["--load-seconds", "0"], "--load-seconds 0: at least 1"),
+        (["--latency-seconds", "-1"], "--latency-seconds -1"),
+        (["--models", "nowhere"], "no folder nowhere"),
+        (["--data", "nowhere"], "nowhere"),
+        (["--url", "127.0.0.1:1"], "http://HOST:PORT"),
+    ],
+)
+def test_errors_name_what_is_wrong(
+    more: list[str],
+    message: str,
+    digits_models: Path,
+    cache: Path,
+    tmp_path: Path,
+) -> None:
+    with pytest.raises(SystemExit, match=f"error: .*{message}"):
+        cli.main(options(digits_models, cache, tmp_path, *more))
+
+
+def test_failed_requests_fail_the_command(measured: Report) -> None:
+    from tests.benchmarks.test_report import LOAD
+
+    assert not cli.failed(measured)
+    model = measured.models[0].model_copy(update={"load": LOAD})
+    assert cli.failed(measured.model_copy(update={"models": (model,)}))

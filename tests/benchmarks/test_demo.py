@@ -1,0 +1,53 @@
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+from benchmarks.record import Report
+from tests.benchmarks.running import interrupted
+
+
+def test_interrupted_and_then_run_to_the_end(tmp_path: Path) -> None:
+    """Ctrl-C in the middle leaves no process, and nothing that a second run stumbles on."""
+    out = tmp_path / "demo"
+    short = ["--out", str(out), "--fraction", "0.1", "--epochs", "1", "--load-seconds", "2"]
+    ended = interrupted("benchmarks.demo", short, "serve is ready", signal.SIGINT)
+    assert ended.status == 130, ended.output
+    assert "Traceback" not in ended.output
+    assert ended.children
+    assert not ended.survivors()
+
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.demo", *short, "--latency-seconds", "0"],
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    lines = done.stdout.splitlines()
+    assert "$ train --data digits" in done.stdout
+    assert "$ curl --data-binary @" in done.stdout
+    (answer,) = [json.loads(line) for line in lines if line.startswith("  [{")]
+    assert len(answer) == 3
+    assert answer[0]["score"] >= answer[1]["score"]
+    assert any("the true class is" in line for line in lines)
+    assert any("requests/s" in line for line in lines)
+    assert (out / "digit.png").read_bytes().startswith(b"\x89PNG")
+    (model,) = Report.model_validate_json((out / "report.json").read_bytes()).models
+    assert model.fraction == 0.1
+    # The model's own data, and the export is the network that was evaluated.
+    assert model.accuracy.same_data
+    assert model.accuracy.difference == 0
+    assert model.load is not None
+    assert model.load.errors == 0
+    assert (out / "models" / model.name / "current").exists()
+
+
+def test_interrupted_while_it_trains(tmp_path: Path) -> None:
+    ended = interrupted("benchmarks.demo", ["--out", str(tmp_path)], "$ train", signal.SIGTERM)
+    assert ended.status == 143, ended.output
+    assert not ended.survivors()

@@ -1,0 +1,147 @@
+"""The locustfile in a real locust process, against a server that gives right and wrong answers.
+
+It is never imported here: locust replaces the standard library's sockets when it is.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+import pytest
+
+from benchmarks.load import LOCUSTFILE
+from tests.models import digit_png
+
+GOOD = [{"label": "1", "score": 0.75}, {"label": "2", "score": 0.25}]
+ANSWERS: tuple[tuple[str, int, bytes, str], ...] = (
+    ("good", 200, json.dumps(GOOD).encode(), "digits-10"),
+    ("status 500", 500, json.dumps(GOOD).encode(), "digits-10"),
+    ("no JSON list", 200, b"<html>", "digits-10"),
+    ("no JSON list", 200, b'{"label": "1"}', "digits-10"),
+    ("X-Model-Name digits-100", 200, json.dumps(GOOD).encode(), "digits-100"),
+    ("not distinct classes", 200, b"[]", "digits-10"),
+    ("not distinct classes", 200, b'[{"label": "cat", "score": 1}]', "digits-10"),
+    ("do not descend", 200, json.dumps(GOOD[::-1]).encode(), "digits-10"),
+    ("answered 1 where 2 was expected", 200, json.dumps(GOOD).encode(), "digits-10"),
+)
+"""What is wrong with the answer to digit number i, and the answer."""
+
+
+class Service(ThreadingHTTPServer):
+    """Answers by the posted image; remembers the bodies."""
+
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.bodies: Counter[bytes] = Counter()
+        self.targets: set[str] = set()
+        self.types: set[str | None] = set()
+        self.answers = {digit_png(index): answer for index, answer in enumerate(ANSWERS)}
+        self.url = f"http://127.0.0.1:{self.server_port}"
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
+    wbufsize = -1
+    server: Service
+
+    def do_GET(self) -> None:
+        names = ["1", "2"]
+        models = [{"name": name, "class_names": names} for name in ("digits-10", "digits-100")]
+        self._answer(200, json.dumps(models).encode(), "")
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        self.server.bodies[body] += 1
+        self.server.targets.add(self.path)
+        self.server.types.add(self.headers["Content-Type"])
+        _, status, answer, name = self.server.answers.get(body, ANSWERS[0])
+        self._answer(status, answer, name)
+
+    def _answer(self, status: int, body: bytes, name: str) -> None:
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(body)))
+        self.send_header("X-Model-Name", name)
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+@pytest.fixture
+def serving() -> Iterator[Service]:
+    with Service() as server:
+        thread = Thread(target=server.serve_forever)
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()
+
+
+def locust(url: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    common = ["-f", str(LOCUSTFILE), "--host", url, "--headless", "--only-summary"]
+    common += ["--users", "2", "--spawn-rate", "2", "--run-time", "3s"]
+    return subprocess.run(
+        [sys.executable, "-m", "locust", *common, *arguments],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def test_every_body_is_a_whole_image_and_plain_locust_works(serving: Service) -> None:
+    """locust#1903: a body given as an open file is empty from the second request on."""
+    done = locust(serving.url)
+    assert done.returncode == 0, done.stderr
+    ((body, n),) = serving.bodies.items()
+    assert n > 10
+    assert body.startswith(b"\x89PNG")
+    assert serving.targets == {"/classify"}
+    assert serving.types == {"image/png"}
+
+
+def test_every_answer_is_checked(serving: Service, tmp_path: Path) -> None:
+    images = tmp_path / "images"
+    images.mkdir()
+    for index in range(len(ANSWERS)):
+        (images / f"{index}.png").write_bytes(digit_png(index))
+    expected = tmp_path / "expected.json"
+    expected.write_text(json.dumps({"0.png": "1", "8.png": "2"}))
+    record = tmp_path / "record.json"
+    options = ["--images", str(images), "--model", "digits-10"]
+    done = locust(serving.url, *options, "--expected", str(expected), "--record", str(record))
+    assert done.returncode == 1
+    assert set(serving.bodies) == set(serving.answers)
+    assert serving.targets == {"/classify?model=digits-10"}
+
+    recorded = json.loads(record.read_text())
+    assert recorded["spawned"] < recorded["stopping"]
+    assert recorded["cpu_seconds"] > 0
+    errors = Counter(error for _, _, error in recorded["requests"])
+    for index, (fault, *_) in enumerate(ANSWERS):
+        sent = serving.bodies[digit_png(index)]
+        if fault == "good":
+            assert abs(errors[None] - sent) <= 2  # a request of each user is cut off at the end
+        else:
+            assert any(fault in error for error in errors if error), fault
+    assert all(latency > 0 for _, latency, _ in recorded["requests"])
+    # Raw, not rounded to the two digits of locust's own statistics.
+    assert len({latency for _, latency, _ in recorded["requests"]}) > 10
+
+
+def test_no_service(tmp_path: Path) -> None:
+    done = locust("http://127.0.0.1:9", "--run-time", "20s")
+    assert done.returncode == 2
+    assert "lists no models" in done.stdout + done.stderr

@@ -1,0 +1,60 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+
+from benchmarks import processes
+from bundle.errors import LabelcurveError
+
+# A parent that ignores SIGTERM, with a child in a session of its own.
+STUBBORN = """
+import signal, subprocess, sys, time
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+child = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(600)"
+subprocess.Popen([sys.executable, "-c", child], start_new_session=True)
+print("ready", flush=True)
+time.sleep(600)
+"""
+
+
+def test_command_is_the_one_of_this_environment() -> None:
+    assert Path(processes.command("serve")).parent == Path(sys.executable).parent
+    with pytest.raises(LabelcurveError, match="no command `no-such-command`"):
+        processes.command("no-such-command")
+
+
+def test_a_stubborn_family_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(processes, "PATIENCE", 1.0)
+    family: list[psutil.Process] = []
+
+    def fail() -> None:
+        with processes.child([sys.executable, "-c", STUBBORN], subprocess.PIPE) as process:
+            assert process.stdout is not None
+            assert process.stdout.readline() == b"ready\n"
+            family.extend(processes.tree(process.pid))
+            process.stdout.close()
+            raise KeyError("as a failing run")
+
+    with pytest.raises(KeyError):
+        fail()
+    assert len(family) == 2
+    assert not any(map(processes.is_running, family))
+
+
+def test_cpu_seconds_of_a_tree() -> None:
+    burn = "import time\nwhile time.process_time() < 0.3: pass\nprint(1, flush=True)\ninput()"
+    process = subprocess.Popen(
+        [sys.executable, "-c", burn], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    with process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        used = processes.cpu_seconds(process.pid)
+        assert used is not None
+        assert used >= 0.25
+        process.kill()
+    assert processes.cpu_seconds(process.pid) is None
