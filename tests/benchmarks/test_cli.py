@@ -32,10 +32,10 @@ def bench(*arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_measures_a_running_service_and_ends_with_one_document(
-    service: Server, digits_models: Path, cache: Path, tmp_path: Path, bundles: list[Bundle]
+def test_measures_every_model_and_ends_with_one_document(
+    digits_models: Path, cache: Path, tmp_path: Path, bundles: list[Bundle]
 ) -> None:
-    load = ["--url", service.url, "--load-seconds", "1", "--rounds", "1", "--users", "2"]
+    load = ["--load-seconds", "1", "--rounds", "1", "--users", "2"]
     done = bench(*options(digits_models, cache, tmp_path, *load))
     assert done.returncode == 0, done.stdout + done.stderr
     document = json.loads(done.stdout.splitlines()[-1])
@@ -44,6 +44,7 @@ def test_measures_a_running_service_and_ends_with_one_document(
         assert model["accuracy"]["n"] == 355
         assert model["latency"]["batches"][0]["p50_ms"] > 0
         assert model["load"]["errors"] == 0
+        assert model["load"]["server_cpu_ms"] > 0
     assert document["provenance"]["command"].startswith("cli.py --models")
     report = Report.model_validate_json(Path(document["report"]["json"]).read_bytes())
     assert [model.version for model in report.models] == [b.version for b in bundles]
@@ -52,43 +53,34 @@ def test_measures_a_running_service_and_ends_with_one_document(
     # The test models were not trained on this split, and bench must not be quiet about it.
     assert any("NOT the data of the training" in line for line in people)
     assert "data:image" in Path(document["report"]["html"]).read_text()
+    assert "stopped" in (tmp_path / "serve.log").read_text()
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_what_it_started_ends_with_it(
-    number: signal.Signals, status: int, digits_models: Path, cache: Path, tmp_path: Path
+def test_one_model_without_load_and_pictures(
+    digits_models: Path, cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    more = ["--only", "digits-50", "--no-load", "--no-examples"]
+    cli.main(options(digits_models, cache, tmp_path, *more))
+    (model,) = json.loads(capsys.readouterr().out.splitlines()[-1])["models"]
+    assert model["name"] == "digits-50"
+    assert model["load"] is None
+    assert "data:image" not in (tmp_path / "report.html").read_text()
+
+
+def test_what_it_started_ends_with_it(digits_models: Path, cache: Path, tmp_path: Path) -> None:
     arguments = options(digits_models, cache, tmp_path, "--load-seconds", "60")
-    ended = interrupted("benchmarks.cli", arguments, "serve is ready", number)
-    assert ended.status == status, ended.output
+    ended = interrupted("benchmarks.cli", arguments, "serve is ready", signal.SIGTERM)
+    assert ended.status == 128 + signal.SIGTERM, ended.output
     assert "Traceback" not in ended.output
     assert ended.children
     assert not ended.survivors()
     assert not (tmp_path / "report.html").exists()
 
 
-def test_starts_a_service_of_its_own(digits_models: Path, cache: Path, tmp_path: Path) -> None:
-    more = ["--only", "digits-50", "--load-seconds", "1", "--rounds", "1", "--no-examples"]
-    done = bench(*options(digits_models, cache, tmp_path, *more))
-    assert done.returncode == 0, done.stdout + done.stderr
-    (model,) = json.loads(done.stdout.splitlines()[-1])["models"]
-    assert model["name"] == "digits-50"
-    assert model["load"]["server_cpu_ms"] > 0
-    assert "data:image" not in (tmp_path / "report.html").read_text()
-    assert "stopped" in (tmp_path / "serve.log").read_text()
-
-
-def test_another_service_is_refused(
-    service: Server, cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    publish_digits(tmp_path / "models", fraction=0.2)
-    arguments = options(tmp_path / "models", cache, tmp_path / "out", "--url", service.url)
+def test_another_service_is_refused(service: Server, tmp_path: Path) -> None:
+    publish_digits(tmp_path, fraction=0.2)
     with pytest.raises(LabelcurveError, match="does not serve digits-20@"):
-        cli.run(cli.Bench(models=tmp_path / "models", data="digits", url=service.url), print)
-    done = bench(*arguments)
-    assert done.returncode == 1
-    assert done.stderr.startswith("error: the service at")
-    assert "Traceback" not in done.stderr
+        cli.run(cli.Bench(models=tmp_path, data="digits", url=service.url), print)
 
 
 @pytest.mark.parametrize(
