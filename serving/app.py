@@ -6,15 +6,14 @@ import asyncio
 import json
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
 from serving import openapi, request
+from serving.answer import ranked
 from serving.catalogue import Catalogue, Model
-from serving.engine import Device
+from serving.device import Device
 from serving.errors import Overloaded, Problem
 from serving.request import Decoder
 from serving.settings import Settings, cores
@@ -120,31 +119,12 @@ class App:
         )
 
 
-def ranked(
-    probabilities: NDArray[np.float32], class_names: tuple[str, ...], top_k: int
-) -> list[dict[str, Any]]:
-    """The `top_k` most probable classes of one image, best first.
-
-    Args:
-        probabilities: float32 [K].
-        class_names: K names.
-        top_k: how many; more than K gives K.
-    """
-    scores: list[float] = probabilities.tolist()
-    order = sorted(range(len(scores)), key=scores.__getitem__, reverse=True)
-    return [{"label": class_names[i], "score": scores[i]} for i in order[:top_k]]
-
-
 def _top_k(text: str | None) -> int:
     if text is None:
         return DEFAULT_TOP_K
-    try:
-        top_k = int(text)
-    except ValueError:
-        top_k = 0
-    if top_k < 1:
-        raise Problem(f"top_k={text!r}: a whole number of at least 1 is needed")
-    return top_k
+    if not (text.isascii() and text.isdigit() and len(text) < 10 and int(text) > 0):
+        raise Problem(f"top_k={text[:80]!r}: a whole number of at least 1 is needed")
+    return int(text)
 
 
 def _readiness(model: Model) -> dict[str, Any]:

@@ -1,8 +1,7 @@
-"""The models that are served, and which of them a request means."""
+"""The models that are served."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,8 +9,10 @@ from typing import Any
 from bundle import store
 from bundle.store import Bundle
 from serving.batcher import Batcher
-from serving.engine import Device, Engine
-from serving.errors import Overloaded, UnknownModel
+from serving.device import Device
+from serving.engine import Engine
+from serving.errors import Overloaded
+from serving.selection import pick
 
 
 @dataclass(frozen=True)
@@ -51,28 +52,6 @@ def open_engine(bundle: Bundle, device: Device, threads: int) -> Engine:
     )
     engine.warm()
     return engine
-
-
-def pick(bundles: Sequence[Bundle], wanted: str | None) -> int:
-    """The index of the bundle that `wanted` (NAME or NAME@VERSION) means.
-
-    None means the one with the most labels.
-
-    Raises:
-        UnknownModel: none is of that name and version; lists those that exist.
-    """
-    if wanted is None:
-        most = max(range(len(bundles)), key=lambda i: (bundles[i].manifest.n_labels_train, -i))
-        return most
-    name, _, version = wanted.partition("@")
-    for index, bundle in enumerate(bundles):
-        if bundle.name == name and version in ("", bundle.version):
-            return index
-    names = [f"{bundle.name}@{bundle.version}" for bundle in bundles]
-    raise UnknownModel(
-        f"no model {wanted!r}; there are {', '.join(names)} (the version may be left out)",
-        models=names,
-    )
 
 
 class Catalogue:

@@ -9,8 +9,8 @@ import tyro
 
 from bundle import store
 from bundle.errors import LabelcurveError
-from serving.catalogue import pick
-from serving.engine import choose_device
+from serving.device import choose_device
+from serving.selection import pick
 from serving.settings import Settings
 from serving.supervisor import address, supervise
 
@@ -33,6 +33,8 @@ def serve(settings: Settings) -> None:
     start = time.perf_counter()
     if settings.workers < 1 or (settings.threads is not None and settings.threads < 1):
         raise LabelcurveError("--workers and --threads: at least 1")
+    if not 0 < settings.port < 2**16:
+        raise LabelcurveError(f"--port {settings.port}: between 1 and 65535")
     bundles = store.read_all(settings.models)
     device = choose_device(settings.device)
     host, _ = address(settings)

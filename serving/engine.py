@@ -1,75 +1,17 @@
-"""ONNX Runtime: the choice of the device, and one session that is proved to run on it."""
+"""ONNX Runtime: one session, proved to run on the device that was chosen."""
 
 from __future__ import annotations
-
-import ctypes
-import os
-from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, distribution
-from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
 from bundle.errors import BundleError, DeviceError
-
-PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+from serving.device import PROVIDERS, Device
 
 BATCH_SIZES = {"cpu": tuple(range(1, 17)), "cuda": (1, 2, 4, 8, 16, 32, 64)}
 """Batch sizes that run; others are padded up to the next. A CPU gains nothing per core from
 larger batches and would compute the padding, so there every size up to the largest is allowed."""
-
-
-@dataclass(frozen=True)
-class Device:
-    """Where the sessions run, and why."""
-
-    kind: Literal["cpu", "cuda"]
-    reason: str
-
-
-def choose_device(wanted: Literal["auto", "cuda", "cpu"]) -> Device:
-    """The device that `wanted` means on this machine.
-
-    Raises:
-        DeviceError: a GPU was asked for and none is visible; one is visible, was not declined, and
-            this ONNX Runtime cannot use it; or two packages of ONNX Runtime are installed.
-    """
-    if _installed("onnxruntime") and _installed("onnxruntime-gpu"):
-        raise DeviceError(
-            "onnxruntime and onnxruntime-gpu are both installed and overwrite each other: "
-            "uninstall both, then install one of them"
-        )
-    if wanted == "cpu":
-        return Device("cpu", "asked for with --device cpu")
-    gpus = visible_gpus()
-    if gpus == 0:
-        if wanted == "cuda":
-            raise DeviceError("--device cuda: no NVIDIA GPU is visible; use --device cpu")
-        return Device("cpu", "no NVIDIA GPU is visible")
-    if PROVIDERS["cuda"] not in onnxruntime.get_available_providers():
-        raise DeviceError(
-            f"an NVIDIA GPU is visible, but this ONNX Runtime has only "
-            f"{', '.join(onnxruntime.get_available_providers())}: install onnxruntime-gpu, "
-            "or say --device cpu"
-        )
-    return Device("cuda", "asked for" if wanted == "cuda" else f"{gpus} NVIDIA GPU visible")
-
-
-def visible_gpus() -> int:
-    """NVIDIA GPUs that the driver shows to this process."""
-    if os.environ.get("CUDA_VISIBLE_DEVICES", "0").strip() in ("", "-1"):
-        return 0
-    try:
-        driver = ctypes.CDLL("libcuda.so.1")
-    except OSError:  # a GPU without its driver counts: silence about it would be wrong
-        return len(list(Path("/dev").glob("nvidia[0-9]*")))
-    count = ctypes.c_int()
-    if driver.cuInit(0) != 0 or driver.cuDeviceGetCount(ctypes.byref(count)) != 0:
-        return 0
-    return count.value
 
 
 class Engine:
@@ -151,11 +93,3 @@ class Engine:
         blank = np.zeros((self.size, self.size, 3), np.uint8)
         for n in self.batch_sizes:
             self.run([blank] * n)
-
-
-def _installed(package: str) -> bool:
-    try:
-        distribution(package)
-    except PackageNotFoundError:
-        return False
-    return True

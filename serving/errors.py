@@ -1,24 +1,15 @@
-"""Every error of the service in one shape: RFC 9457 problem details.
+"""The answers other than 200, as exceptions.
 
 Problem
-├── UnknownModel   404   (catalogue.py)
-└── Overloaded     503   (batcher.py, request.py)
+├── UnknownModel   404   (selection.py)
+└── Overloaded     503   (batcher.py, request.py, catalogue.py)
+
+`bundle.errors.ImageError` and Starlette's own become answers too: problems.py.
 """
 
 from __future__ import annotations
 
-import json
-from http import HTTPStatus
 from typing import Any
-
-from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect, Request
-from starlette.responses import Response
-from starlette.types import ExceptionHandler
-
-from bundle.errors import ImageError
-
-MEDIA_TYPE = "application/problem+json"
 
 
 class Problem(Exception):
@@ -54,58 +45,3 @@ class Overloaded(Problem):
 
     def __init__(self, detail: str, retry_after: int = 1) -> None:
         super().__init__(detail, headers={"Retry-After": str(retry_after)})
-
-
-def respond(
-    status: int, detail: str, headers: dict[str, str] | None = None, **members: Any
-) -> Response:
-    """A problem document."""
-    body = {
-        "type": "about:blank",
-        "title": HTTPStatus(status).phrase,
-        "status": status,
-        "detail": detail,
-        **members,
-    }
-    content = json.dumps(body, ensure_ascii=False).encode()
-    return Response(content, status, headers=headers, media_type=MEDIA_TYPE)
-
-
-def _problem(_: Request, error: Exception) -> Response:
-    assert isinstance(error, Problem)
-    return respond(error.status, error.detail, error.headers, **error.members)
-
-
-def _image(_: Request, error: Exception) -> Response:
-    assert isinstance(error, ImageError)
-    return respond(error.status, str(error))
-
-
-def _http(request: Request, error: Exception) -> Response:
-    assert isinstance(error, HTTPException)
-    if error.status_code == HTTPStatus.NOT_FOUND:
-        detail = "no such path; /openapi.json lists those that exist"
-    elif error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
-        allowed = (error.headers or {}).get("Allow", "")
-        detail = f"{request.method} is not allowed here; allowed: {allowed}"
-    else:
-        detail = error.detail
-    return respond(error.status_code, detail, dict(error.headers or {}))
-
-
-def _gone(_: Request, __: Exception) -> Response:
-    return Response(status_code=499)  # the client hung up: seen by the metrics alone
-
-
-def _unexpected(_: Request, __: Exception) -> Response:
-    return respond(500, "an error of the service; its log has the traceback")
-
-
-HANDLERS: dict[type[Exception], ExceptionHandler] = {
-    Problem: _problem,
-    ImageError: _image,
-    HTTPException: _http,
-    ClientDisconnect: _gone,
-    Exception: _unexpected,
-}
-"""For Starlette: what turns an exception into its answer."""

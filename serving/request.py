@@ -8,14 +8,15 @@ from __future__ import annotations
 import asyncio
 import base64
 import binascii
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from io import BytesIO
 from time import perf_counter
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
@@ -26,6 +27,9 @@ from bundle.errors import ImageError, ImageTooLarge
 from bundle.preprocess import MAX_BYTES
 from serving import metrics
 from serving.errors import Overloaded, Problem
+
+if TYPE_CHECKING:
+    from python_multipart.multipart import MultipartCallbacks
 
 MAX_IMAGES = 64
 """Images in one multipart request."""
@@ -53,13 +57,13 @@ class Upload:
 
 
 class _Parameters(BaseModel):
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", strict=True)
     top_k: int | None = Field(default=None, ge=1)
     function_to_apply: Literal["softmax"] | None = None
 
 
 class _Body(BaseModel):
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", strict=True)
     inputs: str
     parameters: _Parameters = _Parameters()
 
@@ -134,10 +138,10 @@ def _from_multipart(body: bytes, content_type: str) -> Upload:
         parser.finalize()
     except (FormParserError, UnicodeDecodeError) as error:
         raise Problem(f"the multipart body is malformed: {error}") from error
-    fields = [field for field, _ in form.parts]
-    images = [_checked(data) for _, data in form.parts]
     if not form.ended:
         raise Problem("the multipart body is truncated: its closing boundary is missing")
+    fields = [field for field, _ in form.parts]
+    images = [_checked(data) for _, data in form.parts]
     if fields == ["image"]:
         return Upload(images, several=False, top_k=None)
     if fields and set(fields) == {"images"}:
@@ -159,7 +163,7 @@ class _Form:
         self._name = ""
         self._data: list[bytes] = []
 
-    def callbacks(self) -> dict[str, Callable[..., None]]:  # type: ignore[explicit-any]
+    def callbacks(self) -> MultipartCallbacks:
         return {
             "on_part_begin": self._begin,
             "on_header_field": self._header_field,
@@ -251,6 +255,14 @@ class Decoder:
             return await loop.run_in_executor(self._pool, preprocess.prepare, data, size)
         finally:
             self._waiting -= 1
+
+    @staticmethod
+    def warm() -> None:
+        """Decodes an image of each format: the first of one imports its reader."""
+        for name in preprocess.FORMATS:
+            file = BytesIO()
+            Image.new("RGB", (2, 2)).save(file, name)
+            preprocess.prepare(file.getvalue(), 2)
 
     def close(self) -> None:
         """Ends the threads; what waits for them is dropped."""

@@ -9,6 +9,8 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+import os
+import signal
 from typing import Any
 
 import bentoml
@@ -19,8 +21,9 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from bundle.errors import LabelcurveError
 from serving.app import App
 from serving.catalogue import Catalogue
-from serving.engine import choose_device
-from serving.errors import HANDLERS
+from serving.device import choose_device
+from serving.problems import HANDLERS
+from serving.request import Decoder
 from serving.rundir import RunDir
 from serving.settings import Settings
 
@@ -115,6 +118,7 @@ class Classifier:
 
 async def _load() -> None:
     try:
+        await asyncio.to_thread(Decoder.warm)
         await asyncio.to_thread(
             catalogue.load,
             settings.models,
@@ -131,6 +135,7 @@ async def _load() -> None:
             run_dir.fail(message)
         else:
             logger.error(message)
+        os.kill(os.getpid(), signal.SIGTERM)
         return
     # What is loaded stays: the collector need not walk over it again, nor run as often.
     gc.collect()

@@ -1,0 +1,111 @@
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from pathlib import Path
+from threading import Event
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from bundle import store
+from serving.batcher import Batcher
+from serving.device import Device
+from serving.engine import Engine
+from serving.errors import Overloaded
+from tests.models import SIZE
+from tests.serving.test_engine import digits
+
+
+class Gated(Engine):
+    """Runs when `gate` is open, notes the batches, and fails on a black image."""
+
+    def __init__(self, graph: bytes) -> None:
+        super().__init__(graph, Device("cpu", "a test"), 1, size=SIZE, n_classes=10, name="digits")
+        self.gate, self.busy = Event(), Event()
+        self.batches: list[int] = []
+
+    def run(self, images: list[NDArray[np.uint8]]) -> NDArray[np.float32]:
+        self.busy.set()
+        assert self.gate.wait(30)
+        self.batches.append(len(images))
+        if any(not image.any() for image in images):
+            raise RuntimeError("black")
+        return super().run(images)
+
+
+@pytest.fixture
+def engine(digits_models: Path) -> Gated:
+    return Gated(store.read(digits_models, "digits-100").graph)
+
+
+@pytest.fixture
+def batcher(engine: Gated) -> Iterator[Batcher]:
+    batcher = Batcher(engine, "digits", limit=40)
+    yield batcher
+    engine.gate.set()
+    batcher.close()
+
+
+def test_what_arrives_during_a_batch_is_the_next_batch(engine: Gated, batcher: Batcher) -> None:
+    images = digits(20)
+    engine.gate.set()
+    expected = np.concatenate([engine.run([image]) for image in images])
+    engine.gate.clear()
+    engine.busy.clear()
+    engine.batches.clear()
+
+    async def submit() -> list[NDArray[np.float32]]:
+        first = batcher.submit(images[:1])
+        await asyncio.to_thread(engine.busy.wait)
+        others = [future for image in images[1:] for future in batcher.submit([image])]
+        engine.gate.set()
+        answers = await asyncio.gather(*first, *others)
+        assert all(answer.queue >= 0 and answer.inference > 0 for answer in answers)
+        return [answer.probabilities for answer in answers]
+
+    rows = asyncio.run(submit())
+    assert engine.batches == [1, 16, 3]
+    np.testing.assert_allclose(rows, expected, atol=1e-6)
+
+
+def test_beyond_the_limit_all_or_nothing_is_queued(engine: Gated, batcher: Batcher) -> None:
+    async def submit() -> None:
+        first = batcher.submit(digits(1))
+        await asyncio.to_thread(engine.busy.wait)
+        waiting = batcher.submit(digits(38))
+        with pytest.raises(Overloaded, match="38 images waiting") as caught:
+            batcher.submit(digits(3))
+        assert caught.value.headers == {"Retry-After": "1"}
+        waiting += batcher.submit(digits(2))
+        engine.gate.set()
+        await asyncio.gather(*first, *waiting)
+
+    asyncio.run(submit())
+    assert sum(engine.batches) == 41
+
+
+def test_what_was_cancelled_is_not_computed(engine: Gated, batcher: Batcher) -> None:
+    async def submit() -> None:
+        first = batcher.submit(digits(1))
+        await asyncio.to_thread(engine.busy.wait)
+        gone, stays = batcher.submit(digits(2))
+        gone.cancel()
+        engine.gate.set()
+        await asyncio.gather(*first, stays)
+
+    asyncio.run(submit())
+    assert engine.batches == [1, 1]
+
+
+def test_an_error_reaches_its_batch_and_no_other(engine: Gated, batcher: Batcher) -> None:
+    engine.gate.set()
+
+    async def submit() -> None:
+        (bad,) = batcher.submit([np.zeros((SIZE, SIZE, 3), np.uint8)])
+        with pytest.raises(RuntimeError, match="black"):
+            await bad
+        await asyncio.gather(*batcher.submit(digits(1)))
+
+    asyncio.run(submit())

@@ -1,0 +1,78 @@
+from __future__ import annotations
+
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bundle.errors import BundleError, LabelcurveError
+from serving.cli import serve
+from serving.settings import Settings
+from tests.serving.conftest import SERVE, Service
+
+
+def test_it_says_what_it_serves(service: Service, digits_models: Path) -> None:
+    lines = service.output.splitlines()
+    assert lines[0].startswith(("device   cpu (no NVIDIA GPU", "device   cuda ("))
+    models = [line for line in lines if line.startswith("model ")]
+    assert [line.split()[1].partition("@")[0] for line in models] == [
+        "digits-10",
+        "digits-50",
+        "digits-100",
+    ]
+    assert models[2].endswith("(default)")
+    assert f"listen   {service.url}" in lines
+    assert lines[-1].startswith("ready    after")
+
+
+def test_an_error_is_one_line(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [str(SERVE), "--models", str(tmp_path)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"error: no bundle in {tmp_path}")
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_missing_folder(tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match="no folder"):
+        serve(Settings(models=tmp_path / "none"))
+
+
+def test_a_damaged_bundle(digits_models: Path, tmp_path: Path) -> None:
+    models = tmp_path / "models"
+    shutil.copytree(digits_models, models, symlinks=True)
+    with (models / "digits-50/current/model.onnx").open("ab") as graph:
+        graph.write(b"\0")
+    with pytest.raises(BundleError, match="damaged"):
+        serve(Settings(models=models))
+
+
+def test_a_port_that_is_taken(service: Service, digits_models: Path) -> None:
+    with pytest.raises(LabelcurveError, match=f"cannot listen on 127.0.0.1 port {service.port}"):
+        serve(Settings(models=digits_models, port=service.port))
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"host": "300.1.1.1"}, "cannot listen on 300.1.1.1"),
+        ({"port": 70000}, "--port 70000"),
+        ({"port": 0}, "--port 0"),
+        ({"workers": 0}, "at least 1"),
+        ({"threads": 0}, "at least 1"),
+        ({"device": "cuda"}, "no NVIDIA GPU is visible"),
+    ],
+)
+def test_impossible_options(
+    digits_models: Path, options: dict[str, Any], says: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    with pytest.raises(LabelcurveError, match=says):
+        serve(Settings(models=digits_models, **options))

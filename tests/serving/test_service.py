@@ -1,0 +1,67 @@
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.serving.conftest import Service
+from tests.serving.test_request import problem
+
+
+def environment(pid: int) -> dict[str, str]:
+    pairs = Path(f"/proc/{pid}/environ").read_bytes().decode().split("\0")
+    return dict(pair.split("=", 1) for pair in pairs if "=" in pair)
+
+
+def test_bentomls_telemetry_is_off_in_every_process(service: Service) -> None:
+    (worker,) = service.workers()
+    assert environment(worker)["BENTOML_DO_NOT_TRACK"] == "True"
+
+
+def test_bentoml_agrees_that_it_must_not_track(tmp_path: Path) -> None:
+    script = (
+        "import sys, serving.service\n"
+        "from bentoml._internal.utils.analytics.usage_stats import do_not_track\n"
+        "assert do_not_track()\n"
+        "asgi = serving.service.Classifier.to_asgi()\n"
+        "print([m.cls.__name__ for m in asgi._inner.user_middleware])\n"
+        "print('torch' in sys.modules, 'training' in sys.modules, 'benchmarks' in sys.modules)\n"
+    )
+    clean = {k: v for k, v in os.environ.items() if not k.startswith("BENTOML_")}
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        env={**clean, "PROMETHEUS_MULTIPROC_DIR": str(tmp_path), "BENTOML_HOME": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    middlewares, imported = done.stdout.splitlines()
+    assert middlewares == "['RunnerTrafficMetricsMiddleware', 'ContextMiddleware']"
+    assert imported == "False False False"
+
+
+def test_the_worker_runs_on_uvloop_and_httptools(service: Service) -> None:
+    (worker,) = service.workers()
+    loaded = Path(f"/proc/{worker}/maps").read_text()
+    assert "uvloop" in loaded
+    assert "httptools" in loaded
+    assert "torch" not in loaded
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["/docs.json", "/schema.json", "/healthz", "/static_content/", "/assets/", "/__metrics__"],
+)
+def test_bentomls_own_routes_are_closed(client: httpx.Client, path: str) -> None:
+    problem(client.get(path), 404)
+    problem(client.post(path), 404)
+
+
+def test_no_line_for_each_request_unless_asked_for(client: httpx.Client, service: Service) -> None:
+    client.get("/models")
+    assert "/models" not in service.output

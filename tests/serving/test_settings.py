@@ -1,0 +1,44 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from serving.settings import VARIABLE, Settings, cores
+
+
+def test_a_worker_reads_what_the_command_wrote(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = Settings(models=Path("/a b"), port=1, threads=3, run_dir=Path("/run"))
+    monkeypatch.setenv(VARIABLE, settings.dumps())
+    assert Settings.from_environment() == settings
+
+
+def test_a_worker_that_was_started_by_hand_has_the_defaults(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv(VARIABLE, raising=False)
+    assert Settings.from_environment() == Settings()
+
+
+def test_cgroup_v2_quota_limits_the_cores(tmp_path: Path) -> None:
+    unlimited = cores(tmp_path)
+    (tmp_path / "cpu.max").write_text("50000 100000\n")
+    assert cores(tmp_path) == 1
+    (tmp_path / "cpu.max").write_text("max 100000\n")
+    assert cores(tmp_path) == unlimited
+
+
+def test_cgroup_v1_quota_limits_the_cores(tmp_path: Path) -> None:
+    unlimited = cores(tmp_path)
+    (tmp_path / "cpu").mkdir()
+    (tmp_path / "cpu/cpu.cfs_period_us").write_text("100000")
+    (tmp_path / "cpu/cpu.cfs_quota_us").write_text("100000")
+    assert cores(tmp_path) == 1
+    (tmp_path / "cpu/cpu.cfs_quota_us").write_text("-1")
+    assert cores(tmp_path) == unlimited
+
+
+def test_workers_share_the_cores() -> None:
+    assert Settings(workers=1).threads_of_worker() == cores()
+    assert Settings(workers=10_000).threads_of_worker() == 1
+    assert Settings(workers=10_000, threads=3).threads_of_worker() == 3
