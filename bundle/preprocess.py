@@ -70,13 +70,25 @@ def decode(data: bytes, *, size: int | None = None, max_pixels: int = MAX_PIXELS
         ) from error
 
 
+def _upright(image: Image.Image) -> Image.Image:
+    if "exif" not in image.info and image.format != "WEBP":
+        return image
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception:  # damaged EXIF says nothing of the pixels: viewers show them as they are
+        return image
+
+
 def _to_rgb(image: Image.Image) -> Image.Image:
-    if "exif" in image.info or image.format == "WEBP":
-        image = ImageOps.exif_transpose(image)
+    image = _upright(image)
     if image.mode == "RGB" and "transparency" not in image.info:
         return image
     if image.mode.startswith("I;16"):
-        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
+        grey = np.asarray(image)
+        seen = (grey >> 8).astype(np.uint8)
+        if "transparency" in image.info:
+            seen[grey == image.info["transparency"]] = 255
+        return Image.fromarray(seen).convert("RGB")
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, (255, 255, 255, 255))

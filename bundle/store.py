@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import secrets
 import shutil
 import tempfile
 from dataclasses import dataclass
@@ -49,7 +50,8 @@ def publish(root: Path, manifest: Manifest, graph: bytes, card: str, run: Run) -
     """Writes a bundle and makes it the current one of its name.
 
     Returns:
-        The bundle's folder. Publishing the same bundle again leaves the one that is there.
+        The bundle's folder. Publishing the same bundle again leaves the one that is there, or
+        mends it where it was damaged.
     """
     manifest_bytes = (manifest.model_dump_json(indent=2) + "\n").encode()
     version = version_of(graph, manifest_bytes)
@@ -57,7 +59,7 @@ def publish(root: Path, manifest: Manifest, graph: bytes, card: str, run: Run) -
     final = folder / version
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        if not final.exists():
+        if not _intact(final):
             beside = Path(tempfile.mkdtemp(prefix=f".{version}-", dir=folder))
             try:
                 beside.chmod(0o755)
@@ -65,7 +67,8 @@ def publish(root: Path, manifest: Manifest, graph: bytes, card: str, run: Run) -
                 _write(beside / MANIFEST, manifest_bytes)
                 _write(beside / CARD, card.encode())
                 _write(beside / RUN, (run.model_dump_json(indent=2) + "\n").encode())
-                beside.rename(final)
+                _sync(beside)
+                _place(beside, final)
             finally:
                 shutil.rmtree(beside, ignore_errors=True)
         _point(folder / CURRENT, version)
@@ -158,6 +161,30 @@ def _schema_of(manifest: bytes) -> object:
     return content.get("schema_version") if isinstance(content, dict) else "none (no object)"
 
 
+def _intact(folder: Path) -> bool:
+    """Whether a whole bundle of the version that the folder's name says is there."""
+    try:
+        found = version_of((folder / GRAPH).read_bytes(), (folder / MANIFEST).read_bytes())
+    except OSError:
+        return False
+    return found == folder.name and (folder / CARD).exists() and (folder / RUN).exists()
+
+
+def _place(beside: Path, final: Path) -> None:
+    """Renames a written bundle into place, where a damaged one may be in the way."""
+    try:
+        beside.rename(final)
+    except OSError:
+        if _intact(final):  # another process published the same bundle in the meantime
+            return
+        aside = beside.with_name(f"{beside.name}-damaged")
+        final.rename(aside)
+        try:
+            beside.rename(final)
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
+
+
 def _write(path: Path, data: bytes) -> None:
     with path.open("wb") as file:
         file.write(data)
@@ -166,10 +193,12 @@ def _write(path: Path, data: bytes) -> None:
 
 
 def _point(link: Path, target: str) -> None:
-    beside = link.with_name(f".{link.name}-{os.getpid()}")
-    beside.unlink(missing_ok=True)
+    beside = link.with_name(f".{link.name}-{secrets.token_hex(8)}")
     beside.symlink_to(target)
-    beside.replace(link)
+    try:
+        beside.replace(link)
+    finally:
+        beside.unlink(missing_ok=True)
 
 
 def _sync(folder: Path) -> None:
