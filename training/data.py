@@ -12,7 +12,6 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,7 +21,7 @@ from bundle.errors import DataError, ImageError
 from training.source import Rows, Say, Source
 from training.sources import open_source
 
-FORMAT = 1
+FORMAT = 2
 """Of the cached files: part of their key."""
 
 LISTED = 20
@@ -106,8 +105,15 @@ def load(
     folder = cache / "pixels" / hashlib.sha256(key.encode()).hexdigest()[:20]
     if not (folder / "meta.json").exists():
         folder = _decode_into(folder, source, size, say)
-    loaded = {split: _open(folder, split, rows) for split, rows in source.splits.items()}
-    _report_unreadable(folder, source, skip_unreadable, say)
+    try:
+        loaded = {split: _open(folder, split, rows) for split, rows in source.splits.items()}
+        unreadable = json.loads((folder / "meta.json").read_text())["unreadable"]
+    except (OSError, ValueError, EOFError) as error:
+        raise DataError(
+            f"the cached pixels in {folder} are damaged ({error}): decode them anew with "
+            "--clear-cache"
+        ) from error
+    _report_unreadable(unreadable, source, skip_unreadable, say)
     train = loaded["train"]
     if "test" in loaded:
         test = loaded["test"]
@@ -186,11 +192,7 @@ def _decode_into(folder: Path, source: Source, size: int, say: Say) -> Path:
         }
         (beside / "meta.json").write_text(json.dumps({"unreadable": unreadable}))
         if folder != beside:
-            try:
-                beside.rename(folder)
-            except OSError:  # another process was faster: its files are the same
-                if not (folder / "meta.json").exists():
-                    raise
+            _place(beside, folder)
         return folder
     except OSError as error:
         raise DataError(
@@ -202,13 +204,23 @@ def _decode_into(folder: Path, source: Source, size: int, say: Say) -> Path:
             shutil.rmtree(beside, ignore_errors=True)
 
 
+def _place(beside: Path, folder: Path) -> None:
+    try:
+        beside.rename(folder)
+    except OSError:
+        if (folder / "meta.json").exists():  # another process was faster: its files are the same
+            return
+        shutil.rmtree(folder)  # what is left of a cache that was half removed
+        beside.rename(folder)
+
+
 def _decode(
     folder: Path, split: str, rows: Rows, size: int, name: str, say: Say
-) -> list[tuple[str, str]]:
+) -> list[tuple[int, str]]:
     n = len(rows.labels)
     images = np.zeros((n, size, size, 3), np.uint8)
     digests = np.zeros(n, "V32")
-    failures: list[tuple[str, str]] = []
+    failures: list[tuple[int, str]] = []
     bad = np.zeros(n, bool)
 
     def decode_one(i: int) -> None:
@@ -220,7 +232,7 @@ def _decode(
             images[i] = preprocess.resize(image, size)
         except ImageError as error:
             bad[i] = True
-            failures.append((rows.where(i), str(error)))
+            failures.append((i, str(error)))
 
     if n:
         rows.read(0)  # opens the files, so that the estimate does not count it
@@ -244,8 +256,8 @@ def _decode(
 
 
 def _open(folder: Path, split: str, rows: Rows) -> Split:
-    order: NDArray[np.int64] = np.load(folder / f"{split}-rows.npy")
     read = rows.read
+    order: NDArray[np.int64] = np.load(folder / f"{split}-rows.npy")
     return Split(
         images=np.load(folder / f"{split}-images.npy", mmap_mode="r"),
         labels=rows.labels[order],
@@ -254,9 +266,14 @@ def _open(folder: Path, split: str, rows: Rows) -> Split:
     )
 
 
-def _report_unreadable(folder: Path, source: Source, skip: bool, say: Say) -> None:
-    meta: dict[str, Any] = json.loads((folder / "meta.json").read_text())
-    failures = [failure for split in meta["unreadable"].values() for failure in split]
+def _report_unreadable(
+    unreadable: dict[str, list[tuple[int, str]]], source: Source, skip: bool, say: Say
+) -> None:
+    failures = [
+        (source.splits[split].where(row), why)
+        for split, found in unreadable.items()
+        for row, why in found
+    ]
     if not failures:
         return
     lines = [f"  {where}: {why}" for where, why in failures[:LISTED]]

@@ -106,14 +106,11 @@ def finetune(
             correct += (logits.detach().argmax(1) == labels[rows]).sum()
         trained = time.monotonic() - start
         train_loss = float(loss_sum) / (steps * batch)
-        if not math.isfinite(train_loss):
-            raise LabelcurveError(
-                f"the training loss is {train_loss} in epoch {number} at learning rate "
-                f"{optimizer.param_groups[0]['lr']:.4g}: nothing was published"
-            )
+        _check_finite("training", train_loss, number, optimizer)
         judged = cast(Network, averaged.module) if averaged is not None else network
         val_logits = predict_logits(judged, val_images, device)
         val_scores = scores(val_logits, val.labels)
+        _check_finite("validation", val_scores.loss, number, optimizer)
         lr = float(optimizer.param_groups[0]["lr"])
         if recipe.schedule == "plateau":
             schedule.step(cast(Any, val_scores.loss))
@@ -154,6 +151,14 @@ def predict_logits(
     with torch.inference_mode(), device.autocast():
         parts = [network(network.normalise(part)) for part in images.split(batch)]
     return torch.cat(parts).double().cpu().numpy()
+
+
+def _check_finite(which: str, loss: float, epoch: int, optimizer: torch.optim.Optimizer) -> None:
+    if not math.isfinite(loss):
+        raise LabelcurveError(
+            f"the {which} loss is {loss} in epoch {epoch} at learning rate "
+            f"{optimizer.param_groups[0]['lr']:.4g}: nothing was published"
+        )
 
 
 def _to_device(images: NDArray[np.uint8], device: Device) -> Tensor:

@@ -49,7 +49,7 @@ def folder(path: Path, say: Say) -> Source:
         with ThreadPoolExecutor() as pool:
             hashes = list(pool.map(hash_file, paths))
         listing += [
-            f"{split}/{p.parent.name}/{p.name} {h}" for p, h in zip(paths, hashes, strict=True)
+            f"{split}/{p.relative_to(roots[split])} {h}" for p, h in zip(paths, hashes, strict=True)
         ]
     return Source(
         name=name_of(path),

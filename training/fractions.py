@@ -57,7 +57,7 @@ def subset(split: Split, class_names: tuple[str, ...], fraction: float, seed: in
     sizes = np.bincount(split.labels, minlength=len(class_names))
     fewest = int(sizes.argmin())
     if min(counts(int(sizes[fewest]), fraction)) < 1:
-        smallest = math.ceil(2 / int(sizes[fewest]) * 1e4) / 1e4
+        smallest = math.ceil(2 / int(sizes[fewest]) * 1e6 - 1e-6) / 1e6
         raise DataError(
             f"--fraction {fraction:g} leaves {class_names[fewest]!r} ({sizes[fewest]} images) "
             "without a training and a validation label; the smallest fraction possible here is "

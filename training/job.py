@@ -33,6 +33,8 @@ from training.recipes import Recipe, recipe
 
 PACKAGES = ("labelcurve", "numpy", "onnx", "onnxruntime", "onnxscript", "pillow", "torch")
 
+TEST_FIGURES = {"accuracy", "f1", "precision", "recall"}
+
 say = partial(print, flush=True)
 
 
@@ -96,7 +98,7 @@ def _train_one(options: Options, images: Data, subset: Subset, device: Device) -
     plan = _recipe(options, images, len(train))
     torch.manual_seed(options.seed)
     network = _network(plan, images)
-    with EventWriter(options.out / ".runs" / name) as events:
+    with EventWriter(options.out / ".runs" / name / f"{started:%Y%m%d-%H%M%S}") as events:
         result = finetune.finetune(
             network,
             finetune.Labelled(train.images, train.labels),
@@ -192,7 +194,7 @@ def _train_one(options: Options, images: Data, subset: Subset, device: Device) -
         "n_labels_train": len(train),
         "n_labels_val": len(val),
         "val": val_metrics.model_dump(),
-        "test": test_metrics.model_dump() if test_metrics else None,
+        "test": test_metrics.model_dump(include=TEST_FIGURES) if test_metrics else None,
         "parity": parity.model_dump(include={"max_abs_diff", "top1_agreement"}),
         "seconds": watch.seconds,
         "epochs": len(result.history),
@@ -296,6 +298,12 @@ def _git_commit() -> str | None:
     """The commit of the code that ran, with `+` when tracked files differ from it."""
     git = ["git", "-C", str(Path(__file__).parent)]
     try:
+        # An installed copy may lie in another project's repository, whose commit says nothing.
+        subprocess.run(
+            [*git, "ls-files", "--error-unmatch", Path(__file__).name],
+            capture_output=True,
+            check=True,
+        )
         head = subprocess.run(
             [*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True
         ).stdout.strip()

@@ -6,6 +6,7 @@ import hashlib
 import json
 import re
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -13,49 +14,46 @@ from typing import Any
 import numpy as np
 
 from bundle.errors import DataError
-from training.source import Rows, Source, hash_file, name_of
+from training.source import Rows, Say, Source, hash_file, name_of
 
 
-def parquet(path: Path) -> Source:
+@dataclass(frozen=True)
+class _Layout:
+    """Where a file keeps images and labels."""
+
+    image: str
+    label_type: str
+    class_names: tuple[str, ...] | None
+    """From the metadata that `datasets` writes; None where there is none."""
+
+
+def parquet(path: Path, say: Say) -> Source:
     """A folder of Parquet files: a struct column `img` or `image` with `bytes`, and `label`.
 
     The split is in the file's name (`train-...`, `test-...`), as on the Hub; files without one
     are train.
     """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    by_split: dict[str, list[Path]] = {}
-    for file in files_in(path):
-        test = re.search(r"(^|[^a-z])test([^a-z]|$)", file.name.lower())
-        other = re.search(r"(^|[^a-z])(validation|valid|val|unsupervised)([^a-z]|$)", file.name)
-        if not other:
-            by_split.setdefault("test" if test else "train", []).append(file)
-    if "train" not in by_split:
-        raise DataError(
-            f"{path}: no Parquet file of a train split among "
-            f"{', '.join(file.name for file in files_in(path))}: name it train-....parquet"
-        )
-    names: dict[str, tuple[str, ...] | None] = {}
-    columns: dict[str, tuple[str, str]] = {}
-    labels: dict[str, Any] = {}
+    by_split = _by_split(path, say)
+    layouts: dict[Path, _Layout] = {}
+    labels: dict[str, list[Any]] = {}
     for split, files in by_split.items():
-        tables = []
+        labels[split] = []
         for file in files:
-            try:
-                schema = pq.read_schema(file)
-                columns[split] = _columns(file, schema)
-                tables.append(pq.read_table(file, columns=[columns[split][1]]))
-            except (pa.ArrowException, OSError) as error:
-                raise DataError(f"cannot read {file} as Parquet: {error}") from error
-            names[split] = _names_in(schema, columns[split][1])
-        labels[split] = pa.concat_tables(tables).column(0).to_pylist()
-    if "test" in names and names["test"] != names["train"]:
-        raise DataError(
-            f"{path}: the train and test files have different class names: "
-            f"{names['train']} and {names['test']}"
-        )
-    class_names = names["train"]
+            layouts[file] = _layout(file)
+            labels[split] += _column(file, "label").to_pylist()
+    first, *others = layouts
+    for file in others:
+        if layouts[file].class_names != layouts[first].class_names:
+            raise DataError(
+                f"{file} and {first} have different class names: {layouts[file].class_names} and "
+                f"{layouts[first].class_names}"
+            )
+        if layouts[file].label_type != layouts[first].label_type:
+            raise DataError(
+                f"{file} and {first} have different types of label: {layouts[file].label_type} "
+                f"and {layouts[first].label_type}"
+            )
+    class_names = layouts[first].class_names
     if class_names is None:
         values = sorted(
             {value for column in labels.values() for value in column if value is not None}
@@ -78,7 +76,7 @@ def parquet(path: Path) -> Source:
                 )
         splits[split] = Rows(
             np.array([index[value] for value in labels[split]], np.int64),
-            _parquet_reader(tuple(files), columns[split][0]),
+            _reader([(file, layouts[file].image) for file in files]),
             _row_namer(path, split),
         )
     listing = [f"{file.name} {hash_file(file)}" for files in by_split.values() for file in files]
@@ -96,34 +94,89 @@ def files_in(path: Path) -> list[Path]:
     return sorted(path.glob("*.parquet")) or sorted((path / "data").glob("*.parquet"))
 
 
-def _columns(file: Path, schema: Any) -> tuple[str, str]:
+def _by_split(path: Path, say: Say) -> dict[str, list[Path]]:
+    by_split: dict[str, list[Path]] = {}
+    ignored = []
+    for file in files_in(path):
+        words = re.split(r"[^a-z]+", file.name.lower())
+        if {"validation", "valid", "val", "unsupervised"} & set(words):
+            ignored.append(file.name)
+        else:
+            by_split.setdefault("test" if "test" in words else "train", []).append(file)
+    if "train" not in by_split:
+        raise DataError(
+            f"{path}: no Parquet file of a train split among "
+            f"{', '.join(file.name for file in files_in(path))}: name it train-....parquet"
+        )
+    if ignored:
+        say(f"{path}: only train and test files are read, not {', '.join(ignored)}")
+    return by_split
+
+
+def _layout(file: Path) -> _Layout:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        schema = pq.read_schema(file)
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(f"cannot read {file} as Parquet: {error}") from error
     image = next((name for name in ("img", "image") if name in schema.names), None)
     if image is None or "label" not in schema.names:
         raise DataError(
             f"{file} has the columns {', '.join(schema.names)}: it needs `img` or `image` (a "
             "struct with `bytes`) and `label`"
         )
-    return image, "label"
+    kind = schema.field(image).type
+    has_bytes = pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0
+    if not has_bytes and not pa.types.is_binary(kind) and not pa.types.is_large_binary(kind):
+        raise DataError(
+            f"{file}: column `{image}` is of type {kind}: it needs a struct with the images' file "
+            "bytes in `bytes`"
+        )
+    label = schema.field("label").type
+    value = label.value_type if pa.types.is_dictionary(label) else label
+    if not any(
+        is_kind(value)
+        for is_kind in (pa.types.is_integer, pa.types.is_string, pa.types.is_large_string)
+    ):
+        raise DataError(
+            f"{file}: column `label` is of type {label}: it needs whole numbers or strings"
+        )
+    return _Layout(image, str(label), _names_in(schema))
 
 
-def _names_in(schema: Any, label: str) -> tuple[str, ...] | None:
+def _names_in(schema: Any) -> tuple[str, ...] | None:
     try:
-        features = json.loads(schema.metadata[b"huggingface"])["info"]["features"]
-        names = features[label]["names"]
+        names = json.loads(schema.metadata[b"huggingface"])["info"]["features"]["label"]["names"]
     except (KeyError, TypeError, ValueError):
         return None
     return tuple(str(name) for name in names)
 
 
-def _parquet_reader(files: tuple[Path, ...], column: str) -> Callable[[int], bytes]:
+def _column(file: Path, name: str) -> Any:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        return pq.read_table(file, columns=[name]).column(0)
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(f"cannot read {file} as Parquet: {error}") from error
+
+
+def _reader(files: list[tuple[Path, str]]) -> Callable[[int], bytes]:
     @cache
     def values() -> Any:
         import pyarrow as pa
-        import pyarrow.parquet as pq
+        import pyarrow.compute as pc
 
-        table = pa.concat_tables([pq.read_table(file, columns=[column]) for file in files])
-        structs = table.column(0).combine_chunks()
-        return structs.field("bytes") if pa.types.is_struct(structs.type) else structs
+        chunks = []
+        for file, name in files:
+            column = _column(file, name)
+            if pa.types.is_struct(column.type):
+                column = pc.struct_field(column, "bytes")
+            chunks += column.cast(pa.large_binary()).chunks
+        return pa.chunked_array(chunks, pa.large_binary())
 
     def read(i: int) -> bytes:
         data = values()[i].as_py()

@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import hashlib
+import http.client
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -52,7 +53,7 @@ def open_source(data: str, downloads: Path, say: Say) -> Source:
             "or a folder of Parquet files"
         )
     if path.is_dir() and files_in(path):
-        return parquet(path)
+        return parquet(path, say)
     if path.is_dir():
         return folder(path, say)
     if path.suffix == ".parquet":
@@ -120,7 +121,7 @@ def _download_cifar10(downloads: Path, train: bool, say: Say) -> Any:
             downloads.mkdir(parents=True, exist_ok=True)
             with _socket_timeout(30):
                 return one(str(downloads), train=train, download=True)
-        except (OSError, RuntimeError, EOFError) as error:
+        except (OSError, RuntimeError, EOFError, http.client.HTTPException) as error:
             failures.append(f"  {mirror}: {error}")
             say(f"failed: {error}")
     raise DataError(
