@@ -7,6 +7,7 @@ turns, so that the machine's drift hits all of them; percentiles come from the r
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -81,7 +82,9 @@ def measure(
         folder = Path(work)
         names = write_images(folder / "images", data)
         checked = {
-            name: write_expected(folder / f"{name}.json", names, predicted, data.class_names)
+            name: write_expected(
+                folder / f"{name}.expected.json", names, predicted, data.class_names
+            )
             for name, predicted in predictions.items()
         }
         for number in range(rounds):
@@ -134,15 +137,19 @@ def _run(server: Server, folder: Path, name: str, users: int, seconds: int) -> R
     # All clients within a second, whatever their number; the stop waits for answers under way.
     arguments += ["--spawn-rate", str(users), "--run-time", f"{seconds + 1}s"]
     arguments += ["--stop-timeout", "10", "--images", str(folder / "images"), "--model", name]
-    arguments += ["--expected", str(folder / f"{name}.json"), "--record", str(record)]
+    arguments += ["--expected", str(folder / f"{name}.expected.json"), "--record", str(record)]
     before = _cpu(server)
     with log.open("wb") as output, child(arguments, output) as process:
-        status = process.wait(seconds + 90)
+        try:
+            status: int | None = process.wait(seconds + 90)
+        except subprocess.TimeoutExpired:
+            status = None
     after = _cpu(server)
     if not record.exists():
         tail = log.read_text(errors="replace")[-2000:]
         raise LabelcurveError(
-            f"the load test of {name} measured nothing (status {status}):\n{tail}"
+            f"the load test of {name} measured nothing: locust "
+            f"{'did not end' if status is None else f'ended with status {status}'}\n{tail}"
         )
     return read_record(record, None if before is None or after is None else after - before)
 

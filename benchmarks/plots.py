@@ -86,7 +86,7 @@ def learning_curve(report: Report) -> str:
             axes.annotate(
                 f"{score.accuracy:.1%}",
                 (_labels(model), score.accuracy),
-                xytext=(9, -3),
+                xytext=(9, 5),
                 textcoords="offset points",
                 fontweight="bold",
             )
@@ -112,7 +112,7 @@ def history(report: Report) -> str:
         for index, model in enumerate(report.models):
             rows, hue = model.history, colour(index)
             epochs = [row.epoch for row in rows]
-            loss.plot(epochs, [row.val_loss for row in rows], color=hue, label=_title(model))
+            loss.plot(epochs, [row.val_loss for row in rows], color=hue, label=model.name)
             loss.plot(epochs, [row.train_loss for row in rows], ":", color=hue)
             accuracy.plot(epochs, [row.val_accuracy for row in rows], color=hue)
             accuracy.plot(epochs, [row.train_accuracy for row in rows], ":", color=hue)
@@ -121,6 +121,7 @@ def history(report: Report) -> str:
             both.plot(epochs, [row.val_recall for row in rows], "--", color=hue)
             for axes in (loss, accuracy, f1, both):
                 axes.axvline(model.best_epoch, color=hue, linewidth=0.8, alpha=0.5)
+        _log_scale(loss)
         loss.set_title("loss (dotted: train)")
         accuracy.set_title("accuracy (dotted: train)")
         f1.set_title("F1, weighted")
@@ -169,7 +170,7 @@ def _confusion(axes: Axes, model: Model, names: Sequence[str], hue: str) -> None
     axes.set_ylim(k, 0)
     axes.spines[:].set_visible(False)
     axes.tick_params(length=0, labelsize=8)
-    axes.set_title(_title(model))
+    axes.set_title(model.name)
     axes.set_xlabel("predicted")
     axes.set_ylabel("true")
     if k <= 30:
@@ -198,7 +199,7 @@ def latency(report: Report) -> str:
         for index, model in enumerate(report.models):
             rows, hue = model.latency.batches, colour(index)
             sizes = [row.batch for row in rows]
-            time.plot(sizes, [row.p50_ms for row in rows], "o-", color=hue, label=_title(model))
+            time.plot(sizes, [row.p50_ms for row in rows], "o-", color=hue, label=model.name)
             time.fill_between(
                 sizes,
                 [row.p50_low_ms for row in rows],
@@ -212,24 +213,25 @@ def latency(report: Report) -> str:
             axes.set_xscale("log", base=2)
             axes.set_xticks(sizes, [str(size) for size in sizes])
             axes.set_xlabel("batch size")
-        time.set_yscale("log")
-        time.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        time.yaxis.set_minor_locator(NullLocator())
-        time.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        _log_scale(time)
         time.set_title("ms a call, p50")
-        rate.set_ylim(bottom=0)
+        fastest = max(row.images_per_s for m in report.models for row in m.latency.batches)
+        rate.set_ylim(0, 1.1 * fastest)
         rate.set_title("images/s")
         rate.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
         figure.legend(loc="outside lower center", ncols=min(6, len(report.models)))
         return _svg(figure, "Session latency and throughput by batch size")
 
 
+def _log_scale(axes: Axes) -> None:
+    axes.set_yscale("log")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+
+
 def _labels(model: Model) -> int:
     return model.n_labels_train + model.n_labels_val
-
-
-def _title(model: Model) -> str:
-    return model.name
 
 
 def _svg(figure: Figure, title: str) -> str:
