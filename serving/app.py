@@ -59,7 +59,8 @@ class App:
         top_k = _top_k(http.query_params.get("top_k"))
         upload = await request.read(http)
         pixels, decode = await self._decoder.decode(upload.images, model.engine.size)
-        predictions = await asyncio.gather(*model.batcher.submit(pixels))
+        futures = model.batcher.submit(pixels)
+        predictions = [await futures[0]] if len(futures) == 1 else await asyncio.gather(*futures)
         answers = [
             ranked(p.probabilities, model.bundle.manifest.class_names, upload.top_k or top_k)
             for p in predictions

@@ -1,13 +1,18 @@
 """The greedy batcher: the next batch is whatever is queued when the session is free.
 
 There is no timer. A lone request runs at once; under load, batches grow by themselves to what
-arrived during the last one.
+arrived during the last one. Batches are put together on the event loop, once in each of its
+rounds: a thread that took them itself would run away with every first image, and the two would
+wake each other for single ones.
 """
 
 from __future__ import annotations
 
 import asyncio
-from queue import Empty, SimpleQueue
+from collections import deque
+from contextlib import suppress
+from itertools import repeat
+from queue import SimpleQueue
 from threading import Thread
 from time import perf_counter
 from typing import NamedTuple
@@ -51,7 +56,9 @@ class Batcher:
         self._engine = engine
         self._limit = limit
         self._name = name
-        self._queue: SimpleQueue[_Waiting | None] = SimpleQueue()
+        self._waiting: deque[_Waiting] = deque()
+        self._busy = False
+        self._batches: SimpleQueue[list[_Waiting] | None] = SimpleQueue()
         self._metrics = (
             metrics.QUEUE.labels(name),
             metrics.INFERENCE.labels(name),
@@ -66,67 +73,63 @@ class Batcher:
         Raises:
             Overloaded: they do not fit into the queue.
         """
-        if self._queue.qsize() + len(images) > self._limit:
-            raise Overloaded(f"{self._name} has {self._queue.qsize()} images waiting: try again")
+        if len(self._waiting) + len(images) > self._limit:
+            raise Overloaded(f"{self._name} has {len(self._waiting)} images waiting: try again")
         loop = asyncio.get_running_loop()
         now = perf_counter()
-        waiting = [_Waiting(image, loop.create_future(), now) for image in images]
-        for item in waiting:
-            self._queue.put(item)
-        return [item.future for item in waiting]
+        futures = [loop.create_future() for _ in images]
+        self._waiting.extend(map(_Waiting, images, futures, repeat(now)))
+        if not self._busy:
+            self._busy = True
+            loop.call_soon(self._next)
+        return futures
 
     def close(self) -> None:
-        """Ends the thread after what is queued, and waits for it."""
-        self._queue.put(None)
+        """Ends the thread after the batch that it runs, and waits for it."""
+        self._batches.put(None)
         self._thread.join()
 
-    def _work(self) -> None:
+    def _next(self) -> None:
+        batch: list[_Waiting] = []
         largest = self._engine.batch_sizes[-1]
-        while True:
-            item = self._queue.get()
-            batch: list[_Waiting] = []
-            while item is not None:
-                if not item.future.cancelled():
-                    batch.append(item)
-                if len(batch) == largest:
-                    break
-                try:
-                    item = self._queue.get_nowait()
-                except Empty:
-                    break
-            if batch:
-                self._run(batch)
-            if item is None:
-                return
+        while self._waiting and len(batch) < largest:
+            item = self._waiting.popleft()
+            if not item.future.done():
+                batch.append(item)
+        self._busy = bool(batch)
+        if batch:
+            self._batches.put(batch)
 
-    def _run(self, batch: list[_Waiting]) -> None:
-        loop = batch[0].future.get_loop()
-        start = perf_counter()
-        try:
-            rows = self._engine.run([item.image for item in batch])
-        except Exception as error:  # the waiting requests must hear of any error
-            loop.call_soon_threadsafe(_fail, batch, error)
+    def _work(self) -> None:
+        while (batch := self._batches.get()) is not None:
+            loop = batch[0].future.get_loop()
+            start = perf_counter()
+            result: NDArray[np.float32] | Exception
+            try:
+                result = self._engine.run([item.image for item in batch])
+            except Exception as error:  # the requests that wait must hear of any error
+                result = error
+            end = perf_counter()
+            with suppress(RuntimeError):  # the loop may be closed by now
+                loop.call_soon_threadsafe(self._deliver, batch, result, start, end)
+
+    def _deliver(
+        self,
+        batch: list[_Waiting],
+        result: NDArray[np.float32] | Exception,
+        start: float,
+        end: float,
+    ) -> None:
+        self._next()
+        if isinstance(result, Exception):
+            for item in batch:
+                if not item.future.done():
+                    item.future.set_exception(result)
             return
-        inference = perf_counter() - start
-        answers = [
-            Prediction(row, start - item.since, inference)
-            for row, item in zip(rows, batch, strict=True)
-        ]
-        loop.call_soon_threadsafe(_deliver, batch, answers)
         queue_ms, inference_ms, size = self._metrics
-        for answer in answers:
-            queue_ms.observe(answer.queue * 1000)
-        inference_ms.observe(inference * 1000)
+        inference_ms.observe((end - start) * 1000)
         size.observe(len(batch))
-
-
-def _deliver(batch: list[_Waiting], answers: list[Prediction]) -> None:
-    for item, answer in zip(batch, answers, strict=True):
-        if not item.future.done():
-            item.future.set_result(answer)
-
-
-def _fail(batch: list[_Waiting], error: Exception) -> None:
-    for item in batch:
-        if not item.future.done():
-            item.future.set_exception(error)
+        for row, item in zip(result, batch, strict=True):
+            queue_ms.observe((start - item.since) * 1000)
+            if not item.future.done():
+                item.future.set_result(Prediction(row, start - item.since, end - start))

@@ -60,6 +60,7 @@ class Catalogue:
     def __init__(self) -> None:
         self.models: tuple[Model, ...] = ()
         self.default: Model | None = None
+        self._named: dict[str, Model] = {}
 
     @property
     def ready(self) -> bool:
@@ -87,7 +88,8 @@ class Catalogue:
                 )
             )
         self.models = tuple(models)
-        self.default = models[pick([model.bundle for model in models], None)]
+        self._named = {m.name: m for m in models} | {f"{m.name}@{m.version}": m for m in models}
+        self.default = models[pick(self._bundles(), None)]
 
     def find(self, wanted: str | None) -> Model:
         """The model that a request means by NAME or NAME@VERSION; the default for None.
@@ -100,7 +102,7 @@ class Catalogue:
             raise Overloaded("the models are being loaded")
         if wanted is None:
             return self.default
-        return self.models[pick([model.bundle for model in self.models], wanted)]
+        return self._named.get(wanted) or self.models[pick(self._bundles(), wanted)]
 
     def describe(self) -> list[dict[str, Any]]:
         """What `GET /models` answers."""
@@ -121,6 +123,9 @@ class Catalogue:
             }
             for model in self.models
         ]
+
+    def _bundles(self) -> list[Bundle]:
+        return [model.bundle for model in self.models]
 
     def close(self) -> None:
         """Ends the models' threads."""

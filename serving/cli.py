@@ -22,6 +22,8 @@ def main() -> None:
         serve(settings)
     except LabelcurveError as error:
         sys.exit(f"error: {error}")
+    except KeyboardInterrupt:  # before the supervisor took the signals
+        sys.exit(130)
 
 
 def serve(settings: Settings) -> None:

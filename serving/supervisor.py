@@ -58,7 +58,11 @@ def supervise(settings: Settings, on_ready: Callable[[], None]) -> None:
         LabelcurveError: a worker could not serve; all of them have ended.
     """
     host, family = address(settings)
-    with tempfile.TemporaryDirectory(prefix="labelcurve-") as folder:
+    try:
+        temporary = tempfile.TemporaryDirectory(prefix="labelcurve-")
+    except OSError as error:
+        raise LabelcurveError(f"no folder for temporary files can be written: {error}") from error
+    with temporary as folder:
         run_dir = RunDir(Path(folder))
         run_dir.metrics.mkdir()
         supervised = _Supervised(

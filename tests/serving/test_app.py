@@ -130,7 +130,7 @@ def test_a_full_queue_is_503_and_a_missed_deadline_504(
 
         def slow() -> Iterator[bytes]:
             yield b"never the end"
-            time.sleep(2)
+            time.sleep(1)
             yield b""
 
         problem(client.post("/classify", content=slow()), 504)

@@ -1,8 +1,15 @@
 from __future__ import annotations
 
+import asyncio
+
 import httpx
 import pytest
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
 
+from serving.problems import HANDLERS
 from tests.serving.test_request import problem
 
 
@@ -29,3 +36,16 @@ def test_another_method_is_405(
     response = client.request(method, path)
     problem(response, 405)
     assert set(response.headers["allow"].split(", ")) == allowed
+
+
+def test_an_error_of_ours_is_a_problem_too() -> None:
+    async def broken(_: Request) -> Response:
+        raise RuntimeError("secret")
+
+    async def get() -> httpx.Response:
+        app = Starlette(routes=[Route("/", broken)], exception_handlers=HANDLERS)
+        transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+            return await client.get("/")
+
+    assert "secret" not in problem(asyncio.run(get()), 500)["detail"]

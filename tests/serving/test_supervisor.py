@@ -3,7 +3,8 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import httpx
@@ -16,6 +17,23 @@ Start = Callable[..., Service]
 
 def classify(service: Service) -> int:
     return httpx.post(f"{service.url}/classify", content=digit_png(0)).status_code
+
+
+def test_sigterm_lets_a_request_in_flight_finish(start_service: Start, digits_models: Path) -> None:
+    service = start_service(digits_models)
+    service.wait_until_ready()
+    png = digit_png(0)
+
+    def body() -> Iterator[bytes]:
+        yield png[:20]
+        time.sleep(0.2)
+        service.process.send_signal(signal.SIGTERM)
+        time.sleep(1)
+        yield png[20:]
+
+    response = httpx.post(f"{service.url}/classify", content=body(), timeout=30)
+    assert response.status_code == 200
+    assert service.stop() == 0
 
 
 def test_sigterm_ends_every_process(start_service: Start, digits_models: Path) -> None:
