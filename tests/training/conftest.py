@@ -1,0 +1,74 @@
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from training import data
+from training.data import Data
+
+TRAIN = Path(sys.executable).with_name("train")
+
+# Nets of a few pixels: more threads than two only wait for each other.
+torch.set_num_threads(2)
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A `train` that has run to its end."""
+
+    code: int
+    stdout: str
+    stderr: str
+    out: Path
+
+    @property
+    def document(self) -> Any:
+        """The JSON on the last line of stdout."""
+        return json.loads(self.stdout.splitlines()[-1])
+
+
+def environment(**more: str) -> dict[str, str]:
+    """For a real `train`; without git, whose state may change between two runs."""
+    return os.environ | {"OMP_NUM_THREADS": "2", "GIT_DIR": os.devnull} | more
+
+
+def train(out: Path, cache: Path, *options: str) -> Finished:
+    command: Sequence[str] = [str(TRAIN), "--out", str(out), "--cache", str(cache), *options]
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=False, env=environment(), timeout=240
+    )
+    return Finished(done.returncode, done.stdout, done.stderr, out)
+
+
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache that the tests of a session share."""
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="session")
+def digits(cache: Path) -> Data:
+    """scikit-learn's digits at 8 pixels."""
+    return data.load("digits", size=8, cache=cache, say=lambda _: None)
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Finished:
+    """`train` as a real process: digits, 10 % and all labels, two epochs; do not change it."""
+    done = train(
+        tmp_path_factory.mktemp("trained"),
+        cache,
+        *("--data", "digits", "--epochs", "2", "--device", "cpu"),
+        *("--fraction", "1.0", "--fraction", "0.1"),
+    )
+    assert done.code == 0, done.stderr
+    return done

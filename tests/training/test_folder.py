@@ -1,0 +1,132 @@
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+from bundle.errors import DataError
+from tests.training.sets import digit_rows, write_folder
+from training.folder import folder
+
+TWO = ("cat", "dog")
+
+
+def rows(*labels: int) -> list[tuple[int, bytes]]:
+    return [(label, digit_rows()[i][1]) for i, label in enumerate(labels)]
+
+
+def opened(path: Path) -> tuple[dict[str, list[int]], list[str]]:
+    said: list[str] = []
+    source = folder(path, said.append)
+    return {split: found.labels.tolist() for split, found in source.splits.items()}, said
+
+
+def test_class_folders_alone_are_a_train_split(tmp_path: Path) -> None:
+    write_folder(tmp_path / "pets", rows(0, 1, 1), TWO)
+    source = folder(tmp_path / "pets", print)
+    assert source.name == "pets"
+    assert source.class_names == ("cat", "dog")
+    assert list(source.splits) == ["train"]
+    assert source.splits["train"].labels.tolist() == [0, 1, 1]
+    assert source.splits["train"].read(2) == digit_rows()[2][1]
+    assert source.splits["train"].where(2) == str(tmp_path / "pets" / "dog" / "00002.png")
+
+
+def test_train_and_test_are_splits_and_anything_else_beside_them_is_announced(
+    tmp_path: Path,
+) -> None:
+    for split in ("train", "test", "val"):
+        write_folder(tmp_path / split, rows(0, 1), TWO)
+    splits, said = opened(tmp_path)
+    assert splits == {"train": [0, 1], "test": [0, 1]}
+    assert said == [f"{tmp_path}: only train/ and test/ are read, not val"]
+
+
+@pytest.mark.parametrize("extension", [".png", ".JPG", ".jpeg", ".webp", ".BMP", ".gif"])
+def test_images_are_found_by_extension_in_any_case(tmp_path: Path, extension: str) -> None:
+    write_folder(tmp_path, rows(0, 1), TWO)
+    (tmp_path / "cat" / f"other{extension}").write_bytes(b"content is looked at later")
+    assert opened(tmp_path)[0] == {"train": [0, 0, 1]}
+
+
+def test_images_in_folders_within_a_class_belong_to_the_class(tmp_path: Path) -> None:
+    write_folder(tmp_path / "cat", rows(0, 1), ("tabby", "black"))
+    write_folder(tmp_path, rows(1), TWO)
+    assert opened(tmp_path)[0] == {"train": [0, 0, 1]}
+
+
+def test_hidden_files_are_skipped_and_others_counted(tmp_path: Path) -> None:
+    write_folder(tmp_path, rows(0, 1), TWO)
+    write_folder(tmp_path, rows(0), (".ipynb_checkpoints",))
+    write_folder(tmp_path, rows(0), ("__MACOSX",))
+    (tmp_path / "cat" / ".DS_Store").write_bytes(b"")
+    (tmp_path / "cat" / "notes.txt").write_text("fluffy")
+    (tmp_path / "dog" / "scan.tiff").write_bytes(b"")
+    splits, said = opened(tmp_path)
+    assert splits == {"train": [0, 1]}
+    assert said == [f"{tmp_path}: 2 files without an image extension are ignored"]
+
+
+def test_an_empty_folder_says_what_it_should_hold(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="holds no class folder: it should hold one folder a class"):
+        opened(tmp_path)
+
+
+def test_images_without_class_folders_say_what_is_missing(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(digit_rows()[0][1])
+    with pytest.raises(DataError, match="holds no class folder"):
+        opened(tmp_path)
+
+
+def test_a_class_folder_without_images_is_named(tmp_path: Path) -> None:
+    write_folder(tmp_path, rows(0, 1), TWO)
+    (tmp_path / "emu").mkdir()
+    (tmp_path / "emu" / "readme.txt").write_text("soon")
+    with pytest.raises(DataError, match=r"emu: the class folder holds no image .*or remove"):
+        opened(tmp_path)
+
+
+def test_one_class_is_not_enough(tmp_path: Path) -> None:
+    write_folder(tmp_path, rows(0, 0), TWO)
+    with pytest.raises(DataError, match=r"one class folder, 'cat': at least two are needed"):
+        opened(tmp_path)
+
+
+def test_splits_of_different_classes_are_told_apart_by_name(tmp_path: Path) -> None:
+    write_folder(tmp_path / "train", rows(0, 1), ("cat", "dog"))
+    write_folder(tmp_path / "test", rows(0, 1), ("cat", "hound"))
+    message = "only in train/ ['dog'], only in test/ ['hound']. Give both the same class folders"
+    with pytest.raises(DataError, match=re.escape(message)):
+        opened(tmp_path)
+
+
+def test_the_fingerprint_is_of_content_classes_and_splits_not_of_the_place(
+    tmp_path: Path,
+) -> None:
+    write_folder(tmp_path / "a", rows(0, 0, 1, 1), TWO)
+    before = folder(tmp_path / "a", print).fingerprint
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
+    assert folder(tmp_path / "b", print).fingerprint == before
+    (tmp_path / "b" / "cat" / "00001.png").rename(tmp_path / "b" / "dog" / "00001.png")
+    moved = folder(tmp_path / "b", print).fingerprint
+    (tmp_path / "a" / "cat" / "00000.png").write_bytes(digit_rows()[9][1])
+    changed = folder(tmp_path / "a", print).fingerprint
+    assert len({before, moved, changed}) == 3
+
+
+def test_moving_a_nested_folder_to_another_class_changes_the_fingerprint(tmp_path: Path) -> None:
+    write_folder(tmp_path, rows(0, 1), TWO)
+    write_folder(tmp_path / "cat", rows(0), ("set1",))
+    before = folder(tmp_path, print).fingerprint
+    (tmp_path / "cat" / "set1").rename(tmp_path / "dog" / "set1")
+    assert folder(tmp_path, print).fingerprint != before
+
+
+def test_a_file_that_vanishes_is_named(tmp_path: Path) -> None:
+    write_folder(tmp_path, rows(0, 1), TWO)
+    source = folder(tmp_path, print)
+    (tmp_path / "cat" / "00000.png").unlink()
+    with pytest.raises(DataError, match=r"cannot read .*00000\.png: No such file"):
+        source.splits["train"].read(0)

@@ -1,0 +1,65 @@
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tyro
+
+from bundle.errors import LabelcurveError
+from training.options import Options
+
+
+def parsed(*arguments: str) -> Options:
+    return tyro.cli(Options, args=arguments)
+
+
+def test_the_defaults_are_the_main_job() -> None:
+    options = parsed()
+    assert options.fractions == (0.1, 0.5, 1.0)
+    assert options.data == "cifar10"
+    assert options.out == Path("models")
+    assert options.device == "auto"
+    assert options.preset == "default"
+    assert not options.no_test
+
+
+def test_fractions_are_repeatable_sorted_and_each_once() -> None:
+    options = parsed(*("--fraction", "1"), *("--fraction", "0.1"), *("--fraction", "1.0"))
+    assert options.fractions == (0.1, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"fraction": (0.0,)}, "--fraction 0: allowed are values above 0 and up to 1"),
+        ({"fraction": (0.1, 1.5)}, "--fraction 1.5: allowed are values above 0 and up to 1"),
+        ({"fraction": (-0.1,)}, "--fraction -0.1: allowed are values above 0 and up to 1"),
+        ({"fraction": (float("nan"),)}, "--fraction nan: allowed are values above 0 and up to 1"),
+        ({"epochs": 0}, "--epochs 0: allowed are 1 and more"),
+        ({"seed": -1}, "--seed -1: allowed are 0 and more"),
+        ({"image_size": 7}, "--image-size 7: allowed are 8 to 1024 pixels"),
+        ({"image_size": 1025}, "--image-size 1025: allowed are 8 to 1024 pixels"),
+    ],
+)
+def test_a_bad_value_names_the_flag_the_value_and_what_is_allowed(
+    values: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(LabelcurveError, match=re.escape(message)):
+        Options(**values)
+
+
+@pytest.mark.parametrize("values", [{"fraction": (1.0,)}, {"image_size": 8}, {"image_size": 1024}])
+def test_the_ends_of_the_ranges_are_allowed(values: dict[str, Any]) -> None:
+    Options(**values)
+
+
+def test_every_option_has_its_line_of_help(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        parsed("--help")
+    text = capsys.readouterr().out
+    for name in vars(Options()):
+        assert f"--{name.replace('_', '-')}" in text
+    assert "cifar10" in text
+    assert "~/.cache/labelcurve" in text

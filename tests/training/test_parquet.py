@@ -1,0 +1,175 @@
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from bundle.errors import DataError
+from tests.training.sets import NAMES, digit_rows, write_parquet
+from training.parquet import parquet
+
+ROWS = digit_rows()[:40]
+LABELS = [label for label, _ in ROWS]
+
+
+def silent(_: str) -> None:
+    return
+
+
+def write_table(file: Path, columns: dict[str, Any]) -> None:
+    pq.write_table(pa.table(columns), file)
+
+
+@pytest.mark.parametrize("image", ["img", "image"])
+@pytest.mark.parametrize("folder", ["", "data"])
+def test_the_layout_of_the_hub_is_read(tmp_path: Path, image: str, folder: str) -> None:
+    write_parquet(tmp_path / folder / "train-00000-of-00001.parquet", ROWS, image=image)
+    write_parquet(tmp_path / folder / "test-00000-of-00001.parquet", ROWS[:15], image=image)
+    source = parquet(tmp_path, silent)
+    assert source.class_names == NAMES
+    assert source.splits["train"].labels.tolist() == LABELS
+    assert source.splits["test"].labels.tolist() == LABELS[:15]
+    assert [source.splits["train"].read(i) for i in range(40)] == [data for _, data in ROWS]
+    assert source.splits["test"].where(3) == f"{tmp_path} test row 3"
+
+
+def test_several_files_are_one_split_even_where_their_image_columns_differ(
+    tmp_path: Path,
+) -> None:
+    write_parquet(tmp_path / "train-00000-of-00002.parquet", ROWS[:25], image="img")
+    write_parquet(tmp_path / "train-00001-of-00002.parquet", ROWS[25:], image="image")
+    source = parquet(tmp_path, silent)
+    assert source.splits["train"].labels.tolist() == LABELS
+    assert [source.splits["train"].read(i) for i in range(40)] == [data for _, data in ROWS]
+
+
+def test_file_bytes_may_stand_without_a_struct(tmp_path: Path) -> None:
+    write_table(tmp_path / "a.parquet", {"image": [data for _, data in ROWS], "label": LABELS})
+    assert parquet(tmp_path, silent).splits["train"].read(39) == ROWS[39][1]
+
+
+@pytest.mark.parametrize("file", ["train.parquet", "all.parquet", "latest-results.parquet"])
+def test_files_without_a_split_in_their_name_are_train(tmp_path: Path, file: str) -> None:
+    write_parquet(tmp_path / file, ROWS)
+    assert list(parquet(tmp_path, silent).splits) == ["train"]
+
+
+def test_other_splits_are_left_out_and_announced(tmp_path: Path) -> None:
+    said: list[str] = []
+    write_parquet(tmp_path / "train.parquet", ROWS)
+    write_parquet(tmp_path / "Validation-0.parquet", ROWS)
+    source = parquet(tmp_path, said.append)
+    assert source.splits["train"].labels.tolist() == LABELS
+    assert said == [f"{tmp_path}: only train and test files are read, not Validation-0.parquet"]
+
+
+def test_without_names_the_labels_are_the_names_in_their_own_order(tmp_path: Path) -> None:
+    rows = [(label * 5, data) for label, data in reversed(ROWS)]
+    write_parquet(tmp_path / "train.parquet", rows, names=None)
+    source = parquet(tmp_path, silent)
+    assert source.class_names == ("0", "5", "10", "15")
+    assert source.splits["train"].labels.tolist() == LABELS[::-1]
+
+
+@pytest.mark.parametrize("kind", [pa.string(), pa.large_string()])
+def test_labels_may_be_strings(tmp_path: Path, kind: pa.DataType) -> None:
+    names = pa.array([("zebra", "ant")[label % 2] for label in LABELS], kind)
+    write_table(tmp_path / "a.parquet", {"image": [data for _, data in ROWS], "label": names})
+    source = parquet(tmp_path, silent)
+    assert source.class_names == ("ant", "zebra")
+    assert source.splits["train"].labels.tolist() == [1 - label % 2 for label in LABELS]
+
+
+@pytest.mark.parametrize(("label", "split"), [(10, "train"), (-1, "test"), (None, "test")])
+def test_a_label_outside_the_names_is_named_with_its_row(
+    tmp_path: Path, label: int | None, split: str
+) -> None:
+    write_parquet(tmp_path / "train.parquet", ROWS)
+    write_parquet(tmp_path / "test.parquet", ROWS)
+    bad: list[Any] = [*ROWS[:7], (label, ROWS[0][1])]
+    write_parquet(tmp_path / f"{split}.parquet", bad)
+    message = rf"{split} row 7 has label {label}; the class names allow 0 to 9 \(0, 1, 2, 3, 4"
+    with pytest.raises(DataError, match=message):
+        parquet(tmp_path, silent)
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ({"picture": [b""], "label": [0]}, "has the columns picture, label: it needs `img` or"),
+        ({"image": [b""], "fine": [0]}, "has the columns image, fine: it needs `img` or `image`"),
+        ({"image": [{"path": "a.png"}], "label": [0]}, "column `image` is of type struct<path"),
+        ({"image": [[1, 2]], "label": [0]}, "column `image` is of type list"),
+        ({"image": [b""], "label": [[0]]}, "column `label` is of type list"),
+        ({"image": [b""], "label": [0.5]}, "column `label` is of type double"),
+    ],
+)
+def test_a_column_that_does_not_fit_is_named(
+    tmp_path: Path, columns: dict[str, Any], message: str
+) -> None:
+    write_table(tmp_path / "train.parquet", columns)
+    with pytest.raises(DataError, match=rf"train\.parquet.*{re.escape(message)}"):
+        parquet(tmp_path, silent)
+
+
+@pytest.mark.parametrize("other", ["test.parquet", "train-2.parquet"])
+@pytest.mark.parametrize("names", [tuple("9876543210"), NAMES[:5], None])
+def test_files_of_different_classes_are_named(
+    tmp_path: Path, other: str, names: tuple[str, ...] | None
+) -> None:
+    write_parquet(tmp_path / "train-1.parquet", ROWS)
+    write_parquet(tmp_path / other, ROWS[:20], names=names)
+    with pytest.raises(DataError, match=r"(?s)parquet and .*parquet have different class names"):
+        parquet(tmp_path, silent)
+
+
+def test_files_of_different_types_of_label_are_named(tmp_path: Path) -> None:
+    write_table(tmp_path / "train-1.parquet", {"image": [b"1", b"2"], "label": [0, 1]})
+    write_table(tmp_path / "train-2.parquet", {"image": [b"1", b"2"], "label": ["0", "1"]})
+    with pytest.raises(DataError, match="different types of label: string and int64"):
+        parquet(tmp_path, silent)
+
+
+def test_one_class_is_not_enough(tmp_path: Path) -> None:
+    write_parquet(tmp_path / "train.parquet", ROWS[:5], names=None)
+    with pytest.raises(DataError, match="1 class in the label column: at least two needed"):
+        parquet(tmp_path, silent)
+
+
+def test_no_train_split_is_an_error_that_lists_the_files(tmp_path: Path) -> None:
+    write_parquet(tmp_path / "test.parquet", ROWS)
+    write_parquet(tmp_path / "valid.parquet", ROWS)
+    with pytest.raises(DataError, match=r"no Parquet file of a train split among test\.parquet, v"):
+        parquet(tmp_path, silent)
+
+
+@pytest.mark.parametrize("damage", ["empty", "garbage", "cut"])
+def test_a_file_that_is_no_parquet_is_named(tmp_path: Path, damage: str) -> None:
+    file = write_parquet(tmp_path / "train.parquet", ROWS)
+    whole = file.read_bytes()
+    file.write_bytes({"empty": b"", "garbage": b"x" * 500, "cut": whole[:-100]}[damage])
+    with pytest.raises(DataError, match=r"cannot read .*train\.parquet as Parquet"):
+        parquet(tmp_path, silent)
+
+
+def test_damaged_pages_behind_a_good_footer_are_named(tmp_path: Path) -> None:
+    file = write_parquet(tmp_path / "train.parquet", ROWS)
+    data = bytearray(file.read_bytes())
+    data[4:600] = b"\xff" * 596
+    file.write_bytes(data)
+    source = parquet(tmp_path, silent)
+    with pytest.raises(DataError, match=r"cannot read .*train\.parquet as Parquet"):
+        source.splits["train"].read(0)
+
+
+def test_an_image_without_bytes_is_an_empty_file(tmp_path: Path) -> None:
+    # Files that hold only paths, as `datasets` writes without embedding the images.
+    images = [{"bytes": None, "path": "a.png"}, {"bytes": ROWS[0][1], "path": "b.png"}]
+    write_table(tmp_path / "a.parquet", {"image": images, "label": [0, 1]})
+    source = parquet(tmp_path, silent)
+    assert source.splits["train"].read(0) == b""
+    assert source.splits["train"].read(1) == ROWS[0][1]
