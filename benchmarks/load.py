@@ -28,6 +28,8 @@ from training.data import Data
 
 LOCUSTFILE = Path(__file__).with_name("locustfile.py")
 N_IMAGES = 64
+START_SECONDS = 60
+"""Bound for locust's start; it takes a second or two."""
 MARGIN = 0.01
 """Images whose two best classes are closer than this may come out otherwise on other hardware:
 their first label is not checked."""
@@ -135,13 +137,14 @@ def _run(server: Server, folder: Path, name: str, users: int, seconds: int) -> R
     arguments = [sys.executable, "-m", "locust", "-f", str(LOCUSTFILE), "--host", server.url]
     arguments += ["--headless", "--only-summary", "--users", str(users)]
     # All clients within a second, whatever their number; the stop waits for answers under way.
-    arguments += ["--spawn-rate", str(users), "--run-time", f"{seconds + 1}s"]
+    arguments += ["--spawn-rate", str(users), "--run-time", f"{seconds + START_SECONDS}s"]
+    arguments += ["--measure", str(seconds)]
     arguments += ["--stop-timeout", "10", "--images", str(folder / "images"), "--model", name]
     arguments += ["--expected", str(folder / f"{name}.expected.json"), "--record", str(record)]
     before = _cpu(server)
     with log.open("wb") as output, child(arguments, output) as process:
         try:
-            status: int | None = process.wait(seconds + 90)
+            status: int | None = process.wait(seconds + 2 * START_SECONDS)
         except subprocess.TimeoutExpired:
             status = None
     after = _cpu(server)

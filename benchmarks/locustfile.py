@@ -7,6 +7,7 @@ Options of its own, also as environment variables:
     --model NAME      LABELCURVE_MODEL     the model to ask; without it the service's default
     --expected FILE   LABELCURVE_EXPECTED  JSON, file name to label: the first label must be it
     --record FILE     LABELCURVE_RECORD    raw latencies as JSON, see `Recorder`
+    --measure N       LABELCURVE_MEASURE   end N seconds after the last user has started
 
 An answer fails when its status is not 200, when it is no list of labels with descending scores,
 when a label is not one of the model's classes, when another model answered than was asked, or
@@ -24,6 +25,7 @@ from random import Random
 from typing import Any
 from urllib.parse import quote
 
+import gevent
 import numpy as np
 from locust import FastHttpUser, constant, events, task
 from locust.argument_parser import LocustArgumentParser
@@ -62,6 +64,14 @@ def _add_options(parser: LocustArgumentParser) -> None:
         default="",
         env_var="LABELCURVE_RECORD",
         help="File for the raw latencies, as JSON",
+    )
+    group.add_argument(
+        "--measure",
+        metavar="<seconds>",
+        type=float,
+        default=0.0,
+        env_var="LABELCURVE_MEASURE",
+        help="End so long after the last user has started. Default: --run-time decides",
     )
 
 
@@ -117,10 +127,16 @@ class Recorder:
         self.path.write_text(json.dumps(record))
 
 
-def _record(environment: Environment, **_: Any) -> None:
-    path = _options(environment).record
-    if path:
-        Recorder(Path(path), environment)
+def _prepare(environment: Environment, runner: Any, **_: Any) -> None:
+    options = _options(environment)
+    if options.record:
+        Recorder(Path(options.record), environment)
+    if options.measure:
+        # --run-time counts from the launch, so that a slow start would shorten what is measured.
+        def end(**_: Any) -> None:
+            gevent.spawn_later(options.measure, runner.quit)
+
+        environment.events.spawning_complete.add_listener(end)
 
 
 def images(folder: str) -> list[tuple[str, bytes]]:
@@ -219,4 +235,4 @@ def _options(environment: Environment) -> Any:
 
 
 events.init_command_line_parser.add_listener(_add_options)
-events.init.add_listener(_record)
+events.init.add_listener(_prepare)
