@@ -10,13 +10,14 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
+from bundle.cores import cores
 from serving import openapi, request
 from serving.answer import ranked
 from serving.catalogue import Catalogue, Model
 from serving.device import Device
 from serving.errors import Overloaded, Problem
 from serving.request import Decoder
-from serving.settings import Settings, cores
+from serving.settings import Settings
 
 DEFAULT_TOP_K = 5
 

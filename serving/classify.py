@@ -18,6 +18,7 @@ import tyro
 from numpy.typing import NDArray
 
 from bundle import preprocess, store
+from bundle.cores import cores
 from bundle.errors import LabelcurveError
 from serving.answer import Class, ranked
 from serving.catalogue import open_engine
@@ -25,7 +26,6 @@ from serving.device import choose_device
 from serving.engine import Engine
 from serving.errors import UnknownModel
 from serving.selection import pick
-from serving.settings import cores
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".dib", ".gif"})
 """Of the files in a folder, those with these suffixes are taken; a file that is named always is."""

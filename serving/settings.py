@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
+
+from bundle.cores import cores
 
 VARIABLE = "LABELCURVE_SERVE"
 """The environment variable in which a worker finds its settings."""
@@ -64,23 +65,3 @@ class Settings:
     def threads_of_worker(self) -> int:
         """ONNX Runtime threads of one worker."""
         return self.threads or max(1, cores() // self.workers)
-
-
-def cores(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
-    """CPU cores that this process may use: the affinity mask, or the cgroup's quota if lower."""
-    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    quota = _quota(cgroup)
-    return max(1, math.ceil(min(count or 1, quota)))
-
-
-def _quota(cgroup: Path) -> float:
-    try:
-        v2 = cgroup / "cpu.max"
-        if v2.exists():
-            limit, period = v2.read_text().split()
-            return math.inf if limit == "max" else int(limit) / int(period)
-        limit = (cgroup / "cpu/cpu.cfs_quota_us").read_text()
-        period = (cgroup / "cpu/cpu.cfs_period_us").read_text()
-        return int(limit) / int(period) if int(limit) > 0 else math.inf
-    except (OSError, ValueError):
-        return math.inf

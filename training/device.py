@@ -10,6 +10,7 @@ from typing import Literal
 
 import torch
 
+from bundle.cores import cores
 from bundle.errors import DeviceError
 from bundle.manifest import Choice
 
@@ -58,6 +59,7 @@ def choose(wanted: Literal["auto", "cuda", "cpu"] = "auto") -> Device:
             return Device(torch.device("cuda"), torch.bfloat16, choice, precision)
         precision = Choice(value="fp32", reason=f"{name} has no bf16 arithmetic")
         return Device(torch.device("cuda"), torch.float32, choice, precision)
+    torch.set_num_threads(min(torch.get_num_threads(), cores()))
     reason = "asked for" if wanted == "cpu" else "torch sees no NVIDIA GPU"
     choice = Choice(value="cpu", reason=f"{reason}; {torch.get_num_threads()} threads")
     flags = _cpu_flags()

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from serving.settings import VARIABLE, Settings, cores
+from bundle.cores import cores
+from serving.settings import VARIABLE, Settings
 
 
 def test_a_worker_reads_what_the_command_wrote(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -18,24 +19,6 @@ def test_a_worker_that_was_started_by_hand_has_the_defaults(
 ) -> None:
     monkeypatch.delenv(VARIABLE, raising=False)
     assert Settings.from_environment() == Settings()
-
-
-def test_cgroup_v2_quota_limits_the_cores(tmp_path: Path) -> None:
-    unlimited = cores(tmp_path)
-    (tmp_path / "cpu.max").write_text("50000 100000\n")
-    assert cores(tmp_path) == 1
-    (tmp_path / "cpu.max").write_text("max 100000\n")
-    assert cores(tmp_path) == unlimited
-
-
-def test_cgroup_v1_quota_limits_the_cores(tmp_path: Path) -> None:
-    unlimited = cores(tmp_path)
-    (tmp_path / "cpu").mkdir()
-    (tmp_path / "cpu/cpu.cfs_period_us").write_text("100000")
-    (tmp_path / "cpu/cpu.cfs_quota_us").write_text("100000")
-    assert cores(tmp_path) == 1
-    (tmp_path / "cpu/cpu.cfs_quota_us").write_text("-1")
-    assert cores(tmp_path) == unlimited
 
 
 def test_workers_share_the_cores() -> None:
