@@ -1,0 +1,210 @@
+"""podman in a folder of its own, with no registry: everything goes away with the folder."""
+
+from __future__ import annotations
+
+import os
+import re
+import resource
+import shutil
+import subprocess
+from pathlib import Path
+
+# crun 1.8, podman's first choice on Debian 12, fails where both versions of cgroups are mounted.
+PACKAGES = ("podman", "runc", "catatonit", "mmdebstrap")
+
+# What Debian leaves out of its slim images.
+SLIM = tuple(
+    f"--dpkgopt=path-exclude=/usr/share/{folder}/*" for folder in ("doc", "man", "locale", "info")
+)
+
+CA_BUNDLE = "/etc/ssl/certs/ca-certificates.crt"
+
+
+class Unavailable(Exception):
+    """There is no engine here, and none can be installed."""
+
+
+class Failed(Exception):
+    """A command failed; the message holds the end of what it said."""
+
+
+def install() -> None:
+    """Installs what is missing of podman and mmdebstrap.
+
+    Raises:
+        Unavailable: not root, not Debian, or apt could not.
+    """
+    if os.geteuid() != 0:
+        raise Unavailable("root is needed to build a base image and to run containers")
+    missing = [name for name in PACKAGES if not _installed(name)]
+    if not missing:
+        return
+    if not shutil.which("apt-get"):
+        raise Unavailable(f"{', '.join(missing)} missing, and there is no apt to install them")
+    apt = ["apt-get", "-o", "DPkg::Lock::Timeout=120"]
+    environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
+    steps = [[*apt, "update"], [*apt, "install", "-y", "--no-install-recommends", *missing]]
+    for step in steps:
+        done = subprocess.run(
+            step, stdin=subprocess.DEVNULL, capture_output=True, text=True, env=environment
+        )
+        if done.returncode and step is steps[-1]:
+            raise Unavailable(f"{' '.join(step)} failed:\n{tail(done.stdout + done.stderr)}")
+
+
+def _installed(name: str) -> bool:
+    # sbin is not on everybody's PATH.
+    return any((Path(folder) / name).exists() for folder in ("/usr/bin", "/usr/sbin"))
+
+
+class Engine:
+    """podman with storage, configuration and temporary files below `folder`."""
+
+    def __init__(self, folder: Path, layers: bool) -> None:
+        """Writes the configuration.
+
+        Args:
+            folder: for everything.
+            layers: keep the layers of the builds for later ones.
+        """
+        self.folder, self.layers = folder, layers
+        self.environment = {
+            **os.environ,
+            "CONTAINERS_CONF": str(folder / "containers.conf"),
+            "CONTAINERS_STORAGE_CONF": str(folder / "storage.conf"),
+            "TMPDIR": str(folder / "tmp"),  # the caches of the builds lie there
+            "PATH": f"{folder / 'bin'}:{os.environ['PATH']}:/usr/sbin:/sbin",
+        }
+        for name in ("bin", "tmp", "logs"):
+            (folder / name).mkdir(exist_ok=True)
+        (folder / "storage.conf").write_text(
+            f'[storage]\ndriver = "overlay"\ngraphroot = "{folder / "graph"}"\n'
+            f'runroot = "{folder / "run"}"\n'
+        )
+        self._configure("containers.conf", network="host")
+        # The same with no network, for commands that are run as they stand.
+        self._configure("offline.conf", network="none")
+        shim = folder / "bin" / "docker"
+        shim.write_text('#!/bin/sh\nexec podman "$@"\n')
+        shim.chmod(0o755)
+
+    def _configure(self, name: str, network: str) -> None:
+        # podman asks for more than the host may allow.
+        files = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+        processes = Path("/proc/sys/kernel/pid_max").read_text().strip()
+        (self.folder / name).write_text(
+            "[containers]\n"
+            f'default_ulimits = ["nofile={files}:{files}", "nproc={processes}:{processes}"]\n'
+            f'netns = "{network}"\nlog_driver = "k8s-file"\n'
+            '[engine]\nruntime = "runc"\ncgroup_manager = "cgroupfs"\nevents_logger = "file"\n'
+            # Locks and state of another podman on this machine are not ours.
+            f'lock_type = "file"\ntmp_dir = "{self.folder / "run" / "libpod"}"\n'
+        )
+
+    def run(self, *command: str, timeout: float = 120) -> subprocess.CompletedProcess[str]:
+        """Runs `podman COMMAND...` and returns whatever came of it."""
+        return self.execute(["podman", *command], timeout=timeout)
+
+    def execute(
+        self, command: list[str], timeout: float = 120, offline: bool = False
+    ) -> subprocess.CompletedProcess[str]:
+        """Runs any command with this engine as `docker` and `podman`."""
+        environment = dict(self.environment)
+        if offline:
+            environment["CONTAINERS_CONF"] = str(self.folder / "offline.conf")
+        try:
+            return subprocess.run(
+                command,
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                text=True,
+                errors="replace",
+                env=environment,
+                timeout=timeout,
+            )
+        except subprocess.TimeoutExpired as error:
+            raise Failed(f"{' '.join(command)}: no end after {timeout:g} s") from error
+
+    def output(self, *command: str, timeout: float = 120) -> str:
+        """What `podman COMMAND...` printed.
+
+        Raises:
+            Failed: it failed.
+        """
+        done = self.run(*command, timeout=timeout)
+        if done.returncode:
+            raise Failed(f"podman {' '.join(command)}:\n{tail(done.stdout + done.stderr)}")
+        return done.stdout.strip()
+
+    def bootstrap(self, name: str) -> None:
+        """Makes Debian 12 from its packages, as the image `name`.
+
+        Raises:
+            Failed: it could not be made.
+        """
+        if self.run("image", "exists", name).returncode == 0:
+            return
+        archive = self.folder / "base.tar"
+        sources = apt_sources()
+        command = ["mmdebstrap", "--variant=minbase", *SLIM, "bookworm", str(archive)]
+        done = self.execute([*command, *([str(sources)] if sources else [])], timeout=300)
+        if done.returncode:
+            raise Failed(f"mmdebstrap:\n{tail(done.stderr)}")
+        self.output("import", str(archive), name)
+        archive.unlink()
+
+    def build(self, dockerfile: Path, tag: str, *arguments: str) -> None:
+        """Builds `tag`; the log is kept beside.
+
+        Layers are kept only where a later run can use them: they cost as much again as the build.
+
+        Raises:
+            Failed: the build failed; no image has the tag then.
+        """
+        self.run("untag", tag)
+        command = ["build", "--format", "docker", "--pull=never", "--network", "host"]
+        command += [f"--layers={str(self.layers).lower()}"]
+        command += ["-f", str(dockerfile), "-t", tag]
+        bundle = os.environ.get("SSL_CERT_FILE", CA_BUNDLE)
+        if Path(bundle).is_file():
+            command += ["--secret", f"id=ca,src={bundle}"]
+            for name in ("SSL_CERT_FILE", "PIP_CERT"):
+                command += ["--build-arg", f"{name}=/run/secrets/ca"]
+        for argument in arguments:
+            command += ["--build-arg", argument]
+        done = self.run(*command, str(dockerfile.parent), timeout=900)
+        log = done.stdout + done.stderr
+        (self.folder / "logs" / f"build-{tag}.log").write_text(log)
+        if done.returncode:
+            raise Failed(tail(log))
+
+    def remove_containers(self) -> None:
+        """Ends and removes every container and volume of this engine, one by one."""
+        for container in self.run("ps", "--all", "--quiet").stdout.split():
+            self.run("rm", "--force", "--time", "5", container)
+        for volume in self.run("volume", "ls", "--quiet").stdout.split():
+            self.run("volume", "rm", "--force", volume)
+        self.run("image", "unmount", "--all")
+
+    def remove(self) -> None:
+        """Removes everything with the folder."""
+        self.remove_containers()
+        self.run("system", "reset", "--force", timeout=300)
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def apt_sources() -> Path | None:
+    """The host's own list of Debian 12's packages; None leaves it to mmdebstrap."""
+    folder = Path("/etc/apt/sources.list.d")
+    candidates = [*sorted(folder.glob("*.sources")), Path("/etc/apt/sources.list")]
+    for path in candidates:
+        if path.is_file():
+            text = re.sub(r"(?m)^\s*#.*", "", path.read_text())
+            if re.search(r"\bbookworm\b", text) and re.search(r"\bbookworm-security\b", text):
+                return path
+    return None
+
+
+def tail(text: str, lines: int = 30) -> str:
+    """The last lines."""
+    return "\n".join(text.strip().splitlines()[-lines:])
