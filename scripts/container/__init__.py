@@ -1,0 +1,1 @@
+"""What `scripts/containers` is made of; the standard library is enough for it."""

@@ -1,0 +1,97 @@
+"""What an image says of itself, what lies in it and how large it is."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+from container.engine import Engine
+from container.report import Report
+
+BUDGET_MB = {"train": 6500, "serve": 3000, "serve-cpu": 550}
+"""The most that each image may take on disk, in MB of 1,000,000 bytes."""
+
+TOOLS = {
+    *("cc", "c++", "gcc", "g++", "clang", "ld", "as", "make", "cmake", "ninja", "git"),
+    *("pip", "pip3", "uv", "uvx", "curl", "wget"),
+}
+CUDA_LIBRARY = re.compile(r"lib(cu|nv)\w*\.so(\.\d+)*")
+
+
+def inspect(engine: Engine, report: Report, tag: str) -> int:
+    """What an image says of itself and what lies in it; returns its size in bytes."""
+    image = json.loads(engine.output("image", "inspect", tag))[0]
+    config = image["Config"]
+    size = int(image["Size"])
+    report.check(
+        f"{tag}: {size / 1e6:,.0f} MB, budget {BUDGET_MB[tag]:,}", size <= BUDGET_MB[tag] * 1e6
+    )
+    report.check(
+        f"{tag}: not root by default", config["User"].split(":")[0] not in ("", "0", "root")
+    )
+    labels = {name for name in config["Labels"] if name.startswith("org.opencontainers.image.")}
+    report.check(f"{tag}: {len(labels)} OCI labels", len(labels) >= 5, labels)
+    command = tag.split("-")[0]
+    report.check(f"{tag}: entry point", config["Entrypoint"][0] == command, config["Entrypoint"])
+    if command == "serve":
+        report.check(
+            f"{tag}: has a health check", image.get("HealthCheck") or image.get("Healthcheck")
+        )
+    root = Path(engine.output("image", "mount", tag))
+    try:
+        contents(report, tag, root)
+    finally:
+        engine.run("image", "unmount", tag)
+    return size
+
+
+def contents(report: Report, tag: str, root: Path) -> None:
+    """What may and what may not lie in an image, whose files are below `root`."""
+    packages = root / "opt/labelcurve/lib/python3.11/site-packages"
+    installed = {path.name.rsplit("-", 2)[0] for path in packages.glob("*.dist-info")}
+    folders = [
+        root / name for name in ("usr/bin", "usr/sbin", "usr/local/bin", "opt/labelcurve/bin")
+    ]
+    tools = {path.name for folder in folders for path in folder.glob("*")} & TOOLS
+    report.check(f"{tag}: no compiler, installer or downloader", not tools, tools)
+    report.check(f"{tag}: neither pip nor uv", not installed & {"pip", "uv"}, installed)
+    caches = [
+        path
+        for pattern in (
+            "root/.cache",
+            "var/lib/apt/lists/*",
+            "var/cache/apt/*",
+            "tmp/*",
+            "run/secrets",
+        )
+        for path in root.glob(pattern)
+    ]
+    report.check(f"{tag}: no caches", not caches, caches)
+    n_sources = len([path for path in (root / "src", packages / "tests") if path.exists()])
+    report.check(f"{tag}: the project is installed, without its working tree", n_sources == 0)
+    runtimes = installed & {"onnxruntime", "onnxruntime_gpu"}
+    wanted = "onnxruntime" if tag == "serve-cpu" else "onnxruntime_gpu"
+    report.check(f"{tag}: {wanted} alone", runtimes == {wanted}, runtimes)
+    libraries = [
+        path.name
+        for path in packages.rglob("*.so*")
+        if CUDA_LIBRARY.fullmatch(path.name) and not path.is_symlink()
+    ]
+    stems = [name.split(".so")[0] for name in libraries]
+    twice = {name for name in stems if stems.count(name) > 1}
+    report.check(f"{tag}: each of {len(libraries)} CUDA libraries once", not twice, twice)
+    report.check(
+        f"{tag}: CUDA is {'not ' if tag == 'serve-cpu' else ''}there",
+        bool(libraries) != (tag == "serve-cpu"),
+    )
+    if tag != "train":
+        heavy = installed & {"torch", "torchvision", "triton", "scipy", "onnx", "matplotlib"}
+        report.check(f"{tag}: no torch", not heavy, heavy)
+        nvidia = {name for name in installed if name.startswith("nvidia_")} - {"nvidia_ml_py"}
+        # What onnxruntime-gpu's extras name, and what those need.
+        needed = {
+            *("nvidia_cublas", "nvidia_cuda_nvrtc", "nvidia_cuda_runtime", "nvidia_cudnn_cu13"),
+            *("nvidia_cufft", "nvidia_curand", "nvidia_nvjitlink"),
+        }
+        report.check(f"{tag}: no CUDA but onnxruntime-gpu's", nvidia <= needed, nvidia - needed)

@@ -1,0 +1,34 @@
+"""One line for each fact that was checked."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+from collections.abc import Iterator
+
+from container.engine import Failed
+
+
+class Report:
+    """Counts and prints."""
+
+    def __init__(self) -> None:
+        self.passed = self.failed = 0
+
+    def check(self, what: str, holds: object, detail: object = "") -> bool:
+        """Prints a line for a fact that must hold."""
+        if holds:
+            self.passed += 1
+            print(f"ok {what}", flush=True)
+        else:
+            self.failed += 1
+            print(f"FAILED {what}", *(["\n   ", detail] if detail else []), flush=True)
+        return bool(holds)
+
+    @contextlib.contextmanager
+    def attempt(self, what: str) -> Iterator[None]:
+        """Whatever goes wrong inside is one failed check."""
+        try:
+            yield
+        except (Failed, OSError, ValueError, KeyError, http.client.HTTPException) as error:
+            self.check(what, False, f"{type(error).__name__}: {error}")

@@ -1,0 +1,243 @@
+"""The images at work, as users run them."""
+
+from __future__ import annotations
+
+import ctypes
+import http.client
+import json
+import os
+import shlex
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from container.engine import Engine, Failed, tail
+from container.report import Report
+
+STRANGER = 12345, 23456
+"""A user and a group that no image knows."""
+LOCKED = (
+    *("--read-only", "--read-only-tmpfs=false", "--tmpfs", "/tmp"),
+    *("--cap-drop", "all", "--security-opt", "no-new-privileges", "--network", "none"),
+)
+
+
+def literal(engine: Engine, report: Report) -> None:
+    """The command of the README as it stands, where there is neither a volume nor a network."""
+    command = "docker run train --fraction 0.1"
+    with report.attempt(command):
+        done = engine.execute(["sh", "-c", command], timeout=300, offline=True)
+        report.check(f"`{command}`, offline: exit status 1", done.returncode == 1, done.returncode)
+        said = "CIFAR-10 is not in the cache and could not be downloaded" in done.stderr
+        report.check(f"`{command}`, offline: says what is missing", said, tail(done.stderr))
+        report.check(f"`{command}`, offline: no traceback", "Traceback" not in done.stderr)
+
+
+def train(engine: Engine, report: Report, work: Path) -> None:
+    """Trains as a user whom the image does not know, in an image that cannot be written."""
+    folders = {name: work / name for name in ("data", "models", "samples")}
+    for path in folders.values():
+        path.mkdir()
+        os.chown(path, *STRANGER)
+    common = ["run", "--rm", *LOCKED, "--user", "{}:{}".format(*STRANGER)]
+    for name, path in folders.items():
+        common += ["--volume", f"{path}:/{name}"]
+    what = "train --data digits, locked down, as a stranger"
+    with report.attempt(what):
+        arguments = shlex.split("--data digits --fraction 0.1 --epochs 2")
+        start = time.monotonic()
+        done = engine.run(*common, "train", *arguments, timeout=400)
+        log = done.stdout + done.stderr
+        if report.check(
+            f"{what} ({time.monotonic() - start:.0f} s)", done.returncode == 0, tail(log)
+        ):
+            said = json.loads(done.stdout.strip().splitlines()[-1])
+            report.check(
+                "train: its last line is JSON and names the bundle", said["bundles"][0]["name"]
+            )
+            (manifest,) = folders["models"].glob("digits-10/current/manifest.json")
+            report.check("train: the bundle is in /models", json.loads(manifest.read_text()))
+            report.check(
+                "train: no warning of a cache or a home", "cannot be written" not in log, tail(log)
+            )
+        pixels = list(folders["data"].rglob("*.npy"))
+        report.check("train: decoded pixels are in /data", pixels)
+        left = {path.name for name in ("data", "models") for path in folders[name].iterdir()}
+        left -= {"labelcurve", "digits-10", ".runs"}
+        report.check("train: nothing else is left there", not left, left)
+        strangers = {
+            (path.lstat().st_uid, path.lstat().st_gid)
+            for name in ("data", "models")
+            for path in folders[name].rglob("*")
+        }
+        report.check("train: the caller owns every output", strangers == {STRANGER}, strangers)
+    with report.attempt("bench in the image of train"):
+        arguments = shlex.split("--data digits --no-load --latency-seconds 2 --out /samples/bench")
+        done = engine.run(*common, "--entrypoint", "bench", "train", *arguments, timeout=300)
+        found = done.returncode == 0 and (folders["samples"] / "bench/report.html").exists()
+        report.check("bench in the image of train", found, tail(done.stdout + done.stderr))
+    with report.attempt("a digit to classify"):
+        code = (
+            "from pathlib import Path; from training import data; "
+            "Path('/samples/digit.png').write_bytes(data.load('digits').test.read(0))"
+        )
+        engine.output(*common, "--entrypoint", "python", "train", "-c", code, timeout=300)
+
+
+def classify(engine: Engine, command: list[str]) -> str:
+    """The line that `classify` prints for the digit."""
+    return engine.output(*command, "--device", "cpu", "/samples/digit.png", timeout=200)
+
+
+def named_volumes(engine: Engine, report: Report) -> None:
+    """New named volumes take over the modes of the image's folders."""
+    volumes = ["--volume", "data:/data", "--volume", "models:/models"]
+    for user in ([], ["--user", "54321:54321"]):
+        who = "another user" if user else "the default user"
+        with report.attempt(f"named volumes for {who}"):
+            command = ["run", "--rm", *LOCKED, *volumes, *user, "--entrypoint", "touch", "train"]
+            name = user[-1] if user else "default"
+            done = engine.run(*command, f"/data/{name}", f"/models/{name}")
+            report.check(f"named volumes for {who}", done.returncode == 0, tail(done.stderr))
+
+
+def stopping(engine: Engine, report: Report) -> None:
+    """`docker stop` ends a training at once, and with its own status."""
+    with report.attempt("train stops when told to"):
+        arguments = shlex.split("--data digits --fraction 1.0 --out /tmp/models --cache /tmp/data")
+        container = engine.output("run", "--detach", *LOCKED, "train", *arguments)
+        container = container.splitlines()[-1]
+        wait(lambda: "labels to train" in logs(engine, container), 120, "training to begin")
+        start = time.monotonic()
+        engine.output("stop", "--time", "30", container)
+        seconds, status = time.monotonic() - start, exit_status(engine, container)
+        report.check(
+            f"train stops when told to ({seconds:.1f} s, status {status})",
+            seconds < 20 and status in (130, 143),
+            tail(logs(engine, container)),
+        )
+        engine.run("rm", "--force", container)
+
+
+def serve(engine: Engine, report: Report, tag: str, work: Path) -> None:
+    """Serves what was trained, as yet another user, and asks over HTTP."""
+    user = ["--user", "54321:54321"]
+    with report.attempt(f"{tag} without models"):
+        done = engine.run("run", "--rm", *LOCKED, *user, tag)
+        explained = "error:" in done.stderr and "Traceback" not in done.stderr
+        report.check(f"{tag} without models: exit status 1", done.returncode == 1, done.returncode)
+        report.check(f"{tag} without models: says so", explained, tail(done.stdout + done.stderr))
+    if not (work / "samples/digit.png").exists():
+        report.check(f"{tag} serves", False, "there is nothing to serve")
+        return
+    # On the CPU because it was told so, and because there is no GPU.
+    device = ["--device", "cpu"] if tag == "serve" else []
+    with report.attempt(f"{tag} serves"):
+        command = ["run", *LOCKED, *user, "--volume", f"{work / 'models'}:/models:ro"]
+        samples = [
+            "--rm",
+            "--volume",
+            f"{work / 'samples'}:/samples:ro",
+            "--entrypoint",
+            "classify",
+        ]
+        container = engine.output(*command, "--detach", tag, *device).splitlines()[-1]
+        start = time.monotonic()
+        try:
+            pid = int(engine.output("inspect", "--format", "{{.State.Pid}}", container))
+            wait(lambda: ready(engine, container, pid), 120, f"/readyz of {tag}")
+            report.check(f"{tag}: ready after {time.monotonic() - start:.1f} s", True)
+            status, body = ask(pid, "GET", "/readyz")
+            provider = json.loads(body)["models"][0]["provider"]
+            report.check(f"{tag}: on the {provider}", provider == "CPUExecutionProvider")
+            done = engine.run("healthcheck", "run", container)
+            report.check(f"{tag}: healthy", done.returncode == 0, tail(done.stdout + done.stderr))
+            image = (work / "samples/digit.png").read_bytes()
+            status, body = ask(pid, "POST", "/classify?top_k=10", image)
+            answer = json.loads(body)
+            fine = status == 200 and abs(sum(row["score"] for row in answer) - 1) < 0.01
+            report.check(f"{tag}: classifies over HTTP", fine and len(answer) == 10, (status, body))
+            offline = classify(engine, [*command, *samples, tag])
+            report.check(
+                f"{tag}: classify agrees", answer[0]["label"] in offline, (answer, offline)
+            )
+            status, body = ask(pid, "POST", "/classify", b"no image")
+            report.check(f"{tag}: refuses what is no image", 400 <= status < 500, (status, body))
+            # 127.0.0.2 answers only where every address is listened on.
+            status, _ = ask(pid, "GET", "/livez", host="127.0.0.2")
+            report.check(f"{tag}: listens on every address", status == 200, status)
+            first = engine.output("exec", container, "cat", "/proc/1/cmdline").replace("\0", " ")
+            report.check(f"{tag}: serve itself is the first process", "/serve " in first, first)
+        finally:
+            start = time.monotonic()
+            engine.run("stop", "--time", "30", container)
+            seconds, status = time.monotonic() - start, exit_status(engine, container)
+            report.check(
+                f"{tag}: SIGTERM ends it with status {status} ({seconds:.1f} s)",
+                status == 0 and seconds < 25,
+                tail(logs(engine, container)),
+            )
+            engine.run("rm", "--force", container)
+
+
+def ready(engine: Engine, container: str, pid: int) -> bool:
+    """Whether the service is; a container that ended never will be."""
+    if engine.output("inspect", "--format", "{{.State.Running}}", container) != "true":
+        raise Failed(f"the container ended:\n{tail(logs(engine, container))}")
+    try:
+        return ask(pid, "GET", "/readyz")[0] == 200
+    except OSError:
+        return False
+
+
+def ask(
+    pid: int, method: str, path: str, body: bytes | None = None, host: str = "127.0.0.1"
+) -> tuple[int, bytes]:
+    """An HTTP request on the loopback of the container whose first process is `pid`.
+
+    The container has no other network, so no port of the host is taken.
+    """
+    found: list[Any] = []
+
+    def inside() -> None:
+        try:
+            # Only this thread enters the namespace.
+            with Path(f"/proc/{pid}/ns/net").open() as namespace:
+                if ctypes.CDLL(None, use_errno=True).setns(namespace.fileno(), 0):
+                    raise OSError(ctypes.get_errno(), "setns")
+            connection = http.client.HTTPConnection(host, 3000, timeout=20)
+            connection.request(method, path, body)
+            response = connection.getresponse()
+            found.append((response.status, response.read()))
+        except Exception as error:  # it belongs to the caller's thread
+            found.append(error)
+
+    thread = threading.Thread(target=inside)
+    thread.start()
+    thread.join()
+    if isinstance(found[0], Exception):
+        raise found[0]
+    status, answer = found[0]
+    return int(status), bytes(answer)
+
+
+def wait(condition: Callable[[], bool], seconds: float, what: str) -> None:
+    """Waits until the condition holds."""
+    end = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > end:
+            raise Failed(f"waited {seconds:g} s for {what}")
+        time.sleep(0.2)
+
+
+def logs(engine: Engine, container: str) -> str:
+    """What a container has printed."""
+    done = engine.run("logs", container)
+    return done.stdout + done.stderr
+
+
+def exit_status(engine: Engine, container: str) -> int:
+    """Of a container that ended."""
+    return int(engine.output("inspect", "--format", "{{.State.ExitCode}}", container))
