@@ -72,7 +72,8 @@ def run(options: Options) -> dict[str, Any]:
     device = choose(options.device)
     say(f"device: {device.choice.value} ({device.choice.reason})")
     say(f"precision: {device.precision.value} ({device.precision.reason})")
-    bundles = [_train_one(options, images, subset, device) for subset in subsets]
+    commit = _git_commit()  # of the code that was loaded, not of what lies there at the end
+    bundles = [_train_one(options, images, subset, device, commit) for subset in subsets]
     say(f"\ndone in {time.monotonic() - start:.0f} s")
     return {"bundles": bundles}
 
@@ -87,7 +88,9 @@ class _Stopwatch:
         self.seconds[name] = round(time.monotonic() - since, 3)
 
 
-def _train_one(options: Options, images: Data, subset: Subset, device: Device) -> dict[str, Any]:
+def _train_one(
+    options: Options, images: Data, subset: Subset, device: Device, commit: str | None
+) -> dict[str, Any]:
     began, started = time.monotonic(), datetime.now(UTC)
     watch = _Stopwatch({})
     name = bundle_name(images.name, options.preset, subset.fraction)
@@ -168,7 +171,7 @@ def _train_one(options: Options, images: Data, subset: Subset, device: Device) -
         test=test_metrics,
         parity=parity,
         packages=_packages(),
-        git_commit=_git_commit(),
+        git_commit=commit,
     )
     record = Run(
         command=shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
