@@ -68,6 +68,8 @@ class Engine:
             layers: keep the layers of the builds for later ones.
         """
         self.folder, self.layers = folder, layers
+        self._running: set[subprocess.Popen[str]] = set()
+        self._interrupted = False
         self.environment = {
             **os.environ,
             "CONTAINERS_CONF": str(folder / "containers.conf"),
@@ -112,18 +114,31 @@ class Engine:
         environment = dict(self.environment)
         if offline:
             environment["CONTAINERS_CONF"] = str(self.folder / "offline.conf")
-        try:
-            return subprocess.run(
-                command,
-                stdin=subprocess.DEVNULL,
-                capture_output=True,
-                text=True,
-                errors="replace",
-                env=environment,
-                timeout=timeout,
-            )
-        except subprocess.TimeoutExpired as error:
-            raise Failed(f"{' '.join(command)}: no end after {timeout:g} s") from error
+        with subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            errors="replace",
+            env=environment,
+        ) as process:
+            self._running.add(process)
+            try:
+                out, err = process.communicate(timeout=timeout)
+            except subprocess.TimeoutExpired as error:
+                raise Failed(f"{' '.join(command)}: no end after {timeout:g} s") from error
+            finally:
+                self._running.discard(process)
+                if process.poll() is None:
+                    process.terminate()
+        return subprocess.CompletedProcess(command, process.returncode, out, err)
+
+    def interrupt(self) -> None:
+        """Ends the commands that are running, in whichever thread, and begins no more builds."""
+        self._interrupted = True
+        for process in list(self._running):
+            process.terminate()
 
     def output(self, *command: str, timeout: float = 120) -> str:
         """What `podman COMMAND...` printed.
@@ -161,6 +176,8 @@ class Engine:
         Raises:
             Failed: the build failed; no image has the tag then.
         """
+        if self._interrupted:
+            raise Failed("interrupted")
         self.run("untag", tag)
         command = ["build", "--format", "docker", "--pull=never", "--network", "host"]
         command += [f"--layers={str(self.layers).lower()}"]
