@@ -36,15 +36,19 @@ class Finished:
         return json.loads(self.stdout.splitlines()[-1])
 
 
-def environment(**more: str) -> dict[str, str]:
+def environment(cache: Path) -> dict[str, str]:
     """For a real `train`; without git, whose state may change between two runs."""
-    return os.environ | {"OMP_NUM_THREADS": "2", "GIT_DIR": os.devnull} | more
+    env = os.environ | {"OMP_NUM_THREADS": "2", "GIT_DIR": os.devnull}
+    if env.pop("PYTHONDONTWRITEBYTECODE", None):
+        # Every process would compile torch's thousands of modules anew.
+        env["PYTHONPYCACHEPREFIX"] = str(cache / "bytecode")
+    return env
 
 
 def train(out: Path, cache: Path, *options: str) -> Finished:
     command: Sequence[str] = [str(TRAIN), "--out", str(out), "--cache", str(cache), *options]
     done = subprocess.run(
-        command, capture_output=True, text=True, check=False, env=environment(), timeout=240
+        command, capture_output=True, text=True, check=False, env=environment(cache), timeout=240
     )
     return Finished(done.returncode, done.stdout, done.stderr, out)
 

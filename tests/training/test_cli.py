@@ -1,0 +1,239 @@
+"""`train` as a real process."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+import pytest
+
+from bundle import store
+from bundle.preprocess import prepare
+from tests.training.conftest import TRAIN, Finished, environment, train
+from tests.training.sets import digit_rows, write_folder
+from training import data
+
+QUICK = ("--data", "digits", "--epochs", "2", "--device", "cpu")
+
+KEYS = {
+    *("name", "version", "path", "fraction", "n_labels_train", "n_labels_val", "val", "test"),
+    *("parity", "seconds", "epochs"),
+}
+
+
+def bundles(done: Finished) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = done.document["bundles"]
+    return found
+
+
+def test_the_last_line_is_the_document_and_nothing_else_is_json(trained: Finished) -> None:
+    assert set(trained.document) == {"bundles"}
+    for bundle in bundles(trained):
+        assert set(bundle) == KEYS
+        assert set(bundle["test"]) == {"accuracy", "f1", "precision", "recall"}
+        assert set(bundle["parity"]) == {"max_abs_diff", "top1_agreement"}
+        assert {"accuracy", "f1", "precision", "recall"} <= set(bundle["val"])
+        assert {"train", "export", "evaluate", "total"} == set(bundle["seconds"])
+    assert not any(line.startswith("{") for line in trained.stdout.splitlines()[:-1])
+    assert trained.stderr == ""
+
+
+def test_fractions_are_published_fewest_labels_first(trained: Finished) -> None:
+    assert [b["name"] for b in bundles(trained)] == ["digits-10", "digits-100"]
+    assert [b["fraction"] for b in bundles(trained)] == [0.1, 1.0]
+    # 1,797 digits without the fifth that is test
+    small, large = bundles(trained)
+    assert large["n_labels_train"] + large["n_labels_val"] == 1797 - 355
+    assert small["n_labels_train"] + small["n_labels_val"] <= 0.1 * (1797 - 355)
+    assert large["test"]["accuracy"] > small["test"]["accuracy"]
+
+
+def test_the_document_says_what_the_bundles_hold(trained: Finished) -> None:
+    for entry in bundles(trained):
+        bundle = store.read(trained.out, entry["name"])
+        manifest = bundle.manifest
+        assert bundle.version == entry["version"]
+        assert str(bundle.path) == str(Path(entry["path"]).resolve())
+        assert manifest.n_labels_train == entry["n_labels_train"]
+        assert manifest.n_labels_val == entry["n_labels_val"]
+        assert manifest.epochs == entry["epochs"] == 2
+        assert manifest.test is not None
+        assert manifest.test.accuracy == entry["test"]["accuracy"]
+        assert manifest.parity.max_abs_diff == entry["parity"]["max_abs_diff"] <= 1e-4
+        assert manifest.parity.top1_agreement == entry["parity"]["top1_agreement"] == 1.0
+        assert manifest.parity.batch_sizes == (1, 2, 7, 32)
+        assert manifest.device.value == "cpu"
+        assert manifest.dataset.n_test == 355
+        assert re.fullmatch("[0-9a-f]{64}", manifest.dataset.hash)
+        assert {"torch", "numpy", "onnx", "labelcurve"} <= set(manifest.packages)
+
+
+def test_a_bundle_is_four_files_and_its_record_has_the_history(trained: Finished) -> None:
+    path = store.read(trained.out, "digits-100").path
+    assert sorted(file.name for file in path.iterdir()) == [
+        "README.md",
+        "manifest.json",
+        "model.onnx",
+        "run.json",
+    ]
+    run = store.read_run(path)
+    assert [row.epoch for row in run.history] == [1, 2]
+    assert np.array(run.confusion).shape == (10, 10)
+    assert np.array(run.confusion).sum() == 355
+    assert run.report["3"]["support"] > 0
+    assert run.command.startswith("train --out ")
+    assert "# digits-100" in (path / "README.md").read_text()
+
+
+def test_what_is_printed_is_for_people(trained: Finished) -> None:
+    text = trained.stdout
+    assert "digits: no test split, so a stratified fifth is test: 355 of 1,797 images" in text
+    assert "device: cpu (asked for; " in text
+    assert re.search(r"precision: (bf16|fp32) \(the processor has ", text)
+    assert re.search(r"(?m)^  1/2 ", text)
+    assert text.count("published ") == 2
+
+
+def test_the_published_graph_is_as_good_as_its_manifest_says(
+    trained: Finished, cache: Path
+) -> None:
+    bundle = store.read(trained.out, "digits-100")
+    test = data.load("digits", cache=cache, say=lambda _: None).test
+    session = ort.InferenceSession(bundle.graph, providers=["CPUExecutionProvider"])
+    images = np.stack([prepare(test.read(i), 16) for i in range(len(test))])
+    (found,) = session.run(["probabilities"], {"images": images})
+    assert bundle.manifest.test is not None
+    assert float((found.argmax(1) == test.labels).mean()) == pytest.approx(
+        bundle.manifest.test.accuracy
+    )
+
+
+def test_nothing_of_the_machine_is_in_graph_or_manifest(trained: Finished) -> None:
+    for entry in bundles(trained):
+        for name in ("model.onnx", "manifest.json"):
+            content = Path(entry["path"], name).read_bytes()
+            host = f'"{os.uname().nodename}"'
+            for secret in (host, str(trained.out), str(Path(__file__).parents[2])):
+                assert secret.encode() not in content
+
+
+def test_the_same_seed_gives_the_same_version_in_whatever_company(
+    tmp_path: Path, cache: Path, trained: Finished
+) -> None:
+    # In the other run the same fraction came with another one, from another process.
+    again = train(tmp_path, cache, *QUICK, "--fraction", "0.1")
+    assert again.code == 0, again.stderr
+    assert bundles(again)[0]["version"] == bundles(trained)[0]["version"]
+
+
+def test_the_reference_preset_publishes_too_and_test_can_stay_unread(
+    tmp_path: Path, cache: Path
+) -> None:
+    done = train(tmp_path, cache, *QUICK, "--preset", "reference", "--no-test", "--fraction", "0.1")
+    assert done.code == 0, done.stderr
+    (entry,) = bundles(done)
+    assert entry["name"] == "digits-reference-10"
+    assert entry["test"] is None
+    bundle = store.read(tmp_path, "digits-reference-10")
+    assert bundle.manifest.test is None
+    assert bundle.manifest.backbone == "reference"
+    assert sum(map(sum, store.read_run(bundle.path).confusion)) == entry["n_labels_val"]
+    assert "validation: accuracy" in done.stdout
+    assert "left unread" in (bundle.path / "README.md").read_text()
+
+
+def test_a_dry_run_counts_the_labels_and_writes_nothing(tmp_path: Path, cache: Path) -> None:
+    done = train(tmp_path / "models", cache, "--data", "digits", "--dry-run")
+    assert done.code == 0, done.stderr
+    assert not (tmp_path / "models").exists()
+    plans = done.document["dry_run"]
+    assert [plan["fraction"] for plan in plans] == [0.1, 0.5, 1.0]
+    for plan in plans:
+        assert sum(c["train"] for c in plan["classes"].values()) == plan["n_labels_train"]
+        assert sum(c["val"] for c in plan["classes"].values()) == plan["n_labels_val"]
+        assert all(c["train"] >= 1 and c["val"] >= 1 for c in plan["classes"].values())
+    assert re.search(r"(?m)^total .* 1,\d\d\d \+ +\d+$", done.stdout)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "right"), [("--fractions", "--fraction"), ("--epoch", "--epochs")]
+)
+def test_an_unknown_option_exits_2_and_proposes_the_right_one(
+    tmp_path: Path, cache: Path, wrong: str, right: str
+) -> None:
+    done = train(tmp_path, cache, wrong, "1")
+    assert done.code == 2
+    assert done.stdout == ""
+    assert re.search(rf"{right}\b", done.stderr)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--fraction", "2"), "error: --fraction 2: allowed are values above 0 and up to 1"),
+        (("--data", "nowhere"), "error: --data nowhere: no such folder. Allowed: cifar10, digits"),
+    ],
+)
+def test_an_explained_error_exits_1_without_a_traceback(
+    tmp_path: Path, cache: Path, arguments: tuple[str, ...], message: str
+) -> None:
+    done = train(tmp_path, cache, *arguments)
+    assert done.code == 1
+    assert done.stderr.startswith(message)
+    assert "Traceback" not in done.stderr
+    assert done.stdout == ""
+
+
+def test_a_folder_with_bad_images_is_trained_on_once_they_are_skipped(
+    tmp_path: Path, cache: Path
+) -> None:
+    folder = write_folder(tmp_path / "mine", digit_rows(30)[:90])
+    (folder / "1" / "bad.png").write_bytes(b"no image")
+    options = ("--data", str(folder), "--epochs", "1", "--fraction", "1", "--image-size", "8")
+    refused = train(tmp_path / "models", cache, *options)
+    assert refused.code == 1
+    assert str(folder / "1" / "bad.png") in refused.stderr
+    assert "--skip-unreadable" in refused.stderr
+    done = train(tmp_path / "models", cache, *options, "--skip-unreadable")
+    assert done.code == 0, done.stderr
+    assert "1 unreadable images are left out" in done.stdout
+    assert store.read(tmp_path / "models", "mine-100").manifest.class_names == ("0", "1", "2")
+
+
+def test_ctrl_c_exits_130_and_leaves_no_half_bundle(tmp_path: Path, cache: Path) -> None:
+    command = [str(TRAIN), "--out", str(tmp_path), "--cache", str(cache), "--data", "digits"]
+    process = subprocess.Popen(
+        [*command, "--epochs", "5000", "--fraction", "1"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment(cache),
+    )
+    try:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if line.startswith("  1/5000"):
+                break
+        process.send_signal(signal.SIGINT)
+        _, stderr = process.communicate(timeout=60)
+    finally:
+        process.kill()
+        process.wait()
+    assert process.returncode == 130
+    assert "stopped; bundles that were published before stay" in stderr
+    assert "Traceback" not in stderr
+    assert [entry.name for entry in tmp_path.iterdir()] == [".runs"]
+
+
+def test_the_document_survives_a_strict_json_reader(trained: Finished) -> None:
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"{constant} is no JSON")
+
+    json.loads(trained.stdout.splitlines()[-1], parse_constant=refuse)
