@@ -15,6 +15,8 @@ import torch
 from training import data
 from training.data import Data
 
+QUICK = ("--data", "digits", "--image-size", "8", "--epochs", "2", "--device", "cpu")
+
 TRAIN = Path(sys.executable).with_name("train")
 
 # Nets of a few pixels: more threads than two only wait for each other.
@@ -67,11 +69,11 @@ def digits(cache: Path) -> Data:
 
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Finished:
-    """`train` as a real process: digits, 10 % and all labels, two epochs; do not change it."""
+    """`train` as a real process: digits, 10 % and all labels; do not change it."""
     done = train(
         tmp_path_factory.mktemp("trained"),
         cache,
-        *("--data", "digits", "--epochs", "2", "--device", "cpu"),
+        *QUICK,
         *("--fraction", "1.0", "--fraction", "0.1"),
     )
     assert done.code == 0, done.stderr

@@ -16,11 +16,9 @@ import pytest
 
 from bundle import store
 from bundle.preprocess import prepare
-from tests.training.conftest import TRAIN, Finished, environment, train
+from tests.training.conftest import QUICK, TRAIN, Finished, environment, train
 from tests.training.sets import digit_rows, write_folder
 from training import data
-
-QUICK = ("--data", "digits", "--epochs", "2", "--device", "cpu")
 
 KEYS = {
     *("name", "version", "path", "fraction", "n_labels_train", "n_labels_val", "val", "test"),
@@ -105,9 +103,9 @@ def test_the_published_graph_is_as_good_as_its_manifest_says(
     trained: Finished, cache: Path
 ) -> None:
     bundle = store.read(trained.out, "digits-100")
-    test = data.load("digits", cache=cache, say=lambda _: None).test
+    test = data.load("digits", size=8, cache=cache, say=lambda _: None).test
     session = ort.InferenceSession(bundle.graph, providers=["CPUExecutionProvider"])
-    images = np.stack([prepare(test.read(i), 16) for i in range(len(test))])
+    images = np.stack([prepare(test.read(i), 8) for i in range(len(test))])
     (found,) = session.run(["probabilities"], {"images": images})
     assert bundle.manifest.test is not None
     assert float((found.argmax(1) == test.labels).mean()) == pytest.approx(
