@@ -20,7 +20,7 @@ QUICK = ("--data", "digits", "--image-size", "8", "--epochs", "2", "--device", "
 TRAIN = Path(sys.executable).with_name("train")
 
 # Nets of a few pixels: more threads than two only wait for each other.
-torch.set_num_threads(2)
+torch.set_num_threads(1)
 
 
 @dataclass(frozen=True)

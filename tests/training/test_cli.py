@@ -50,7 +50,6 @@ def test_fractions_are_published_fewest_labels_first(trained: Finished) -> None:
     small, large = bundles(trained)
     assert large["n_labels_train"] + large["n_labels_val"] == 1797 - 355
     assert small["n_labels_train"] + small["n_labels_val"] <= 0.1 * (1797 - 355)
-    assert large["test"]["accuracy"] > small["test"]["accuracy"]
 
 
 def test_the_document_says_what_the_bundles_hold(trained: Finished) -> None:
