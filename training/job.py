@@ -298,7 +298,12 @@ def _packages() -> dict[str, str]:
 
 
 def _git_commit() -> str | None:
-    """The commit of the code that ran, with `+` when tracked files differ from it."""
+    """The commit of the code that ran, with `+` when tracked files differ from it.
+
+    An image has no repository: there it is in the environment.
+    """
+    if commit := os.environ.get("LABELCURVE_COMMIT"):
+        return commit
     git = ["git", "-C", str(Path(__file__).parent)]
     try:
         # An installed copy may lie in another project's repository, whose commit says nothing.

@@ -204,7 +204,10 @@ def test_a_folder_with_bad_images_is_trained_on_once_they_are_skipped(
     assert store.read(tmp_path / "models", "mine-100").manifest.class_names == ("0", "1", "2")
 
 
-def test_ctrl_c_exits_130_and_leaves_no_half_bundle(tmp_path: Path, cache: Path) -> None:
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_ends_it_and_leaves_no_half_bundle(
+    tmp_path: Path, cache: Path, signum: signal.Signals, code: int
+) -> None:
     command = [str(TRAIN), "--out", str(tmp_path), "--cache", str(cache), "--data", "digits"]
     process = subprocess.Popen(
         [*command, "--epochs", "5000", "--fraction", "1"],
@@ -218,12 +221,12 @@ def test_ctrl_c_exits_130_and_leaves_no_half_bundle(tmp_path: Path, cache: Path)
         for line in process.stdout:
             if line.startswith("  1/5000"):
                 break
-        process.send_signal(signal.SIGINT)
+        process.send_signal(signum)
         _, stderr = process.communicate(timeout=60)
     finally:
         process.kill()
         process.wait()
-    assert process.returncode == 130
+    assert process.returncode == code
     assert "stopped; bundles that were published before stay" in stderr
     assert "Traceback" not in stderr
     assert [entry.name for entry in tmp_path.iterdir()] == [".runs"]
