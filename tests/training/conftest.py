@@ -19,7 +19,7 @@ QUICK = ("--data", "digits", "--image-size", "8", "--epochs", "2", "--device", "
 
 TRAIN = Path(sys.executable).with_name("train")
 
-# Nets of a few pixels: more threads than two only wait for each other.
+# Nets of a few pixels: more threads than one mostly wait for each other.
 torch.set_num_threads(1)
 
 
@@ -40,7 +40,7 @@ class Finished:
 
 def environment(cache: Path) -> dict[str, str]:
     """For a real `train`; without git, whose state may change between two runs."""
-    env = os.environ | {"OMP_NUM_THREADS": "2", "GIT_DIR": os.devnull}
+    env = os.environ | {"OMP_NUM_THREADS": "1", "GIT_DIR": os.devnull}
     if env.pop("PYTHONDONTWRITEBYTECODE", None):
         # Every process would compile torch's thousands of modules anew.
         env["PYTHONPYCACHEPREFIX"] = str(cache / "bytecode")

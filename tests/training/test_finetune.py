@@ -76,7 +76,7 @@ def test_digits_are_learnt_in_a_few_epochs(digits: Data, recipe: Recipe) -> None
     logits = finetune.predict_logits(
         result.network, torch.from_numpy(np.array(digits.test.images)).permute(0, 3, 1, 2), FP32_CPU
     )
-    assert (logits.argmax(1) == digits.test.labels).mean() > 0.85
+    assert (logits.argmax(1) == digits.test.labels).mean() > 0.75
     assert result.history[-1].train_loss < result.history[0].train_loss
 
 
