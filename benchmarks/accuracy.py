@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-import joblib
 import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import binomtest
@@ -15,6 +14,7 @@ from sklearn.metrics import classification_report, confusion_matrix
 from benchmarks.record import Accuracy, ClassScore
 from benchmarks.session import Session
 from bundle.errors import DataError, ImageError
+from bundle.machine import cores
 from bundle.preprocess import prepare
 from bundle.store import Bundle
 from training.data import Data, Split
@@ -64,12 +64,12 @@ def predict(
     Raises:
         DataError: the bytes of a test image cannot be used.
     """
-    cores = joblib.cpu_count()
-    sessions = {bundle.name: Session(bundle, cores) for bundle in bundles}
+    n_cores = cores()
+    sessions = {bundle.name: Session(bundle, n_cores) for bundle in bundles}
     sizes = {bundle.name: bundle.manifest.preprocessing.size for bundle in bundles}
     parts: dict[str, list[NDArray[np.float32]]] = {bundle.name: [] for bundle in bundles}
     n = len(test.labels)
-    with ThreadPoolExecutor(cores) as pool:
+    with ThreadPoolExecutor(n_cores) as pool:
         for size in sorted(set(sizes.values())):
             step = max(1, n // 4 // CHUNK)
             for index, images in enumerate(_chunks(test, size, pool)):

@@ -10,7 +10,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
-from bundle.cores import cores
+from bundle.machine import cores
 from serving import openapi, request
 from serving.answer import ranked
 from serving.catalogue import Catalogue, Model

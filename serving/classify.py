@@ -18,8 +18,8 @@ import tyro
 from numpy.typing import NDArray
 
 from bundle import preprocess, store
-from bundle.cores import cores
 from bundle.errors import LabelcurveError
+from bundle.machine import cores
 from serving.answer import Class, ranked
 from serving.catalogue import open_engine
 from serving.device import choose_device

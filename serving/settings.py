@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from bundle.cores import cores
+from bundle.machine import cores
 
 VARIABLE = "LABELCURVE_SERVE"
 """The environment variable in which a worker finds its settings."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import platform
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,8 +9,8 @@ from typing import Literal
 
 import torch
 
-from bundle.cores import cores
 from bundle.errors import DeviceError
+from bundle.machine import cores, cpu_name
 from bundle.manifest import Choice
 
 
@@ -79,21 +78,9 @@ def hardware(device: Device) -> str:
     return cpu
 
 
-def cpu_name() -> str:
-    """The processor's model name."""
-    for line in _cpuinfo():
-        if line.startswith("model name"):
-            return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
-
-
 def _cpu_flags() -> set[str]:
-    for line in _cpuinfo():
+    info = Path("/proc/cpuinfo")
+    for line in info.read_text().splitlines() if info.exists() else []:
         if line.startswith("flags"):
             return set(line.split(":", 1)[1].split())
     return set()
-
-
-def _cpuinfo() -> list[str]:
-    path = Path("/proc/cpuinfo")
-    return path.read_text().splitlines() if path.exists() else []

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
 import platform
 import shlex
-import subprocess
 import sys
 import time
 from dataclasses import asdict, dataclass
@@ -21,6 +19,7 @@ from numpy.typing import NDArray
 
 from bundle import preprocess, store
 from bundle.errors import BundleError
+from bundle.machine import git_commit, versions
 from bundle.manifest import Dataset, Manifest, Metrics, Preprocessing, Run
 from training import card, data, evaluate, export, finetune, fractions
 from training.backbones import Network, ReferenceNet, ResNet9, n_parameters
@@ -72,7 +71,9 @@ def run(options: Options) -> dict[str, Any]:
     device = choose(options.device)
     say(f"device: {device.choice.value} ({device.choice.reason})")
     say(f"precision: {device.precision.value} ({device.precision.reason})")
-    commit = _git_commit()  # of the code that was loaded, not of what lies there at the end
+    commit = git_commit(
+        Path(__file__)
+    )  # of the code that was loaded, not of what lies there at the end
     bundles = [_train_one(options, images, subset, device, commit) for subset in subsets]
     say(f"\ndone in {time.monotonic() - start:.0f} s")
     return {"bundles": bundles}
@@ -170,7 +171,7 @@ def _train_one(
         val=val_metrics,
         test=test_metrics,
         parity=parity,
-        packages=_packages(),
+        packages=versions(PACKAGES),
         git_commit=commit,
     )
     record = Run(
@@ -283,41 +284,3 @@ def _check_writable(out: Path) -> None:
         raise BundleError(
             f"--out {out} cannot be written by this user: change its owner, or name another folder"
         )
-
-
-def _packages() -> dict[str, str]:
-    """Versions of what has a part in the result; `onnxruntime` under the name that is installed."""
-    found = {}
-    for name in PACKAGES:
-        for candidate in (name, f"{name}-gpu"):
-            try:
-                found[candidate] = importlib.metadata.version(candidate)
-            except importlib.metadata.PackageNotFoundError:
-                continue
-    return found
-
-
-def _git_commit() -> str | None:
-    """The commit of the code that ran, with `+` when tracked files differ from it.
-
-    An image has no repository: there it is in the environment.
-    """
-    if commit := os.environ.get("LABELCURVE_COMMIT"):
-        return commit
-    git = ["git", "-C", str(Path(__file__).parent)]
-    try:
-        # An installed copy may lie in another project's repository, whose commit says nothing.
-        subprocess.run(
-            [*git, "ls-files", "--error-unmatch", Path(__file__).name],
-            capture_output=True,
-            check=True,
-        )
-        head = subprocess.run(
-            [*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True
-        ).stdout.strip()
-        changed = subprocess.run(
-            [*git, "status", "--porcelain", "-uno"], capture_output=True, text=True, check=True
-        ).stdout
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return head + ("+" if changed else "")

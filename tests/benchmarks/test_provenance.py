@@ -18,4 +18,4 @@ def test_says_what_a_figure_needs() -> None:
     assert onnxruntime.__version__ in found.packages.values()
     assert {"labelcurve", "bentoml", "locust", "numpy"} <= found.packages.keys()
     assert found.date.endswith("+00:00")
-    assert found.git_commit is None or re.fullmatch(r"[0-9a-f]{12,}(-dirty)?", found.git_commit)
+    assert found.git_commit is None or re.fullmatch(r"[0-9a-f]{40}\+?", found.git_commit)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from bundle.cores import cores
+from bundle.machine import cores
 from serving.settings import VARIABLE, Settings
 
 

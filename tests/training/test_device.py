@@ -7,6 +7,7 @@ import sys
 import pytest
 import torch
 
+from bundle.machine import cpu_name
 from training import device
 
 HAS_GPU = torch.cuda.is_available()
@@ -68,5 +69,5 @@ def test_the_reference_device_computes_in_fp32() -> None:
 
 
 def test_the_hardware_names_the_processor() -> None:
-    assert device.cpu_name()
-    assert device.cpu_name() in device.hardware(device.FP32_CPU)
+    assert cpu_name()
+    assert cpu_name() in device.hardware(device.FP32_CPU)

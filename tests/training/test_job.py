@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
 from dataclasses import replace
 from pathlib import Path
 
@@ -134,30 +133,3 @@ def test_digits_are_never_mirrored_and_others_may_be(digits: Data) -> None:
     assert not job._recipe(Options(), digits, 100).flip
     assert job._recipe(Options(), photos, 100).flip
     assert not job._recipe(Options(no_flip=True), photos, 100).flip
-
-
-def test_the_commit_is_that_of_the_code_and_of_no_other_repository(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.delenv("GIT_DIR")
-
-    def git(*arguments: str) -> str:
-        identity = ("-c", "user.name=a", "-c", "user.email=a@example.org")
-        command = ["git", "-C", str(tmp_path), *identity, *arguments]
-        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
-
-    module = tmp_path / "training" / "job.py"
-    module.parent.mkdir()
-    module.write_text("")
-    (tmp_path / "notes.txt").write_text("")
-    monkeypatch.setattr(job, "__file__", str(module))
-    assert job._git_commit() is None, "no repository"
-    git("init", "--quiet")
-    git("add", "notes.txt")
-    git("commit", "--quiet", "--message", "notes")
-    assert job._git_commit() is None, "a repository that the code is no part of"
-    git("add", "training")
-    git("commit", "--quiet", "--message", "code")
-    assert job._git_commit() == git("rev-parse", "HEAD")
-    module.write_text("# changed")
-    assert job._git_commit() == git("rev-parse", "HEAD") + "+"

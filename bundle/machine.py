@@ -1,0 +1,84 @@
+"""What a figure or a model must say of the machine and the code that made it."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import math
+import os
+import platform
+import subprocess
+from collections.abc import Iterable
+from pathlib import Path
+
+
+def cores(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
+    """CPU cores that this process may use: the affinity mask, or the cgroup's quota if lower."""
+    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    quota = _quota(cgroup)
+    return max(1, math.ceil(min(count or 1, quota)))
+
+
+def _quota(cgroup: Path) -> float:
+    try:
+        v2 = cgroup / "cpu.max"
+        if v2.exists():
+            limit, period = v2.read_text().split()
+            return math.inf if limit == "max" else int(limit) / int(period)
+        limit = (cgroup / "cpu/cpu.cfs_quota_us").read_text()
+        period = (cgroup / "cpu/cpu.cfs_period_us").read_text()
+        return int(limit) / int(period) if int(limit) > 0 else math.inf
+    except (OSError, ValueError):
+        return math.inf
+
+
+def cpu_name() -> str:
+    """The processor's model name."""
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        for line in info.read_text(errors="replace").splitlines():
+            if line.lower().startswith(("model name", "hardware")):
+                return line.partition(":")[2].strip()
+    if platform.system() == "Darwin":
+        named = _output(["sysctl", "-n", "machdep.cpu.brand_string"])
+        if named:
+            return named
+    return platform.processor() or platform.machine()
+
+
+def versions(names: Iterable[str]) -> dict[str, str]:
+    """Versions of the installed ones among these distributions.
+
+    `onnxruntime` stands for `onnxruntime-gpu` too: one of them is installed.
+    """
+    found = {}
+    for name in names:
+        for candidate in (name, f"{name}-gpu") if name == "onnxruntime" else (name,):
+            try:
+                found[candidate] = importlib.metadata.version(candidate)
+            except importlib.metadata.PackageNotFoundError:
+                continue
+    return found
+
+
+def git_commit(file: Path) -> str | None:
+    """The commit of the repository that tracks `file`, with `+` when tracked files differ from it.
+
+    An image has no repository: there it is in the environment, LABELCURVE_COMMIT.
+    """
+    if commit := os.environ.get("LABELCURVE_COMMIT"):
+        return commit
+    git = ["git", "-C", str(file.parent)]
+    # An installed copy may lie in another project's repository, whose commit says nothing.
+    if _output([*git, "ls-files", "--error-unmatch", file.name]) is None:
+        return None
+    head = _output([*git, "rev-parse", "HEAD"])
+    changed = _output([*git, "status", "--porcelain", "-uno"])
+    return head and head + ("+" if changed else "")
+
+
+def _output(command: list[str]) -> str | None:
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=30)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()

@@ -1,0 +1,66 @@
+from __future__ import annotations
+
+import importlib.metadata
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from bundle.machine import cores, cpu_name, git_commit, versions
+
+
+def test_cgroup_v2_quota_limits_the_cores(tmp_path: Path) -> None:
+    unlimited = cores(tmp_path)
+    (tmp_path / "cpu.max").write_text("50000 100000\n")
+    assert cores(tmp_path) == 1
+    (tmp_path / "cpu.max").write_text("max 100000\n")
+    assert cores(tmp_path) == unlimited
+
+
+def test_cgroup_v1_quota_limits_the_cores(tmp_path: Path) -> None:
+    unlimited = cores(tmp_path)
+    (tmp_path / "cpu").mkdir()
+    (tmp_path / "cpu/cpu.cfs_period_us").write_text("100000")
+    (tmp_path / "cpu/cpu.cfs_quota_us").write_text("100000")
+    assert cores(tmp_path) == 1
+    (tmp_path / "cpu/cpu.cfs_quota_us").write_text("-1")
+    assert cores(tmp_path) == unlimited
+
+
+def test_the_processor_has_a_name() -> None:
+    assert cpu_name().strip()
+
+
+def test_versions_are_those_of_what_is_installed() -> None:
+    found = versions(["numpy", "onnxruntime", "no-such-distribution"])
+    assert found["numpy"] == importlib.metadata.version("numpy")
+    assert len(found.keys() & {"onnxruntime", "onnxruntime-gpu"}) == 1
+    assert len(found) == 2
+
+
+def test_the_commit_is_that_of_the_code_and_of_no_other_repository(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("LABELCURVE_COMMIT", raising=False)
+
+    def git(*arguments: str) -> str:
+        identity = ("-c", "user.name=a", "-c", "user.email=a@example.org")
+        command = ["git", "-C", str(tmp_path), *identity, *arguments]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
+    module = tmp_path / "training" / "job.py"
+    module.parent.mkdir()
+    module.write_text("")
+    (tmp_path / "notes.txt").write_text("")
+    assert git_commit(module) is None, "no repository"
+    git("init", "--quiet")
+    git("add", "notes.txt")
+    git("commit", "--quiet", "--message", "notes")
+    assert git_commit(module) is None, "a repository that the code is no part of"
+    git("add", "training")
+    git("commit", "--quiet", "--message", "code")
+    assert git_commit(module) == git("rev-parse", "HEAD")
+    module.write_text("# changed")
+    assert git_commit(module) == git("rev-parse", "HEAD") + "+"
+    monkeypatch.setenv("LABELCURVE_COMMIT", "abc")
+    assert git_commit(module) == "abc", "an image says it in its environment"
