@@ -212,7 +212,7 @@ def bundle_name(dataset: str, preset: str, fraction: float) -> str:
 
 
 def _recipe(options: Options, images: Data, n_labels: int) -> Recipe:
-    flip = not options.no_flip and images.name != "digits"
+    flip = not options.no_flip and options.data != "digits"
     plan = recipe(options.preset, n_labels, flip)
     return plan if options.epochs is None else plan.with_epochs(options.epochs)
 
