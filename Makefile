@@ -27,7 +27,8 @@ $(READY): pyproject.toml requirements.lock
 	$(PYTHON) -m venv .venv
 	@sed -n '/^uv==/,/[^\\]$$/p' requirements.lock > .venv/uv.lock
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r .venv/uv.lock
-	$(BIN)/uv pip install --python .venv --constraint requirements.lock --editable '.[train,serve,bench,dev]'
+	$(BIN)/uv pip install --python .venv --constraint requirements.lock \
+	  --build-constraint requirements.lock --compile-bytecode --editable '.[train,serve,bench,dev]'
 	@touch $(READY)
 
 # One lock for all extras, Python 3.11 and newer, Linux and macOS; hashes, no addresses.

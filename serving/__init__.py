@@ -2,6 +2,8 @@
 
 import os
 
+import bundle as bundle  # before ONNX Runtime is imported: it switches its telemetry off
+
 # Read by BentoML when it first thinks of reporting, in every process that imports this package
 # and in those that they start.
 os.environ["BENTOML_DO_NOT_TRACK"] = "True"

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
+import sys
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -73,6 +75,15 @@ def test_serving_needs_no_torch_and_training_no_bentoml(project: dict[str, Any])
     assert not needed(project, "serve", "linux") & {"torch", "torchvision", "scikit-learn", "onnx"}
     assert "bentoml" not in needed(project, "train", "linux")
     assert "bentoml" in needed(project, "serve", "linux")
+
+
+@pytest.mark.parametrize("module", ["training.export", "serving.engine", "benchmarks.session"])
+def test_onnxruntime_writes_no_device_id_and_reports_nothing(module: str, tmp_path: Path) -> None:
+    home = {"HOME": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path)}
+    environment = {k: v for k, v in os.environ.items() if k != "ORT_DISABLE_TELEMETRY"} | home
+    code = f"import {module}, sys; assert 'onnxruntime' in sys.modules"
+    subprocess.run([sys.executable, "-c", code], env=environment, check=True)
+    assert not [path for path in tmp_path.rglob("*") if "onnxruntime" in path.name]
 
 
 def test_ci_runs_the_readme_test_command() -> None:

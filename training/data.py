@@ -180,6 +180,7 @@ def _decode_into(folder: Path, source: Source, size: int, say: Say) -> Path:
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         beside = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+        beside.chmod(0o755)  # another user of the same cache may read it
     except OSError as error:
         beside = Path(tempfile.mkdtemp(prefix="labelcurve-"))
         atexit.register(shutil.rmtree, beside, ignore_errors=True)
