@@ -150,6 +150,12 @@ def test_the_two_make_commands_exist() -> None:
         assert ".venv/bin/" in planned
 
 
+def test_the_results_table_is_made_from_the_committed_results() -> None:
+    command = [sys.executable, "-m", "benchmarks.tables", "--check"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
 def test_links_lead_somewhere() -> None:
     for target in re.findall(r"\]\((?!http)([^)#]+)\)", README):
         assert (ROOT / target).exists(), target
