@@ -128,8 +128,7 @@ def test_a_bundle_is_named_by_data_and_percent(
     assert job.bundle_name(*arguments) == name
 
 
-def test_digits_are_never_mirrored_and_others_may_be(digits: Data) -> None:
-    photos = replace(digits, name="photos")
-    assert not job._recipe(Options(), digits, 100).flip
-    assert job._recipe(Options(), photos, 100).flip
-    assert not job._recipe(Options(no_flip=True), photos, 100).flip
+def test_the_bundled_digits_are_never_mirrored_and_others_may_be(digits: Data) -> None:
+    assert not job._recipe(Options(data="digits"), digits, 100).flip
+    assert job._recipe(Options(data="photos"), digits, 100).flip
+    assert not job._recipe(Options(data="photos", no_flip=True), digits, 100).flip
