@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -186,6 +187,15 @@ def _check(bench: Bench) -> None:
             raise LabelcurveError(f"--{name.replace('_', '-')} {value}: at least 1 is needed")
     if bench.latency_seconds < 0:
         raise LabelcurveError(f"--latency-seconds {bench.latency_seconds:g}: at least 0 is needed")
+    # Now, not after minutes of measuring.
+    try:
+        bench.out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise LabelcurveError(
+            f"--out {bench.out} cannot be made ({error.strerror}): choose another folder"
+        ) from error
+    if not os.access(bench.out, os.W_OK | os.X_OK):
+        raise LabelcurveError(f"--out {bench.out} cannot be written: choose another folder")
 
 
 def _chosen(bundles: list[Bundle], only: Sequence[str]) -> list[Bundle]:

@@ -20,6 +20,9 @@ VERSION = 1
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF")
 """Accepted file formats, recognised by content and never by name. Of animations the first frame."""
 
+SUFFIXES = frozenset((".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".dib", ".gif"))
+"""Names under which files of these formats are looked for in folders."""
+
 MAX_BYTES = 20 * 2**20
 MAX_PIXELS = 50_000_000
 

@@ -114,7 +114,11 @@ def read(root: Path, name: str, version: str | None = None) -> Bundle:
         graph = (path / GRAPH).read_bytes()
         manifest_bytes = (path / MANIFEST).read_bytes()
     except OSError as error:
-        raise BundleError(f"cannot read the bundle {path}: {error.strerror}") from error
+        there = _versions(root / name)
+        raise BundleError(
+            f"cannot read the bundle {path}: {error.strerror}. Versions of {name} there: "
+            f"{', '.join(there) or 'none'}; `{CURRENT}` must be a link to one of them"
+        ) from error
     found = version_of(graph, manifest_bytes)
     if found != path.name:
         raise BundleError(
@@ -151,6 +155,10 @@ def read_run(path: Path) -> Run:
         return Run.model_validate_json((path / RUN).read_bytes())
     except (OSError, ValidationError) as error:
         raise BundleError(f"cannot read {path / RUN}: {error}") from error
+
+
+def _versions(folder: Path) -> list[str]:
+    return sorted(path.parent.name for path in folder.glob(f"[!.]*/{MANIFEST}"))
 
 
 def _schema_of(manifest: bytes) -> object:

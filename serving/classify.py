@@ -20,15 +20,13 @@ from numpy.typing import NDArray
 from bundle import preprocess, store
 from bundle.errors import LabelcurveError
 from bundle.machine import cores
+from bundle.preprocess import SUFFIXES
 from serving.answer import Class, ranked
 from serving.catalogue import open_engine
 from serving.device import choose_device
 from serving.engine import Engine
 from serving.errors import UnknownModel
 from serving.selection import pick
-
-SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".dib", ".gif"})
-"""Of the files in a folder, those with these suffixes are taken; a file that is named always is."""
 
 
 @dataclass(frozen=True)

@@ -37,8 +37,9 @@ class Settings:
     """Images that may wait for a model; beyond it the answer is 503 with Retry-After."""
     timeout: float = 10.0
     """Seconds until a request that is not answered gets 504."""
-    drain: int = 10
-    """Seconds that requests in flight have to finish after SIGTERM or Ctrl-C."""
+    drain: int = 7
+    """Seconds that requests in flight have to finish after SIGTERM or Ctrl-C; with what ending
+    takes, less than the 10 s that `docker stop` waits."""
     access_log: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Log a line for each request."""
     run_dir: Annotated[Path | None, tyro.conf.Suppress] = None

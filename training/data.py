@@ -10,6 +10,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -98,6 +99,9 @@ def load(
     """
     cache = cache or default_cache()
     source = open_source(data, cache / "downloads", say)
+    twice = sorted({name for name in source.class_names if source.class_names.count(name) > 1})
+    if twice:
+        raise DataError(f"{data}: class names must differ, these occur twice: {', '.join(twice)}")
     size = size or source.size
     if not 8 <= size <= 1024:
         raise DataError(f"--image-size {size}: allowed are 8 to 1024 pixels")
@@ -236,7 +240,8 @@ def _decode(
             failures.append((i, str(error)))
 
     if n:
-        rows.read(0)  # opens the files, so that the estimate does not count it
+        with suppress(ImageError):
+            rows.read(0)  # opens the files, so that the estimate does not count it
     start = told = time.monotonic()
     chunk = 512
     with ThreadPoolExecutor() as pool:

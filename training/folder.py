@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 
-from bundle.errors import DataError
+from bundle.errors import DataError, UnreadableImage
+from bundle.preprocess import SUFFIXES
 from training.source import Rows, Say, Source, hash_file, name_of
-
-EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif")
 
 
 def folder(path: Path, say: Say) -> Source:
@@ -47,7 +47,7 @@ def folder(path: Path, say: Say) -> Source:
         labels = np.repeat(np.arange(len(files)), [len(of_class) for of_class in files.values()])
         splits[split] = Rows(labels.astype(np.int64), _reader(paths), _namer(paths))
         with ThreadPoolExecutor() as pool:
-            hashes = list(pool.map(hash_file, paths))
+            hashes = list(pool.map(_hash, paths))
         listing += [
             f"{split}/{p.relative_to(roots[split])} {h}" for p, h in zip(paths, hashes, strict=True)
         ]
@@ -62,27 +62,29 @@ def folder(path: Path, say: Say) -> Source:
 
 def _class_files(root: Path, say: Say) -> dict[str, list[Path]]:
     classes: dict[str, list[Path]] = {}
-    other = 0
+    other: Counter[str] = Counter()
     for entry in sorted(_visible(root)):
         if not entry.is_dir():
             continue
-        files = [file for file in sorted(entry.rglob("*")) if file.is_file()]
+        # What is no folder: a link that leads nowhere is found unreadable later, not left out.
+        files = [file for file in sorted(entry.rglob("*")) if not file.is_dir()]
         files = [file for file in files if not _hidden(file, entry)]
-        classes[entry.name] = [file for file in files if file.suffix.lower() in EXTENSIONS]
-        other += len(files) - len(classes[entry.name])
+        classes[entry.name] = [file for file in files if file.suffix.lower() in SUFFIXES]
+        other.update(f.suffix or f.name for f in files if f.suffix.lower() not in SUFFIXES)
         if not classes[entry.name]:
             raise DataError(
-                f"{entry}: the class folder holds no image ({', '.join(EXTENSIONS)}). "
+                f"{entry}: the class folder holds no image ({', '.join(sorted(SUFFIXES))}). "
                 "Put images in, or remove the folder"
             )
     if not classes:
         raise DataError(
             f"{root} holds no class folder: it should hold one folder a class with its images "
-            f"inside ({', '.join(EXTENSIONS)}), or Parquet files with a column `image` and a "
+            f"inside ({', '.join(sorted(SUFFIXES))}), or Parquet files with a column `image` and a "
             "column `label`"
         )
     if other:
-        say(f"{root}: {other} files without an image extension are ignored")
+        kinds = ", ".join(f"{n} {kind}" for kind, n in other.most_common(10))
+        say(f"{root}: {other.total()} files without an image extension are ignored ({kinds})")
     return classes
 
 
@@ -99,9 +101,16 @@ def _reader(paths: list[Path]) -> Callable[[int], bytes]:
         try:
             return paths[i].read_bytes()
         except OSError as error:
-            raise DataError(f"cannot read {paths[i]}: {error.strerror}") from error
+            raise UnreadableImage(f"the file cannot be read: {error.strerror}") from error
 
     return read
+
+
+def _hash(path: Path) -> str:
+    try:
+        return hash_file(path)
+    except DataError:
+        return "unreadable"  # decoding says so, and counts it
 
 
 def _namer(paths: list[Path]) -> Callable[[int], str]:

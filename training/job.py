@@ -68,6 +68,7 @@ def run(options: Options) -> dict[str, Any]:
     if options.dry_run:
         return _dry_run(images, subsets)
     _check_writable(options.out)
+    _check_replaced(options, images, subsets)
     device = choose(options.device)
     say(f"device: {device.choice.value} ({device.choice.reason})")
     say(f"precision: {device.precision.value} ({device.precision.reason})")
@@ -94,7 +95,7 @@ def _train_one(
 ) -> dict[str, Any]:
     began, started = time.monotonic(), datetime.now(UTC)
     watch = _Stopwatch({})
-    name = bundle_name(images.name, options.preset, subset.fraction)
+    name = bundle_name(options.name or images.name, options.preset, subset.fraction)
     train, val = images.train.take(subset.train), images.train.take(subset.val)
     say(f"\n{name}: {len(train):,} labels to train and {len(val):,} to validate")
 
@@ -271,6 +272,31 @@ def _dry_run(images: Data, subsets: list[Subset]) -> dict[str, Any]:
             for i, subset in enumerate(subsets)
         ]
     }
+
+
+def _check_replaced(options: Options, images: Data, subsets: list[Subset]) -> None:
+    """A service over `--out` must not change its classes because two folders have one name."""
+    for subset in subsets:
+        name = bundle_name(options.name or images.name, options.preset, subset.fraction)
+        if not (options.out / name / store.CURRENT).exists():
+            continue
+        try:
+            before = store.read(options.out, name).manifest
+        except BundleError as error:
+            say(f"{error}; a new one takes its place")
+            continue
+        if before.class_names != images.class_names:
+            raise BundleError(
+                f"{options.out / name} has other classes ({_few(before.class_names)}) than "
+                f"{options.data} ({_few(images.class_names)}): give this data set a name of its "
+                "own with --name, or another folder with --out"
+            )
+        if before.dataset.hash != images.hash:
+            say(f"{options.out / name} was trained on other images; the new version replaces it")
+
+
+def _few(names: tuple[str, ...]) -> str:
+    return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
 
 
 def _check_writable(out: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -29,6 +30,8 @@ class Options:
     folder of Parquet files in the Hub's image layout."""
     out: Path = Path("models")
     """Folder that the bundles are published in."""
+    name: str | None = None
+    """First part of the bundles' names, NAME-10 and so on; by default the name of the data."""
     seed: int = 0
     """Of the subsets, the weights and the order of training."""
     preset: Preset = "default"
@@ -66,6 +69,10 @@ class Options:
                 )
         if self.epochs is not None and self.epochs < 1:
             raise LabelcurveError(f"--epochs {self.epochs}: allowed are 1 and more")
+        if self.name is not None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", self.name):
+            raise LabelcurveError(
+                f"--name {self.name!r}: allowed are letters, digits, dot, underscore and hyphen"
+            )
         if self.seed < 0:
             raise LabelcurveError(f"--seed {self.seed}: allowed are 0 and more")
         if self.image_size is not None and not 8 <= self.image_size <= 1024:

@@ -371,3 +371,10 @@ def test_cifar10_in_parquet_is_the_official_split(tmp_path: Path) -> None:
     assert again.hash == found.hash
     assert cached(tmp_path) == files
     assert list(tmp_path.iterdir()) == [tmp_path / "pixels"]
+
+
+def test_class_names_that_occur_twice_are_refused(tmp_path: Path) -> None:
+    rows = [(label % 2, digit_rows()[label][1]) for label in range(20)]
+    write_parquet(tmp_path / "train.parquet", rows, ("cat", "cat"))
+    with pytest.raises(DataError, match="class names must differ, these occur twice: cat"):
+        data.load(str(tmp_path), cache=tmp_path / "cache", say=lambda _: None)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from bundle.errors import DataError
+from bundle.errors import DataError, UnreadableImage
 from tests.training.sets import digit_rows, write_folder
 from training.folder import folder
 
@@ -66,7 +66,7 @@ def test_hidden_files_are_skipped_and_others_counted(tmp_path: Path) -> None:
     (tmp_path / "dog" / "scan.tiff").write_bytes(b"")
     splits, said = opened(tmp_path)
     assert splits == {"train": [0, 1]}
-    assert said == [f"{tmp_path}: 2 files without an image extension are ignored"]
+    assert said == [f"{tmp_path}: 2 files without an image extension are ignored (1 .txt, 1 .tiff)"]
 
 
 def test_an_empty_folder_says_what_it_should_hold(tmp_path: Path) -> None:
@@ -128,5 +128,14 @@ def test_a_file_that_vanishes_is_named(tmp_path: Path) -> None:
     write_folder(tmp_path, rows(0, 1), TWO)
     source = folder(tmp_path, print)
     (tmp_path / "cat" / "00000.png").unlink()
-    with pytest.raises(DataError, match=r"cannot read .*00000\.png: No such file"):
+    with pytest.raises(UnreadableImage, match="the file cannot be read: No such file"):
         source.splits["train"].read(0)
+
+
+def test_a_link_that_leads_nowhere_is_an_unreadable_image(tmp_path: Path) -> None:
+    write_folder(tmp_path, rows(0, 1), TWO)
+    (tmp_path / "dog" / "broken.png").symlink_to("nowhere.png")
+    source = folder(tmp_path, print)
+    assert source.splits["train"].labels.tolist() == [0, 1, 1]
+    with pytest.raises(UnreadableImage):
+        source.splits["train"].read(2)

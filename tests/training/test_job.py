@@ -132,3 +132,18 @@ def test_the_bundled_digits_are_never_mirrored_and_others_may_be(digits: Data) -
     assert not job._recipe(Options(data="digits"), digits, 100).flip
     assert job._recipe(Options(data="photos"), digits, 100).flip
     assert not job._recipe(Options(data="photos", no_flip=True), digits, 100).flip
+
+
+def test_a_bundle_of_other_classes_is_not_replaced_unless_by_another_name(
+    tmp_path: Path, cache: Path, digits: Data
+) -> None:
+    first = options(tmp_path, cache)
+    job.run(first)
+    current = (tmp_path / "digits-20" / "current").readlink()
+    other = replace(digits, class_names=tuple("abcdefghij"))
+    subset = fractions.subset(digits.train, digits.class_names, 0.2, 0)
+    with pytest.raises(BundleError, match=r"other classes \(0, 1.*\(a, b, .*--name"):
+        job._check_replaced(first, other, [subset])
+    job._check_replaced(replace(first, name="letters"), other, [subset])
+    job._check_replaced(first, digits, [subset])
+    assert (tmp_path / "digits-20" / "current").readlink() == current
