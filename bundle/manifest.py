@@ -64,6 +64,17 @@ class Choice(_Record):
     reason: str
 
 
+class Pretrained(_Record):
+    """The feature extractor that the network began with."""
+
+    version: str
+    """First 12 digits of a SHA-256 over its weights."""
+    objective: str
+    dataset: str
+    pixels_hash: str
+    """SHA-256 over the images that it learned from, without labels."""
+
+
 class Manifest(_Record):
     """What a bundle is."""
 
@@ -77,6 +88,10 @@ class Manifest(_Record):
     n_labels_val: int
     indices_hash: str
     """SHA-256 over the pixel digests of the labelled training and validation rows."""
+    n_unlabelled: int = 0
+    """Other training images that taught without their labels."""
+    extractor: Pretrained | None = None
+    """None when the network began with random weights."""
     seed: int
     preset: str
     backbone: str
@@ -130,6 +145,8 @@ class Run(_Record):
     hardware: str
     seconds: dict[str, float]
     """Wall time by stage: train, evaluate, export, total."""
+    pretraining_seconds: float | None = None
+    """What the extractor had cost when it was made, on whatever machine that was."""
     history: tuple[Epoch, ...]
     report: dict[str, Any]
     """Per-class precision, recall, F1 and support on test (validation with `--no-test`)."""

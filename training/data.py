@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from bundle import preprocess
 from bundle.errors import DataError, ImageError
+from training.folder import unlabelled
 from training.source import Rows, Say, Source
 from training.sources import open_source
 
@@ -66,6 +67,11 @@ class Data:
     train: Split
     test: Split
 
+    @property
+    def pixels_hash(self) -> str:
+        """SHA-256 over the training images without their labels, whatever the order or format."""
+        return hashlib.sha256(b"".join(sorted(self.train.digests.tolist()))).hexdigest()
+
 
 def default_cache() -> Path:
     """The user's cache folder, `~/.cache/labelcurve` on Linux."""
@@ -80,6 +86,7 @@ def load(
     size: int | None = None,
     cache: Path | None = None,
     skip_unreadable: bool = False,
+    labelled: bool = True,
     say: Say = print,
 ) -> Data:
     """Reads `digits`, `cifar10`, a folder of class folders or a folder of Parquet files.
@@ -92,13 +99,17 @@ def load(
         size: side of the images in pixels; None takes the natural one of the source.
         cache: folder of downloads and decoded pixels; None takes `default_cache()`.
         skip_unreadable: leave unreadable images out and count them instead of raising.
+        labelled: else every image below the folder is for training, and none has a class.
         say: receives progress and findings, line by line.
 
     Raises:
         DataError: the source cannot be used as it is.
     """
     cache = cache or default_cache()
-    source = open_source(data, cache / "downloads", say)
+    if labelled:
+        source = open_source(data, cache / "downloads", say)
+    else:
+        source = unlabelled(Path(data).expanduser(), say)
     twice = sorted({name for name in source.class_names if source.class_names.count(name) > 1})
     if twice:
         raise DataError(f"{data}: class names must differ, these occur twice: {', '.join(twice)}")
@@ -119,7 +130,9 @@ def load(
         ) from error
     _report_unreadable(unreadable, source, skip_unreadable, say)
     train = loaded["train"]
-    if "test" in loaded:
+    if not labelled:
+        test = train.take(np.arange(0))
+    elif "test" in loaded:
         test = loaded["test"]
     else:
         held = np.zeros(len(train), bool)
@@ -139,7 +152,8 @@ def load(
     shared = int(np.isin(train.digests, test.digests).sum())
     if shared:
         say(f"{source.name}: {shared} train images are also in test (same pixels)")
-    _check_classes(data, source, train, test)
+    if labelled:
+        _check_classes(data, source, train, test)
     return Data(
         name=source.name,
         hash=_hash(source.class_names, train, test),

@@ -7,7 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
+from torch import Tensor
 
 from bundle.errors import DeviceError
 from bundle.machine import cores, cpu_name
@@ -68,6 +71,11 @@ def choose(wanted: Literal["auto", "cuda", "cpu"] = "auto") -> Device:
         return Device(torch.device("cpu"), torch.bfloat16, choice, precision)
     precision = Choice(value="fp32", reason="the processor has no bf16 arithmetic")
     return Device(torch.device("cpu"), torch.float32, choice, precision)
+
+
+def to_device(images: NDArray[np.uint8], device: Device) -> Tensor:
+    """[N, H, W, 3] on the host to [N, 3, H, W] on the device, laid out as channels_last."""
+    return torch.from_numpy(np.array(images)).to(device.device).permute(0, 3, 1, 2)
 
 
 def hardware(device: Device) -> str:

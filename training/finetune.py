@@ -5,14 +5,15 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
+from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel
 
@@ -20,8 +21,10 @@ from bundle.errors import LabelcurveError
 from bundle.manifest import Epoch
 from training import augment
 from training.backbones import Network
-from training.device import Device
+from training.device import Device, to_device
 from training.evaluate import scores
+from training.optimizers import Optimizers
+from training.probe import embed
 from training.recipes import Recipe
 
 HEADER = (
@@ -57,10 +60,19 @@ def finetune(
     device: Device,
     seed: int,
     *,
+    unlabelled: NDArray[np.uint8] | None = None,
+    seconds: float | None = None,
     say: Callable[[str], None] = print,
     on_epoch: Callable[[Epoch], None] = lambda _: None,
 ) -> Result:
-    """Trains `network` and keeps the epoch with the best validation accuracy, then loss.
+    """Trains `network` in place.
+
+    The weights are those of the last epoch, where the learning rate has come to its end, unless an
+    earlier one was better on validation by more than its standard error.
+
+    Args:
+        unlabelled: [M, H, W, 3], images that teach by `recipe.consistency`.
+        seconds: the run ends then at the latest, with the learning rate at its end.
 
     Raises:
         LabelcurveError: the loss is not finite.
@@ -69,78 +81,184 @@ def finetune(
     generator = torch.Generator(device.device).manual_seed(seed)
     network = network.to(device.device).to(memory_format=torch.channels_last)
     size = train.images.shape[1]
-    padding = round(recipe.crop * size / 32)
-    padded = augment.pad(_to_device(train.images, device), padding)
+    labelled = _Stream(train.images, recipe.batch_size, recipe.crop, generator, device)
     labels = torch.from_numpy(train.labels).to(device.device)
-    val_images = _to_device(val.images, device)
-    n = len(labels)
-    batch = min(recipe.batch_size, n)
-    steps = n // batch
-    optimizer, schedule = _optimizer(network, recipe, steps)
+    others = None
+    if unlabelled is not None and len(unlabelled) and recipe.consistency > 0:
+        ratio = recipe.unlabelled_ratio
+        others = _Stream(unlabelled, ratio * labelled.batch, recipe.crop, generator, device)
+    val_images = to_device(val.images, device)
+    steps = labelled.steps
+    if recipe.probe_first:
+        _probe_first(network, to_device(train.images, device), train.labels, recipe.flip, device)
+    optimizers = Optimizers(
+        [(network.backbone, recipe.backbone_lr), (network.classifier, 1.0)], recipe
+    )
     averaged = _averaged(network, recipe, steps)
+    judged = cast(Network, averaged.module) if averaged is not None else network
+    cut = round(recipe.cutout * size / 32)
     best: tuple[float, float] | None = None
-    best_epoch, best_state = 0, copy.deepcopy(network.state_dict())
+    best_epoch, best_state, best_accuracy, stale = 0, {}, 0.0, 0
     history: list[Epoch] = []
+    total = steps * recipe.epochs
+    step, began = 0, time.monotonic()
     say(HEADER)
-    for number in range(1, recipe.epochs + 1):
+    while True:
         start = time.monotonic()
         network.train()
         loss_sum = torch.zeros((), device=device.device)
         correct = torch.zeros((), device=device.device)
-        for rows in _batches(n, batch, generator, device.device):
-            pixels = augment.crop_flip(padded, rows, size, recipe.flip, generator)
-            images = augment.cutout(
-                network.normalise(pixels), round(recipe.cutout * size / 32), generator
-            )
-            with device.autocast():
-                logits = network(images)
-                loss = F.cross_entropy(logits, labels[rows], label_smoothing=recipe.label_smoothing)
-            optimizer.zero_grad()
+        in_epoch, progress = 0, step / total
+        while in_epoch < steps:
+            if seconds is not None:
+                progress = max(step / total, (time.monotonic() - began) / seconds)
+                if progress >= 1 and step:
+                    break
+            else:
+                progress = step / total
+            rows, pixels = labelled.next(recipe.flip)
+            images = augment.cutout(network.normalise(pixels), cut, generator)
+            targets = labels[rows]
+            optimizers.begin(min(progress, 1 - 1e-6))
+            if others is not None and progress >= recipe.unlabelled_from:
+                loss, logits = _semi_supervised(
+                    network, judged, images, targets, others, recipe, cut, device, generator
+                )
+            else:
+                with device.autocast():
+                    logits = network(images)
+                    loss = F.cross_entropy(logits, targets, label_smoothing=recipe.label_smoothing)
             loss.backward()
-            optimizer.step()
-            if recipe.schedule == "triangle":
-                schedule.step()
+            optimizers.step()
             if averaged is not None:
                 averaged.update_parameters(network)
             loss_sum += loss.detach() * len(rows)
-            correct += (logits.detach().argmax(1) == labels[rows]).sum()
+            correct += (logits.detach().argmax(1) == targets).sum()
+            step += 1
+            in_epoch += 1
         trained = time.monotonic() - start
-        train_loss = float(loss_sum) / (steps * batch)
-        _check_finite("training", train_loss, number, optimizer)
-        judged = cast(Network, averaged.module) if averaged is not None else network
-        val_logits = predict_logits(judged, val_images, device)
-        val_scores = scores(val_logits, val.labels)
-        _check_finite("validation", val_scores.loss, number, optimizer)
-        lr = float(optimizer.param_groups[0]["lr"])
-        if recipe.schedule == "plateau":
-            schedule.step(cast(Any, val_scores.loss))
+        seen = in_epoch * labelled.batch
+        number = len(history) + 1
+        train_loss = float(loss_sum) / seen
+        _check_finite("training", train_loss, number, optimizers.lr)
+        val_scores = scores(predict_logits(judged, val_images, device), val.labels)
+        _check_finite("validation", val_scores.loss, number, optimizers.lr)
         row = Epoch(
             epoch=number,
             train_loss=train_loss,
-            train_accuracy=float(correct) / (steps * batch),
+            train_accuracy=float(correct) / seen,
             val_loss=val_scores.loss,
             val_accuracy=val_scores.accuracy,
             val_f1=val_scores.f1,
             val_precision=val_scores.precision,
             val_recall=val_scores.recall,
-            lr=lr,
-            images_per_s=steps * batch / trained,
+            lr=optimizers.lr,
+            images_per_s=seen / trained,
             seconds=time.monotonic() - start,
         )
         history.append(row)
         on_epoch(row)
-        say(_row(row, recipe.epochs, sum(epoch.seconds for epoch in history)))
+        elapsed = time.monotonic() - began
+        progress = step / total if seconds is None else max(step / total, elapsed / seconds)
+        say(_row(row, recipe.epochs, elapsed * (1 / progress - 1) if progress < 1 else 0.0))
         key = (val_scores.accuracy, -val_scores.loss)
         if recipe.schedule == "plateau":
             key = (-val_scores.loss, 0.0)
+        stale += 1
         if best is None or key > best:
-            best, best_epoch = key, number
+            best, best_epoch, best_accuracy, stale = key, number, val_scores.accuracy, 0
             best_state = copy.deepcopy(judged.state_dict())
-        elif number - best_epoch >= recipe.patience:
+        elif recipe.schedule == "plateau" and stale % recipe.plateau_patience == 0:
+            optimizers.halve()
+        if recipe.schedule == "plateau" and stale >= recipe.patience:
             say(f"no better validation result in {recipe.patience} epochs: stopped")
             break
+        if progress >= 1:
+            break
+    error = math.sqrt(best_accuracy * (1 - best_accuracy) / len(val.labels))
+    if recipe.schedule == "linear" and best_accuracy - history[-1].val_accuracy <= error:
+        best_epoch, best_state = len(history), judged.state_dict()
     network.load_state_dict(best_state)
     return Result(network.cpu().float().eval(), tuple(history), best_epoch)
+
+
+def _probe_first(
+    network: Network, images: Tensor, labels: NDArray[np.int64], flip: bool, device: Device
+) -> None:
+    """Sets the classifier to the logistic regression on the embedding as it is."""
+    embedding = embed(network, images, device)
+    if flip:
+        embedding = np.concatenate([embedding, embed(network, images.flip(3), device)])
+        labels = np.concatenate([labels, labels])
+    scale = float(embedding.std(0).mean()) + 1e-6
+    fitted = LogisticRegression(C=0.1, max_iter=200).fit(embedding / scale, labels)
+    if fitted.coef_.shape[0] != network.classifier.out_features:
+        return  # two classes, or one that has no label here: the random one stays
+    with torch.no_grad():
+        network.classifier.weight.copy_(torch.from_numpy(fitted.coef_ / scale))
+        network.classifier.bias.copy_(torch.from_numpy(fitted.intercept_))
+
+
+def _semi_supervised(
+    network: Network,
+    teacher: Network,
+    images: Tensor,
+    targets: Tensor,
+    others: _Stream,
+    recipe: Recipe,
+    cut: int,
+    device: Device,
+    generator: torch.Generator,
+) -> tuple[Tensor, Tensor]:
+    """Cross-entropy on the labels, and on what the averaged weights say of other images.
+
+    The teacher sees the image as it is, the student a changed view; images of which the teacher is
+    not sure do not count. Sources: A. Tarvainen and H. Valpola, Mean teachers, 2017; K. Sohn et
+    al., FixMatch, 2020.
+
+    Returns:
+        The loss, and the logits of the labelled images.
+    """
+    _, pixels = others.next(recipe.flip)
+    views = augment.cutout(network.normalise(pixels), cut, generator)
+    teacher.eval()
+    with torch.no_grad(), device.autocast():
+        guess = torch.softmax(teacher(network.normalise(pixels)).float() / recipe.sharpening, dim=1)
+    sure = (guess.amax(1) >= recipe.confidence).float()
+    with device.autocast():
+        logits = network(torch.cat([images, views]))
+    own, theirs = logits.float().split([len(images), len(views)])
+    supervised = F.cross_entropy(own, targets, label_smoothing=recipe.label_smoothing)
+    taught = (F.cross_entropy(theirs, guess, reduction="none") * sure).mean()
+    return supervised + recipe.consistency * taught, own
+
+
+class _Stream:
+    """Batches of random crops without end, each image once an epoch."""
+
+    def __init__(
+        self,
+        images: NDArray[np.uint8],
+        batch: int,
+        crop: int,
+        generator: torch.Generator,
+        device: Device,
+    ) -> None:
+        self._size = images.shape[1]
+        self._padded = augment.pad(to_device(images, device), round(crop * self._size / 32))
+        self._generator = generator
+        self.batch = min(batch, len(images))
+        self.steps = len(images) // self.batch
+        self._left: list[Tensor] = []
+
+    def next(self, flip: bool) -> tuple[Tensor, Tensor]:
+        """Rows, int64 [B], and their crops, uint8 [B, 3, H, W]."""
+        if not self._left:
+            n = len(self._padded)
+            order = torch.randperm(n, generator=self._generator, device=self._padded.device)
+            self._left = list(order[: self.steps * self.batch].split(self.batch))
+        rows = self._left.pop()
+        return rows, augment.crop_flip(self._padded, rows, self._size, flip, self._generator)
 
 
 def predict_logits(
@@ -153,56 +271,12 @@ def predict_logits(
     return torch.cat(parts).double().cpu().numpy()
 
 
-def _check_finite(which: str, loss: float, epoch: int, optimizer: torch.optim.Optimizer) -> None:
+def _check_finite(which: str, loss: float, epoch: int, lr: float) -> None:
     if not math.isfinite(loss):
         raise LabelcurveError(
-            f"the {which} loss is {loss} in epoch {epoch} at learning rate "
-            f"{optimizer.param_groups[0]['lr']:.4g}: nothing was published"
+            f"the {which} loss is {loss} in epoch {epoch} at learning rate {lr:.4g}: nothing was "
+            "published"
         )
-
-
-def _to_device(images: NDArray[np.uint8], device: Device) -> Tensor:
-    """[N, H, W, 3] on the host to [N, 3, H, W] on the device, laid out as channels_last."""
-    tensor = torch.from_numpy(np.array(images)).to(device.device)
-    return tensor.permute(0, 3, 1, 2)
-
-
-def _batches(
-    n: int, batch: int, generator: torch.Generator, device: torch.device
-) -> Iterator[Tensor]:
-    order = torch.randperm(n, generator=generator, device=device)
-    for first in range(0, n - batch + 1, batch):
-        yield order[first : first + batch]
-
-
-def _optimizer(
-    network: Network, recipe: Recipe, steps: int
-) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
-    if recipe.optimizer == "adam":
-        adam = torch.optim.Adam(network.parameters(), lr=recipe.lr)
-        return adam, torch.optim.lr_scheduler.ReduceLROnPlateau(
-            adam, factor=0.5, patience=recipe.plateau_patience - 1
-        )
-    # No weight decay on biases and batch norm (He et al., Bag of Tricks, 2019).
-    decayed = [p for p in network.parameters() if p.ndim > 1]
-    kept = [p for p in network.parameters() if p.ndim <= 1]
-    groups: list[dict[str, Any]] = [
-        {"params": decayed, "weight_decay": recipe.weight_decay},
-        {"params": kept},
-    ]
-    sgd = torch.optim.SGD(
-        groups,
-        lr=recipe.lr,
-        momentum=0.9,
-        nesterov=True,
-    )
-    total = steps * recipe.epochs
-    rise = max(1, round(0.2 * total))
-
-    def triangle(step: int) -> float:
-        return min((step + 1) / rise, (total - step) / max(1, total - rise))
-
-    return sgd, torch.optim.lr_scheduler.LambdaLR(sgd, triangle)
 
 
 def _averaged(network: Network, recipe: Recipe, steps: int) -> AveragedModel | None:
@@ -225,8 +299,7 @@ def _averaged(network: Network, recipe: Recipe, steps: int) -> AveragedModel | N
     return AveragedModel(network, multi_avg_fn=average, use_buffers=True)
 
 
-def _row(row: Epoch, epochs: int, elapsed: float) -> str:
-    left = elapsed / row.epoch * (epochs - row.epoch)
+def _row(row: Epoch, epochs: int, left: float) -> str:
     return (
         f"{row.epoch:3d}/{epochs:<3d} {row.train_loss:8.4f} {row.train_accuracy:9.4f} "
         f"{row.val_loss:9.4f} {row.val_accuracy:13.4f} {row.val_f1:7.4f} {row.lr:8.5f} "

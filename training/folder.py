@@ -60,6 +60,28 @@ def folder(path: Path, say: Say) -> Source:
     )
 
 
+def unlabelled(path: Path, say: Say) -> Source:
+    """Every image below a folder, whatever its folders are called."""
+    if not path.is_dir():
+        raise DataError(f"--data {path}: with --unlabelled it must be a folder of images")
+    files = [f for f in sorted(path.rglob("*")) if not f.is_dir() and not _hidden(f, path)]
+    paths = [file for file in files if file.suffix.lower() in SUFFIXES]
+    if not paths:
+        raise DataError(f"{path} holds no image ({', '.join(sorted(SUFFIXES))})")
+    if len(paths) < len(files):
+        say(f"{path}: {len(files) - len(paths)} files without an image extension are ignored")
+    with ThreadPoolExecutor() as pool:
+        hashes = list(pool.map(_hash, paths))
+    listing = [f"{p.relative_to(path)} {h}" for p, h in zip(paths, hashes, strict=True)]
+    return Source(
+        name=name_of(path),
+        fingerprint=hashlib.sha256("\n".join(["unlabelled", *listing]).encode()).hexdigest(),
+        class_names=(),
+        size=32,
+        splits={"train": Rows(np.zeros(len(paths), np.int64), _reader(paths), _namer(paths))},
+    )
+
+
 def _class_files(root: Path, say: Say) -> dict[str, list[Path]]:
     classes: dict[str, list[Path]] = {}
     other: Counter[str] = Counter()

@@ -7,7 +7,7 @@ import platform
 import shlex
 import sys
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -20,17 +20,22 @@ from numpy.typing import NDArray
 from bundle import preprocess, store
 from bundle.errors import BundleError
 from bundle.machine import git_commit, versions
-from bundle.manifest import Dataset, Manifest, Metrics, Preprocessing, Run
-from training import card, data, evaluate, export, finetune, fractions
-from training.backbones import Network, ReferenceNet, ResNet9, n_parameters
+from bundle.manifest import Dataset, Manifest, Metrics, Preprocessing, Pretrained, Run
+from training import card, data, evaluate, export, finetune, fractions, pretrain_job
+from training.backbones import build, n_parameters
+from training.budget import Budget
 from training.data import Data
 from training.device import FP32_CPU, Device, choose, hardware
+from training.extractor import Extractor
 from training.fractions import Subset
 from training.history import EventWriter
 from training.options import Options
 from training.recipes import Recipe, recipe
 
 PACKAGES = ("labelcurve", "numpy", "onnx", "onnxruntime", "onnxscript", "pillow", "torch")
+
+ENDLESS = 10_000
+"""Epochs where time sets the end."""
 
 TEST_FIGURES = {"accuracy", "f1", "precision", "recall"}
 
@@ -75,7 +80,23 @@ def run(options: Options) -> dict[str, Any]:
     commit = git_commit(
         Path(__file__)
     )  # of the code that was loaded, not of what lies there at the end
-    bundles = [_train_one(options, images, subset, device, commit) for subset in subsets]
+    plans = [_recipe(options, images, subset) for subset in subsets]
+    work = [plan.work(len(subset.train)) for plan, subset in zip(plans, subsets, strict=True)]
+    budget = Budget(start, options.max_minutes, work, len(images.test))
+    pretrained = pretrain_job.obtain(
+        options.extractor,
+        images,
+        plans[0],
+        device,
+        flip=_flip(options),
+        seed=options.seed,
+        cache=options.cache,
+        seconds=budget.pretraining(),
+    )
+    bundles = [
+        _train_one(options, images, subset, plan, pretrained, device, commit, budget)
+        for subset, plan in zip(subsets, plans, strict=True)
+    ]
     say(f"\ndone in {time.monotonic() - start:.0f} s")
     return {"bundles": bundles}
 
@@ -91,18 +112,32 @@ class _Stopwatch:
 
 
 def _train_one(
-    options: Options, images: Data, subset: Subset, device: Device, commit: str | None
+    options: Options,
+    images: Data,
+    subset: Subset,
+    plan: Recipe,
+    pretrained: Extractor | None,
+    device: Device,
+    commit: str | None,
+    budget: Budget,
 ) -> dict[str, Any]:
     began, started = time.monotonic(), datetime.now(UTC)
     watch = _Stopwatch({})
     name = bundle_name(options.name or images.name, options.preset, subset.fraction)
     train, val = images.train.take(subset.train), images.train.take(subset.val)
-    say(f"\n{name}: {len(train):,} labels to train and {len(val):,} to validate")
+    # Images of the training split of which no label is used; those held out stay out.
+    others = np.zeros(0, np.int64)
+    if plan.consistency > 0:
+        used = np.concatenate([subset.train, subset.val_pool])
+        others = np.setdiff1d(np.arange(len(images.train)), used)
+    more = f", and {len(others):,} other images without labels" if len(others) else ""
+    say(f"\n{name}: {len(train):,} labels to train and {len(val):,} to validate{more}")
 
     # Fine-tune
-    plan = _recipe(options, images, len(train))
     torch.manual_seed(options.seed)
-    network = _network(plan, images)
+    network = build(plan.backbone, images.train.images, len(images.class_names))
+    if pretrained is not None:
+        pretrained.load_into(network)
     with EventWriter(options.out / ".runs" / name / f"{started:%Y%m%d-%H%M%S}") as events:
         result = finetune.finetune(
             network,
@@ -111,6 +146,8 @@ def _train_one(
             plan,
             device,
             options.seed,
+            unlabelled=images.train.images[others],
+            seconds=budget.finetuning(),
             say=say,
             on_epoch=events.write,
         )
@@ -144,6 +181,7 @@ def _train_one(
         test_metrics, judged, judged_labels = _measure(runtime, images.test)
     watch.stage("evaluate", since)
     watch.stage("total", began)
+    budget.done(watch.seconds["total"] - watch.seconds["train"])
 
     manifest = Manifest(
         name=name,
@@ -159,6 +197,8 @@ def _train_one(
         n_labels_train=len(train),
         n_labels_val=len(val),
         indices_hash=subset.hash,
+        n_unlabelled=len(others),
+        extractor=_pretrained(pretrained),
         seed=options.seed,
         preset=options.preset,
         backbone=plan.backbone,
@@ -181,6 +221,7 @@ def _train_one(
         host=platform.node(),
         hardware=hardware(device),
         seconds=watch.seconds,
+        pretraining_seconds=pretrained.card.seconds if pretrained else None,
         history=result.history,
         report=evaluate.report(judged, judged_labels, images.class_names),
         confusion=evaluate.confusion(judged, judged_labels, len(images.class_names)),
@@ -212,21 +253,33 @@ def bundle_name(dataset: str, preset: str, fraction: float) -> str:
     return f"{dataset}-{middle}{fraction * 100:.6g}"
 
 
-def _recipe(options: Options, images: Data, n_labels: int) -> Recipe:
-    flip = not options.no_flip and options.data != "digits"
-    plan = recipe(options.preset, n_labels, flip)
-    return plan if options.epochs is None else plan.with_epochs(options.epochs)
+def _recipe(options: Options, images: Data, subset: Subset) -> Recipe:
+    plan = recipe(
+        options.preset,
+        len(subset.train),
+        flip=_flip(options),
+        pretrained=options.extractor != "none",
+    )
+    if options.no_unlabelled or subset.fraction == 1:
+        plan = replace(plan, consistency=0.0)
+    if options.max_minutes is not None:
+        plan = replace(plan, epochs=ENDLESS)
+    return plan if options.epochs is None else replace(plan, epochs=options.epochs)
 
 
-def _network(plan: Recipe, images: Data) -> Network:
-    """The untrained network; its normalisation comes from all training pixels, without labels."""
-    mean, std = torch.zeros(3), torch.ones(3)
-    if plan.normalise:
-        sample = images.train.images[_spread(np.arange(len(images.train)), 10_000)] / 255
-        mean = torch.from_numpy(sample.mean((0, 1, 2))).float()
-        std = torch.from_numpy(sample.std((0, 1, 2))).float().clamp_min(1e-3)
-    backbone = ResNet9() if plan.backbone == "resnet9" else ReferenceNet(images.size)
-    return Network(backbone, backbone.dim, len(images.class_names), mean, std)
+def _flip(options: Options) -> bool:
+    return not options.no_flip and options.data != "digits"
+
+
+def _pretrained(found: Extractor | None) -> Pretrained | None:
+    if found is None:
+        return None
+    return Pretrained(
+        version=found.version,
+        objective=found.card.objective,
+        dataset=found.card.dataset,
+        pixels_hash=found.card.pixels_hash,
+    )
 
 
 def _spread(rows: NDArray[np.int64], most: int) -> NDArray[np.int64]:

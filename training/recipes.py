@@ -1,4 +1,4 @@
-"""Hyperparameters of the fine-tuning, by preset and by the number of labels.
+"""Hyperparameters of pretraining and fine-tuning, by preset and by the number of images.
 
 Chosen on validation rows of CIFAR-10 with `--no-test`; see docs/log.md for what was tried.
 """
@@ -6,29 +6,97 @@ Chosen on validation rows of CIFAR-10 with `--no-test`; see docs/log.md for what
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 Preset = Literal["default", "reference"]
+Backbone = Literal["convnet", "reference"]
 
 
-@dataclass(frozen=True)
-class Recipe:
-    """What `training.finetune` needs to know."""
+Objective = Literal["contrastive", "relative-position"]
 
-    backbone: Literal["resnet9", "reference"]
-    optimizer: Literal["sgd", "adam"]
+
+@dataclass(frozen=True, kw_only=True)
+class Optimisation:
+    """What `training.optimizers` needs to know."""
+
+    optimizer: Literal["muon", "sgd", "adam"]
+    """`muon` takes Adam for vectors, that is biases and batch norm."""
     lr: float
     """Peak learning rate."""
-    schedule: Literal["triangle", "plateau"]
-    """`triangle`: up over the first fifth, then linearly to zero at the last epoch. `plateau`:
-    constant, halved after `plateau_patience` epochs without a better validation loss."""
+    lr_vectors: float = 0.0
+    """Peak learning rate of vectors with `muon`."""
+    momentum: float = 0.9
+    weight_decay: float = 0.0
+    """Of weights of two and more dimensions."""
+    warmup: float = 0.0
+    """Share of the run in which the learning rate rises from zero."""
+    decay: float = 0.0
+    """Share of the run, at its end, in which the learning rate falls to zero."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pretraining(Optimisation):
+    """What `training.pretrain` and its objective need to know."""
+
+    objective: Objective
+    backbone: Backbone
+    epochs: float
+    batch_size: int
+    n_views: int
+    """Images that pass through the backbone for each image of the batch."""
+    view_share: float = 1.0
+    """Side of a view over the side of the image."""
+    temperature: float = 0.2
+
+
+def pretraining(objective: Objective, n_images: int, size: int) -> Pretraining:
+    """The recipe to learn an extractor from a number of images without labels.
+
+    Args:
+        objective: `relative-position` is the reference experiment's (docs/reference.md).
+        n_images: to learn from.
+        size: side of the images in pixels.
+    """
+    if objective == "relative-position":
+        return Pretraining(
+            objective=objective,
+            backbone="reference",
+            optimizer="adam",
+            lr=5e-4,
+            epochs=25,
+            batch_size=256,
+            n_views=2,
+        )
+    return Pretraining(
+        objective=objective,
+        backbone="convnet",
+        optimizer="muon",
+        lr=0.02,
+        lr_vectors=2e-3,
+        momentum=0.95,
+        warmup=0.05,
+        decay=0.7,
+        epochs=100,
+        batch_size=min(512, max(32, n_images // 8)),
+        n_views=2,
+        view_share=0.75,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe(Optimisation):
+    """What `training.finetune` needs to know."""
+
+    backbone: Backbone
+    schedule: Literal["linear", "plateau"]
+    """`linear`: `warmup` and `decay`. `plateau`: constant, halved after `plateau_patience` epochs
+    without a better validation loss."""
     epochs: int
     """At most; `patience` may end the run before."""
     patience: int
     """Stop after so many epochs without a better validation result."""
     batch_size: int
-    weight_decay: float = 0.0
     label_smoothing: float = 0.0
     crop: int = 0
     """Random shift by up to so many pixels, at an image size of 32."""
@@ -38,21 +106,36 @@ class Recipe:
     ema: float = 0.0
     """Decay of the averaged weights an epoch; 0 keeps the trained weights themselves."""
     plateau_patience: int = 3
-    normalise: bool = True
-    """By the mean and standard deviation of the training images; else to [0, 1]."""
+    probe_first: bool = False
+    """Begin with the classifier that logistic regression finds on the frozen embedding (Kumar et
+    al., Fine-tuning can distort pretrained features, 2022)."""
+    backbone_lr: float = 1.0
+    """Factor on the learning rates of the backbone; the classifier has them as they are."""
+    consistency: float = 0.0
+    """Weight of the loss on images without labels; 0 leaves them out."""
+    unlabelled_ratio: int = 1
+    """Images without labels for each labelled one of a batch."""
+    unlabelled_from: float = 0.0
+    """Share of the run after which they take part."""
+    confidence: float = 0.0
+    """The teacher's smallest probability for an image to count."""
+    sharpening: float = 1.0
+    """Divides the teacher's logits."""
 
-    def with_epochs(self, epochs: int) -> Recipe:
-        """The same with another number of epochs."""
-        return replace(self, epochs=epochs)
+    def work(self, n_labels: int) -> float:
+        """Images that pass through the network in a run, as a measure of its time."""
+        each = 1 + self.unlabelled_ratio * (1 - self.unlabelled_from) * (self.consistency > 0)
+        return n_labels * epochs(n_labels) * each
 
 
-def recipe(preset: Preset, n_labels: int, flip: bool) -> Recipe:
+def recipe(preset: Preset, n_labels: int, *, flip: bool, pretrained: bool) -> Recipe:
     """The recipe for a number of training labels.
 
     Args:
         preset: `reference` is the reference experiment's fine-tuning (docs/reference.md).
         n_labels: labelled training images.
         flip: whether mirrored images keep their class.
+        pretrained: whether the network begins with an extractor.
     """
     if preset == "reference":
         return Recipe(
@@ -63,27 +146,30 @@ def recipe(preset: Preset, n_labels: int, flip: bool) -> Recipe:
             epochs=50,
             patience=6,
             batch_size=256,
-            normalise=False,
         )
     # At least some 16 steps an epoch, so that few labels still make a run.
-    batch_size = min(128, max(16, 2 ** round(math.log2(max(1, n_labels / 16)))))
+    batch_size = min(256, max(16, 2 ** round(math.log2(max(1, n_labels / 16)))))
     return Recipe(
-        backbone="resnet9",
-        optimizer="sgd",
-        lr=0.1 * batch_size / 128,
-        schedule="triangle",
-        epochs=_epochs(n_labels),
-        patience=15,
+        backbone="convnet",
+        optimizer="muon",
+        lr=0.02 * (batch_size / 256) ** 0.5,
+        lr_vectors=2e-3,
+        momentum=0.9,
+        schedule="linear",
+        warmup=0.1,
+        decay=0.9,
+        epochs=epochs(n_labels),
+        patience=0,
         batch_size=batch_size,
-        weight_decay=1e-3,
+        weight_decay=0.0,
         label_smoothing=0.1,
         crop=4,
         flip=flip,
-        cutout=12,
+        cutout=8,
         ema=0.9,
     )
 
 
-def _epochs(n_labels: int) -> int:
+def epochs(n_labels: int) -> int:
     """Fewer labels are seen more often: 450,000 images in a run, but none more than 44 times."""
     return min(44, max(10, 450_000 // n_labels))

@@ -1,0 +1,68 @@
+"""How the minutes of `--max-minutes` are shared out."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+from bundle.errors import LabelcurveError
+
+PRETRAINING = 0.4
+"""Share of the time for an extractor that has to be made first."""
+
+AFTERWARDS = 20.0
+"""Seconds for export, parity and publication of the first bundle; then they have been measured."""
+
+IMAGES_PER_S = 500.0
+"""At which the first bundle is expected to be tested at least."""
+
+SPARE = 0.02
+"""Of the time left, kept back."""
+
+
+class Budget:
+    """The time of a run, or no limit at all.
+
+    Args:
+        start: of the run, by `time.monotonic`.
+        minutes: of `--max-minutes`.
+        work: of each model in the order in which they are trained: images to learn from.
+        n_test: images that each is tested on.
+    """
+
+    def __init__(
+        self, start: float, minutes: float | None, work: Sequence[float], n_test: int
+    ) -> None:
+        self._end = None if minutes is None else start + minutes * 60
+        self._minutes = minutes
+        self._waiting = list(work)
+        self._afterwards = AFTERWARDS + n_test / IMAGES_PER_S
+
+    def pretraining(self) -> float | None:
+        """Seconds for making an extractor; None where there is no limit."""
+        if self._end is None:
+            return None
+        return max(1.0, PRETRAINING * (self._end - time.monotonic()))
+
+    def finetuning(self) -> float | None:
+        """Seconds for training the next model, by its share of the work that is left.
+
+        Raises:
+            LabelcurveError: nothing is left.
+        """
+        if self._end is None:
+            return None
+        left = (self._end - time.monotonic()) * (1 - SPARE)
+        left -= self._afterwards * len(self._waiting)
+        if left <= 1:
+            raise LabelcurveError(
+                f"--max-minutes {self._minutes:g} leaves no time to train {len(self._waiting)} "
+                f"model(s): reading, export and test take about {self._afterwards:.0f} s each. "
+                "Allow more minutes or fewer fractions"
+            )
+        return left * self._waiting[0] / sum(self._waiting)
+
+    def done(self, afterwards: float) -> None:
+        """A model is published; what came after its training took so many seconds."""
+        self._waiting.pop(0)
+        self._afterwards = afterwards

@@ -1,0 +1,224 @@
+"""Feature extractors as files: weights in safetensors, with the card inside and beside it."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from bundle.errors import LabelcurveError
+from training.backbones import Network
+
+SHIPPED = Path(__file__).with_name("extractors")
+"""Made by `pretrain` and part of the package."""
+
+
+class Pretraining(BaseModel):
+    """One run of `pretrain`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    command: str
+    started: str
+    """ISO 8601, UTC."""
+    epochs: float
+    views_seen: int
+    """Images that passed through the backbone, forward and backward."""
+    seconds: float
+    hardware: str
+    precision: str
+    seed: int
+    recipe: dict[str, object]
+    packages: dict[str, str]
+    git_commit: str | None
+    loss: float
+    """Mean over the last epoch."""
+
+
+class Card(BaseModel):
+    """What an extractor is and how it came about."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    dataset: str
+    pixels_hash: str
+    """SHA-256 over the training images, whatever their order or file format; no label."""
+    n_images: int
+    """That it learned from, without the held-out ones."""
+    image_size: int
+    backbone: str
+    objective: str
+    flip: bool
+    runs: tuple[Pretraining, ...]
+    """The last one is the newest; each started from the weights of the one before."""
+    n_held_out: int
+    knn: float | None
+    """Accuracy of 20 nearest neighbours (cosine) on held-out training images; None without
+    labels."""
+    probe: float | None
+    """Accuracy of ridge regression on the frozen embedding, same images."""
+
+    @property
+    def seconds(self) -> float:
+        """Of all runs."""
+        return sum(run.seconds for run in self.runs)
+
+
+@dataclass(frozen=True)
+class Extractor:
+    """Weights for `Network`, all but the classifier."""
+
+    card: Card
+    weights: dict[str, Tensor]
+    """float32, on the CPU, by the names in `Network.state_dict()`."""
+    path: Path
+    version: str
+    """First 12 digits of a SHA-256 over the weights."""
+
+    def load_into(self, network: Network) -> None:
+        """Replaces all weights of `network` but the classifier's.
+
+        Raises:
+            LabelcurveError: made for another backbone.
+        """
+        own = network.state_dict()
+        expected = {name for name in own if not name.startswith("classifier.")}
+        wrong = [
+            name
+            for name in sorted(expected | set(self.weights))
+            if name not in expected
+            or name not in self.weights
+            or self.weights[name].shape != own[name].shape
+        ]
+        if wrong:
+            raise LabelcurveError(
+                f"{self.path} holds a {self.card.backbone} for {self.card.image_size} px that does "
+                f"not fit this network (first difference: {wrong[0]}): make one with `pretrain` "
+                "on the same preset and --image-size, or train with --extractor none"
+            )
+        network.load_state_dict(self.weights, strict=False)
+
+
+def write(path: Path, network: Network, card: Card) -> None:
+    """Writes `path` and a card for people beside it (`.md`), each beside and renamed.
+
+    Matrices and convolutions are kept in float16, half the size; vectors in float32.
+
+    Raises:
+        LabelcurveError: the folder cannot be written.
+    """
+    weights = {
+        name: (value.half() if value.ndim > 1 and value.is_floating_point() else value)
+        .detach()
+        .cpu()
+        .contiguous()
+        for name, value in network.state_dict().items()
+        if not name.startswith("classifier.")
+    }
+    data = save(weights, {"card": card.model_dump_json()})
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        for target, content in ((path, data), (path.with_suffix(".md"), _text(card).encode())):
+            replace(target, content)
+    except OSError as error:
+        raise LabelcurveError(
+            f"cannot write {error.filename or path}: {error.strerror}. Make room, or name another "
+            "file with --out"
+        ) from error
+
+
+def replace(path: Path, content: bytes) -> None:
+    """Writes a file so that readers see the old content or the new, never a part."""
+    handle, beside = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(beside).chmod(0o644)
+        Path(beside).replace(path)
+    except BaseException:
+        Path(beside).unlink(missing_ok=True)
+        raise
+
+
+def read(path: Path) -> Extractor:
+    """Reads an extractor.
+
+    Raises:
+        LabelcurveError: no such file, or not one that `pretrain` wrote.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        card = Card.model_validate_json(metadata["card"])
+    except OSError as error:
+        raise LabelcurveError(f"--extractor {path}: {error.strerror or error}") from error
+    except (SafetensorError, KeyError, ValidationError) as error:
+        raise LabelcurveError(
+            f"--extractor {path}: not a file that `pretrain` wrote ({type(error).__name__})"
+        ) from error
+    floats = {k: v.float() if v.is_floating_point() else v for k, v in weights.items()}
+    digest = hashlib.sha256()
+    for name in sorted(weights):
+        digest.update(name.encode() + weights[name].numpy().tobytes())
+    return Extractor(card, floats, path, digest.hexdigest()[:12])
+
+
+def find(pixels_hash: str, backbone: str, size: int, flip: bool, cache: Path) -> Extractor | None:
+    """The shipped extractor of these images, else the one that `pretrain` left in the cache."""
+    own = cached(pixels_hash, backbone, size, flip, cache)
+    for path in [*sorted(SHIPPED.glob("*.safetensors")), own]:
+        if not path.exists():
+            continue
+        found = read(path)
+        card = found.card
+        made_for = (card.pixels_hash, card.backbone, card.image_size, card.flip)
+        if made_for == (pixels_hash, backbone, size, flip):
+            return found
+    return None
+
+
+def cached(pixels_hash: str, backbone: str, size: int, flip: bool, cache: Path) -> Path:
+    """Where `pretrain` leaves an extractor unless it is told otherwise."""
+    turned = "" if flip else "-no-flip"
+    return cache / "extractors" / f"{pixels_hash[:20]}-{backbone}-{size}{turned}.safetensors"
+
+
+def _text(card: Card) -> str:
+    runs = "\n".join(
+        f"- `{run.command}`: {run.epochs:.6g} epochs, {run.views_seen:,} views, "
+        f"{run.seconds / 60:.0f} min on {run.hardware} ({run.precision}), started {run.started}, "
+        f"loss {run.loss:.4f} at the end, commit {run.git_commit or 'unknown'}, "
+        + ", ".join(f"{name} {version}" for name, version in run.packages.items())
+        for run in card.runs
+    )
+    judged = "No labels were there to judge it by."
+    if card.knn is not None and card.probe is not None:
+        judged = (
+            f"On {card.n_held_out:,} training images that it did not see: k-NN accuracy "
+            f"{card.knn:.4f} (20 neighbours, cosine), linear probe {card.probe:.4f} (ridge "
+            "regression on the frozen embedding). The labels were used for these two figures "
+            "alone; the test images not at all."
+        )
+    return f"""# Feature extractor for {card.dataset}
+
+{card.backbone} at {card.image_size} px, learned without labels from {card.n_images:,} training
+images; objective {card.objective}{"" if card.flip else ", images never mirrored"}.
+
+{judged}
+
+## Made by
+
+{runs}
+
+Pixels hash `{card.pixels_hash[:16]}`.
+"""

@@ -1,0 +1,182 @@
+"""Learning a feature extractor from images without labels, with checkpoints."""
+
+from __future__ import annotations
+
+import io
+import math
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from bundle.errors import LabelcurveError
+from training import extractor
+from training.backbones import Network
+from training.device import Device
+from training.objectives import Objective
+from training.optimizers import Optimizers
+from training.probe import Probe
+from training.recipes import Pretraining
+
+HEADER = "   epoch      loss    k-NN        lr   views/s  seconds     left"
+
+CHECKPOINT_SECONDS = 60.0
+
+
+@dataclass(frozen=True)
+class Result:
+    """A pretrained network and how it came about."""
+
+    epochs: float
+    views_seen: int
+    seconds: float
+    """Of training, over all parts of an interrupted run."""
+    loss: float
+    """Mean over the last tenth of the run."""
+
+
+def pretrain(
+    network: Network,
+    objective: Objective,
+    images: Tensor,
+    recipe: Pretraining,
+    device: Device,
+    seed: int,
+    *,
+    probe: Probe | None = None,
+    checkpoint: Path | None = None,
+    key: str = "",
+    seconds: float | None = None,
+    say: Callable[[str], None] = print,
+) -> Result:
+    """Trains `network`'s backbone in place; its classifier stays as it is.
+
+    Args:
+        images: uint8 [N, 3, H, W] on the device.
+        probe: judges the backbone at each tenth of the run.
+        checkpoint: written each minute; when it is there, the run goes on from it.
+        key: what the checkpoint must have been written for.
+        seconds: the run ends then at the latest, with the learning rate at its end.
+
+    Raises:
+        LabelcurveError: the loss is not finite, or the checkpoint belongs to another run.
+    """
+    assert isinstance(objective, nn.Module)
+    objective.to(device.device)
+    generator = torch.Generator(device.device)
+    batch = min(recipe.batch_size, len(images))
+    steps = len(images) // batch
+    total = max(1, round(recipe.epochs * steps))
+    modules = nn.ModuleDict({"backbone": network.backbone, "objective": objective})
+    optimizers = Optimizers([(modules, 1.0)], recipe)
+    step, before, losses, shown = 0, 0.0, torch.zeros((), device=device.device), 0
+    if checkpoint is not None and checkpoint.exists():
+        state = _read(checkpoint, key)
+        modules.load_state_dict(state["modules"])
+        optimizers.load_state_dict(state["optimizers"])
+        step, before, shown = state["step"], state["seconds"], state["shown"]
+        losses = state["losses"].to(device.device)
+        say(f"going on at epoch {step / steps:.1f} from {checkpoint}")
+    modules.train()
+    network.train()
+    start = saved = time.monotonic()
+    since_row, row_step = start, step
+    say(HEADER)
+    loss_shown = math.nan
+    order: tuple[int, Tensor] | None = None
+    while True:
+        elapsed = before + time.monotonic() - start
+        progress = step / total if seconds is None else max(step / total, elapsed / seconds)
+        tenth = min(10, int(progress * 10 + 1e-9))
+        if tenth > shown or progress >= 1:
+            loss_shown = float(losses) / max(1, step - row_step)
+            if not math.isfinite(loss_shown):
+                raise LabelcurveError(
+                    f"the pretraining loss is {loss_shown} at epoch {step / steps:.1f}: nothing "
+                    "was written"
+                )
+            now = time.monotonic()
+            rate = (step - row_step) * batch * recipe.n_views / max(1e-9, now - since_row)
+            accuracy = f"{probe.knn(network):.4f}" if probe else "-"
+            left = elapsed / max(progress, 1e-9) * (1 - min(1, progress))
+            say(
+                f"{step / steps:6.1f}/{recipe.epochs:<4g}{loss_shown:7.4f}{accuracy:>8} "
+                f"{optimizers.lr:9.5f} {rate:9.0f} {elapsed:8.0f} {left:6.0f} s"
+            )
+            shown, losses, row_step = tenth, torch.zeros_like(losses), step
+            modules.train()
+            # The time of judging is not the time of training.
+            start += time.monotonic() - now
+            since_row = time.monotonic()
+            if progress >= 1:
+                break
+        epoch, place = divmod(step, steps)
+        if order is None or order[0] != epoch:
+            order = (epoch, _permutation(len(images), seed, epoch).to(device.device))
+        # The randomness of a step depends on nothing but its number: a run that goes on after an
+        # interruption is the same run.
+        generator.manual_seed(_mix(seed, step))
+        torch.manual_seed(_mix(seed, step))
+        rows = order[1][place * batch : (place + 1) * batch]
+        optimizers.begin(progress)
+        loss = objective(network, images[rows], generator)
+        loss.backward()
+        optimizers.step()
+        losses += loss.detach()
+        step += 1
+        if checkpoint is not None and time.monotonic() - saved > CHECKPOINT_SECONDS:
+            _write(
+                checkpoint,
+                {
+                    "key": key,
+                    "modules": modules.state_dict(),
+                    "optimizers": optimizers.state_dict(),
+                    "step": step,
+                    "shown": shown,
+                    "losses": losses,
+                    "seconds": before + time.monotonic() - start,
+                },
+            )
+            saved = time.monotonic()
+    network.eval()
+    return Result(
+        epochs=step / steps,
+        views_seen=step * batch * recipe.n_views,
+        seconds=before + time.monotonic() - start,
+        loss=loss_shown,
+    )
+
+
+def _mix(seed: int, step: int) -> int:
+    return int(np.random.SeedSequence([seed, step]).generate_state(1, np.uint64)[0] >> 1)
+
+
+def _permutation(n: int, seed: int, epoch: int) -> Tensor:
+    order: NDArray[np.int64] = np.random.default_rng([seed, epoch, n]).permutation(n)
+    return torch.from_numpy(order)
+
+
+def _write(path: Path, state: dict[str, Any]) -> None:
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    extractor.replace(path, buffer.getvalue())
+
+
+def _read(path: Path, key: str) -> dict[str, Any]:
+    state: dict[str, Any] = {}
+    with suppress(Exception):
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    if state.get("key") != key:
+        raise LabelcurveError(
+            f"{path} is the checkpoint of a run with other arguments or images: go on with those, "
+            "or start over with --fresh"
+        )
+    return state

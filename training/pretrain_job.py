@@ -1,0 +1,286 @@
+"""The run of `pretrain`, top to bottom: data, network, objective, learning, judging, file."""
+
+from __future__ import annotations
+
+import json
+import platform
+import shlex
+import sys
+import time
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from bundle.errors import LabelcurveError
+from bundle.machine import git_commit, versions
+from training import data, extractor
+from training.backbones import build
+from training.data import Data
+from training.device import Device, choose, hardware, to_device
+from training.extractor import Card, Extractor
+from training.objectives import Contrastive, RelativePosition
+from training.options import PretrainOptions
+from training.pretrain import pretrain
+from training.probe import Probe
+from training.recipes import Objective, Pretraining, Recipe, pretraining
+from training.views import Views
+
+PACKAGES = ("labelcurve", "lightly", "numpy", "torch")
+
+HELD_OUT = 5_000
+"""Training images that judge the embedding, at most; or a tenth."""
+
+SMALLEST = 200
+"""Training images; from fewer, nothing is learnt without labels."""
+
+SHORT_IMAGES = 150_000
+"""That a short pretraining sees, each in two views."""
+
+say = partial(print, flush=True)
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to learn from, and how."""
+
+    recipe: Pretraining
+    flip: bool
+    seed: int = 0
+    labelled: bool = True
+    """Labels are there to judge by; the extractor never sees them."""
+    seconds: float | None = None
+    start: Extractor | None = None
+    """Weights to begin with."""
+
+
+def run(options: PretrainOptions) -> dict[str, Any]:
+    """Learns an extractor and writes it.
+
+    Returns:
+        The JSON document for the last line on stdout.
+
+    Raises:
+        LabelcurveError: the data, the device or the training is not as it must be.
+    """
+    began = time.monotonic()
+    if options.clear_cache:
+        data.clear(options.cache)
+    images = data.load(
+        options.data,
+        size=options.image_size,
+        cache=options.cache,
+        skip_unreadable=options.skip_unreadable,
+        labelled=not options.unlabelled,
+        say=say,
+    )
+    say(
+        f"data: {images.name}, {len(images.train):,} training images, {images.size} px, "
+        f"pixels hash {images.pixels_hash[:12]}"
+    )
+    device = choose(options.device)
+    say(f"device: {device.choice.value} ({device.choice.reason})")
+    say(f"precision: {device.precision.value} ({device.precision.reason})")
+    recipe = pretraining(options.objective, len(images.train), images.size)
+    if options.epochs is not None:
+        recipe = replace(recipe, epochs=options.epochs)
+    elif options.max_minutes is not None:
+        recipe = replace(recipe, epochs=10_000)
+    request = Request(
+        recipe,
+        flip=not options.no_flip and options.data != "digits",
+        seed=options.seed,
+        labelled=not options.unlabelled,
+        seconds=None
+        if options.max_minutes is None
+        else options.max_minutes * 60 - (time.monotonic() - began),
+        start=None if options.start is None else extractor.read(options.start),
+    )
+    out = options.out or extractor.cached(
+        images.pixels_hash,
+        recipe.backbone,
+        images.size,
+        request.flip,
+        options.cache or data.default_cache(),
+    )
+    made = make(images, request, device, out, fresh=options.fresh)
+    say(f"\nwrote {made.path} and its card, {time.monotonic() - began:.0f} s")
+    last = made.card.runs[-1]
+    return {
+        "extractor": {
+            "path": str(made.path),
+            "version": made.version,
+            "objective": made.card.objective,
+            "pixels_hash": made.card.pixels_hash,
+            "epochs": last.epochs,
+            "seconds": last.seconds,
+            "knn": made.card.knn,
+            "probe": made.card.probe,
+        }
+    }
+
+
+def obtain(
+    wanted: str,
+    images: Data,
+    recipe: Recipe,
+    device: Device,
+    *,
+    flip: bool,
+    seed: int,
+    cache: Path | None,
+    seconds: float | None,
+) -> Extractor | None:
+    """The extractor that `train --extractor` names.
+
+    Args:
+        seconds: a pretraining that is needed first ends after so many at the latest.
+
+    Raises:
+        LabelcurveError: no such extractor, or one that does not fit.
+    """
+    if wanted == "none":
+        return None
+    cache = cache or data.default_cache()
+    objective: Objective = "relative-position" if recipe.backbone == "reference" else "contrastive"
+    plan = short(pretraining(objective, len(images.train), images.size), len(images.train))
+    if wanted != "auto":
+        found: Extractor | None = extractor.read(Path(wanted))
+    else:
+        found = extractor.find(images.pixels_hash, recipe.backbone, images.size, flip, cache)
+    if found is None and len(images.train) < SMALLEST:
+        say(f"extractor: none ({len(images.train)} images are too few to learn one from)")
+        return None
+    if found is None:
+        say(
+            "extractor: none is made from these images yet, so a short one is made first (a longer "
+            "`pretrain` gives a better one; --extractor none leaves it out)"
+        )
+        out = extractor.cached(images.pixels_hash, recipe.backbone, images.size, flip, cache)
+        found = make(images, Request(plan, flip, seed=seed, seconds=seconds), device, out)
+    card = found.card
+    judged = "" if card.knn is None else f", k-NN {card.knn:.4f}"
+    say(
+        f"extractor: {found.path.name} {found.version}, {card.objective} on {card.n_images:,} "
+        f"images of {card.dataset}, {card.seconds / 60:.0f} min{judged}"
+    )
+    return found
+
+
+def make(
+    images: Data, request: Request, device: Device, out: Path, *, fresh: bool = False
+) -> Extractor:
+    """Learns an extractor from the training images, writes it to `out` and reads it back."""
+    started = datetime.now(UTC)
+    commit = git_commit(Path(__file__))
+    recipe = request.recipe
+    learn, held = split(len(images.train))
+    torch.manual_seed(request.seed)
+    network = build(recipe.backbone, images.train.images[learn], 2)
+    if request.start is not None:
+        request.start.load_into(network)
+    network = network.to(device.device).to(memory_format=torch.channels_last)
+    pixels = to_device(images.train.images[learn], device)
+    probe = None
+    if request.labelled and len(held):
+        probe = Probe(
+            pixels,
+            images.train.labels[learn],
+            to_device(images.train.images[held], device),
+            images.train.labels[held],
+            device,
+        )
+    say(
+        f"\n{recipe.objective} on {len(learn):,} images; {len(held):,} held out "
+        + ("to judge by k-NN" if probe else "(no labels to judge by)")
+    )
+    objective: Contrastive | RelativePosition
+    if recipe.objective == "relative-position":
+        objective = RelativePosition(images.size, device)
+    else:
+        side = max(8, round(recipe.view_share * images.size))
+        views = Views(size=side, flip=request.flip)
+        objective = Contrastive(network.dim, views, recipe.n_views, recipe.temperature, device)
+    checkpoint = out.with_name(f".{out.stem}.checkpoint")
+    if fresh:
+        checkpoint.unlink(missing_ok=True)
+    result = pretrain(
+        network,
+        objective,
+        pixels,
+        recipe,
+        device,
+        request.seed,
+        probe=probe,
+        checkpoint=checkpoint,
+        key=_key(images, request, learn),
+        seconds=request.seconds,
+        say=say,
+    )
+    knn = linear = None
+    if probe is not None:
+        knn, linear = probe.knn(network), probe.linear(network)
+        say(f"k-NN {knn:.4f}, linear probe {linear:.4f} on {len(held):,} held-out training images")
+    this = extractor.Pretraining(
+        command=shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        started=started.isoformat(timespec="seconds"),
+        epochs=round(result.epochs, 3),
+        views_seen=result.views_seen,
+        seconds=round(result.seconds, 1),
+        hardware=hardware(device),
+        precision=device.precision.value,
+        seed=request.seed,
+        recipe=asdict(recipe),
+        packages={"python": platform.python_version(), **versions(PACKAGES)},
+        git_commit=commit,
+        loss=result.loss,
+    )
+    card = Card(
+        dataset=images.name,
+        pixels_hash=images.pixels_hash,
+        n_images=len(learn),
+        image_size=images.size,
+        backbone=recipe.backbone,
+        objective=recipe.objective,
+        flip=request.flip,
+        runs=(*(request.start.card.runs if request.start else ()), this),
+        n_held_out=len(held),
+        knn=knn,
+        probe=linear,
+    )
+    extractor.write(out, network, card)
+    checkpoint.unlink(missing_ok=True)
+    return extractor.read(out)
+
+
+def split(n: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Rows to learn from and rows held out, evenly spaced in the order of the digests."""
+    if n < 20:
+        raise LabelcurveError(f"{n} training images: pretraining needs 20 at least")
+    held = np.linspace(0, n - 1, min(HELD_OUT, n // 10)).astype(np.int64)
+    return np.setdiff1d(np.arange(n), held), held
+
+
+def short(recipe: Pretraining, n_images: int) -> Pretraining:
+    """The same with as many passes as take some minutes on two cores."""
+    if recipe.objective == "relative-position":
+        return recipe
+    return replace(recipe, epochs=min(recipe.epochs, max(1.0, SHORT_IMAGES / n_images)))
+
+
+def _key(images: Data, request: Request, learn: NDArray[np.int64]) -> str:
+    parts = {
+        "pixels": images.pixels_hash,
+        "size": images.size,
+        "recipe": asdict(request.recipe),
+        "flip": request.flip,
+        "seed": request.seed,
+        "n": len(learn),
+        "start": request.start.version if request.start else None,
+    }
+    return json.dumps(parts, sort_keys=True)

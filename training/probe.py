@@ -1,0 +1,74 @@
+"""How good an embedding is, judged by labels that never reach the training of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from sklearn.linear_model import RidgeClassifier
+from sklearn.neighbors import KNeighborsClassifier
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from torch import Tensor
+
+from training.backbones import Network
+from training.device import Device
+
+NEIGHBOURS = 20
+BANK = 20_000
+"""Neighbours are sought among so many images at most."""
+
+
+@dataclass(frozen=True)
+class Probe:
+    """Training images with labels, and held-out ones to classify."""
+
+    images: Tensor
+    """uint8 [N, 3, H, W]"""
+    labels: NDArray[np.int64]
+    held_out: Tensor
+    held_out_labels: NDArray[np.int64]
+    device: Device
+
+    def knn(self, network: Network) -> float:
+        """Accuracy of the 20 nearest by cosine, weighted by nearness (Wu et al., 2018)."""
+        step = -(-len(self.images) // BANK)
+        bank = embed(network, self.images[::step], self.device)
+        queries = embed(network, self.held_out, self.device)
+        # Around the mean: the embedding of a rectifier points into one corner.
+        mean = bank.mean(0)
+        classifier = KNeighborsClassifier(
+            n_neighbors=min(NEIGHBOURS, len(bank)), weights=_nearness, algorithm="brute"
+        )
+        classifier.fit(_unit(bank - mean), self.labels[::step])
+        found = classifier.predict(_unit(queries - mean))
+        return float((found == self.held_out_labels).mean())
+
+    def linear(self, network: Network) -> float:
+        """Accuracy of ridge regression on the standardised embedding of all training images."""
+        model = make_pipeline(StandardScaler(), RidgeClassifier(alpha=100.0))
+        model.fit(embed(network, self.images, self.device), self.labels)
+        found = model.predict(embed(network, self.held_out, self.device))
+        return float((found == self.held_out_labels).mean())
+
+
+def embed(
+    network: Network, images: Tensor, device: Device, batch: int = 500
+) -> NDArray[np.float32]:
+    """Uint8 [N, 3, H, W] to float32 [N, D], in evaluation mode."""
+    network.eval()
+    with torch.inference_mode(), device.autocast():
+        parts = [network.embed(network.normalise(part)).float() for part in images.split(batch)]
+    return torch.cat(parts).cpu().numpy()
+
+
+def _unit(rows: NDArray[np.float32]) -> NDArray[np.float32]:
+    return F.normalize(torch.from_numpy(rows), dim=1).numpy()
+
+
+def _nearness(distances: NDArray[np.float64]) -> NDArray[np.float64]:
+    # Of unit vectors, the squared distance is 2 - 2 cos; exp(cos / 0.1).
+    return np.exp((1 - distances**2 / 2) / 0.1)
