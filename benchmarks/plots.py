@@ -61,14 +61,14 @@ def learning_curve(report: Report) -> str:
     with style.context(_STYLE):
         figure = Figure(figsize=(7.2, 3.4), layout="constrained")
         axes = figure.subplots()
-        presets = sorted({model.preset for model in report.models})
-        for preset, dashes in zip(presets, ("-", "--", ":", "-.") * len(presets), strict=False):
-            chosen = [model for model in report.models if model.preset == preset]
+        variants = sorted({model.variant for model in report.models})
+        for variant, dashes in zip(variants, ("-", "--", ":", "-.") * len(variants), strict=False):
+            chosen = [model for model in report.models if model.variant == variant]
             labels = sorted({model.n_labels_train + model.n_labels_val for model in chosen})
             means = [
                 np.mean([m.accuracy.accuracy for m in chosen if _labels(m) == n]) for n in labels
             ]
-            axes.plot(labels, means, dashes, color=_GRID, zorder=1, label=preset)
+            axes.plot(labels, means, dashes, color=_GRID, zorder=1, label=variant)
         for index, model in enumerate(report.models):
             score = model.accuracy
             axes.errorbar(
@@ -99,7 +99,7 @@ def learning_curve(report: Report) -> str:
         axes.yaxis.set_major_formatter(PercentFormatter(1))
         axes.set_xlabel("labels (training and validation)")
         axes.set_ylabel("test accuracy")
-        if len(presets) > 1:
+        if len(variants) > 1:
             axes.legend()
         return _svg(figure, "Test accuracy over the number of labels")
 

@@ -141,6 +141,12 @@ class Model(_Record):
     graph_bytes: int
     epochs: int
     best_epoch: int
+    extractor: str | None = None
+    """Objective of the extractor that it began with; None for random weights."""
+    n_unlabelled: int = 0
+    """Other training images that taught without their labels."""
+    pretraining_seconds: float | None = None
+    """What the extractor had cost when it was made, on whatever machine."""
     train_seconds: float
     trained_on: str
     device: Choice
@@ -148,6 +154,14 @@ class Model(_Record):
     accuracy: Accuracy
     latency: Latency
     load: Load | None
+
+    @property
+    def variant(self) -> str:
+        """What it is besides its number of labels: `default`, `scratch`, `reference`."""
+        scratch = "scratch" if self.extractor is None else ""
+        if self.preset == "default":
+            return scratch or self.preset
+        return f"{self.preset} {scratch}".rstrip()
 
 
 class Dataset(_Record):

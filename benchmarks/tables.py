@@ -41,7 +41,7 @@ def groups(report: Report) -> list[list[Model]]:
     """Models that differ in nothing but the seed, fewest labels first."""
     found: dict[tuple[str, float, int], list[Model]] = {}
     for model in report.models:
-        found.setdefault((model.preset, model.fraction, model.n_labels_train), []).append(model)
+        found.setdefault((model.variant, model.fraction, model.n_labels_train), []).append(model)
     return list(found.values())
 
 

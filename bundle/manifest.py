@@ -144,7 +144,8 @@ class Run(_Record):
     host: str
     hardware: str
     seconds: dict[str, float]
-    """Wall time by stage: train, evaluate, export, total."""
+    """Wall time by stage: train, evaluate, export; `total` of this bundle, and `command` from the
+    start of the process to the end of this bundle."""
     pretraining_seconds: float | None = None
     """What the extractor had cost when it was made, on whatever machine that was."""
     history: tuple[Epoch, ...]

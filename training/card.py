@@ -18,7 +18,7 @@ Classifies images into {len(m.class_names)} classes: {classes}.
 
 Trained on {m.fraction * 100:.6g} % of the labels of `{m.dataset.name}`: {m.n_labels_train:,} to
 train, {m.n_labels_val:,} to choose the epoch and the temperature. No other label was used. The
-test images chose nothing.
+test images chose nothing.{_without_labels(m)}
 
 | split | images | accuracy | F1 (weighted) | precision | recall | loss |
 |---|---|---|---|---|---|---|
@@ -51,6 +51,19 @@ metadata. `serve --models DIR` answers HTTP from it, `classify PATH... --models 
 It knows only the classes above and answers with one of them for every image. It was measured on
 images like its training images; on others expect less.
 """
+
+
+def _without_labels(m: Manifest) -> str:
+    said = ""
+    if m.extractor is not None:
+        said += (
+            f"\n\nThe network began with a feature extractor (`{m.extractor.version}`, "
+            f"{m.extractor.objective}) learned without labels from images of "
+            f"`{m.extractor.dataset}`."
+        )
+    if m.n_unlabelled:
+        said += f"\n\n{m.n_unlabelled:,} other training images taught without their labels."
+    return said
 
 
 def _row(split: str, metrics: Metrics) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import signal
 import sys
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +13,9 @@ import tyro
 
 from bundle.errors import LabelcurveError
 from training.options import Options, PretrainOptions
+
+STARTED = time.monotonic()
+"""Of the process, near enough."""
 
 
 class Terminated(BaseException):
@@ -34,7 +38,7 @@ def main() -> None:
         # torch is imported only now: `--help` and typing errors answer at once.
         from training import job
 
-        return job.run(options)
+        return job.run(options, STARTED)
 
     _main(run, "bundles that were published before stay")
 
@@ -46,7 +50,7 @@ def pretrain() -> None:
         options = tyro.cli(PretrainOptions, prog="pretrain")
         from training import pretrain_job
 
-        return pretrain_job.run(options)
+        return pretrain_job.run(options, STARTED)
 
     _main(run, "the same command goes on from the last checkpoint")
 

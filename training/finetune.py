@@ -102,6 +102,7 @@ def finetune(
     history: list[Epoch] = []
     total = steps * recipe.epochs
     step, began = 0, time.monotonic()
+    of = "" if seconds is not None else f"/{recipe.epochs}"
     say(HEADER)
     while True:
         start = time.monotonic()
@@ -160,7 +161,7 @@ def finetune(
         on_epoch(row)
         elapsed = time.monotonic() - began
         progress = step / total if seconds is None else max(step / total, elapsed / seconds)
-        say(_row(row, recipe.epochs, elapsed * (1 / progress - 1) if progress < 1 else 0.0))
+        say(_row(row, of, elapsed * (1 / progress - 1) if progress < 1 else 0.0))
         key = (val_scores.accuracy, -val_scores.loss)
         if recipe.schedule == "plateau":
             key = (-val_scores.loss, 0.0)
@@ -299,9 +300,9 @@ def _averaged(network: Network, recipe: Recipe, steps: int) -> AveragedModel | N
     return AveragedModel(network, multi_avg_fn=average, use_buffers=True)
 
 
-def _row(row: Epoch, epochs: int, left: float) -> str:
+def _row(row: Epoch, of: str, left: float) -> str:
     return (
-        f"{row.epoch:3d}/{epochs:<3d} {row.train_loss:8.4f} {row.train_accuracy:9.4f} "
+        f"{row.epoch:3d}{of:<4} {row.train_loss:8.4f} {row.train_accuracy:9.4f} "
         f"{row.val_loss:9.4f} {row.val_accuracy:13.4f} {row.val_f1:7.4f} {row.lr:8.5f} "
         f"{row.images_per_s:9.0f} {row.seconds:8.1f} {left:6.0f} s"
     )

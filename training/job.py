@@ -42,8 +42,12 @@ TEST_FIGURES = {"accuracy", "f1", "precision", "recall"}
 say = partial(print, flush=True)
 
 
-def run(options: Options) -> dict[str, Any]:
+def run(options: Options, start: float | None = None) -> dict[str, Any]:
     """Trains and publishes one bundle for each fraction.
+
+    Args:
+        options: of the command.
+        start: of the process, by `time.monotonic`; None means now.
 
     Returns:
         The JSON document for the last line on stdout.
@@ -51,7 +55,7 @@ def run(options: Options) -> dict[str, Any]:
     Raises:
         LabelcurveError: the data, the device, the training or the export is not as it must be.
     """
-    start = time.monotonic()
+    start = time.monotonic() if start is None else start
     if options.clear_cache:
         data.clear(options.cache)
     images = data.load(
@@ -94,7 +98,7 @@ def run(options: Options) -> dict[str, Any]:
         seconds=budget.pretraining(),
     )
     bundles = [
-        _train_one(options, images, subset, plan, pretrained, device, commit, budget)
+        _train_one(options, images, subset, plan, pretrained, device, commit, budget, start)
         for subset, plan in zip(subsets, plans, strict=True)
     ]
     say(f"\ndone in {time.monotonic() - start:.0f} s")
@@ -120,10 +124,11 @@ def _train_one(
     device: Device,
     commit: str | None,
     budget: Budget,
+    start: float,
 ) -> dict[str, Any]:
     began, started = time.monotonic(), datetime.now(UTC)
     watch = _Stopwatch({})
-    name = bundle_name(options.name or images.name, options.preset, subset.fraction)
+    name = bundle_name(options, images.name, subset.fraction)
     train, val = images.train.take(subset.train), images.train.take(subset.val)
     # Images of the training split of which no label is used; those held out stay out.
     others = np.zeros(0, np.int64)
@@ -181,6 +186,7 @@ def _train_one(
         test_metrics, judged, judged_labels = _measure(runtime, images.test)
     watch.stage("evaluate", since)
     watch.stage("total", began)
+    watch.stage("command", start)
     budget.done(watch.seconds["total"] - watch.seconds["train"])
 
     manifest = Manifest(
@@ -247,10 +253,16 @@ def _train_one(
     }
 
 
-def bundle_name(dataset: str, preset: str, fraction: float) -> str:
-    """`cifar10-10`, `cifar10-reference-100`, `cifar10-2.5`."""
-    middle = "" if preset == "default" else f"{preset}-"
-    return f"{dataset}-{middle}{fraction * 100:.6g}"
+def bundle_name(options: Options, dataset: str, fraction: float) -> str:
+    """`cifar10-10`, `cifar10-2.5`, `cifar10-reference-100`, `cifar10-scratch-10-s1`.
+
+    What differs from the default is named, so that it can lie and be compared in one folder.
+    """
+    middle = "" if options.preset == "default" else f"{options.preset}-"
+    if options.extractor == "none":
+        middle += "scratch-"
+    seed = f"-s{options.seed}" if options.seed else ""
+    return f"{options.name or dataset}-{middle}{fraction * 100:.6g}{seed}"
 
 
 def _recipe(options: Options, images: Data, subset: Subset) -> Recipe:
@@ -330,7 +342,7 @@ def _dry_run(images: Data, subsets: list[Subset]) -> dict[str, Any]:
 def _check_replaced(options: Options, images: Data, subsets: list[Subset]) -> None:
     """A service over `--out` must not change its classes because two folders have one name."""
     for subset in subsets:
-        name = bundle_name(options.name or images.name, options.preset, subset.fraction)
+        name = bundle_name(options, images.name, subset.fraction)
         if not (options.out / name / store.CURRENT).exists():
             continue
         try:

@@ -77,17 +77,20 @@ def pretrain(
     modules = nn.ModuleDict({"backbone": network.backbone, "objective": objective})
     optimizers = Optimizers([(modules, 1.0)], recipe)
     step, before, losses, shown = 0, 0.0, torch.zeros((), device=device.device), 0
+    loss_step = 0
     if checkpoint is not None and checkpoint.exists():
         state = _read(checkpoint, key)
         modules.load_state_dict(state["modules"])
         optimizers.load_state_dict(state["optimizers"])
         step, before, shown = state["step"], state["seconds"], state["shown"]
+        loss_step = state["loss_step"]
         losses = state["losses"].to(device.device)
         say(f"going on at epoch {step / steps:.1f} from {checkpoint}")
     modules.train()
     network.train()
     start = saved = time.monotonic()
     since_row, row_step = start, step
+    of = "" if seconds is not None else f"/{recipe.epochs:g}"
     say(HEADER)
     loss_shown = math.nan
     order: tuple[int, Tensor] | None = None
@@ -96,7 +99,7 @@ def pretrain(
         progress = step / total if seconds is None else max(step / total, elapsed / seconds)
         tenth = min(10, int(progress * 10 + 1e-9))
         if tenth > shown or progress >= 1:
-            loss_shown = float(losses) / max(1, step - row_step)
+            loss_shown = float(losses) / max(1, step - loss_step)
             if not math.isfinite(loss_shown):
                 raise LabelcurveError(
                     f"the pretraining loss is {loss_shown} at epoch {step / steps:.1f}: nothing "
@@ -107,10 +110,11 @@ def pretrain(
             accuracy = f"{probe.knn(network):.4f}" if probe else "-"
             left = elapsed / max(progress, 1e-9) * (1 - min(1, progress))
             say(
-                f"{step / steps:6.1f}/{recipe.epochs:<4g}{loss_shown:7.4f}{accuracy:>8} "
+                f"{step / steps:6.1f}{of:<5}{loss_shown:7.4f}{accuracy:>8} "
                 f"{optimizers.lr:9.5f} {rate:9.0f} {elapsed:8.0f} {left:6.0f} s"
             )
-            shown, losses, row_step = tenth, torch.zeros_like(losses), step
+            shown, losses = tenth, torch.zeros_like(losses)
+            row_step = loss_step = step
             modules.train()
             # The time of judging is not the time of training.
             start += time.monotonic() - now
@@ -140,6 +144,7 @@ def pretrain(
                     "optimizers": optimizers.state_dict(),
                     "step": step,
                     "shown": shown,
+                    "loss_step": loss_step,
                     "losses": losses,
                     "seconds": before + time.monotonic() - start,
                 },

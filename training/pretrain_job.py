@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import atexit
 import json
+import os
 import platform
 import shlex
+import shutil
 import sys
+import tempfile
 import time
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
@@ -40,7 +45,8 @@ SMALLEST = 200
 """Training images; from fewer, nothing is learnt without labels."""
 
 SHORT_IMAGES = 150_000
-"""That a short pretraining sees, each in two views."""
+SHORT_EPOCHS = 30
+"""A short pretraining has so many epochs, or sees so many images where that is less."""
 
 say = partial(print, flush=True)
 
@@ -59,8 +65,12 @@ class Request:
     """Weights to begin with."""
 
 
-def run(options: PretrainOptions) -> dict[str, Any]:
+def run(options: PretrainOptions, start: float | None = None) -> dict[str, Any]:
     """Learns an extractor and writes it.
+
+    Args:
+        options: of the command.
+        start: of the process, by `time.monotonic`; None means now.
 
     Returns:
         The JSON document for the last line on stdout.
@@ -68,7 +78,7 @@ def run(options: PretrainOptions) -> dict[str, Any]:
     Raises:
         LabelcurveError: the data, the device or the training is not as it must be.
     """
-    began = time.monotonic()
+    began = time.monotonic() if start is None else start
     if options.clear_cache:
         data.clear(options.cache)
     images = data.load(
@@ -161,7 +171,9 @@ def obtain(
             "extractor: none is made from these images yet, so a short one is made first (a longer "
             "`pretrain` gives a better one; --extractor none leaves it out)"
         )
-        out = extractor.cached(images.pixels_hash, recipe.backbone, images.size, flip, cache)
+        out = extractor.cached(
+            images.pixels_hash, recipe.backbone, images.size, flip, _writable(cache)
+        )
         found = make(images, Request(plan, flip, seed=seed, seconds=seconds), device, out)
     card = found.card
     judged = "" if card.knn is None else f", k-NN {card.knn:.4f}"
@@ -170,6 +182,19 @@ def obtain(
         f"images of {card.dataset}, {card.seconds / 60:.0f} min{judged}"
     )
     return found
+
+
+def _writable(cache: Path) -> Path:
+    """The cache, or a temporary folder where it cannot be written."""
+    folder = cache / "extractors"
+    with suppress(OSError):
+        folder.mkdir(parents=True, exist_ok=True)
+    if os.access(folder, os.W_OK | os.X_OK):
+        return cache
+    beside = Path(tempfile.mkdtemp(prefix="labelcurve-"))
+    atexit.register(shutil.rmtree, beside, ignore_errors=True)
+    say(f"the cache {folder} cannot be written: the extractor is not kept")
+    return beside
 
 
 def make(
@@ -270,7 +295,7 @@ def short(recipe: Pretraining, n_images: int) -> Pretraining:
     """The same with as many passes as take some minutes on two cores."""
     if recipe.objective == "relative-position":
         return recipe
-    return replace(recipe, epochs=min(recipe.epochs, max(1.0, SHORT_IMAGES / n_images)))
+    return replace(recipe, epochs=min(SHORT_EPOCHS, max(1.0, SHORT_IMAGES / n_images)))
 
 
 def _key(images: Data, request: Request, learn: NDArray[np.int64]) -> str:

@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,9 +14,11 @@ import torch
 from training import data
 from training.data import Data
 
-QUICK = ("--data", "digits", "--image-size", "8", "--epochs", "2", "--device", "cpu")
+SMALL = ("--data", "digits", "--image-size", "8", "--device", "cpu")
+QUICK = (*SMALL, "--epochs", "2", "--extractor", "none")
 
 TRAIN = Path(sys.executable).with_name("train")
+PRETRAIN = Path(sys.executable).with_name("pretrain")
 
 # Nets of a few pixels: more threads than one mostly wait for each other.
 torch.set_num_threads(1)
@@ -25,7 +26,7 @@ torch.set_num_threads(1)
 
 @dataclass(frozen=True)
 class Finished:
-    """A `train` that has run to its end."""
+    """A command that has run to its end."""
 
     code: int
     stdout: str
@@ -39,7 +40,7 @@ class Finished:
 
 
 def environment(cache: Path) -> dict[str, str]:
-    """For a real `train`; without git, whose state may change between two runs."""
+    """For a real command; without git, whose state may change between two runs."""
     env = os.environ | {"OMP_NUM_THREADS": "1", "GIT_DIR": os.devnull}
     if env.pop("PYTHONDONTWRITEBYTECODE", None):
         # Every process would compile torch's thousands of modules anew.
@@ -48,9 +49,23 @@ def environment(cache: Path) -> dict[str, str]:
 
 
 def train(out: Path, cache: Path, *options: str) -> Finished:
-    command: Sequence[str] = [str(TRAIN), "--out", str(out), "--cache", str(cache), *options]
+    return finished(out, cache, str(TRAIN), "--out", str(out), *options)
+
+
+def pretrain(out: Path, cache: Path, *options: str) -> Finished:
+    """`pretrain`, to a file of its own."""
+    return finished(out, cache, str(PRETRAIN), "--out", str(out), *options)
+
+
+def finished(out: Path, cache: Path, *command: str) -> Finished:
+    """Runs a command with a cache, to its end."""
     done = subprocess.run(
-        command, capture_output=True, text=True, check=False, env=environment(cache), timeout=240
+        [*command, "--cache", str(cache)],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=environment(cache),
+        timeout=240,
     )
     return Finished(done.returncode, done.stdout, done.stderr, out)
 

@@ -1,17 +1,21 @@
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
 
-from training.backbones import Network, ReferenceNet, ResNet9, n_parameters
+from training.backbones import ConvNet, Group, Network, ReferenceNet, build, n_parameters
+from training.data import Data
 
 
 def network(name: str, size: int, n_classes: int = 10) -> Network:
-    backbone = ResNet9() if name == "resnet9" else ReferenceNet(size)
+    backbone = ConvNet() if name == "convnet" else ReferenceNet(size)
     return Network(backbone, backbone.dim, n_classes, torch.zeros(3), torch.ones(3))
 
 
-@pytest.mark.parametrize("name", ["resnet9", "reference"])
+@pytest.mark.parametrize("name", ["convnet", "reference"])
 @pytest.mark.parametrize("size", [8, 11, 16, 32, 48])
 def test_any_size_gives_logits_and_an_embedding(name: str, size: int) -> None:
     net = network(name, size, n_classes=7)
@@ -20,7 +24,8 @@ def test_any_size_gives_logits_and_an_embedding(name: str, size: int) -> None:
     embedding = net.embed(images)
     assert embedding.shape == (3, 256)
     assert embedding.dtype == torch.float32
-    assert (embedding >= 0).all()
+    assert embedding.isfinite().all()
+    assert embedding.std() > 0
 
 
 def test_the_reference_network_has_the_published_number_of_parameters() -> None:
@@ -31,7 +36,7 @@ def test_the_reference_network_has_the_published_number_of_parameters() -> None:
 
 
 def test_frozen_parameters_are_not_counted() -> None:
-    net = network("resnet9", 32)
+    net = network("convnet", 32)
     everything = n_parameters(net)
     net.classifier.requires_grad_(False)
     assert everything - n_parameters(net) == 256 * 10 + 10
@@ -39,7 +44,7 @@ def test_frozen_parameters_are_not_counted() -> None:
 
 def test_pixels_are_normalised_by_channel() -> None:
     mean, std = torch.tensor([0.1, 0.2, 0.3]), torch.tensor([0.5, 0.25, 1.0])
-    backbone = ResNet9()
+    backbone = ConvNet()
     net = Network(backbone, backbone.dim, 10, mean, std)
     pixels = torch.tensor([0, 51, 255], dtype=torch.uint8).view(1, 3, 1, 1).expand(2, 3, 4, 4)
     found = net.normalise(pixels)
@@ -49,20 +54,26 @@ def test_pixels_are_normalised_by_channel() -> None:
 
 
 def test_normalisation_is_saved_with_the_weights_and_never_trained() -> None:
-    net = network("resnet9", 32)
+    net = network("convnet", 32)
     assert {"mean", "std"} <= set(net.state_dict())
     assert {"mean", "std"}.isdisjoint(dict(net.named_parameters()))
 
 
-@pytest.mark.parametrize("name", ["resnet9", "reference"])
+@pytest.mark.parametrize("name", ["convnet", "reference"])
 def test_every_parameter_gets_a_gradient(name: str) -> None:
     torch.manual_seed(0)
     net = network(name, 16)
     net(torch.rand(4, 3, 16, 16)).sum().backward()
-    assert [n for n, p in net.named_parameters() if p.grad is None] == []
+    assert [n for n, p in net.named_parameters() if p.requires_grad and p.grad is None] == []
 
 
-@pytest.mark.parametrize("name", ["resnet9", "reference"])
+def test_the_whitening_and_the_scales_of_the_batch_norms_are_frozen() -> None:
+    frozen = {n for n, p in network("convnet", 16).named_parameters() if not p.requires_grad}
+    norms = {f"backbone.groups.{i}.norm{j}.weight" for i in range(3) for j in (1, 2)}
+    assert frozen == {"backbone.whiten.weight", *norms}
+
+
+@pytest.mark.parametrize("name", ["convnet", "reference"])
 def test_in_evaluation_an_image_does_not_depend_on_its_neighbours(name: str) -> None:
     torch.manual_seed(0)
     net = network(name, 16).eval()
@@ -71,3 +82,63 @@ def test_in_evaluation_an_image_does_not_depend_on_its_neighbours(name: str) -> 
         together = net(images)
         alone = torch.cat([net(image[None]) for image in images])
     assert torch.allclose(together, alone, atol=1e-5)
+
+
+def spread(n: int, size: int) -> NDArray[np.uint8]:
+    """Images whose neighbouring pixels and channels go together, as in photographs."""
+    coarse = np.random.default_rng(0).integers(0, 256, (n, size // 2, size // 2, 1))
+    fine = np.random.default_rng(1).integers(-20, 20, (n, size, size, 3))
+    return (coarse.repeat(2, 1).repeat(2, 2) + fine).clip(0, 255).astype(np.uint8)
+
+
+def test_whitened_patches_are_uncorrelated_and_of_one_size() -> None:
+    images = spread(50, 12)
+    net = build("convnet", images, 10)
+    assert isinstance(net.backbone, ConvNet)
+    pixels = net.normalise(torch.from_numpy(images).permute(0, 3, 1, 2))
+    with torch.inference_mode():
+        rows = net.backbone.whiten(pixels).transpose(0, 1).flatten(1)
+    assert torch.allclose(rows[:12], -rows[12:], atol=1e-5)
+    # Half of the images are enough for the filters, so they do not fit the others exactly.
+    second = rows[:12] @ rows[:12].T / rows.shape[1]
+    assert torch.allclose(second, torch.eye(12), atol=0.25)
+    before = pixels.unfold(2, 2, 1).unfold(3, 2, 1).permute(0, 2, 3, 1, 4, 5).reshape(-1, 12)
+    assert not torch.allclose(before.T @ before / len(before), torch.eye(12), atol=0.25)
+
+
+def test_images_of_one_colour_do_not_break_the_whitening() -> None:
+    net = build("convnet", np.full((20, 8, 8, 3), 77, np.uint8), 2)
+    out = net(net.normalise(torch.full((4, 3, 8, 8), 77, dtype=torch.uint8)))
+    assert out.isfinite().all()
+
+
+def test_a_network_is_built_to_the_mean_and_the_spread_of_its_images(digits: Data) -> None:
+    net = build("convnet", digits.train.images, 7)
+    pixels = net.normalise(torch.from_numpy(np.array(digits.train.images)).permute(0, 3, 1, 2))
+    assert pixels.mean((0, 2, 3)).tolist() == pytest.approx([0.0] * 3, abs=1e-4)
+    assert pixels.std((0, 2, 3)).tolist() == pytest.approx([1.0] * 3, abs=1e-3)
+    assert net.classifier.out_features == 7
+
+
+def test_the_reference_network_is_built_for_pixels_from_0_to_1(digits: Data) -> None:
+    net = build("reference", digits.train.images, 10)
+    assert isinstance(net.backbone, ReferenceNet)
+    white = torch.full((1, 3, 8, 8), 255, dtype=torch.uint8)
+    assert torch.equal(net.normalise(white), torch.ones(1, 3, 8, 8))
+    assert net(net.normalise(white)).shape == (1, 10)
+
+
+@pytest.mark.parametrize("size", [1, 2, 7, 8])
+def test_pooling_before_and_after_the_norm_are_the_same(size: int) -> None:
+    torch.manual_seed(0)
+    group = Group(4, 6)
+    group(torch.randn(8, 4, size, size))  # so that the norm is not the identity
+    group.eval()
+    x = torch.randn(5, 4, size, size)
+    with torch.inference_mode():
+        found = group(x)
+        # What training computes, by the statistics of evaluation.
+        pooled = F.max_pool2d(group.conv1(x), 2, ceil_mode=size < 2)
+        expected = F.gelu(group.norm2(group.conv2(F.gelu(group.norm1(pooled)))))
+    assert found.shape == (5, 6, max(1, size // 2), max(1, size // 2))
+    assert torch.allclose(found, expected, atol=1e-5)

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from bundle import store
-from bundle.manifest import Manifest, Run
+from bundle.manifest import Manifest, Pretrained, Run
 from training import card
 
 
@@ -52,3 +52,23 @@ def test_many_classes_are_counted_instead_of_listed(manifest: Manifest, record: 
     assert "120 classes" in text
     assert "species 49 and 70 more." in text
     assert "species 50" not in text
+
+
+def test_what_taught_without_labels_is_on_the_card(manifest: Manifest, record: Run) -> None:
+    began = Pretrained(
+        version="0123456789ab", objective="contrastive", dataset="photos", pixels_hash="0" * 64
+    )
+    text = card.write(
+        manifest.model_copy(update={"extractor": began, "n_unlabelled": 12_345}), record
+    )
+    assert "feature extractor (`0123456789ab`, contrastive)" in text
+    assert "without labels from images of `photos`" in text
+    assert "12,345 other training images taught without their labels." in text
+
+
+def test_where_nothing_taught_without_labels_the_card_does_not_mention_it(
+    manifest: Manifest, record: Run
+) -> None:
+    text = card.write(manifest, record)
+    assert "extractor" not in text
+    assert "without their labels" not in text

@@ -38,13 +38,15 @@ def test_the_last_line_is_the_document_and_nothing_else_is_json(trained: Finishe
         assert set(bundle["test"]) == {"accuracy", "f1", "precision", "recall"}
         assert set(bundle["parity"]) == {"max_abs_diff", "top1_agreement"}
         assert {"accuracy", "f1", "precision", "recall"} <= set(bundle["val"])
-        assert {"train", "export", "evaluate", "total"} == set(bundle["seconds"])
+        seconds = bundle["seconds"]
+        assert {"train", "export", "evaluate", "total", "command"} == set(seconds)
+        assert seconds["train"] < seconds["total"] < seconds["command"]
     assert not any(line.startswith("{") for line in trained.stdout.splitlines()[:-1])
     assert trained.stderr == ""
 
 
 def test_fractions_are_published_fewest_labels_first(trained: Finished) -> None:
-    assert [b["name"] for b in bundles(trained)] == ["digits-10", "digits-100"]
+    assert [b["name"] for b in bundles(trained)] == ["digits-scratch-10", "digits-scratch-100"]
     assert [b["fraction"] for b in bundles(trained)] == [0.1, 1.0]
     # 1,797 digits without the fifth that is test
     small, large = bundles(trained)
@@ -73,7 +75,7 @@ def test_the_document_says_what_the_bundles_hold(trained: Finished) -> None:
 
 
 def test_a_bundle_is_four_files_and_its_record_has_the_history(trained: Finished) -> None:
-    path = store.read(trained.out, "digits-100").path
+    path = store.read(trained.out, "digits-scratch-100").path
     assert sorted(file.name for file in path.iterdir()) == [
         "README.md",
         "manifest.json",
@@ -86,7 +88,7 @@ def test_a_bundle_is_four_files_and_its_record_has_the_history(trained: Finished
     assert np.array(run.confusion).sum() == 355
     assert run.report["3"]["support"] > 0
     assert run.command.startswith("train --out ")
-    assert "# digits-100" in (path / "README.md").read_text()
+    assert "# digits-scratch-100" in (path / "README.md").read_text()
 
 
 def test_what_is_printed_is_for_people(trained: Finished) -> None:
@@ -101,7 +103,7 @@ def test_what_is_printed_is_for_people(trained: Finished) -> None:
 def test_the_published_graph_is_as_good_as_its_manifest_says(
     trained: Finished, cache: Path
 ) -> None:
-    bundle = store.read(trained.out, "digits-100")
+    bundle = store.read(trained.out, "digits-scratch-100")
     test = data.load("digits", size=8, cache=cache, say=lambda _: None).test
     session = ort.InferenceSession(bundle.graph, providers=["CPUExecutionProvider"])
     images = np.stack([prepare(test.read(i), 8) for i in range(len(test))])
@@ -136,9 +138,9 @@ def test_the_reference_preset_publishes_too_and_test_can_stay_unread(
     done = train(tmp_path, cache, *QUICK, "--preset", "reference", "--no-test", "--fraction", "0.1")
     assert done.code == 0, done.stderr
     (entry,) = bundles(done)
-    assert entry["name"] == "digits-reference-10"
+    assert entry["name"] == "digits-reference-scratch-10"
     assert entry["test"] is None
-    bundle = store.read(tmp_path, "digits-reference-10")
+    bundle = store.read(tmp_path, "digits-reference-scratch-10")
     assert bundle.manifest.test is None
     assert bundle.manifest.backbone == "reference"
     assert sum(map(sum, store.read_run(bundle.path).confusion)) == entry["n_labels_val"]
@@ -201,6 +203,7 @@ def test_a_folder_with_bad_images_is_trained_on_once_they_are_skipped(
     done = train(tmp_path / "models", cache, *options, "--skip-unreadable")
     assert done.code == 0, done.stderr
     assert "1 unreadable images are left out" in done.stdout
+    assert "extractor: none (72 images are too few to learn one from)" in done.stdout
     assert store.read(tmp_path / "models", "mine-100").manifest.class_names == ("0", "1", "2")
 
 
@@ -210,7 +213,7 @@ def test_a_signal_ends_it_and_leaves_no_half_bundle(
 ) -> None:
     command = [str(TRAIN), "--out", str(tmp_path), "--cache", str(cache), "--data", "digits"]
     process = subprocess.Popen(
-        [*command, "--epochs", "5000", "--fraction", "1"],
+        [*command, "--epochs", "5000", "--fraction", "1", "--extractor", "none"],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

@@ -73,6 +73,58 @@ def test_the_same_images_are_the_same_data_whatever_holds_them(tmp_path: Path) -
     assert len({subset.train.tobytes() for subset in subsets}) == 1
 
 
+def test_the_hash_of_the_pixels_knows_no_order_no_format_and_no_label(tmp_path: Path) -> None:
+    other_labels = [((label + 3) % 10, file) for label, file in shuffled(TRAIN, 5)]
+    write_folder(tmp_path / "a" / "train", TRAIN)
+    write_folder(tmp_path / "b" / "train", other_labels, tuple("abcdefghij"))
+    write_folder(tmp_path / "a" / "test", TEST)
+    write_folder(tmp_path / "b" / "test", TEST, tuple("abcdefghij"))
+    write_parquet(tmp_path / "c" / "train.parquet", shuffled(TRAIN, 3))
+    write_parquet(tmp_path / "c" / "test.parquet", TEST[::2])
+    sets = [loaded(tmp_path / name, tmp_path / "cache")[0] for name in "abc"]
+    assert len({found.pixels_hash for found in sets}) == 1
+    assert len({found.hash for found in sets}) == 3
+    write_folder(tmp_path / "d", TRAIN)
+    unlabelled, _ = loaded(tmp_path / "d", tmp_path / "cache", labelled=False)
+    assert unlabelled.pixels_hash == sets[0].pixels_hash
+    assert loaded(tmp_path / "d", tmp_path / "cache")[0].pixels_hash != sets[0].pixels_hash, (
+        "a fifth of it is test"
+    )
+
+
+def test_the_hash_of_the_pixels_changes_with_one_image(tmp_path: Path) -> None:
+    write_folder(tmp_path / "a", TRAIN)
+    write_folder(tmp_path / "b", TRAIN[:-1])
+    write_folder(tmp_path / "c", [*TRAIN[:-1], digit_rows(13)[12]])
+    sets = [loaded(tmp_path / name, tmp_path / "cache", labelled=False)[0] for name in "abc"]
+    assert len({found.pixels_hash for found in sets}) == 3
+
+
+def test_without_labels_all_images_are_for_training_and_none_has_a_class(tmp_path: Path) -> None:
+    for number, (_, file) in enumerate(TRAIN[:30]):
+        place = tmp_path / "set" / ("flat" if number % 2 else "deep/er")
+        place.mkdir(parents=True, exist_ok=True)
+        (place / f"{number}.png").write_bytes(file)
+    found, said = loaded(tmp_path / "set", tmp_path / "cache", labelled=False)
+    assert (len(found.train), len(found.test)) == (30, 0)
+    assert found.class_names == ()
+    assert set(found.train.labels.tolist()) == {0}
+    assert said == []
+    files = {file for _, file in TRAIN[:30]}
+    assert {found.train.read(i) for i in range(30)} == files
+    assert np.array_equal(found.train.images[7], preprocess.prepare(found.train.read(7), 8))
+
+
+def test_without_labels_unreadable_images_are_listed_too(tmp_path: Path) -> None:
+    write_folder(tmp_path / "set", TRAIN)
+    bad = spoil(tmp_path / "set")
+    with pytest.raises(DataError, match="set: 3 images cannot be read") as error:
+        loaded(tmp_path / "set", tmp_path / "cache", labelled=False)
+    assert all(str(path) in str(error.value) for path in bad)
+    found, _ = loaded(tmp_path / "set", tmp_path / "cache", labelled=False, skip_unreadable=True)
+    assert len(found.train) == 97
+
+
 def test_without_a_test_split_the_same_fifth_is_held_out_whatever_the_names(
     tmp_path: Path,
 ) -> None:

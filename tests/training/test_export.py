@@ -14,7 +14,7 @@ import torch
 from bundle import preprocess
 from bundle.errors import ExportError
 from training import export
-from training.backbones import Network, ReferenceNet, ResNet9
+from training.backbones import ConvNet, Network, ReferenceNet
 from training.data import Data, Split
 from training.export import Served
 
@@ -22,10 +22,10 @@ NAMES = tuple(f"digit {i} – «{i}»" for i in range(10))
 """Characters outside ASCII must survive too."""
 
 
-def network(backbone: str = "resnet9", seed: int = 0) -> Network:
+def network(backbone: str = "convnet", seed: int = 0) -> Network:
     """A network whose batch norm has seen digits, as after training."""
     torch.manual_seed(seed)
-    net = ResNet9((8, 16, 32, 64)) if backbone == "resnet9" else ReferenceNet(8)
+    net = ConvNet((16, 32, 64)) if backbone == "convnet" else ReferenceNet(8)
     return Network(net, net.dim, 10, torch.tensor([0.3, 0.4, 0.5]), torch.tensor([0.3, 0.2, 0.1]))
 
 

@@ -13,17 +13,19 @@ from numpy.typing import NDArray
 from bundle.errors import LabelcurveError
 from bundle.manifest import Epoch
 from training import finetune, fractions
-from training.backbones import Network, ReferenceNet, ResNet9
+from training.backbones import ConvNet, Network, ReferenceNet
 from training.data import Data
 from training.device import FP32_CPU, choose
 from training.finetune import Labelled, Result
-from training.recipes import Recipe
+from training.recipes import Recipe, recipe
 
 RECIPE = Recipe(
-    backbone="resnet9",
+    backbone="convnet",
     optimizer="sgd",
     lr=0.02,
-    schedule="triangle",
+    schedule="linear",
+    warmup=0.2,
+    decay=0.8,
     epochs=3,
     patience=3,
     batch_size=32,
@@ -44,9 +46,9 @@ PLATEAU = Recipe(
 )
 
 
-def network(seed: int = 0, backbone: str = "resnet9") -> Network:
+def network(seed: int = 0, backbone: str = "convnet") -> Network:
     torch.manual_seed(seed)
-    net = ResNet9((8, 16, 32, 64)) if backbone == "resnet9" else ReferenceNet(8)
+    net = ConvNet((16, 32, 64)) if backbone == "convnet" else ReferenceNet(8)
     return Network(net, net.dim, 10, torch.full((3,), 0.3), torch.full((3,), 0.35))
 
 
@@ -72,7 +74,7 @@ def same_weights(a: Network, b: Network) -> bool:
 
 @pytest.mark.parametrize("recipe", [RECIPE, PLATEAU], ids=lambda r: r.backbone)
 def test_digits_are_learnt_in_a_few_epochs(digits: Data, recipe: Recipe) -> None:
-    result, _ = run(digits, recipe.with_epochs(4), fraction=1.0)
+    result, _ = run(digits, replace(recipe, epochs=4), fraction=1.0)
     logits = finetune.predict_logits(
         result.network, torch.from_numpy(np.array(digits.test.images)).permute(0, 3, 1, 2), FP32_CPU
     )
@@ -80,23 +82,84 @@ def test_digits_are_learnt_in_a_few_epochs(digits: Data, recipe: Recipe) -> None
     assert result.history[-1].train_loss < result.history[0].train_loss
 
 
-def test_what_comes_back_is_the_best_epoch_in_fp32_on_the_cpu(digits: Data) -> None:
-    result, _ = run(digits, RECIPE.with_epochs(5))
+def accuracy(result: Result, images: NDArray[np.uint8], labels: NDArray[np.int64]) -> float:
+    pixels = torch.from_numpy(np.array(images)).permute(0, 3, 1, 2)
+    logits = finetune.predict_logits(result.network, pixels, FP32_CPU)
+    return float((logits.argmax(1) == labels).mean())
+
+
+def test_what_comes_back_is_in_fp32_on_the_cpu_and_in_evaluation_mode(digits: Data) -> None:
+    result, _ = run(digits)
     assert not result.network.training
     assert {p.dtype for p in result.network.parameters()} == {torch.float32}
     assert {p.device.type for p in result.network.parameters()} == {"cpu"}
-    best = max(result.history, key=lambda e: (e.val_accuracy, -e.val_loss))
-    assert result.best_epoch == best.epoch
+
+
+@pytest.mark.parametrize("ema", [0.0, 0.5])
+def test_the_weights_are_those_of_the_last_epoch(digits: Data, ema: float) -> None:
+    result, _ = run(digits, replace(RECIPE, ema=ema))
     _, val = labelled(digits, 0.3)
-    logits = finetune.predict_logits(
-        result.network, torch.from_numpy(val.images).permute(0, 3, 1, 2), FP32_CPU
+    assert result.best_epoch == len(result.history) == 3
+    last = result.history[-1]
+    assert accuracy(result, val.images, val.labels) == pytest.approx(last.val_accuracy)
+
+
+def judged_anew(digits: Data, after: int, share: float) -> tuple[Result, Labelled]:
+    """A run of five epochs; after one of them a share of the validation labels becomes wrong.
+
+    So later epochs are worse, by how much the caller knows. Returns the right labels, too.
+    """
+    train, val = labelled(digits, 1.0)
+    shown = Labelled(val.images, val.labels.copy())
+
+    def spoil(row: Epoch) -> None:
+        if row.epoch == after:
+            rows = slice(0, round(share * len(shown.labels)))
+            shown.labels[rows] = (val.labels[rows] + 5) % 10
+
+    result = finetune.finetune(
+        network(),
+        train,
+        shown,
+        replace(RECIPE, epochs=5, ema=0.0),
+        FP32_CPU,
+        0,
+        say=lambda _: None,
+        on_epoch=spoil,
     )
-    assert (logits.argmax(1) == val.labels).mean() == pytest.approx(best.val_accuracy)
+    return result, val
+
+
+def test_an_earlier_epoch_that_was_better_by_more_than_its_error_is_taken(digits: Data) -> None:
+    result, val = judged_anew(digits, after=3, share=0.5)
+    accuracies = [row.val_accuracy for row in result.history]
+    best = max(accuracies)
+    assert best - accuracies[-1] > math.sqrt(best * (1 - best) / len(val.labels))
+    assert result.best_epoch == accuracies.index(best) + 1 <= 3
+    assert accuracy(result, val.images, val.labels) == pytest.approx(best)
+
+
+def test_an_earlier_epoch_that_was_better_within_its_error_is_not_taken(digits: Data) -> None:
+    result, val = judged_anew(digits, after=4, share=0.01)
+    accuracies = [row.val_accuracy for row in result.history]
+    best = max(accuracies)
+    assert 0 < best - accuracies[-1] <= math.sqrt(best * (1 - best) / len(val.labels))
+    assert result.best_epoch == 5
+
+
+def test_on_a_plateau_the_epoch_of_the_least_loss_is_taken(digits: Data) -> None:
+    result, _ = run(digits, replace(PLATEAU, epochs=8, lr=5e-3))
+    losses = [row.val_loss for row in result.history]
+    assert result.best_epoch == int(np.argmin(losses)) + 1
+    assert result.best_epoch < 8, "this rate is too high for the last to be the best"
+    _, val = labelled(digits, 0.3)
+    best = result.history[result.best_epoch - 1]
+    assert accuracy(result, val.images, val.labels) == pytest.approx(best.val_accuracy)
 
 
 @pytest.mark.parametrize("recipe", [RECIPE, replace(RECIPE, ema=0.0), PLATEAU])
 def test_the_same_seed_gives_the_same_weights(digits: Data, recipe: Recipe) -> None:
-    recipe = recipe.with_epochs(2)
+    recipe = replace(recipe, epochs=2)
     first, second = run(digits, recipe)[0], run(digits, recipe)[0]
     assert same_weights(first.network, second.network)
     assert not same_weights(first.network, run(digits, recipe, seed=1)[0].network)
@@ -191,3 +254,252 @@ def test_normalisation_is_not_trained(digits: Data) -> None:
     result, _ = run(digits, RECIPE)
     assert torch.equal(result.network.mean, network().mean)
     assert torch.equal(result.network.std, network().std)
+
+
+SEMI = replace(RECIPE, consistency=1.0, unlabelled_ratio=2, confidence=0.5, sharpening=0.5)
+
+
+def semi(
+    digits: Data,
+    recipe: Recipe,
+    unlabelled: NDArray[np.uint8] | None,
+    seed: int = 0,
+    net: Network | None = None,
+) -> Result:
+    train, val = labelled(digits, 0.1)
+    return finetune.finetune(
+        net or network(seed),
+        train,
+        val,
+        recipe,
+        FP32_CPU,
+        seed,
+        unlabelled=unlabelled,
+        say=lambda _: None,
+    )
+
+
+def test_images_without_labels_teach(digits: Data) -> None:
+    others = digits.test.images
+    plan = replace(SEMI, epochs=8, batch_size=16)
+    with_them, without = semi(digits, plan, others), semi(digits, plan, None)
+    assert not same_weights(with_them.network, without.network)
+    assert same_weights(with_them.network, semi(digits, plan, others).network)
+    assert with_them.history[-1].val_accuracy > 0.5
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    [replace(SEMI, consistency=0.0), replace(SEMI, unlabelled_from=1.0)],
+    ids=["no weight", "never"],
+)
+def test_images_without_labels_are_left_out_where_the_recipe_says_so(
+    digits: Data, recipe: Recipe
+) -> None:
+    learnt = [semi(digits, recipe, digits.test.images[:n]).history[-1] for n in (100, 200)]
+    assert learnt[0].val_loss == learnt[1].val_loss
+
+
+def test_no_images_without_labels_are_as_good_as_none(digits: Data) -> None:
+    empty = semi(digits, SEMI, digits.test.images[:0])
+    assert same_weights(empty.network, semi(digits, SEMI, None).network)
+
+
+def test_a_teacher_that_is_never_sure_teaches_nothing_but_the_batch_norm(digits: Data) -> None:
+    # Of a probability above 1 no teacher is sure: the loss is that of the labels alone.
+    one_step = replace(SEMI, epochs=1, batch_size=1000, ema=0.0, crop=0, cutout=0)
+    rows = []
+    for consistency in (0.5, 50.0):
+        plan = replace(one_step, confidence=1.1, consistency=consistency)
+        rows.append(semi(digits, plan, digits.test.images).history[-1])
+    assert rows[0].train_loss == rows[1].train_loss
+    sure = semi(digits, replace(one_step, confidence=0.0), digits.test.images).history[-1]
+    assert sure.train_loss > rows[0].train_loss
+
+
+@pytest.mark.parametrize("ema", [0.0, 0.5])
+def test_with_images_without_labels_batch_norm_learns_at_every_step(
+    digits: Data, ema: float
+) -> None:
+    seen: list[bool] = []
+    net = network()
+    backbone = net.backbone
+    assert isinstance(backbone, ConvNet)
+    backbone.whiten.register_forward_hook(
+        lambda *_: seen.append(backbone.training) if torch.is_grad_enabled() else None
+    )
+    semi(digits, replace(SEMI, ema=ema), digits.test.images, net=net)
+    assert len(seen) > 3
+    assert all(seen), "the network that learns is in training mode"
+
+
+def test_images_without_labels_are_left_alone(digits: Data) -> None:
+    others = np.array(digits.test.images)
+    semi(digits, SEMI, others)
+    assert np.array_equal(others, digits.test.images)
+
+
+class Clock:
+    """A clock that moves by a second at each step of training."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = 0.0
+        monkeypatch.setattr("training.finetune.time.monotonic", lambda: self.now)
+
+    def tick(self, net: Network, seconds: float = 1.0) -> Network:
+        def move(*_: object) -> None:
+            if torch.is_grad_enabled():
+                self.now += seconds
+
+        net.classifier.register_forward_hook(move)
+        return net
+
+
+@pytest.mark.parametrize("recipe", [RECIPE, PLATEAU], ids=lambda r: r.backbone)
+def test_the_seconds_end_the_run_whatever_the_epochs(
+    digits: Data, monkeypatch: pytest.MonkeyPatch, recipe: Recipe
+) -> None:
+    clock = Clock(monkeypatch)
+    train, val = labelled(digits, 0.3)
+    said: list[str] = []
+    result = finetune.finetune(
+        clock.tick(network(0, recipe.backbone)),
+        train,
+        val,
+        replace(recipe, epochs=10_000, patience=10_000),
+        FP32_CPU,
+        0,
+        seconds=40.0,
+        say=said.append,
+    )
+    assert 40 <= clock.now <= 41
+    steps = len(train.labels) // recipe.batch_size
+    assert len(result.history) == math.ceil(40 / steps)
+    assert said[-1].endswith(" 0 s")
+
+
+def test_when_the_seconds_are_over_the_learning_rate_has_come_down(
+    digits: Data, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = Clock(monkeypatch)
+    train, val = labelled(digits, 0.3)
+    result = finetune.finetune(
+        clock.tick(network()),
+        train,
+        val,
+        replace(RECIPE, epochs=10_000),
+        FP32_CPU,
+        0,
+        seconds=60.0,
+        say=lambda _: None,
+    )
+    rates = [row.lr for row in result.history]
+    assert max(rates) > RECIPE.lr / 2
+    assert 0 < rates[-1] < RECIPE.lr / 20
+
+
+def test_few_seconds_are_one_step_at_least(digits: Data, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock(monkeypatch)
+    train, val = labelled(digits, 0.3)
+    result = finetune.finetune(
+        clock.tick(network()), train, val, RECIPE, FP32_CPU, 0, seconds=0.01, say=lambda _: None
+    )
+    assert len(result.history) == 1
+    assert clock.now == 1
+
+
+def test_seconds_that_run_out_between_two_epochs_end_the_run_too(
+    digits: Data, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = Clock(monkeypatch)
+    train, val = labelled(digits, 0.3)
+    steps = len(train.labels) // RECIPE.batch_size
+
+    def slow(line: str) -> None:
+        if line.split()[0].split("/")[0] == "1":
+            clock.now += 1
+
+    result = finetune.finetune(
+        clock.tick(network()), train, val, RECIPE, FP32_CPU, 0, seconds=steps + 0.5, say=slow
+    )
+    assert len(result.history) == 1
+
+
+def test_frozen_weights_stay(digits: Data) -> None:
+    net = network()
+    assert isinstance(net.backbone, ConvNet)
+    whiten = net.backbone.whiten.weight.detach().clone()
+    train, val = labelled(digits, 0.3)
+    result = finetune.finetune(net, train, val, RECIPE, FP32_CPU, 0, say=lambda _: None)
+    assert isinstance(result.network.backbone, ConvNet)
+    assert torch.equal(result.network.backbone.whiten.weight, whiten)
+
+
+@pytest.mark.parametrize("backbone_lr", [0.0, 1.0])
+def test_the_backbone_has_a_learning_rate_of_its_own(digits: Data, backbone_lr: float) -> None:
+    net = network()
+    before = {name: value.clone() for name, value in net.named_parameters()}
+    train, val = labelled(digits, 0.3)
+    plan = replace(RECIPE, backbone_lr=backbone_lr, ema=0.0, weight_decay=0.0)
+    after = finetune.finetune(net, train, val, plan, FP32_CPU, 0, say=lambda _: None).network
+    moved = {n for n, p in after.named_parameters() if not torch.equal(p, before[n])}
+    assert {"classifier.weight", "classifier.bias"} <= moved
+    assert any(name.startswith("backbone.") for name in moved) is bool(backbone_lr)
+
+
+def test_the_default_recipe_learns_the_digits(digits: Data) -> None:
+    train, val = labelled(digits, 1.0)
+    plan = recipe("default", len(train.labels), flip=False, pretrained=False)
+    result = finetune.finetune(
+        network(), train, val, replace(plan, epochs=4), FP32_CPU, 0, say=lambda _: None
+    )
+    assert accuracy(result, digits.test.images, digits.test.labels) > 0.8
+
+
+STILL = replace(
+    RECIPE, lr=1e-9, epochs=1, ema=0.0, weight_decay=0.0, crop=0, cutout=0, probe_first=True
+)
+"""Nothing is learnt by steps."""
+
+
+def settled(train: Labelled, net: Network) -> Network:
+    """The network, whose batch norm has seen the images, as after pretraining."""
+    pixels = torch.from_numpy(np.array(train.images)).permute(0, 3, 1, 2)
+    net.train()
+    with torch.no_grad():
+        for _ in range(60):
+            net(net.normalise(pixels))
+    return net
+
+
+@pytest.mark.parametrize("flip", [False, True])
+def test_the_classifier_can_begin_as_the_regression_on_the_embedding(
+    digits: Data, flip: bool
+) -> None:
+    train, val = labelled(digits, 1.0)
+    rows = []
+    for first in (True, False):
+        net = settled(train, network())
+        plan = replace(STILL, probe_first=first, flip=flip)
+        result = finetune.finetune(net, train, val, plan, FP32_CPU, 0, say=lambda _: None)
+        rows.append(result.history[0])
+    assert rows[0].val_accuracy > rows[1].val_accuracy + 0.2
+
+
+@pytest.mark.parametrize("present", [(0, 1), (3, 7, 8)])
+def test_a_regression_on_a_part_of_the_classes_is_no_hindrance(
+    digits: Data, present: tuple[int, ...]
+) -> None:
+    train, val = labelled(digits, 0.3)
+    rows = np.isin(train.labels, present)
+    some = Labelled(train.images[rows], train.labels[rows])
+    plan = replace(RECIPE, probe_first=True)
+    net = settled(some, network())
+    result = finetune.finetune(net, some, val, plan, FP32_CPU, 0, say=lambda _: None)
+    assert len(result.history) == 3
+
+
+def test_a_network_that_has_seen_nothing_can_begin_as_the_regression(digits: Data) -> None:
+    # Warnings are errors here: a regression that does not converge must not warn the user.
+    plan = replace(RECIPE, probe_first=True)
+    assert same_weights(run(digits, plan)[0].network, run(digits, plan)[0].network)

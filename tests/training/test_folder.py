@@ -8,7 +8,7 @@ import pytest
 
 from bundle.errors import DataError, UnreadableImage
 from tests.training.sets import digit_rows, write_folder
-from training.folder import folder
+from training.folder import folder, unlabelled
 
 TWO = ("cat", "dog")
 
@@ -139,3 +139,62 @@ def test_a_link_that_leads_nowhere_is_an_unreadable_image(tmp_path: Path) -> Non
     assert source.splits["train"].labels.tolist() == [0, 1, 1]
     with pytest.raises(UnreadableImage):
         source.splits["train"].read(2)
+
+
+def test_without_labels_every_image_below_the_folder_counts_whatever_its_place(
+    tmp_path: Path,
+) -> None:
+    write_folder(tmp_path / "photos", rows(0, 1), TWO)
+    write_folder(tmp_path / "photos" / "train" / "deep", rows(0), ("deeper",))
+    (tmp_path / "photos" / "b.PNG").write_bytes(digit_rows()[7][1])
+    source = unlabelled(tmp_path / "photos", print)
+    found = source.splits["train"]
+    assert source.name == "photos"
+    assert source.class_names == ()
+    assert list(source.splits) == ["train"]
+    assert found.labels.tolist() == [0] * 4
+    places = [str(Path(found.where(i)).relative_to(tmp_path / "photos")) for i in range(4)]
+    assert sorted(places) == [
+        "b.PNG",
+        "cat/00000.png",
+        "dog/00001.png",
+        "train/deep/deeper/00000.png",
+    ]
+    assert found.read(places.index("b.PNG")) == digit_rows()[7][1]
+
+
+def test_without_labels_hidden_files_are_skipped_and_others_counted(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(digit_rows()[0][1])
+    write_folder(tmp_path, rows(0), (".thumbnails",))
+    (tmp_path / ".hidden.png").write_bytes(b"")
+    (tmp_path / "notes.txt").write_text("fluffy")
+    said: list[str] = []
+    source = unlabelled(tmp_path, said.append)
+    assert len(source.splits["train"].labels) == 1
+    assert said == [f"{tmp_path}: 1 files without an image extension are ignored"]
+
+
+@pytest.mark.parametrize("kind", ["missing", "file"])
+def test_without_labels_a_folder_is_needed(tmp_path: Path, kind: str) -> None:
+    (tmp_path / "file").write_text("no folder")
+    message = rf"--data {re.escape(str(tmp_path / kind))}: with --unlabelled it must be a folder"
+    with pytest.raises(DataError, match=message):
+        unlabelled(tmp_path / kind, print)
+
+
+def test_without_labels_a_folder_without_images_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("soon")
+    with pytest.raises(DataError, match=r"holds no image \(.*\.png"):
+        unlabelled(tmp_path, print)
+
+
+def test_without_labels_the_fingerprint_is_of_content_and_never_that_of_class_folders(
+    tmp_path: Path,
+) -> None:
+    write_folder(tmp_path / "a", rows(0, 1), TWO)
+    before = unlabelled(tmp_path / "a", print).fingerprint
+    assert before != folder(tmp_path / "a", print).fingerprint
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
+    assert unlabelled(tmp_path / "b", print).fingerprint == before
+    (tmp_path / "b" / "cat" / "00000.png").write_bytes(digit_rows()[9][1])
+    assert unlabelled(tmp_path / "b", print).fingerprint != before

@@ -3,6 +3,7 @@ from __future__ import annotations
 import os
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,11 +11,14 @@ from numpy.typing import NDArray
 
 from bundle import store
 from bundle.errors import BundleError, ExportError, LabelcurveError
-from training import export, fractions, job
+from bundle.store import Bundle
+from training import export, extractor, finetune, fractions, job, pretrain_job
+from training.budget import Budget
 from training.data import Data, Split
 from training.device import FP32_CPU
+from training.fractions import Subset
 from training.options import Options
-from training.recipes import recipe
+from training.recipes import Recipe, recipe
 
 
 @pytest.fixture(autouse=True)
@@ -30,6 +34,7 @@ def options(out: Path, cache: Path, **more: object) -> Options:
         "fraction": (0.2,),
         "epochs": 1,
         "device": "cpu",
+        "extractor": "none",
     }
     return Options(out=out, cache=cache, **(values | more))  # type: ignore[arg-type]
 
@@ -46,8 +51,45 @@ def relabelled(split: Split, keep: NDArray[np.int64]) -> Split:
     return replace(split, labels=labels)
 
 
+def trained_on(images: Data, plan: Options, subset: Subset) -> Bundle:
+    """One bundle, as `job.run` makes it of a data set that it has opened."""
+    recipe = job._recipe(plan, images, subset)
+    extractor = pretrain_job.obtain(
+        plan.extractor,
+        images,
+        recipe,
+        FP32_CPU,
+        flip=False,
+        seed=0,
+        cache=plan.cache,
+        seconds=None,
+    )
+    budget = Budget(0.0, None, [1.0], 0)
+    made = job._train_one(plan, images, subset, recipe, extractor, FP32_CPU, None, budget, 0.0)
+    return store.read(plan.out, made["name"])
+
+
+@pytest.fixture
+def teaching(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the recipe: images without labels teach, also where the teacher is not sure."""
+
+    def plan(*arguments: Any, **options: Any) -> Recipe:
+        own = recipe(*arguments, **options)
+        return replace(own, consistency=1.0, confidence=0.0, unlabelled_from=0.0, ema=0.5)
+
+    monkeypatch.setattr("training.job.recipe", plan)
+
+
+@pytest.fixture
+def briefly(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where `train` pretrains, it does for one epoch."""
+    monkeypatch.setattr(pretrain_job, "SHORT_IMAGES", 1)
+
+
+@pytest.mark.parametrize("extractor", ["none", "auto"])
+@pytest.mark.usefixtures("teaching", "briefly")
 def test_no_label_outside_the_fraction_and_none_of_test_reaches_the_model(
-    tmp_path: Path, digits: Data
+    tmp_path: Path, digits: Data, extractor: str
 ) -> None:
     subset = fractions.subset(digits.train, digits.class_names, 0.2, 0)
     own = np.concatenate([subset.train, subset.val])
@@ -57,16 +99,136 @@ def test_no_label_outside_the_fraction_and_none_of_test_reaches_the_model(
         test=relabelled(digits.test, np.array([], np.int64)),
     )
     first, second = (
-        store.read(
-            out := tmp_path / name,
-            job._train_one(options(out, out), images, subset, FP32_CPU, None)["name"],
-        )
+        trained_on(images, options(out := tmp_path / name, out, extractor=extractor), subset)
         for name, images in (("seeing", digits), ("blind", blind))
     )
     assert first.graph == second.graph
+    assert first.manifest.n_unlabelled > 1_000, "the others did teach"
+    assert (first.manifest.extractor is None) is (extractor == "none")
     assert first.manifest.test != second.manifest.test, "the other labels are measured against"
     without_test = [b.manifest.model_copy(update={"test": None}) for b in (first, second)]
     assert without_test[0] == without_test[1]
+
+
+def test_a_label_of_the_fraction_does_reach_the_model(tmp_path: Path, digits: Data) -> None:
+    subset = fractions.subset(digits.train, digits.class_names, 0.2, 0)
+    others = np.setdiff1d(np.arange(len(digits.train)), subset.train[:5])
+    changed = replace(digits, train=relabelled(digits.train, others))
+    first, second = (
+        trained_on(images, options(tmp_path / name, tmp_path), subset)
+        for name, images in (("seeing", digits), ("changed", changed))
+    )
+    assert first.graph != second.graph
+
+
+@pytest.mark.parametrize(
+    ("fraction", "more", "teach"),
+    [(0.2, {}, True), (0.2, {"no_unlabelled": True}, False), (1.0, {}, False)],
+    ids=["other images", "--no-unlabelled", "all labels"],
+)
+@pytest.mark.usefixtures("teaching")
+def test_other_images_teach_below_a_fraction_of_1_unless_they_must_not(
+    tmp_path: Path, cache: Path, digits: Data, fraction: float, more: dict[str, Any], teach: bool
+) -> None:
+    job.run(options(tmp_path, cache, fraction=(fraction,), **more))
+    (name,) = published(tmp_path)
+    bundle = store.read(tmp_path, name)
+    subset = fractions.subset(digits.train, digits.class_names, fraction, 0)
+    # Not the labelled ones, and none that are held out at any fraction.
+    others = len(digits.train) - len(subset.train) - len(subset.val_pool)
+    assert bundle.manifest.n_unlabelled == (others if teach else 0)
+    said = "other training images taught without their labels"
+    assert (said in (bundle.path / "README.md").read_text()) is teach
+
+
+def test_held_out_images_do_not_teach(
+    tmp_path: Path, digits: Data, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Any] = []
+    real = finetune.finetune
+
+    def spy(*arguments: Any, **more: Any) -> finetune.Result:
+        seen.append(more["unlabelled"])
+        return real(*arguments, **more)
+
+    monkeypatch.setattr(finetune, "finetune", spy)
+    plan = recipe("default", 200, flip=False, pretrained=False)
+    monkeypatch.setattr("training.job.recipe", lambda *_, **__: replace(plan, consistency=1.0))
+    subset = fractions.subset(digits.train, digits.class_names, 0.2, 0)
+    trained_on(digits, options(tmp_path, tmp_path), subset)
+    taught = {image.tobytes() for image in seen[0]}
+    for rows in (subset.val, subset.val_pool, subset.train):
+        kept = [image.tobytes() for image in digits.train.images[rows]]
+        assert taught.isdisjoint(kept)
+    assert taught.isdisjoint(image.tobytes() for image in digits.test.images)
+
+
+@pytest.mark.usefixtures("briefly")
+def test_what_the_network_began_with_is_in_the_manifest_and_on_the_card(
+    tmp_path: Path, cache: Path, digits: Data
+) -> None:
+    job.run(options(tmp_path, cache, extractor="auto"))
+    bundle = store.read(tmp_path, "digits-20")
+    found = extractor.find(digits.pixels_hash, "convnet", 8, False, cache)
+    assert found is not None
+    assert bundle.manifest.extractor is not None
+    assert bundle.manifest.extractor.version == found.version
+    assert bundle.manifest.extractor.objective == "contrastive"
+    assert bundle.manifest.extractor.dataset == "digits"
+    assert bundle.manifest.extractor.pixels_hash == digits.pixels_hash
+    assert store.read_run(bundle.path).pretraining_seconds == found.card.seconds > 0
+    assert f"feature extractor (`{found.version}`" in (bundle.path / "README.md").read_text()
+
+
+def test_without_an_extractor_none_is_in_the_manifest(tmp_path: Path, cache: Path) -> None:
+    job.run(options(tmp_path, cache))
+    bundle = store.read(tmp_path, "digits-scratch-20")
+    assert bundle.manifest.extractor is None
+    assert store.read_run(bundle.path).pretraining_seconds is None
+    assert "feature extractor" not in (bundle.path / "README.md").read_text()
+
+
+@pytest.mark.usefixtures("briefly")
+def test_an_extractor_can_be_named_and_another_network_refuses_it(
+    tmp_path: Path, cache: Path, digits: Data
+) -> None:
+    job.run(options(tmp_path / "first", cache, extractor="auto"))
+    path = extractor.cached(digits.pixels_hash, "convnet", 8, False, cache)
+    named = options(tmp_path / "second", tmp_path / "empty", extractor=str(path))
+    job.run(named)
+    first, second = (store.read(tmp_path / out, "digits-20") for out in ("first", "second"))
+    assert first.graph == second.graph
+    with pytest.raises(LabelcurveError, match=r"holds a convnet for 8 px that does not fit"):
+        job.run(replace(named, preset="reference", out=tmp_path / "third"))
+    assert published(tmp_path / "third") == []
+
+
+def test_an_extractor_that_is_not_there_is_refused_before_anything_is_trained(
+    tmp_path: Path, cache: Path
+) -> None:
+    with pytest.raises(LabelcurveError, match=r"--extractor .*nowhere\.safetensors"):
+        job.run(options(tmp_path, cache, extractor=str(tmp_path / "nowhere.safetensors")))
+    assert published(tmp_path) == []
+
+
+def test_a_run_with_a_limit_of_minutes_ends_with_its_bundle(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("training.budget.AFTERWARDS", 1.0)
+    job.run(options(tmp_path, cache, epochs=None, max_minutes=0.12))
+    assert published(tmp_path) == ["digits-scratch-20"]
+    run = store.read_run(store.read(tmp_path, "digits-scratch-20").path)
+    assert 1 <= len(run.history) < job.ENDLESS
+    rates = [row.lr for row in run.history]
+    assert rates[-1] < max(rates) / 2, "the learning rate has come down"
+
+
+def test_a_limit_of_minutes_that_leaves_no_time_publishes_nothing(
+    tmp_path: Path, cache: Path
+) -> None:
+    with pytest.raises(LabelcurveError, match=r"--max-minutes 0\.01 leaves no time to train"):
+        job.run(options(tmp_path, cache, epochs=None, max_minutes=0.01))
+    assert published(tmp_path) == []
 
 
 def test_a_bundle_that_fails_the_gate_is_not_published(
@@ -81,8 +243,8 @@ def test_a_bundle_that_fails_the_gate_is_not_published(
 def test_a_run_that_diverges_publishes_nothing(
     tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plan = recipe("default", 200, flip=False)
-    monkeypatch.setattr("training.job.recipe", lambda *_: replace(plan, lr=1e30))
+    plan = recipe("default", 200, flip=False, pretrained=False)
+    monkeypatch.setattr("training.job.recipe", lambda *_, **__: replace(plan, lr=1e30))
     with pytest.raises(LabelcurveError, match=r"loss is (nan|inf)"):
         job.run(options(tmp_path, cache))
     assert published(tmp_path) == []
@@ -107,31 +269,37 @@ def test_an_output_that_cannot_be_made_is_refused_before_anything_is_trained(
 
 def test_runs_of_one_name_keep_their_events_apart(tmp_path: Path, cache: Path) -> None:
     job.run(options(tmp_path, cache))
-    (events,) = (tmp_path / ".runs" / "digits-20").iterdir()
+    (events,) = (tmp_path / ".runs" / "digits-scratch-20").iterdir()
     assert next(events.iterdir()).name.startswith("events.out.tfevents")
-    assert store.names(tmp_path) == ["digits-20"]
+    assert store.names(tmp_path) == ["digits-scratch-20"]
 
 
 @pytest.mark.parametrize(
-    ("arguments", "name"),
+    ("given", "fraction", "name"),
     [
-        (("cifar10", "default", 0.1), "cifar10-10"),
-        (("cifar10", "default", 1.0), "cifar10-100"),
-        (("cifar10", "default", 0.025), "cifar10-2.5"),
-        (("cifar10", "default", 0.29), "cifar10-29"),
-        (("pets", "reference", 0.5), "pets-reference-50"),
+        ({}, 0.1, "cifar10-10"),
+        ({}, 1.0, "cifar10-100"),
+        ({}, 0.025, "cifar10-2.5"),
+        ({}, 0.29, "cifar10-29"),
+        ({"preset": "reference"}, 0.5, "cifar10-reference-50"),
+        ({"name": "pets"}, 0.5, "pets-50"),
+        ({"extractor": "none"}, 0.1, "cifar10-scratch-10"),
+        ({"extractor": "a.safetensors"}, 0.1, "cifar10-10"),
+        ({"extractor": "none", "preset": "reference"}, 0.1, "cifar10-reference-scratch-10"),
+        ({"seed": 3}, 0.1, "cifar10-10-s3"),
     ],
 )
-def test_a_bundle_is_named_by_data_and_percent(
-    arguments: tuple[str, str, float], name: str
+def test_a_bundle_is_named_by_data_percent_and_what_differs_from_the_default(
+    given: dict[str, Any], fraction: float, name: str
 ) -> None:
-    assert job.bundle_name(*arguments) == name
+    assert job.bundle_name(Options(**given), "cifar10", fraction) == name
 
 
 def test_the_bundled_digits_are_never_mirrored_and_others_may_be(digits: Data) -> None:
-    assert not job._recipe(Options(data="digits"), digits, 100).flip
-    assert job._recipe(Options(data="photos"), digits, 100).flip
-    assert not job._recipe(Options(data="photos", no_flip=True), digits, 100).flip
+    subset = fractions.subset(digits.train, digits.class_names, 0.2, 0)
+    assert not job._recipe(Options(data="digits"), digits, subset).flip
+    assert job._recipe(Options(data="photos"), digits, subset).flip
+    assert not job._recipe(Options(data="photos", no_flip=True), digits, subset).flip
 
 
 def test_a_bundle_of_other_classes_is_not_replaced_unless_by_another_name(
@@ -139,11 +307,11 @@ def test_a_bundle_of_other_classes_is_not_replaced_unless_by_another_name(
 ) -> None:
     first = options(tmp_path, cache)
     job.run(first)
-    current = (tmp_path / "digits-20" / "current").readlink()
+    current = (tmp_path / "digits-scratch-20" / "current").readlink()
     other = replace(digits, class_names=tuple("abcdefghij"))
     subset = fractions.subset(digits.train, digits.class_names, 0.2, 0)
     with pytest.raises(BundleError, match=r"other classes \(0, 1.*\(a, b, .*--name"):
         job._check_replaced(first, other, [subset])
     job._check_replaced(replace(first, name="letters"), other, [subset])
     job._check_replaced(first, digits, [subset])
-    assert (tmp_path / "digits-20" / "current").readlink() == current
+    assert (tmp_path / "digits-scratch-20" / "current").readlink() == current

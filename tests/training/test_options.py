@@ -8,11 +8,15 @@ import pytest
 import tyro
 
 from bundle.errors import LabelcurveError
-from training.options import Options
+from training.options import Options, PretrainOptions
 
 
 def parsed(*arguments: str) -> Options:
     return tyro.cli(Options, args=arguments)
+
+
+def parsed_pretrain(*arguments: str) -> PretrainOptions:
+    return tyro.cli(PretrainOptions, args=arguments)
 
 
 def test_the_defaults_are_the_main_job() -> None:
@@ -22,6 +26,9 @@ def test_the_defaults_are_the_main_job() -> None:
     assert options.out == Path("models")
     assert options.device == "auto"
     assert options.preset == "default"
+    assert options.extractor == "auto"
+    assert options.max_minutes is None
+    assert not options.no_unlabelled
     assert not options.no_test
 
 
@@ -41,6 +48,14 @@ def test_fractions_are_repeatable_sorted_and_each_once() -> None:
         ({"seed": -1}, "--seed -1: allowed are 0 and more"),
         ({"image_size": 7}, "--image-size 7: allowed are 8 to 1024 pixels"),
         ({"image_size": 1025}, "--image-size 1025: allowed are 8 to 1024 pixels"),
+        ({"max_minutes": 0.0}, "--max-minutes 0: allowed are values above 0"),
+        ({"max_minutes": -1.5}, "--max-minutes -1.5: allowed are values above 0"),
+        ({"max_minutes": float("nan")}, "--max-minutes nan: allowed are values above 0"),
+        ({"max_minutes": float("inf")}, "--max-minutes inf: allowed are values above 0"),
+        (
+            {"max_minutes": 5.0, "epochs": 3},
+            "--epochs and --max-minutes exclude each other: give one of them",
+        ),
     ],
 )
 def test_a_bad_value_names_the_flag_the_value_and_what_is_allowed(
@@ -63,3 +78,56 @@ def test_every_option_has_its_line_of_help(capsys: pytest.CaptureFixture[str]) -
         assert f"--{name.replace('_', '-')}" in text
     assert "cifar10" in text
     assert "~/.cache/labelcurve" in text
+
+
+def test_the_defaults_of_pretrain_are_the_main_job_too() -> None:
+    options = parsed_pretrain()
+    assert options.data == "cifar10"
+    assert options.objective == "contrastive"
+    assert options.out is None
+    assert options.epochs is None
+    assert options.max_minutes is None
+    assert not options.unlabelled
+    assert not options.fresh
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"epochs": 0.0}, "--epochs 0: allowed are values above 0"),
+        ({"epochs": -0.5}, "--epochs -0.5: allowed are values above 0"),
+        ({"epochs": float("inf")}, "--epochs inf: allowed are values above 0"),
+        ({"epochs": float("nan")}, "--epochs nan: allowed are values above 0"),
+        ({"max_minutes": 0.0}, "--max-minutes 0: allowed are values above 0"),
+        ({"max_minutes": float("inf")}, "--max-minutes inf: allowed are values above 0"),
+        (
+            {"max_minutes": 5.0, "epochs": 3.0},
+            "--epochs and --max-minutes exclude each other: give one of them",
+        ),
+        ({"out": Path("a.pt")}, "--out a.pt: allowed is a file name in .safetensors"),
+        ({"out": Path("folder")}, "--out folder: allowed is a file name in .safetensors"),
+        ({"seed": -1}, "--seed -1: allowed are 0 and more"),
+        ({"image_size": 7}, "--image-size 7: allowed are 8 to 1024 pixels"),
+    ],
+)
+def test_a_bad_value_of_pretrain_names_the_flag_the_value_and_what_is_allowed(
+    values: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(LabelcurveError, match=re.escape(message)):
+        PretrainOptions(**values)
+
+
+@pytest.mark.parametrize(
+    "arguments", [("--epochs", "0.5"), ("--max-minutes", "0.1"), ("--out", "a/b.safetensors")]
+)
+def test_parts_of_an_epoch_and_of_a_minute_are_allowed(arguments: tuple[str, str]) -> None:
+    assert parsed_pretrain(*arguments) != parsed_pretrain()
+
+
+def test_every_option_of_pretrain_has_its_line_of_help(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        parsed_pretrain("--help")
+    text = capsys.readouterr().out
+    for name in vars(PretrainOptions()):
+        assert f"--{name.replace('_', '-')}" in text
+    assert "relative-position" in text

@@ -1,0 +1,207 @@
+"""How fast pretraining and fine-tuning are, beside what the machine's convolutions allow.
+
+`python -m benchmarks.speed` times whole training steps (augmentation, forward, backward, update)
+and, alone, each convolution of the same network on inputs of the same shape, forward and backward.
+The ratio says what everything else costs; 1 cannot be reached. The pixels are random: no data set
+is needed. The last line on stdout is one JSON document. Training code is imported here and nowhere
+else in `benchmarks`.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+import tyro
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from bundle.machine import versions
+from training import augment
+from training.backbones import build
+from training.device import Device, choose, hardware, to_device
+from training.objectives import Contrastive
+from training.optimizers import Optimizers
+from training.recipes import pretraining, recipe
+from training.views import Views
+
+
+@dataclass
+class Speed:
+    """Images a second in training, and the share of the machine's own ceiling."""
+
+    device: Literal["auto", "cuda", "cpu"] = "auto"
+    """As for `train`."""
+    seconds: float = 5.0
+    """Of each measurement; there are three of each kind, in turn."""
+    image_size: int = 32
+    """Side of the images in pixels."""
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One kind of training."""
+
+    images_per_s: float
+    """That pass through the backbone, forward and backward; mean of the rounds."""
+    spread: tuple[float, float]
+    """Slowest and fastest round."""
+    ceiling: float
+    """Images a second of the convolutions alone."""
+    ratio: float
+
+
+ROUNDS = 3
+
+
+def main() -> None:
+    """The command `python -m benchmarks.speed`."""
+    options = tyro.cli(Speed, prog="python -m benchmarks.speed")
+    device = choose(options.device)
+    size = options.image_size
+    pixels = np.random.default_rng(0).integers(0, 256, (2048, size, size, 3), dtype=np.uint8)
+    kinds = {
+        "pretraining": _pretraining(pixels, device),
+        "fine-tuning": _finetuning(pixels, device),
+    }
+    rates: dict[str, list[float]] = {name: [] for name in kinds}
+    ceilings: dict[str, list[float]] = {name: [] for name in kinds}
+    for _ in range(ROUNDS):
+        for name, (step, images, convolutions) in kinds.items():
+            rates[name].append(images / _time(step, options.seconds, device))
+            share = options.seconds / len(convolutions)
+            alone = sum(_time(one, share, device) for one in convolutions)
+            ceilings[name].append(images / alone)
+    print(f"{hardware(device)}, {device.precision.value}, {size} px")
+    figures = {}
+    for name in kinds:
+        rate, ceiling = statistics.mean(rates[name]), statistics.mean(ceilings[name])
+        spread = (min(rates[name]), max(rates[name]))
+        figures[name] = Figure(rate, spread, ceiling, rate / ceiling)
+        print(
+            f"{name:12} {rate:8,.0f} images/s ({spread[0]:,.0f} to {spread[1]:,.0f}, "
+            f"n = {ROUNDS}), convolutions alone {ceiling:8,.0f}: {rate / ceiling:.2f} of it"
+        )
+    document = {
+        "hardware": hardware(device),
+        "precision": device.precision.value,
+        "image_size": size,
+        "rounds": ROUNDS,
+        "seconds": options.seconds,
+        "packages": versions(("torch",)),
+        "speed": {name: asdict(figure) for name, figure in figures.items()},
+    }
+    print(json.dumps(document))
+
+
+Kind = tuple[Callable[[], None], int, list[Callable[[], None]]]
+"""A step, the images that it takes through the backbone, and the convolutions of such a step."""
+
+
+def _pretraining(pixels: NDArray[np.uint8], device: Device) -> Kind:
+    plan = pretraining("contrastive", 50_000, pixels.shape[1])
+    network = build(plan.backbone, pixels, 2).to(device.device)
+    network = network.to(memory_format=torch.channels_last)
+    side = round(plan.view_share * pixels.shape[1])
+    objective = Contrastive(network.dim, Views(side), plan.n_views, plan.temperature, device)
+    objective.to(device.device)
+    modules = nn.ModuleList([network.backbone, objective])
+    optimizers = Optimizers([(modules, 1.0)], plan)
+    images = to_device(pixels[: plan.batch_size], device)
+    generator = torch.Generator(device.device)
+    network.train()
+
+    def step() -> None:
+        optimizers.begin(0.5)
+        objective(network, images, generator).backward()
+        optimizers.step()
+
+    n = plan.batch_size * plan.n_views
+    return step, n, _convolutions(network, (n, 3, side, side), device)
+
+
+def _finetuning(pixels: NDArray[np.uint8], device: Device) -> Kind:
+    plan = recipe("default", 45_000, flip=True, pretrained=True)
+    network = build(plan.backbone, pixels, 10).to(device.device)
+    network = network.to(memory_format=torch.channels_last)
+    optimizers = Optimizers([(network, 1.0)], plan)
+    generator = torch.Generator(device.device)
+    padded = augment.pad(to_device(pixels, device), plan.crop)
+    labels = torch.arange(plan.batch_size, device=device.device) % 10
+    rows = torch.arange(plan.batch_size, device=device.device)
+    size = pixels.shape[1]
+    network.train()
+
+    def step() -> None:
+        images = network.normalise(augment.crop_flip(padded, rows, size, True, generator))
+        images = augment.cutout(images, plan.cutout, generator)
+        optimizers.begin(0.5)
+        with device.autocast():
+            loss = nn.functional.cross_entropy(network(images), labels)
+        loss.backward()
+        optimizers.step()
+
+    n = plan.batch_size
+    return step, n, _convolutions(network, (n, 3, size, size), device)
+
+
+def _convolutions(
+    network: nn.Module, shape: tuple[int, int, int, int], device: Device
+) -> list[Callable[[], None]]:
+    """Each convolution of `network` alone, forward and backward, on inputs as in training."""
+    shapes: list[tuple[nn.Conv2d, torch.Size]] = []
+
+    def note(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        assert isinstance(module, nn.Conv2d)
+        shapes.append((module, inputs[0].shape))
+
+    found = [module for module in network.modules() if isinstance(module, nn.Conv2d)]
+    hooks = [module.register_forward_pre_hook(note) for module in found]
+    with torch.no_grad(), device.autocast():
+        network.train()(torch.zeros(2, *shape[1:], device=device.device))
+    for hook in hooks:
+        hook.remove()
+    return [_alone(module, (shape[0], *seen[1:]), device) for module, seen in shapes]
+
+
+def _alone(module: nn.Conv2d, shape: tuple[int, ...], device: Device) -> Callable[[], None]:
+    first = module.in_channels == 3  # its input needs no gradient, and its weights are fixed
+    layout = torch.channels_last
+    inputs = torch.randn(shape, device=device.device, dtype=device.dtype).to(memory_format=layout)
+    inputs.requires_grad_(not first)
+    weight = module.weight.detach().to(device.dtype).to(memory_format=layout)
+    weight.requires_grad_(not first)
+
+    def once() -> None:
+        out = nn.functional.conv2d(inputs, weight, padding=module.padding)
+        if not first:
+            out.backward(out.detach())
+
+    return once
+
+
+def _time(work: Callable[[], None], seconds: float, device: Device) -> float:
+    """Seconds of one call, after one that is not counted."""
+    work()
+    _finish(device)
+    start, calls = time.perf_counter(), 0
+    while time.perf_counter() - start < seconds:
+        work()
+        _finish(device)
+        calls += 1
+    return (time.perf_counter() - start) / calls
+
+
+def _finish(device: Device) -> None:
+    if device.device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+if __name__ == "__main__":
+    main()
