@@ -127,7 +127,7 @@ def _pretraining(pixels: NDArray[np.uint8], device: Device) -> Kind:
 
 
 def _finetuning(pixels: NDArray[np.uint8], device: Device) -> Kind:
-    plan = recipe("default", 45_000, flip=True, pretrained=True)
+    plan = recipe("default", 45_000, flip=True, unlabelled=False)
     network = build(plan.backbone, pixels, 10).to(device.device)
     network = network.to(memory_format=torch.channels_last)
     optimizers = Optimizers([(network, 1.0)], plan)

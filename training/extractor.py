@@ -39,7 +39,7 @@ class Pretraining(BaseModel):
     packages: dict[str, str]
     git_commit: str | None
     loss: float
-    """Mean over the last epoch."""
+    """Mean over the last tenth of the run."""
 
 
 class Card(BaseModel):
@@ -149,8 +149,11 @@ def replace(path: Path, content: bytes) -> None:
         raise
 
 
-def read(path: Path) -> Extractor:
+def read(path: Path, option: str = "--extractor") -> Extractor:
     """Reads an extractor.
+
+    Args:
+        option: of the command, for the messages.
 
     Raises:
         LabelcurveError: no such file, or not one that `pretrain` wrote.
@@ -161,10 +164,10 @@ def read(path: Path) -> Extractor:
             weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         card = Card.model_validate_json(metadata["card"])
     except OSError as error:
-        raise LabelcurveError(f"--extractor {path}: {error.strerror or error}") from error
+        raise LabelcurveError(f"{option} {path}: {error.strerror or error}") from error
     except (SafetensorError, KeyError, ValidationError) as error:
         raise LabelcurveError(
-            f"--extractor {path}: not a file that `pretrain` wrote ({type(error).__name__})"
+            f"{option} {path}: not a file that `pretrain` wrote ({type(error).__name__})"
         ) from error
     floats = {k: v.float() if v.is_floating_point() else v for k, v in weights.items()}
     digest = hashlib.sha256()
@@ -179,7 +182,12 @@ def find(pixels_hash: str, backbone: str, size: int, flip: bool, cache: Path) ->
     for path in [*sorted(SHIPPED.glob("*.safetensors")), own]:
         if not path.exists():
             continue
-        found = read(path)
+        try:
+            found = read(path)
+        except LabelcurveError:
+            if path == own:  # what is damaged in the cache is made anew
+                continue
+            raise
         card = found.card
         made_for = (card.pixels_hash, card.backbone, card.image_size, card.flip)
         if made_for == (pixels_hash, backbone, size, flip):

@@ -13,7 +13,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel
 
@@ -24,7 +23,6 @@ from training.backbones import Network
 from training.device import Device, to_device
 from training.evaluate import scores
 from training.optimizers import Optimizers
-from training.probe import embed
 from training.recipes import Recipe
 
 HEADER = (
@@ -89,8 +87,6 @@ def finetune(
         others = _Stream(unlabelled, ratio * labelled.batch, recipe.crop, generator, device)
     val_images = to_device(val.images, device)
     steps = labelled.steps
-    if recipe.probe_first:
-        _probe_first(network, to_device(train.images, device), train.labels, recipe.flip, device)
     optimizers = Optimizers(
         [(network.backbone, recipe.backbone_lr), (network.classifier, 1.0)], recipe
     )
@@ -137,6 +133,8 @@ def finetune(
             correct += (logits.detach().argmax(1) == targets).sum()
             step += 1
             in_epoch += 1
+        if in_epoch == 0:  # the time ran out between two epochs
+            break
         trained = time.monotonic() - start
         seen = in_epoch * labelled.batch
         number = len(history) + 1
@@ -183,23 +181,6 @@ def finetune(
     return Result(network.cpu().float().eval(), tuple(history), best_epoch)
 
 
-def _probe_first(
-    network: Network, images: Tensor, labels: NDArray[np.int64], flip: bool, device: Device
-) -> None:
-    """Sets the classifier to the logistic regression on the embedding as it is."""
-    embedding = embed(network, images, device)
-    if flip:
-        embedding = np.concatenate([embedding, embed(network, images.flip(3), device)])
-        labels = np.concatenate([labels, labels])
-    scale = float(embedding.std(0).mean()) + 1e-6
-    fitted = LogisticRegression(C=0.1, max_iter=200).fit(embedding / scale, labels)
-    if fitted.coef_.shape[0] != network.classifier.out_features:
-        return  # two classes, or one that has no label here: the random one stays
-    with torch.no_grad():
-        network.classifier.weight.copy_(torch.from_numpy(fitted.coef_ / scale))
-        network.classifier.bias.copy_(torch.from_numpy(fitted.intercept_))
-
-
 def _semi_supervised(
     network: Network,
     teacher: Network,
@@ -225,6 +206,7 @@ def _semi_supervised(
     teacher.eval()
     with torch.no_grad(), device.autocast():
         guess = torch.softmax(teacher(network.normalise(pixels)).float() / recipe.sharpening, dim=1)
+    network.train()  # without averaged weights it is the teacher, too
     sure = (guess.amax(1) >= recipe.confidence).float()
     with device.autocast():
         logits = network(torch.cat([images, views]))

@@ -30,7 +30,7 @@ from training.extractor import Extractor
 from training.fractions import Subset
 from training.history import EventWriter
 from training.options import Options
-from training.recipes import Recipe, recipe
+from training.recipes import Recipe, recipe, work
 
 PACKAGES = ("labelcurve", "numpy", "onnx", "onnxruntime", "onnxscript", "pillow", "torch")
 
@@ -85,15 +85,14 @@ def run(options: Options, start: float | None = None) -> dict[str, Any]:
         Path(__file__)
     )  # of the code that was loaded, not of what lies there at the end
     plans = [_recipe(options, images, subset) for subset in subsets]
-    work = [plan.work(len(subset.train)) for plan, subset in zip(plans, subsets, strict=True)]
-    budget = Budget(start, options.max_minutes, work, len(images.test))
+    works = [work(len(subset.train)) for subset in subsets]
+    budget = Budget(start, options.max_minutes, works, len(images.test))
     pretrained = pretrain_job.obtain(
         options.extractor,
         images,
         plans[0],
         device,
         flip=_flip(options),
-        seed=options.seed,
         cache=options.cache,
         seconds=budget.pretraining(),
     )
@@ -270,10 +269,8 @@ def _recipe(options: Options, images: Data, subset: Subset) -> Recipe:
         options.preset,
         len(subset.train),
         flip=_flip(options),
-        pretrained=options.extractor != "none",
+        unlabelled=not options.no_unlabelled and subset.fraction < 1,
     )
-    if options.no_unlabelled or subset.fraction == 1:
-        plan = replace(plan, consistency=0.0)
     if options.max_minutes is not None:
         plan = replace(plan, epochs=ENDLESS)
     return plan if options.epochs is None else replace(plan, epochs=options.epochs)

@@ -116,9 +116,9 @@ def pretrain(
             shown, losses = tenth, torch.zeros_like(losses)
             row_step = loss_step = step
             modules.train()
-            # The time of judging is not the time of training.
-            start += time.monotonic() - now
             since_row = time.monotonic()
+            if seconds is None:  # the time of judging is not the time of training
+                start += since_row - now
             if progress >= 1:
                 break
         epoch, place = divmod(step, steps)
@@ -135,7 +135,8 @@ def pretrain(
         optimizers.step()
         losses += loss.detach()
         step += 1
-        if checkpoint is not None and time.monotonic() - saved > CHECKPOINT_SECONDS:
+        due = checkpoint is not None and time.monotonic() - saved > CHECKPOINT_SECONDS
+        if due and checkpoint is not None and math.isfinite(float(losses)):
             _write(
                 checkpoint,
                 {
@@ -176,12 +177,13 @@ def _write(path: Path, state: dict[str, Any]) -> None:
 
 
 def _read(path: Path, key: str) -> dict[str, Any]:
-    state: dict[str, Any] = {}
+    state: Any = {}
     with suppress(Exception):
         state = torch.load(path, map_location="cpu", weights_only=True)
-    if state.get("key") != key:
+    if not isinstance(state, dict) or state.get("key") != key:
         raise LabelcurveError(
             f"{path} is the checkpoint of a run with other arguments or images: go on with those, "
             "or start over with --fresh"
         )
-    return state
+    found: dict[str, Any] = state
+    return found

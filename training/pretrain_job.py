@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import hashlib
 import json
 import os
 import platform
@@ -108,8 +109,8 @@ def run(options: PretrainOptions, start: float | None = None) -> dict[str, Any]:
         labelled=not options.unlabelled,
         seconds=None
         if options.max_minutes is None
-        else options.max_minutes * 60 - (time.monotonic() - began),
-        start=None if options.start is None else extractor.read(options.start),
+        else max(1.0, options.max_minutes * 60 - (time.monotonic() - began)),
+        start=None if options.start is None else extractor.read(options.start, "--start"),
     )
     out = options.out or extractor.cached(
         images.pixels_hash,
@@ -142,7 +143,6 @@ def obtain(
     device: Device,
     *,
     flip: bool,
-    seed: int,
     cache: Path | None,
     seconds: float | None,
 ) -> Extractor | None:
@@ -174,7 +174,12 @@ def obtain(
         out = extractor.cached(
             images.pixels_hash, recipe.backbone, images.size, flip, _writable(cache)
         )
-        found = make(images, Request(plan, flip, seed=seed, seconds=seconds), device, out)
+        request = Request(plan, flip, seconds=seconds)
+        # Named by all that it depends on: what another `pretrain` left is not its business.
+        learn, _ = split(len(images.train))
+        of = hashlib.sha256(_key(images, request, learn).encode()).hexdigest()[:12]
+        checkpoint = out.with_name(f".{out.stem}-{of}.checkpoint")
+        found = make(images, request, device, out, checkpoint=checkpoint)
     card = found.card
     judged = "" if card.knn is None else f", k-NN {card.knn:.4f}"
     say(
@@ -198,9 +203,20 @@ def _writable(cache: Path) -> Path:
 
 
 def make(
-    images: Data, request: Request, device: Device, out: Path, *, fresh: bool = False
+    images: Data,
+    request: Request,
+    device: Device,
+    out: Path,
+    *,
+    checkpoint: Path | None = None,
+    fresh: bool = False,
 ) -> Extractor:
-    """Learns an extractor from the training images, writes it to `out` and reads it back."""
+    """Learns an extractor from the training images, writes it to `out` and reads it back.
+
+    Args:
+        checkpoint: by default a hidden file beside `out`.
+        fresh: do not go on from it.
+    """
     started = datetime.now(UTC)
     commit = git_commit(Path(__file__))
     recipe = request.recipe
@@ -231,7 +247,7 @@ def make(
         side = max(8, round(recipe.view_share * images.size))
         views = Views(size=side, flip=request.flip)
         objective = Contrastive(network.dim, views, recipe.n_views, recipe.temperature, device)
-    checkpoint = out.with_name(f".{out.stem}.checkpoint")
+    checkpoint = checkpoint or out.with_name(f".{out.stem}.checkpoint")
     if fresh:
         checkpoint.unlink(missing_ok=True)
     result = pretrain(

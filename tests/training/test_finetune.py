@@ -449,57 +449,8 @@ def test_the_backbone_has_a_learning_rate_of_its_own(digits: Data, backbone_lr: 
 
 def test_the_default_recipe_learns_the_digits(digits: Data) -> None:
     train, val = labelled(digits, 1.0)
-    plan = recipe("default", len(train.labels), flip=False, pretrained=False)
+    plan = recipe("default", len(train.labels), flip=False, unlabelled=False)
     result = finetune.finetune(
         network(), train, val, replace(plan, epochs=4), FP32_CPU, 0, say=lambda _: None
     )
     assert accuracy(result, digits.test.images, digits.test.labels) > 0.8
-
-
-STILL = replace(
-    RECIPE, lr=1e-9, epochs=1, ema=0.0, weight_decay=0.0, crop=0, cutout=0, probe_first=True
-)
-"""Nothing is learnt by steps."""
-
-
-def settled(train: Labelled, net: Network) -> Network:
-    """The network, whose batch norm has seen the images, as after pretraining."""
-    pixels = torch.from_numpy(np.array(train.images)).permute(0, 3, 1, 2)
-    net.train()
-    with torch.no_grad():
-        for _ in range(60):
-            net(net.normalise(pixels))
-    return net
-
-
-@pytest.mark.parametrize("flip", [False, True])
-def test_the_classifier_can_begin_as_the_regression_on_the_embedding(
-    digits: Data, flip: bool
-) -> None:
-    train, val = labelled(digits, 1.0)
-    rows = []
-    for first in (True, False):
-        net = settled(train, network())
-        plan = replace(STILL, probe_first=first, flip=flip)
-        result = finetune.finetune(net, train, val, plan, FP32_CPU, 0, say=lambda _: None)
-        rows.append(result.history[0])
-    assert rows[0].val_accuracy > rows[1].val_accuracy + 0.2
-
-
-@pytest.mark.parametrize("present", [(0, 1), (3, 7, 8)])
-def test_a_regression_on_a_part_of_the_classes_is_no_hindrance(
-    digits: Data, present: tuple[int, ...]
-) -> None:
-    train, val = labelled(digits, 0.3)
-    rows = np.isin(train.labels, present)
-    some = Labelled(train.images[rows], train.labels[rows])
-    plan = replace(RECIPE, probe_first=True)
-    net = settled(some, network())
-    result = finetune.finetune(net, some, val, plan, FP32_CPU, 0, say=lambda _: None)
-    assert len(result.history) == 3
-
-
-def test_a_network_that_has_seen_nothing_can_begin_as_the_regression(digits: Data) -> None:
-    # Warnings are errors here: a regression that does not converge must not warn the user.
-    plan = replace(RECIPE, probe_first=True)
-    assert same_weights(run(digits, plan)[0].network, run(digits, plan)[0].network)

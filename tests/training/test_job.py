@@ -60,7 +60,6 @@ def trained_on(images: Data, plan: Options, subset: Subset) -> Bundle:
         recipe,
         FP32_CPU,
         flip=False,
-        seed=0,
         cache=plan.cache,
         seconds=None,
     )
@@ -152,7 +151,7 @@ def test_held_out_images_do_not_teach(
         return real(*arguments, **more)
 
     monkeypatch.setattr(finetune, "finetune", spy)
-    plan = recipe("default", 200, flip=False, pretrained=False)
+    plan = recipe("default", 200, flip=False, unlabelled=False)
     monkeypatch.setattr("training.job.recipe", lambda *_, **__: replace(plan, consistency=1.0))
     subset = fractions.subset(digits.train, digits.class_names, 0.2, 0)
     trained_on(digits, options(tmp_path, tmp_path), subset)
@@ -243,7 +242,7 @@ def test_a_bundle_that_fails_the_gate_is_not_published(
 def test_a_run_that_diverges_publishes_nothing(
     tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plan = recipe("default", 200, flip=False, pretrained=False)
+    plan = recipe("default", 200, flip=False, unlabelled=False)
     monkeypatch.setattr("training.job.recipe", lambda *_, **__: replace(plan, lr=1e30))
     with pytest.raises(LabelcurveError, match=r"loss is (nan|inf)"):
         job.run(options(tmp_path, cache))

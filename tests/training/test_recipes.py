@@ -1,16 +1,14 @@
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 
-from training.recipes import Optimisation, Recipe, pretraining, recipe
+from training.recipes import Optimisation, Recipe, pretraining, recipe, work
 
 LABELS = (2, 18, 90, 900, 4_500, 22_500, 45_000, 1_000_000)
 
 
 def test_the_reference_preset_is_the_published_fine_tuning() -> None:
-    plan = recipe("reference", 45_000, flip=True, pretrained=True)
+    plan = recipe("reference", 45_000, flip=True, unlabelled=False)
     assert plan == Recipe(
         backbone="reference",
         optimizer="adam",
@@ -25,13 +23,13 @@ def test_the_reference_preset_is_the_published_fine_tuning() -> None:
 
 
 def planned(n_labels: int, **options: bool) -> Recipe:
-    return recipe("default", n_labels, **({"flip": True, "pretrained": True} | options))
+    return recipe("default", n_labels, **({"flip": True, "unlabelled": False} | options))
 
 
-@pytest.mark.parametrize("pretrained", [True, False])
+@pytest.mark.parametrize("unlabelled", [True, False])
 @pytest.mark.parametrize("n_labels", LABELS)
-def test_the_default_fits_any_number_of_labels(n_labels: int, pretrained: bool) -> None:
-    plan = planned(n_labels, pretrained=pretrained)
+def test_the_default_fits_any_number_of_labels(n_labels: int, unlabelled: bool) -> None:
+    plan = planned(n_labels, unlabelled=unlabelled)
     assert plan.backbone == "convnet"
     assert 1 <= plan.batch_size <= 512
     assert plan.epochs >= 1
@@ -39,9 +37,9 @@ def test_the_default_fits_any_number_of_labels(n_labels: int, pretrained: bool) 
     check_schedule(plan)
 
 
-@pytest.mark.parametrize("pretrained", [True, False])
-def test_fewer_labels_are_seen_at_least_as_often(pretrained: bool) -> None:
-    epochs = [planned(n, pretrained=pretrained).epochs for n in LABELS]
+@pytest.mark.parametrize("unlabelled", [True, False])
+def test_fewer_labels_are_seen_at_least_as_often(unlabelled: bool) -> None:
+    epochs = [planned(n, unlabelled=unlabelled).epochs for n in LABELS]
     assert epochs == sorted(epochs, reverse=True)
 
 
@@ -50,19 +48,18 @@ def test_mirroring_is_the_callers_choice(flip: bool) -> None:
     assert planned(900, flip=flip).flip is flip
 
 
-@pytest.mark.parametrize("pretrained", [True, False])
-def test_more_labels_are_more_work(pretrained: bool) -> None:
-    work = [planned(n, pretrained=pretrained).work(n) for n in LABELS]
-    assert all(amount > 0 for amount in work)
-    assert work[:4] == sorted(work[:4])
-    assert work[0] < work[-1]
+def test_more_labels_are_more_work_and_less_for_each() -> None:
+    amounts = [work(n) for n in LABELS]
+    assert amounts == sorted(amounts)
+    each = [work(n) / n for n in LABELS]
+    assert each == sorted(each, reverse=True)
 
 
-def test_images_without_labels_are_work_where_they_take_part() -> None:
-    plan = replace(planned(900), consistency=0.0, unlabelled_ratio=3, unlabelled_from=0.5)
-    alone = plan.work(900)
-    assert replace(plan, consistency=1.0).work(900) == pytest.approx(alone * (1 + 3 * 0.5))
-    assert replace(plan, consistency=1.0, unlabelled_from=0.0).work(900) == pytest.approx(4 * alone)
+def test_images_without_labels_take_the_place_of_epochs() -> None:
+    alone, together = planned(4_500), planned(4_500, unlabelled=True)
+    assert alone.consistency == 0
+    assert together.consistency > 0
+    assert together.epochs == pytest.approx(alone.epochs / 2, abs=1)
 
 
 @pytest.mark.parametrize("size", [8, 32, 224])
