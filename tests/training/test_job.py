@@ -70,11 +70,11 @@ def trained_on(images: Data, plan: Options, subset: Subset) -> Bundle:
 
 @pytest.fixture
 def teaching(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever the recipe: images without labels teach, also where the teacher is not sure."""
+    """Images without labels teach from the start, also where the teacher is not sure."""
 
     def plan(*arguments: Any, **options: Any) -> Recipe:
         own = recipe(*arguments, **options)
-        return replace(own, consistency=1.0, confidence=0.0, unlabelled_from=0.0, ema=0.5)
+        return replace(own, confidence=0.0, unlabelled_from=0.0, ema=0.5)
 
     monkeypatch.setattr("training.job.recipe", plan)
 
