@@ -47,15 +47,17 @@ def groups(report: Report) -> list[list[Model]]:
 
 def rows(report: Report) -> list[tuple[str, ...]]:
     """The cells under `HEADER`, a row a fraction: with several seeds mean ± standard deviation."""
-    return [_row(group) for group in groups(report)]
+    several = len({model.variant for model in report.models}) > 1
+    return [_row(group, several) for group in groups(report)]
 
 
-def _row(models: Sequence[Model]) -> tuple[str, ...]:
+def _row(models: Sequence[Model], several: bool) -> tuple[str, ...]:
     first = models[0]
+    share = f"{first.fraction:.3g}"
+    if first.fraction >= 0.01:
+        share = f"{first.fraction:.0%}".replace("%", " %")
     return (
-        f"{first.fraction:.3g}"
-        if first.fraction < 0.01
-        else f"{first.fraction:.0%}".replace("%", " %"),
+        share if not several or first.variant == "default" else f"{share}, {first.variant}",
         f"{first.n_labels_train:,} + {first.n_labels_val:,}",
         _mean([model.accuracy.accuracy * 100 for model in models], "{:.2f}", " %"),
         _mean([model.accuracy.f1 for model in models], "{:.4f}"),
@@ -110,6 +112,12 @@ def conditions(report: Report) -> str:
             f"p50, p99 and requests/s: `POST /classify`, {load.users} clients in a closed loop "
             f"on {'the same' if load.same_machine else 'another'} machine, "
             f"{load.seconds:.0f} s a model in {load.rounds} round{'s' if load.rounds > 1 else ''}. "
+        )
+    learned = {m.pretraining_seconds for m in report.models if m.pretraining_seconds}
+    if learned:
+        text += (
+            "The models began with an extractor that had been learned without labels in "
+            f"{' or '.join(map(duration, sorted(learned)))}, `scratch` with random weights. "
         )
     trained = sorted({model.trained_on for model in report.models})
     text += f"Trained on {'; '.join(trained)}. Measured on {made.cpu}, {made.cores} cores, "

@@ -46,7 +46,7 @@ SMALLEST = 200
 """Training images; from fewer, nothing is learnt without labels."""
 
 SHORT_IMAGES = 150_000
-SHORT_EPOCHS = 30
+SHORT_EPOCHS = 20
 """A short pretraining has so many epochs, or sees so many images where that is less."""
 
 say = partial(print, flush=True)

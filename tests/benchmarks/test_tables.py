@@ -33,6 +33,19 @@ def test_a_row_a_fraction(measured: Report) -> None:
     assert rows[0][2] == f"{measured.models[0].accuracy.accuracy * 100:.2f} %"
 
 
+def test_variants_of_one_fraction_have_a_row_each_and_say_what_they_are(measured: Report) -> None:
+    first = measured.models[0]
+    ours = first.model_copy(update={"extractor": "contrastive", "pretraining_seconds": 4200.0})
+    reference = ours.model_copy(update={"preset": "reference"})
+    without = first.model_copy(update={"preset": "reference"})
+    models = (ours, first, reference, without)
+    changed = measured.model_copy(update={"models": models})
+    names = [row[0] for row in tables.rows(changed)]
+    assert names == ["10 %", "10 %, scratch", "10 %, reference", "10 %, reference scratch"]
+    assert "learned without labels in 1 h 10 min" in tables.conditions(changed)
+    assert "without labels" not in tables.conditions(measured)
+
+
 def test_several_seeds_give_mean_and_deviation(measured: Report) -> None:
     def seed(model: Model, number: int, accuracy: float) -> Model:
         score = model.accuracy.model_copy(update={"accuracy": accuracy})
