@@ -1,0 +1,24 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+
+def test_the_last_line_holds_the_rate_and_the_share_of_the_ceiling() -> None:
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "benchmarks.speed"),
+            *("--seconds", "0.05", "--image-size", "16", "--device", "cpu"),
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=240,
+    )
+    assert done.returncode == 0, done.stderr
+    document = json.loads(done.stdout.splitlines()[-1])
+    assert set(document["speed"]) == {"pretraining", "fine-tuning"}
+    for figure in document["speed"].values():
+        assert 0 < figure["spread"][0] <= figure["images_per_s"] <= figure["spread"][1]
+        assert figure["ratio"] == figure["images_per_s"] / figure["ceiling"]
