@@ -117,8 +117,10 @@ def conditions(report: Report) -> str:
     if learned:
         text += (
             "The models began with an extractor that had been learned without labels in "
-            f"{' or '.join(map(duration, sorted(learned)))}, `scratch` with random weights. "
+            f"{' or '.join(map(duration, sorted(learned)))}"
         )
+        scratch = any(model.extractor is None for model in report.models)
+        text += ", `scratch` with random weights. " if scratch else ". "
     trained = sorted({model.trained_on for model in report.models})
     text += f"Trained on {'; '.join(trained)}. Measured on {made.cpu}, {made.cores} cores, "
     text += f"Python {made.python}, "
