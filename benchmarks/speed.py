@@ -112,7 +112,7 @@ def _pretraining(pixels: NDArray[np.uint8], device: Device) -> Kind:
     objective = Contrastive(network.dim, Views(side), plan.n_views, plan.temperature, device)
     objective.to(device.device)
     modules = nn.ModuleList([network.backbone, objective])
-    optimizers = Optimizers([(modules, 1.0)], plan)
+    optimizers = Optimizers([(modules, 1.0)], plan, device.dtype)
     images = to_device(pixels[: plan.batch_size], device)
     generator = torch.Generator(device.device)
     network.train()
@@ -130,7 +130,7 @@ def _finetuning(pixels: NDArray[np.uint8], device: Device) -> Kind:
     plan = recipe("default", 45_000, flip=True, unlabelled=False)
     network = build(plan.backbone, pixels, 10).to(device.device)
     network = network.to(memory_format=torch.channels_last)
-    optimizers = Optimizers([(network, 1.0)], plan)
+    optimizers = Optimizers([(network, 1.0)], plan, device.dtype)
     generator = torch.Generator(device.device)
     padded = augment.pad(to_device(pixels, device), plan.crop)
     labels = torch.arange(plan.batch_size, device=device.device) % 10

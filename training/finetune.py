@@ -88,7 +88,7 @@ def finetune(
     val_images = to_device(val.images, device)
     steps = labelled.steps
     optimizers = Optimizers(
-        [(network.backbone, recipe.backbone_lr), (network.classifier, 1.0)], recipe
+        [(network.backbone, recipe.backbone_lr), (network.classifier, 1.0)], recipe, device.dtype
     )
     averaged = _averaged(network, recipe, steps)
     judged = cast(Network, averaged.module) if averaged is not None else network

@@ -17,10 +17,20 @@ class Muon(torch.optim.Optimizer):
 
     Source: K. Jordan et al., Muon: An optimizer for hidden layers in neural networks, 2024.
     `torch.optim.Muon` takes matrices alone; a convolution is one of [C_out, C_in * k * k] here.
+
+    Args:
+        dtype: of the arithmetic that makes the step orthogonal.
     """
 
-    def __init__(self, params: Any, lr: float, momentum: float = 0.95) -> None:
+    def __init__(
+        self,
+        params: Any,
+        lr: float,
+        momentum: float = 0.95,
+        dtype: torch.dtype = torch.bfloat16,
+    ) -> None:
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": 0.0})
+        self._dtype = dtype
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
@@ -38,17 +48,18 @@ class Muon(torch.optim.Optimizer):
                 nesterov = parameter.grad.add(average, alpha=momentum).flatten(1)
                 # The same size of step for wide and for tall matrices.
                 scale = math.sqrt(max(1.0, nesterov.shape[0] / nesterov.shape[1]))
-                update = orthogonal(nesterov).view_as(parameter)
+                update = orthogonal(nesterov, self._dtype).view_as(parameter)
                 parameter.mul_(1 - lr * group["weight_decay"]).add_(update, alpha=-lr * scale)
 
 
-def orthogonal(matrix: Tensor, steps: int = 5) -> Tensor:
-    """Float [M, N] to a matrix whose singular values are near 1 (0.7 to 1.2), in bfloat16 inside.
+def orthogonal(matrix: Tensor, dtype: torch.dtype = torch.bfloat16, steps: int = 5) -> Tensor:
+    """Float [M, N] to a matrix whose singular values are near 1 (0.7 to 1.2).
 
-    Newton-Schulz iteration of the fifth order with the coefficients of the source of `Muon`.
+    Newton-Schulz iteration of the fifth order with the coefficients of the source of `Muon`. It
+    needs no precision, so bfloat16 does; a processor without bf16 arithmetic is faster in float32.
     """
     tall = matrix.shape[0] > matrix.shape[1]
-    x = matrix.bfloat16()
+    x = matrix.to(dtype)
     x = x.T if tall else x
     x = x / (x.norm() + 1e-7)
     for _ in range(steps):
@@ -64,9 +75,15 @@ class Optimizers:
     Args:
         parts: modules, each with the factor on the learning rates of its parameters.
         recipe: the learning rates and the schedule.
+        dtype: of `Muon`'s arithmetic.
     """
 
-    def __init__(self, parts: Sequence[tuple[nn.Module, float]], recipe: Optimisation) -> None:
+    def __init__(
+        self,
+        parts: Sequence[tuple[nn.Module, float]],
+        recipe: Optimisation,
+        dtype: torch.dtype = torch.bfloat16,
+    ) -> None:
         self._recipe = recipe
         self._factor = 1.0
         matrices, vectors = [], []
@@ -82,7 +99,7 @@ class Optimizers:
         self._optimizers: list[tuple[torch.optim.Optimizer, float]] = []
         if recipe.optimizer == "muon":
             self._optimizers = [
-                (Muon(matrices, recipe.lr, recipe.momentum), recipe.lr),
+                (Muon(matrices, recipe.lr, recipe.momentum, dtype), recipe.lr),
                 (torch.optim.AdamW(vectors, recipe.lr_vectors), recipe.lr_vectors),
             ]
         elif recipe.optimizer == "sgd":

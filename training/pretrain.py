@@ -75,7 +75,7 @@ def pretrain(
     steps = len(images) // batch
     total = max(1, round(recipe.epochs * steps))
     modules = nn.ModuleDict({"backbone": network.backbone, "objective": objective})
-    optimizers = Optimizers([(modules, 1.0)], recipe)
+    optimizers = Optimizers([(modules, 1.0)], recipe, device.dtype)
     step, before, losses, shown = 0, 0.0, torch.zeros((), device=device.device), 0
     loss_step = 0
     if checkpoint is not None and checkpoint.exists():

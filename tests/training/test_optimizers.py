@@ -63,11 +63,12 @@ def rates(optimizers: Optimizers) -> list[float]:
     "shape", [(64, 64), (16, 256), (256, 16), (1, 40), (40, 1), (1, 1), (24, 216)]
 )
 @pytest.mark.parametrize("scale", [1e-6, 1.0, 1e4])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 def test_an_orthogonal_matrix_has_singular_values_near_1(
-    shape: tuple[int, int], scale: float
+    shape: tuple[int, int], scale: float, dtype: torch.dtype
 ) -> None:
     matrix = torch.randn(shape, generator=torch.Generator().manual_seed(0)) * scale
-    found = orthogonal(matrix)
+    found = orthogonal(matrix, dtype)
     assert found.shape == shape
     assert found.dtype == torch.float32
     values = torch.linalg.svdvals(found)
