@@ -39,6 +39,11 @@ def serve(settings: Settings) -> None:
         raise LabelcurveError(f"--port {settings.port}: between 1 and 65535")
     bundles = store.read_all(settings.models)
     device = choose_device(settings.device)
+    if settings.self_test:
+        from serving import selftest  # ONNX Runtime is loaded by the workers alone otherwise
+
+        selftest.run(bundles, device, settings.threads_of_worker())
+        return
     host, _ = address(settings)
     print(f"device   {device.kind} ({device.reason})")
     print(f"workers  {settings.workers}, {settings.threads_of_worker()} threads each")

@@ -42,6 +42,9 @@ class Settings:
     takes, less than the 10 s that `docker stop` waits."""
     access_log: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Log a line for each request."""
+    self_test: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Run every model once, print what it really runs on, and stop without listening. The exit
+    status is 1 where that is not what `--device` says."""
     run_dir: Annotated[Path | None, tyro.conf.Suppress] = None
     """Where workers leave word for the supervisor; None without one."""
 

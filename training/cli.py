@@ -36,8 +36,10 @@ def main() -> None:
     def run() -> dict[str, Any]:
         options = tyro.cli(Options, prog="train")
         # torch is imported only now: `--help` and typing errors answer at once.
-        from training import job
+        from training import job, selftest
 
+        if options.self_test:
+            return selftest.run(options.device)
         return job.run(options, STARTED)
 
     _main(run, "bundles that were published before stay")

@@ -59,6 +59,9 @@ class Options:
     """Leave the test split unread: for tuning."""
     dry_run: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Print the labels per class and fraction, and stop."""
+    self_test: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Run one training step, print what it really ran on, and stop; no data is read. The exit
+    status is 1 where that is not what `--device` says."""
     skip_unreadable: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Go on without images that cannot be read, and count them."""
     cache: Path | None = None
