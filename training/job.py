@@ -7,6 +7,7 @@ import platform
 import shlex
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
@@ -42,12 +43,15 @@ TEST_FIGURES = {"accuracy", "f1", "precision", "recall"}
 say = partial(print, flush=True)
 
 
-def run(options: Options, start: float | None = None) -> dict[str, Any]:
+def run(
+    options: Options, start: float | None = None, changes: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
     """Trains and publishes one bundle for each fraction.
 
     Args:
         options: of the command.
         start: of the process, by `time.monotonic`; None means now.
+        changes: fields of the recipe that shall have other values; for studies of the recipe.
 
     Returns:
         The JSON document for the last line on stdout.
@@ -84,7 +88,7 @@ def run(options: Options, start: float | None = None) -> dict[str, Any]:
     commit = git_commit(
         Path(__file__)
     )  # of the code that was loaded, not of what lies there at the end
-    plans = [_recipe(options, images, subset) for subset in subsets]
+    plans = [replace(_recipe(options, images, subset), **(changes or {})) for subset in subsets]
     works = [work(len(subset.train)) for subset in subsets]
     budget = Budget(start, options.max_minutes, works, len(images.test))
     pretrained = pretrain_job.obtain(
