@@ -37,7 +37,7 @@ lock: $(READY)
 	  --no-annotate --no-emit-index-url --python-version 3.11 pyproject.toml -o requirements.lock
 
 tables: $(READY)
-	$(BIN)/python -m benchmarks.tables
+	$(BIN)/python -m benchmarks.documents
 
 clean:
 	rm -rf .venv runs .mypy_cache .ruff_cache .pytest_cache

@@ -1,28 +1,12 @@
-"""The table of results, and the one in the README that is made from `benchmarks/results/`.
-
-`python -m benchmarks.tables` rewrites the README between its two markers; with `--check` it only
-says whether the README is up to date, and exits with 1 when it is not.
-"""
+"""The table of a report of `bench`: its cells, its conditions, and Markdown."""
 
 from __future__ import annotations
 
-import json
-import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
-import tyro
-from pydantic import ValidationError
 
 from benchmarks.record import Load, Model, Report
-from bundle.errors import LabelcurveError
-
-BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
-ROOT = Path(__file__).resolve().parent.parent
-RESULTS = Path(__file__).with_name("results")
-REFERENCE = "reference.json"
 
 HEADER = (
     "fraction",
@@ -129,85 +113,3 @@ def conditions(report: Report) -> str:
 
 
 _SHOWN = ("onnxruntime", "onnxruntime-gpu", "bentoml", "locust")
-
-
-def readme(results: Path = RESULTS) -> str:
-    """What stands between the README's markers.
-
-    Raises:
-        LabelcurveError: there is no result, or one does not follow the schema.
-    """
-    reference = json.loads((results / REFERENCE).read_text())
-    paths = sorted(path for path in results.glob("*.json") if path.name != REFERENCE)
-    if not paths:
-        raise LabelcurveError(f"no report in {results}: put a report.json of `bench` there")
-    parts = []
-    for path in paths:
-        try:
-            report = Report.model_validate_json(path.read_bytes())
-        except ValidationError as error:
-            raise LabelcurveError(f"{path} is no report.json of this release: {error}") from error
-        header: tuple[str, ...] = HEADER
-        body = rows(report)
-        if report.dataset.name == reference["dataset"]:
-            known = {row["fraction"]: row["accuracy"] for row in reference["results"]}
-            header = (*header[:3], "reference experiment", *header[3:])
-            body = [
-                (*row[:3], _percent(known.get(group[0].fraction)), *row[3:])
-                for row, group in zip(body, groups(report), strict=True)
-            ]
-        parts.append(f"{markdown(header, body)}\n{conditions(report)}")
-        if report.dataset.name == reference["dataset"]:
-            parts[-1] += (
-                f" Reference experiment: {reference['note']} ([source]({reference['url']}))."
-            )
-        parts[-1] += "".join(f"\n\n**{warning}**" for warning in report.warnings)
-    return "\n\n".join(parts)
-
-
-def _percent(share: float | None) -> str:
-    return "–" if share is None else f"{share * 100:.0f} %"
-
-
-def splice(text: str, table: str) -> str:
-    """`text` with `table` between the markers.
-
-    Raises:
-        LabelcurveError: the markers are not there, once each and in order.
-    """
-    if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
-        raise LabelcurveError(f"the README needs the lines {BEGIN} and {END}, once each")
-    head, _, rest = text.partition(BEGIN)
-    _, _, tail = rest.partition(END)
-    return f"{head}{BEGIN}\n{table}\n{END}{tail}"
-
-
-@dataclass
-class Tables:
-    """Makes the README's results table from benchmarks/results/*.json."""
-
-    check: bool = False
-    """Change nothing; exit with 1 when the table is stale."""
-    readme: Path = ROOT / "README.md"
-    """The file with the two markers."""
-    results: Path = RESULTS
-    """The folder of reports."""
-
-
-def main(args: Sequence[str] | None = None) -> None:
-    """The command `python -m benchmarks.tables`."""
-    options = tyro.cli(Tables, args=args, prog="python -m benchmarks.tables")
-    try:
-        before = options.readme.read_text()
-        after = splice(before, readme(options.results))
-    except (LabelcurveError, OSError) as error:
-        sys.exit(f"error: {error}")
-    if options.check and before != after:
-        sys.exit(f"error: {options.readme} is stale: run `python -m benchmarks.tables`")
-    if before != after:
-        options.readme.write_text(after)
-        print(f"{options.readme}: written")
-
-
-if __name__ == "__main__":
-    main()

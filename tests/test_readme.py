@@ -151,7 +151,7 @@ def test_the_two_make_commands_exist() -> None:
 
 
 def test_the_results_table_is_made_from_the_committed_results() -> None:
-    command = [sys.executable, "-m", "benchmarks.tables", "--check"]
+    command = [sys.executable, "-m", "benchmarks.documents", "--check"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import rows, study, tables
+from benchmarks import documents, rows, study
 from benchmarks.rows import Study
 from benchmarks.study import Arguments, Place
 from bundle import store
@@ -101,10 +101,10 @@ def test_every_row_of_the_plan_has_a_bundle_of_its_own() -> None:
 
 
 def test_a_report_gives_the_rows_that_it_holds() -> None:
-    found = study.reported(tables.RESULTS / "cifar10.json", shared=False)
+    found = study.reported(documents.RESULTS / "cifar10.json", shared=False)
     assert found[Place("default", 0.1)].accuracy == 0.8528
     with pytest.raises(LabelcurveError, match=r"reference.json: not a report.json"):
-        study.reported(tables.RESULTS / "reference.json", shared=False)
+        study.reported(documents.RESULTS / "reference.json", shared=False)
 
 
 def test_what_is_not_a_study_is_refused(tmp_path: Path) -> None:

@@ -1,0 +1,259 @@
+"""What README and docs show of the study, as Markdown made from `benchmarks/results/`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from benchmarks import rows
+from benchmarks.record import Model, Report
+from benchmarks.rows import Row, Study
+from benchmarks.tables import conditions, duration, markdown
+
+NONE = "–"
+
+OPENING = (
+    "labels",
+    "training + validation",
+    "accuracy",
+    "reference experiment, as published",
+    "its network, our protocol",
+    "same network from scratch",
+    "epochs",
+    "training time",
+    "p50 ms",
+    "requests/s",
+)
+
+ABLATIONS = {
+    "scratch": "the extractor",
+    "no-unlabelled": "images without labels (twice the epochs instead)",
+    "no-muon": "Muon (SGD at 0.1 instead)",
+    "no-ema": "averaged weights",
+    "no-label-smoothing": "label smoothing",
+    "no-cutout": "cutout",
+    "no-crop": "random crops",
+    "no-flip": "mirroring",
+}
+
+
+def share(fraction: float) -> str:
+    """`10 %`."""
+    return f"{fraction * 100:.3g} %"
+
+
+def accuracy(group: list[Row]) -> str:
+    """`85.3 %`, or `85.3 ± 0.2 % (n = 3)`."""
+    if not group:
+        return NONE
+    spread = rows.deviation(group, lambda row: row.accuracy)
+    middle = rows.mean(group, lambda row: row.accuracy)
+    if spread is None:
+        return f"{middle * 100:.1f} %"
+    return f"{middle * 100:.1f} ± {spread * 100:.1f} % (n = {len(group)})"
+
+
+def epochs(group: list[Row]) -> str:
+    """The mean of the epochs that were run."""
+    return f"{rows.mean(group, lambda row: row.epochs):.0f}" if group else NONE
+
+
+def seconds(group: list[Row]) -> str:
+    """The mean time of training, over the rows that had the machine for themselves."""
+    alone = [row for row in group if not row.shared]
+    return duration(rows.mean(alone, lambda row: row.train_seconds)) if alone else NONE
+
+
+def opening(report: Report, study: Study, reference: Mapping[str, Any]) -> str:
+    """The table that the README opens with, and what its figures are."""
+    published = {row["fraction"]: row["accuracy"] for row in reference["results"]}
+    served = {m.fraction: m for m in report.models if m.variant == "default" and m.seed == 0}
+    body = []
+    for fraction in study.fractions("default"):
+        group = study.group("default", fraction)
+        network = study.group("reference", fraction)
+        without = study.group("reference-scratch", fraction)
+        theirs = accuracy(network)
+        if not network and without:
+            theirs = f"{accuracy(without)}, without its pretext task"
+        body.append(
+            (
+                share(fraction),
+                f"{group[0].n_labels_train:,} + {group[0].n_labels_val:,}",
+                accuracy(group),
+                f"{published[fraction]:.0%}".replace("%", " %") if fraction in published else NONE,
+                theirs,
+                accuracy(study.group("scratch", fraction)),
+                epochs(group),
+                seconds(group),
+                *_load(served.get(fraction)),
+            )
+        )
+    n_test = study.rows[0].n_test
+    text = (
+        f"{report.dataset.name}, {n_test:,} official test images, which chose nothing; one seed "
+        "where no n is given, else mean ± standard deviation over n seeds. "
+    )
+    text += conditions(report).partition("Labels: training + validation. ")[2]
+    text += (
+        f" Reference experiment: {reference['note']} ([source]({reference['url']})); under our "
+        "protocol it has a fixed tenth of the labels, and its test images choose nothing: "
+        "[docs/reference.md](docs/reference.md)."
+    )
+    hidden = [row for row in study.rows if row.shared]
+    if hidden:
+        text += (
+            f" Of {len(study.rows)} models {len(hidden)} had to share the machine with other work: "
+            "their accuracy counts, their time is not shown."
+        )
+    if study.missing:
+        text += (
+            f" {len(study.missing)} rows of the study are not trained yet; `python -m "
+            "benchmarks.study` trains what is missing ([docs/results.md](docs/results.md))."
+        )
+    return f"{markdown(OPENING, body)}\n{text}"
+
+
+def _load(model: Model | None) -> tuple[str, str]:
+    if model is None or model.load is None or model.load.p50_ms is None:
+        return NONE, NONE
+    return f"{model.load.p50_ms:.1f}", f"{model.load.requests_per_s:,.0f}"
+
+
+def experiment(study: Study, reference: Mapping[str, Any]) -> str:
+    """The reference experiment's question, its answer and ours: with and without pretraining."""
+    header = (
+        "network",
+        "labels",
+        *(f"{what}, {which}" for what in ("accuracy", "epochs", "time") for which in _WHICH),
+    )
+    body: list[tuple[str, ...]] = []
+    for row in reference["results"]:
+        bare = row.get("without_pretraining", {})
+        found = [(bare, row)[which] for which in range(2)]
+        body.append(
+            (
+                "experiment, as published",
+                share(row["fraction"]),
+                *(f"{r['accuracy']:.0%}".replace("%", " %") if r else NONE for r in found),
+                *(str(r["epochs"]) if r else NONE for r in found),
+                *(duration(r["train_seconds"]) if "train_seconds" in r else NONE for r in found),
+            )
+        )
+    for name, bare, full in (
+        ("the same, our protocol", "reference-scratch", "reference"),
+        ("Labelcurve's", "scratch", "default"),
+    ):
+        for row in reference["results"]:
+            groups = [study.group(variant, row["fraction"]) for variant in (bare, full)]
+            body.append(
+                (
+                    name,
+                    share(row["fraction"]),
+                    *map(accuracy, groups),
+                    *map(epochs, groups),
+                    *map(seconds, groups),
+                )
+            )
+    text = (
+        "“Without” begins with random weights, “with” with what was learned from the images "
+        f"alone. Time is that of the fine-tuning, on hardware that differs by row. {NONE}: not "
+        "published, or not trained yet; times of models that were trained beside other work are "
+        "not shown."
+    )
+    return f"{markdown(header, body)}\n{text}"
+
+
+_WHICH = ("without", "with")
+
+
+def results(study: Study, speed: Mapping[str, Any] | None) -> str:
+    """Every row of the study: the learning curve, the ablation, the speed."""
+    parts = ["## The learning curve\n"]
+    header = ("labels", "training + validation", "n", "accuracy", "F1", "epochs", "trained on")
+    body: list[tuple[str, ...]] = []
+    for fraction in study.fractions("default"):
+        group = study.group("default", fraction)
+        body.append(
+            (
+                share(fraction),
+                f"{group[0].n_labels_train:,} + {group[0].n_labels_val:,}",
+                str(len(group)),
+                accuracy(group).partition(" (")[0],
+                f"{rows.mean(group, lambda row: row.f1):.4f}",
+                epochs(group),
+                _hardware(group),
+            )
+        )
+    parts.append(markdown(header, body))
+    parts.append("## What each part is worth, at 10 % of the labels\n")
+    full = study.group("default", 0.1)
+    lines: list[tuple[str, ...]] = [("everything", str(len(full)), accuracy(full), NONE)]
+    for variant, name in ABLATIONS.items():
+        group = study.group(variant, 0.1)
+        apart = NONE
+        if group and full:
+            difference = rows.mean(group, _accuracy) - rows.mean(full, _accuracy)
+            apart = f"{difference * 100:+.1f}".replace("-", "−")
+        lines.append((f"without {name}", str(len(group)), accuracy(group), apart))
+    parts.append(markdown(("recipe", "n", "accuracy", "points"), lines))
+    parts.append(
+        "The standard error of an accuracy is 0.35 points by the number of test images alone. "
+        "n = 0: not trained yet.\n"
+    )
+    parts.append("## All models\n")
+    parts.append(
+        markdown(
+            ("command", "accuracy", "F1", "epochs", "arithmetic", "commit", "alone"),
+            [
+                (
+                    f"`{row.command}`",
+                    f"{row.accuracy * 100:.2f} %",
+                    f"{row.f1:.4f}",
+                    str(row.epochs),
+                    f"{row.hardware}, {row.arithmetic or 'bf16'}",
+                    (row.git_commit or NONE)[:7],
+                    "no" if row.shared else "yes",
+                )
+                for row in study.rows
+            ],
+        )
+    )
+    parts.append(
+        "Alone: nothing else ran on the machine. Each was trained with `--data` on CIFAR-10; "
+        f"{len(study.missing)} rows are missing, and `python -m benchmarks.study` trains them, "
+        "most telling first.\n"
+    )
+    if speed is not None:
+        parts.append("## Speed of training\n")
+        parts.append(_speed(speed))
+    return "\n".join(parts).rstrip()
+
+
+def _accuracy(row: Row) -> float:
+    return row.accuracy
+
+
+def _hardware(group: Sequence[Row]) -> str:
+    return "; ".join(sorted({row.hardware for row in group}))
+
+
+def _speed(speed: Mapping[str, Any]) -> str:
+    body = [
+        (
+            name,
+            f"{figure['images_per_s']:,.0f} ({figure['spread'][0]:,.0f} to "
+            f"{figure['spread'][1]:,.0f})",
+            f"{figure['ceiling']:,.0f}",
+            f"{figure['ratio']:.2f}",
+        )
+        for name, figure in speed["speed"].items()
+    ]
+    table = markdown(("", "images/s", "convolutions alone", "ratio"), body)
+    packages = ", ".join(f"{name} {version}" for name, version in speed["packages"].items())
+    return (
+        f"{table}\n{speed['hardware']}, {speed['precision']}, {speed['image_size']} px, n = "
+        f"{speed['rounds']} rounds of {speed['seconds']:g} s in turn, mean (slowest to fastest); "
+        f"{packages}; `python -m benchmarks.speed`. Images pass forward and backward; the second "
+        "figure is that of the network's convolutions alone, on inputs of the same shapes."
+    )
