@@ -28,7 +28,8 @@ def document() -> dict[str, Any]:
             "/readyz": {"get": _get("Every model is warm", _json({"$ref": f"{_REF}Ready"}), 503)},
             "/metrics": {"get": _get("Metrics in Prometheus' text format", _text())},
             "/openapi.json": {"get": _get("This document", _json({"type": "object"}))},
-            "/": {"get": _get("The routes", _json({"type": "object"}))},
+            "/docs": {"get": _get("This document as a page", _text("text/html"))},
+            "/": {"get": _get("The routes; to browsers, the page", _index())},
         },
         "components": {"schemas": _schemas()},
     }
@@ -168,8 +169,12 @@ def _json(schema: dict[str, Any]) -> dict[str, Any]:
     return {"content": {"application/json": {"schema": schema}}}
 
 
-def _text() -> dict[str, Any]:
-    return {"content": {"text/plain": {"schema": {"type": "string"}}}}
+def _text(media_type: str = "text/plain") -> dict[str, Any]:
+    return {"content": {media_type: {"schema": {"type": "string"}}}}
+
+
+def _index() -> dict[str, Any]:
+    return {"content": _json({"type": "object"})["content"] | _text("text/html")["content"]}
 
 
 def _get(summary: str, content: dict[str, Any], *problems: int) -> dict[str, Any]:

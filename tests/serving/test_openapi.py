@@ -24,7 +24,7 @@ def check(document: dict[str, Any], response: httpx.Response) -> None:
     content = described[str(response.status_code)]["content"]
     media_type = response.headers["content-type"].partition(";")[0]
     schema = {**content[media_type]["schema"], "components": document["components"]}
-    body = response.text if media_type == "text/plain" else response.json()
+    body = response.text if media_type.startswith("text/") else response.json()
     Draft202012Validator(schema).validate(body)
 
 

@@ -1,0 +1,131 @@
+// The learning curve: test accuracy over labels, on a logarithmic axis, with 95 % intervals.
+
+import { count, fraction, html, percent, svg } from "./dom.js";
+
+// Models that differ in labels and seed alone are one line: NAME is <series>-<percent>[-s<seed>].
+export function seriesOf(model) {
+  return model.name.replace(/-[\d.]+(-s\d+)?$/, "");
+}
+
+export function grouped(models) {
+  const series = new Map();
+  for (const model of models.filter((m) => m.test)) {
+    const name = seriesOf(model);
+    if (!series.has(name)) series.set(name, []);
+    series.get(name).push(model);
+  }
+  for (const members of series.values()) members.sort((a, b) => a.n_labels_train - b.n_labels_train);
+  return series;
+}
+
+// Half of the 95 % interval that so many test images leave.
+export const margin = (test) => 1.96 * Math.sqrt((test.accuracy * (1 - test.accuracy)) / test.n);
+
+const mean = (numbers) => numbers.reduce((a, b) => a + b, 0) / numbers.length;
+
+function scales(models, width, height, pad) {
+  const labels = models.map((m) => m.n_labels_train);
+  const lows = models.map((m) => m.test.accuracy - margin(m.test));
+  const highs = models.map((m) => m.test.accuracy + margin(m.test));
+  const span = Math.max(...highs) - Math.min(...lows);
+  const step = [0.005, 0.01, 0.02, 0.05, 0.1, 0.2].find((s) => span / s <= 5) ?? 0.25;
+  const bottom = Math.max(0, Math.floor(Math.min(...lows) / step) * step);
+  const top = Math.min(1, Math.ceil(Math.max(...highs) / step) * step);
+  const [first, last] = [Math.log(Math.min(...labels)), Math.log(Math.max(...labels))];
+  const inset = Math.max(60, 0.1 * (width - pad.left - pad.right)); // values stand left of their points
+  const room = width - pad.left - pad.right - 2 * inset;
+  return {
+    x: (n) => pad.left + inset + (last > first ? (Math.log(n) - first) / (last - first) : 0.5) * room,
+    y: (a) => height - pad.bottom - ((a - bottom) / (top - bottom || 1)) * (height - pad.top - pad.bottom),
+    ticks: Array.from({ length: Math.round((top - bottom) / step) + 1 }, (_, i) => bottom + i * step),
+    digits: step < 0.01 ? 1 : 0,
+  };
+}
+
+export function draw(models, width) {
+  const series = grouped(models);
+  const measured = [...series.values()].flat();
+  const height = Math.max(240, Math.min(380, width * 0.55));
+  const pad = { left: 44, right: 12, top: 20, bottom: 50 };
+  const { x, y, ticks, digits } = scales(measured, width, height, pad);
+  const root = svg("svg", { viewBox: `0 0 ${width} ${height}`, height, role: "img", "aria-label": sentence(series) });
+  for (const tick of ticks) {
+    root.append(
+      svg("line", { class: "grid", x1: pad.left, x2: width - pad.right, y1: y(tick), y2: y(tick) }),
+      svg("text", { x: pad.left - 8, y: y(tick) + 4, "text-anchor": "end" }, `${(tick * 100).toFixed(digits)} %`),
+    );
+  }
+  let right = -Infinity;
+  const counts = [...new Set(measured.map((m) => m.n_labels_train))].sort((a, b) => a - b);
+  for (const n of counts) {
+    const last = counts.at(-1);
+    if (x(n) - right < 54 || (n !== last && x(last) - x(n) < 54)) continue; // it would touch another
+    right = x(n);
+    root.append(
+      svg("text", { x: x(n), y: height - pad.bottom + 22, "text-anchor": "middle" }, count(n)),
+    );
+  }
+  root.append(svg("text", { x: width - pad.right, y: height - 6, "text-anchor": "end" }, "labels to train with (logarithmic)"));
+
+  [...series].forEach(([name, members], index) => {
+    const group = svg("g", { class: `hue${index % 5}` });
+    const steps = new Map();
+    for (const m of members) steps.set(m.n_labels_train, [...(steps.get(m.n_labels_train) ?? []), m.test.accuracy]);
+    const means = [...steps].map(([n, accuracies]) => [x(n), y(mean(accuracies)), mean(accuracies)]);
+    group.append(svg("path", { class: "line", d: `M${means.map(([a, b]) => `${a.toFixed(1)} ${b.toFixed(1)}`).join("L")}` }));
+    for (const m of members) {
+      const [cx, half] = [x(m.n_labels_train), margin(m.test)];
+      group.append(
+        svg("line", { class: "error", x1: cx, x2: cx, y1: y(m.test.accuracy - half), y2: y(Math.min(1, m.test.accuracy + half)) }),
+        svg("circle", { class: "dot", cx, cy: y(m.test.accuracy), r: 5 }, svg("title", {}, `${m.name}: ${percent(m.test.accuracy)}`)),
+      );
+    }
+    if (series.size === 1) {
+      let before = -Infinity;
+      means.forEach(([cx, cy, accuracy], i) => {
+        const end = means.at(-1)[0];
+        if (cx - before < 54 || (i < means.length - 1 && end - cx < 54)) return; // it would touch another
+        before = cx;
+        group.append(svg("text", { class: "value", x: cx - 9, y: cy - 9, "text-anchor": "end" }, percent(accuracy)));
+      });
+    } else {
+      group.append(svg("text", { class: "series", x: width - pad.right, y: height - pad.bottom - 10 - 16 * (series.size - 1 - index), "text-anchor": "end" }, name));
+    }
+    root.append(group);
+  });
+  return root;
+}
+
+export function sentence(series) {
+  return [...series]
+    .map(([name, members]) => `${name}: ${members.map((m) => `${percent(m.test.accuracy)} with ${count(m.n_labels_train)} labels`).join(", ")}`)
+    .join("; ");
+}
+
+// What a reader should take from a line of models.
+export function gain(members) {
+  const [first, last] = [members[0], members.at(-1)];
+  if (first.n_labels_train === last.n_labels_train) return "";
+  const times = last.n_labels_train / first.n_labels_train;
+  const points = (last.test.accuracy - first.test.accuracy) * 100;
+  return `${Number(times.toFixed(times < 10 ? 1 : 0))} times the labels ${points < 0 ? "cost" : "bought"} ${Math.abs(points).toFixed(1)} points of accuracy: from ${percent(first.test.accuracy)} to ${percent(last.test.accuracy)}.`;
+}
+
+// What the figures stand on.
+export function ground(members) {
+  const tests = [...new Set(members.map((m) => m.test.n))].map(count).join(" or ");
+  return `Measured on ${tests} test images of ${members[0].dataset} that no model has seen. Thin bars are 95 % intervals.`;
+}
+
+export function table(models) {
+  const rows = [...grouped(models).values()].flat().map((m) =>
+    html("tr", {},
+      html("th", { scope: "row" }, m.name),
+      html("td", {}, `${fraction(m.fraction)} %`),
+      html("td", {}, count(m.n_labels_train)),
+      html("td", {}, `${percent(m.test.accuracy, 2)} ± ${(margin(m.test) * 100).toFixed(1)}`),
+      html("td", {}, m.test.f1.toFixed(4)),
+    ));
+  const head = ["model", "share", "labels", "accuracy", "F1"].map((text) => html("th", { scope: "col" }, text));
+  return html("table", {}, html("thead", {}, html("tr", {}, head)), html("tbody", {}, rows));
+}

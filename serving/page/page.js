@@ -1,0 +1,294 @@
+// The page: an image comes in, every chosen model is asked in turn, and the answers stand side by
+// side. The models are asked one after another, so that none waits for the others' work.
+
+import { draw, gain, ground, grouped, seriesOf, table } from "./curve.js";
+import { byId, count, fraction, html, milliseconds, percent } from "./dom.js";
+import { classify, models as askModels, Problem, readiness, useKey } from "./service.js";
+
+const TOP_K = 5;
+const SHOWN = 4; // more models than this are chosen from
+const SAME_FOR_ALL = [0, 400, 401, 403, 413, 415, 422, 429]; // problems of the request, not of one model
+
+let models = [];
+let chosen = [];
+let image = null;
+let running = null;
+let redraw = null;
+
+// The models
+
+async function load() {
+  try {
+    models = await askModels();
+  } catch (problem) {
+    state("down", problem.status === 503 ? "Loading the models…" : "Not available");
+    if (problem.status === 503) {
+      setTimeout(load, (problem.retryAfter ?? 1) * 1000);
+      return;
+    }
+    byId("models").setAttribute("aria-busy", "false");
+    show(problem);
+    return;
+  }
+  models.sort(byLabels);
+  choose();
+  curve();
+  byId("models").setAttribute("aria-busy", "false");
+  if (image) run(image); // it was quicker than the models
+  const n = `${models.length} model${models.length === 1 ? "" : "s"}`;
+  try {
+    const { device } = await readiness();
+    state("ready", `${n} on ${device.kind === "cuda" ? "a GPU" : "the CPU"}`);
+  } catch (problem) {
+    state("down", `${n}, not ready`);
+  }
+}
+
+const byLabels = (a, b) =>
+  a.fraction - b.fraction || a.n_labels_train - b.n_labels_train || a.name.localeCompare(b.name);
+
+// A model was exchanged while the page was open: its accuracy is another.
+async function refresh() {
+  models = (await askModels()).sort(byLabels);
+  chosen = chosen.map((old) => models.find((m) => m.name === old.name) ?? old);
+  for (const [index, model] of chosen.entries()) {
+    const place = byId("models").children[index].querySelector("[data-figure=accuracy]");
+    place.textContent = accuracy(model);
+  }
+  curve();
+}
+
+function state(kind, text) {
+  byId("state").className = `state ${kind}`;
+  byId("state").textContent = text;
+}
+
+// Without a choice: every model if they are few, else 10, 50 and 100 % of the default's own line.
+function choose() {
+  if (models.length <= SHOWN) {
+    chosen = [...models];
+  } else {
+    const best = models.find((m) => m.default) ?? models.at(-1);
+    const line = models.filter((m) => seriesOf(m) === seriesOf(best));
+    const near = (share) => line.reduce((a, b) => (Math.abs(b.fraction - share) < Math.abs(a.fraction - share) ? b : a));
+    chosen = [...new Set([near(0.1), near(0.5), best])];
+    const boxes = models.map((model) => {
+      const box = html("input", { type: "checkbox", checked: chosen.includes(model) });
+      box.addEventListener("change", () => {
+        chosen = models.filter((m) => (m === model ? box.checked : chosen.includes(m)));
+        columns();
+        if (image) run(image);
+      });
+      return html("label", {}, box, model.name);
+    });
+    const chooser = byId("chooser");
+    chooser.replaceChildren(chooser.firstElementChild, ...boxes);
+    chooser.hidden = false;
+  }
+  columns();
+}
+
+function columns() {
+  byId("models").replaceChildren(...chosen.map(column));
+}
+
+function column(model) {
+  const several = chosen.filter((m) => m.fraction === model.fraction).length > 1;
+  return html("li", { class: "model waiting", "data-model": model.name },
+    html("h2", { class: "share" }, fraction(model.fraction), html("small", {}, "%")),
+    html("p", { class: "labels" }, several ? `${model.name}, ` : "", `${count(model.n_labels_train)} labels`),
+    html("ol", { class: "classes", "aria-label": "Most probable classes" }, Array.from({ length: TOP_K }, (_, i) => row(i ? "\u00a0" : "–", "", 0))),
+    html("dl", { class: "figures" },
+      figure("Accuracy", accuracy(model), "accuracy", model.test && `On ${count(model.test.n)} test images`),
+      figure("In the service", "–", "server", "Decoding, queue and inference, as the service timed them"),
+      figure("Round trip", "–", "trip", "From this page to the service and back"),
+    ),
+    html("p", { class: "version" }, model.version),
+  );
+}
+
+// A class with its bar, which grows unless the reader wants no motion.
+function row(label, text, score) {
+  const bar = html("span", { class: "fill" });
+  bar.style.transform = "scaleX(0)";
+  if (score) requestAnimationFrame(() => requestAnimationFrame(() => (bar.style.transform = `scaleX(${score})`)));
+  return html("li", {},
+    html("span", { class: "name", title: label }, label),
+    html("span", { class: "score" }, text),
+    html("span", { class: "track", "aria-hidden": "true" }, bar));
+}
+
+const accuracy = (model) => (model.test ? percent(model.test.accuracy) : "not tested");
+
+function figure(name, value, key, title) {
+  return html("div", { title }, html("dt", {}, name), html("dd", { "data-figure": key }, value));
+}
+
+// An image
+
+async function run(file) {
+  running?.abort();
+  const { signal } = (running = new AbortController());
+  columns();
+  byId("problem").hidden = true;
+  byId("verdict").textContent = "Asking each model in turn…";
+  byId("models").setAttribute("aria-busy", "true");
+  const answers = new Map();
+  try {
+    for (const model of chosen) {
+      const place = byId("models").children[chosen.indexOf(model)];
+      try {
+        const answer = await classify(file, model.name, TOP_K, signal);
+        answers.set(model, answer);
+        fillIn(place, answer);
+      } catch (problem) {
+        if (!(problem instanceof Problem)) throw problem;
+        if (SAME_FOR_ALL.includes(problem.status)) {
+          show(problem);
+          break;
+        }
+        place.append(described(problem));
+      }
+    }
+  } catch (error) {
+    if (error.name === "AbortError") return; // another image has taken its place
+    throw error;
+  }
+  byId("models").setAttribute("aria-busy", "false");
+  byId("verdict").textContent = answers.size ? verdict(answers) : "";
+  if ([...answers].some(([model, answer]) => answer.version !== model.version)) refresh().catch(show);
+}
+
+function fillIn(place, { classes, version, timing, roundTrip }) {
+  place.classList.remove("waiting");
+  place.querySelector(".version").textContent = version;
+  place.querySelector(".classes").replaceChildren(...classes.map(({ label, score }) => row(label, percent(score), score)));
+  const spent = Object.values(timing).reduce((a, b) => a + b, 0);
+  const server = place.querySelector("[data-figure=server]");
+  server.textContent = milliseconds(spent);
+  server.parentElement.title = Object.entries(timing).map(([name, ms]) => `${name} ${ms.toFixed(2)} ms`).join(", ");
+  place.querySelector("[data-figure=trip]").textContent = milliseconds(roundTrip);
+}
+
+function verdict(answers) {
+  const said = new Map();
+  for (const [model, { classes }] of answers) {
+    const label = classes[0].label;
+    said.set(label, [...(said.get(label) ?? []), model]);
+  }
+  if (answers.size === 1) {
+    const [[model, { classes }]] = answers;
+    return `${model.name} says ${classes[0].label}, ${percent(classes[0].score)} sure.`;
+  }
+  if (said.size === 1) {
+    const scores = [...answers.values()].map((a) => a.classes[0].score);
+    return `All ${answers.size} say ${[...said.keys()][0]}; they are ${percent(Math.min(...scores))} to ${percent(Math.max(...scores))} sure.`;
+  }
+  const parts = [...said].map(([label, who]) => `${who.map((m) => `${fraction(m.fraction)} %`).join(" and ")} say${who.length > 1 ? "" : "s"} ${label}`);
+  return `They disagree: ${parts.join("; ")}.`;
+}
+
+function described(problem) {
+  return html("div", { class: "problem" }, ...lines(problem));
+}
+
+function lines({ status, title, detail, requestId }) {
+  return [
+    html("b", {}, status ? `${status} ${title}` : title),
+    html("p", {}, detail),
+    requestId ? html("code", {}, `request ${requestId}`) : null,
+  ].filter(Boolean);
+}
+
+function show(problem) {
+  const place = byId("problem");
+  place.replaceChildren(...lines(problem));
+  place.hidden = false;
+  if (problem.status === 401) byId("key").hidden = false;
+}
+
+byId("unlock").addEventListener("submit", (event) => {
+  event.preventDefault();
+  useKey(byId("secret").value);
+  byId("key").hidden = true;
+  byId("problem").hidden = true;
+  byId("pick").focus();
+  if (models.length && image) run(image);
+  else load();
+});
+
+// Ways in: pick, drop, paste
+
+function take(file) {
+  if (!file) {
+    byId("problem").replaceChildren(html("b", {}, "That was not a file"), html("p", {}, "Drop, paste or choose an image file; addresses are not fetched."));
+    byId("problem").hidden = false;
+    return;
+  }
+  image = file;
+  const preview = byId("preview");
+  if (preview.src) URL.revokeObjectURL(preview.src);
+  preview.alt = `The image: ${file.name || "pasted"}`;
+  preview.src = URL.createObjectURL(file);
+  preview.hidden = false;
+  byId("invitation").hidden = true;
+  byId("drop").classList.add("full");
+  byId("pick").textContent = "Choose another image";
+  const size = file.size < 1e6 ? `${Math.max(1, Math.round(file.size / 1e3))} kB` : `${(file.size / 1e6).toFixed(1)} MB`;
+  byId("caption").textContent = `${file.name || "Pasted image"}, ${size}`;
+  preview.onload = () => {
+    preview.classList.toggle("small", Math.max(preview.naturalWidth, preview.naturalHeight) < 200);
+    byId("caption").textContent += `, ${preview.naturalWidth} × ${preview.naturalHeight} px`;
+  };
+  preview.onerror = () => {
+    preview.hidden = true;
+    byId("invitation").hidden = false;
+    byId("caption").textContent += "; this browser cannot show it";
+  };
+  if (models.length) run(file);
+}
+
+byId("pick").addEventListener("click", () => byId("file").click());
+byId("file").addEventListener("change", (event) => {
+  if (event.target.files.length) take(event.target.files[0]);
+  event.target.value = ""; // the same file may be chosen again
+});
+let depth = 0;
+document.addEventListener("dragenter", () => document.body.classList.toggle("dragging", ++depth > 0));
+document.addEventListener("dragleave", () => document.body.classList.toggle("dragging", --depth > 0));
+document.addEventListener("dragover", (event) => event.preventDefault());
+document.addEventListener("drop", (event) => {
+  event.preventDefault();
+  depth = 0;
+  document.body.classList.remove("dragging");
+  take(event.dataTransfer.files[0]);
+});
+document.addEventListener("paste", (event) => {
+  if (event.target instanceof HTMLInputElement) return;
+  take(event.clipboardData.files[0]);
+});
+
+// The learning curve
+
+function curve() {
+  const series = grouped(models);
+  byId("curve").hidden = series.size === 0;
+  if (!series.size) return;
+  const best = models.find((m) => m.default);
+  const line = (best && series.get(seriesOf(best))) ?? [...series.values()][0];
+  byId("curve-gain").textContent = gain(line);
+  byId("curve-ground").textContent = ground(line);
+  byId("curve-table").replaceChildren(table(models));
+  redraw?.disconnect();
+  const plot = byId("plot");
+  let width = 0;
+  redraw = new ResizeObserver(([entry]) => {
+    const now = Math.round(entry.contentRect.width);
+    if (now === width || now < 1) return;
+    width = now;
+    plot.replaceChildren(draw(models, width));
+  });
+  redraw.observe(plot);
+}
+
+load();
