@@ -11,13 +11,14 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
 from bundle.machine import cores
-from serving import openapi, request
+from serving import openapi, page, request
 from serving.answer import ranked
 from serving.catalogue import Catalogue, Model
 from serving.device import Device
 from serving.errors import Overloaded, Problem
 from serving.request import Decoder
 from serving.settings import Settings
+from serving.tracing import Traces
 
 DEFAULT_TOP_K = 5
 
@@ -31,6 +32,8 @@ class App:
         self._device = device
         self._timeout = settings.timeout
         self._decoder = Decoder(cores())
+        self.traces: Traces | None = None
+        """Where they are sent, if they are."""
 
     def routes(self) -> list[Route]:
         """Every path but `/metrics`, which is BentoML's."""
@@ -40,12 +43,14 @@ class App:
             Route("/livez", self.livez),
             Route("/readyz", self.readyz),
             Route("/openapi.json", self.openapi),
-            Route("/", self.index),
+            *page.routes(self.index),
         ]
 
     def close(self) -> None:
-        """Ends the threads of the decoder."""
+        """Ends the threads of the decoder, and sends the last traces."""
         self._decoder.close()
+        if self.traces:
+            self.traces.close()
 
     async def classify(self, http: Request) -> Response:
         """`POST /classify`."""
@@ -111,12 +116,12 @@ class App:
         return JSONResponse(openapi.document())
 
     async def index(self, _: Request) -> Response:
-        """`GET /`: where to go from here."""
+        """`GET /` for programs: where to go from here."""
         return JSONResponse(
             {
                 "service": "labelcurve",
                 "classify": "POST an image to /classify",
-                "links": ["/models", "/openapi.json", "/livez", "/readyz", "/metrics"],
+                "links": ["/models", "/docs", "/openapi.json", "/livez", "/readyz", "/metrics"],
             }
         )
 

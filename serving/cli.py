@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import sys
 import time
+from functools import partial
 
 import tyro
 
 from bundle import store
 from bundle.errors import LabelcurveError
+from serving import logs
 from serving.device import choose_device
 from serving.selection import pick
 from serving.settings import Settings
@@ -21,7 +23,10 @@ def main() -> None:
     try:
         serve(settings)
     except LabelcurveError as error:
-        sys.exit(f"error: {error}")
+        if settings.log_format == "text":
+            sys.exit(f"error: {error}")
+        logs.event("json", "error", "", level="error", message=str(error))
+        sys.exit(1)
     except KeyboardInterrupt:  # before the supervisor took the signals
         sys.exit(130)
 
@@ -33,6 +38,8 @@ def serve(settings: Settings) -> None:
         LabelcurveError: it cannot; nothing is left running.
     """
     start = time.perf_counter()
+    logs.configure(settings.log_format)
+    say = partial(logs.event, settings.log_format)
     if settings.workers < 1 or (settings.threads is not None and settings.threads < 1):
         raise LabelcurveError("--workers and --threads: at least 1")
     if not 0 < settings.port < 2**16:
@@ -45,26 +52,40 @@ def serve(settings: Settings) -> None:
         selftest.run(bundles, device, settings.threads_of_worker())
         return
     host, _ = address(settings)
-    print(f"device   {device.kind} ({device.reason})")
-    print(f"workers  {settings.workers}, {settings.threads_of_worker()} threads each")
+    kind, reason = device.kind, device.reason
+    threads = settings.threads_of_worker()
+    say("device", f"device   {kind} ({reason})", kind=kind, reason=reason)
+    say(
+        "workers",
+        f"workers  {settings.workers}, {threads} threads each",
+        workers=settings.workers,
+        threads=threads,
+    )
     default = pick(bundles, None)
     for index, bundle in enumerate(bundles):
         manifest = bundle.manifest
-        print(
+        say(
+            "model",
             f"model    {bundle.name}@{bundle.version}: {len(manifest.class_names)} classes, "
             f"{manifest.n_labels_train} labels, {manifest.preprocessing.size} px"
-            f"{' (default)' if index == default else ''}"
+            f"{' (default)' if index == default else ''}",
+            model=bundle.name,
+            version=bundle.version,
+            classes=len(manifest.class_names),
+            labels=manifest.n_labels_train,
+            size=manifest.preprocessing.size,
+            default=index == default,
         )
     url = f"http://{f'[{host}]' if ':' in host else host}:{settings.port}"
-    print(f"listen   {url}", flush=True)
-    supervise(
-        settings,
-        on_ready=lambda: print(
-            f"ready    after {time.perf_counter() - start:.1f} s; POST an image to {url}/classify",
-            flush=True,
-        ),
-    )
-    print("stopped", flush=True)
+    say("listen", f"listen   {url}", url=url)
+
+    def ready() -> None:
+        seconds = time.perf_counter() - start
+        text = f"ready    after {seconds:.1f} s; POST an image to {url}/classify"
+        say("ready", text, seconds=round(seconds, 3), url=url)
+
+    supervise(settings, on_ready=ready)
+    say("stopped", "stopped")
 
 
 if __name__ == "__main__":

@@ -84,6 +84,7 @@ def _classify() -> dict[str, Any]:
                     "X-Model-Name": _header("The model that answered"),
                     "X-Model-Version": _header("Its version"),
                     "Server-Timing": _header("Milliseconds of decode, queue and inference"),
+                    "X-Request-ID": _header("The client's own, or one made for this request"),
                 },
                 **_json({"oneOf": [_array("Class"), {"type": "array", "items": _array("Class")}]}),
             },
@@ -143,7 +144,13 @@ def _schemas() -> dict[str, Any]:
             "type": "object",
             "description": "RFC 9457",
             "required": ["type", "title", "status", "detail"],
-            "properties": {"type": text, "title": text, "status": whole, "detail": text},
+            "properties": {
+                "type": text,
+                "title": text,
+                "status": whole,
+                "detail": text,
+                "request_id": text,
+            },
         },
     }
 

@@ -13,14 +13,21 @@ from starlette.types import ExceptionHandler
 
 from bundle.errors import ImageError
 from serving.errors import Problem
+from serving.logs import REQUEST_ID
 
 MEDIA_TYPE = "application/problem+json"
 
 
 def respond(
-    status: int, detail: str, headers: dict[str, str] | None = None, **members: Any
+    request: Request,
+    status: int,
+    detail: str,
+    headers: dict[str, str] | None = None,
+    **members: Any,
 ) -> Response:
-    """A problem document."""
+    """A problem document; with the id of the request, by which its log line is found."""
+    if request_id := request.scope.get(REQUEST_ID):
+        members["request_id"] = request_id
     body = {
         "type": "about:blank",
         "title": HTTPStatus(status).phrase,
@@ -32,14 +39,14 @@ def respond(
     return Response(content, status, headers=headers, media_type=MEDIA_TYPE)
 
 
-def _problem(_: Request, error: Exception) -> Response:
+def _problem(request: Request, error: Exception) -> Response:
     assert isinstance(error, Problem)
-    return respond(error.status, error.detail, error.headers, **error.members)
+    return respond(request, error.status, error.detail, error.headers, **error.members)
 
 
-def _image(_: Request, error: Exception) -> Response:
+def _image(request: Request, error: Exception) -> Response:
     assert isinstance(error, ImageError)
-    return respond(error.status, str(error))
+    return respond(request, error.status, str(error))
 
 
 def _http(request: Request, error: Exception) -> Response:
@@ -51,15 +58,15 @@ def _http(request: Request, error: Exception) -> Response:
         detail = f"{request.method} is not allowed here; allowed: {allowed}"
     else:
         detail = error.detail
-    return respond(error.status_code, detail, dict(error.headers or {}))
+    return respond(request, error.status_code, detail, dict(error.headers or {}))
 
 
 def _gone(_: Request, __: Exception) -> Response:
     return Response(status_code=499)  # the client hung up: seen by the metrics alone
 
 
-def _unexpected(_: Request, __: Exception) -> Response:
-    return respond(500, "an error of the service; its log has the traceback")
+def _unexpected(request: Request, _: Exception) -> Response:
+    return respond(request, 500, "an error of the service; its log has the traceback")
 
 
 HANDLERS: dict[type[Exception], ExceptionHandler] = {

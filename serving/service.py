@@ -19,9 +19,11 @@ from opentelemetry.instrumentation.asgi import OpenTelemetryMiddleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from bundle.errors import LabelcurveError
+from serving import logs, tracing
 from serving.app import App
 from serving.catalogue import Catalogue
 from serving.device import choose_device
+from serving.logs import AccessLog, Requests
 from serving.problems import HANDLERS
 from serving.request import Decoder
 from serving.rundir import RunDir
@@ -46,6 +48,7 @@ app = App(catalogue, device, settings)
 
 # BentoML has configured the logging by the time that it imports this.
 logging.getLogger("bentoml.serve").setLevel(logging.WARNING)
+logs.configure(settings.log_format)
 
 
 class Routed(bentoml.Service):  # type: ignore[misc]
@@ -59,7 +62,11 @@ class Routed(bentoml.Service):  # type: ignore[misc]
         asgi.user_middleware[:] = [m for m in asgi.user_middleware if m.cls not in _LEFT_OUT]
         for kind, handler in HANDLERS.items():
             asgi.add_exception_handler(kind, handler)
-        return KnownPaths(asgi, frozenset(route.path for route in asgi.router.routes))
+        paths = frozenset(route.path for route in asgi.router.routes)
+        inner: ASGIApp = KnownPaths(asgi, paths)
+        if tracing.wanted(settings.otlp_endpoint):
+            inner = app.traces = tracing.Traces(inner, settings.otlp_endpoint, paths)
+        return Requests(inner, AccessLog(settings.log_format) if settings.access_log else None)
 
 
 class KnownPaths:
@@ -79,7 +86,7 @@ class KnownPaths:
 @bentoml.service(
     name="labelcurve",
     service_class=Routed,
-    logging={"access": {"enabled": settings.access_log}},
+    logging={"access": {"enabled": False}},  # ours is in serving/logs.py
     metrics={
         "duration": {
             "buckets": [

@@ -41,7 +41,12 @@ class Settings:
     """Seconds that requests in flight have to finish after SIGTERM or Ctrl-C; with what ending
     takes, less than the 10 s that `docker stop` waits."""
     access_log: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    """Log a line for each request."""
+    """Log a line for each request, but for probes that answer 200."""
+    log_format: Literal["text", "json"] = "text"
+    """text for people; json is one object a line, for every event and error."""
+    otlp_endpoint: str | None = None
+    """Base URL of an OpenTelemetry collector (OTLP over HTTP) that gets a trace of each request; by
+    default OTEL_EXPORTER_OTLP_ENDPOINT, and no traces where that is not set."""
     self_test: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Run every model once, print what it really runs on, and stop without listening. The exit
     status is 1 where that is not what `--device` says."""

@@ -104,6 +104,7 @@ function column(model) {
       figure("Round trip", "–", "trip", "From this page to the service and back"),
     ),
     html("p", { class: "version" }, model.version),
+    model.refused && html("p", { class: "refused" }, `Version ${model.refused.version} is refused: ${model.refused.error}`),
   );
 }
 

@@ -1,0 +1,59 @@
+"""docs/operating.md against the code: every setting, metric and error, and no others."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import fields
+from pathlib import Path
+
+import httpx
+from prometheus_client.metrics import MetricWrapperBase
+from prometheus_client.parser import text_string_to_metric_families
+
+from serving import metrics, openapi
+from serving.settings import Settings
+from tests.models import digit_png
+
+DOCUMENT = (Path(__file__).parents[2] / "docs/operating.md").read_text()
+
+
+def rows(heading: str) -> dict[str, str]:
+    """The first two cells of the rows of the first table below a heading."""
+    section = DOCUMENT.split(f"\n## {heading}\n")[1].split("\n## ")[0]
+    found = re.findall(r"^\| ([^|]+) \|([^|]*)\|", section, re.MULTILINE)
+    return {first.strip("` "): second.strip("` ") for first, second in found[2:]}
+
+
+def test_every_setting_is_there_with_its_default() -> None:
+    expected = {
+        f"--{field.name.replace('_', '-')}": "none" if field.default is None else str(field.default)
+        for field in fields(Settings)
+        if field.name != "run_dir"
+    }
+    assert rows("Settings") == expected
+
+
+def test_every_metric_is_there(client: httpx.Client) -> None:
+    client.post("/classify", content=digit_png(0))
+    found = [
+        *text_string_to_metric_families(client.get("/metrics").text),
+        *(
+            f
+            for m in vars(metrics).values()
+            if isinstance(m, MetricWrapperBase)
+            for f in m.describe()
+        ),
+    ]
+    names = {f"{m.name}_total" if m.type == "counter" else m.name for m in found}
+    assert set(rows("Metrics")) == names
+
+
+def test_every_error_is_there() -> None:
+    described = {
+        status
+        for methods in openapi.document()["paths"].values()
+        for operation in methods.values()
+        for status in operation["responses"]
+        if status >= "400"
+    }
+    assert set(rows("Errors")) == described | {"405", "500"}
