@@ -57,6 +57,21 @@ class Parity(_Record):
     top1_agreement: float
 
 
+class Variant(_Record):
+    """The same model in another number format: a graph beside `model.onnx`, behind its own gate."""
+
+    precision: Literal["int8", "fp16"]
+    graph_hash: str
+    """SHA-256 of `model.PRECISION.onnx`; through it the bundle's version covers that file."""
+    n_calibration: int
+    """Training images of the fraction that set the ranges of the activations."""
+    val: Metrics
+    test: Metrics | None
+    n_compared: int
+    agreement: float
+    """Share of `n_compared` held-out images, labels unread, with the same top-1 as fp32."""
+
+
 class Choice(_Record):
     """Something that was chosen for the run, with the reason that was printed."""
 
@@ -109,6 +124,7 @@ class Manifest(_Record):
     test: Metrics | None
     """None when the test split was left unread (`--no-test`)."""
     parity: Parity
+    variants: tuple[Variant, ...] = ()
     packages: dict[str, str]
     git_commit: str | None
 
@@ -135,6 +151,18 @@ class Epoch(_Record):
     seconds: float
 
 
+class Gain(_Record):
+    """Speed of a variant against fp32, in turns, in ONNX Runtime on one thread of the CPU."""
+
+    images_per_s: float
+    images_per_s_fp32: float
+    ratio: float
+    """Median over the turns."""
+    batch: int
+    turns: int
+    hardware: str
+
+
 class Run(_Record):
     """`run.json`: how this copy of the model came about. Not part of the version."""
 
@@ -148,6 +176,8 @@ class Run(_Record):
     start of the process to the end of this bundle."""
     pretraining_seconds: float | None = None
     """What the extractor had cost when it was made, on whatever machine that was."""
+    gains: dict[str, Gain | None] = {}
+    """By precision; None where the machine that made the variant could not measure it."""
     history: tuple[Epoch, ...]
     report: dict[str, Any]
     """Per-class precision, recall, F1 and support on test (validation with `--no-test`)."""

@@ -12,7 +12,8 @@ import os
 import secrets
 import shutil
 import tempfile
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -25,14 +26,21 @@ GRAPH, MANIFEST, CARD, RUN = "model.onnx", "manifest.json", "README.md", "run.js
 CURRENT = "current"
 
 
+def variant_file(precision: str) -> str:
+    """Name of the graph of a variant: `model.int8.onnx`."""
+    return f"model.{precision}.onnx"
+
+
 @dataclass(frozen=True)
 class Bundle:
-    """A verified bundle. `graph` holds the bytes whose hash was checked."""
+    """A verified bundle. `graph` and `variants` hold the bytes whose hashes were checked."""
 
     path: Path
     version: str
     manifest: Manifest
     graph: bytes
+    variants: Mapping[str, bytes] = field(default_factory=dict)
+    """By precision (`int8`, `fp16`), as `manifest.variants` lists them."""
 
     @property
     def name(self) -> str:
@@ -46,8 +54,18 @@ def version_of(graph: bytes, manifest: bytes) -> str:
     return digest.hexdigest()[:12]
 
 
-def publish(root: Path, manifest: Manifest, graph: bytes, card: str, run: Run) -> Path:
+def publish(
+    root: Path,
+    manifest: Manifest,
+    graph: bytes,
+    card: str,
+    run: Run,
+    variants: Mapping[str, bytes] | None = None,
+) -> Path:
     """Writes a bundle and makes it the current one of its name.
+
+    Args:
+        variants: graphs by precision, as `manifest.variants` lists them.
 
     Returns:
         The bundle's folder. Publishing the same bundle again leaves the one that is there, or
@@ -64,6 +82,8 @@ def publish(root: Path, manifest: Manifest, graph: bytes, card: str, run: Run) -
             try:
                 beside.chmod(0o755)
                 _write(beside / GRAPH, graph)
+                for precision, content in (variants or {}).items():
+                    _write(beside / variant_file(precision), content)
                 _write(beside / MANIFEST, manifest_bytes)
                 _write(beside / CARD, card.encode())
                 _write(beside / RUN, (run.model_dump_json(indent=2) + "\n").encode())
@@ -140,7 +160,8 @@ def read(root: Path, name: str, version: str | None = None) -> Bundle:
         )
     if manifest.name != name:
         raise BundleError(f"{path} is named {manifest.name} inside: a bundle cannot be renamed")
-    return Bundle(path=path, version=path.name, manifest=manifest, graph=graph)
+    variants = _variants(path, manifest)
+    return Bundle(path=path, version=path.name, manifest=manifest, graph=graph, variants=variants)
 
 
 def read_all(root: Path) -> list[Bundle]:
@@ -155,6 +176,19 @@ def read_run(path: Path) -> Run:
         return Run.model_validate_json((path / RUN).read_bytes())
     except (OSError, ValidationError) as error:
         raise BundleError(f"cannot read {path / RUN}: {error}") from error
+
+
+def _variants(path: Path, manifest: Manifest) -> dict[str, bytes]:
+    found: dict[str, bytes] = {}
+    for variant in manifest.variants:
+        file = path / variant_file(variant.precision)
+        try:
+            found[variant.precision] = file.read_bytes()
+        except OSError as error:
+            raise BundleError(f"cannot read {file}: {error.strerror}; publish it again") from error
+        if hashlib.sha256(found[variant.precision]).hexdigest() != variant.graph_hash:
+            raise BundleError(f"{file} is damaged: its hash differs; publish it again")
+    return found
 
 
 def _versions(folder: Path) -> list[str]:
@@ -172,8 +206,11 @@ def _schema_of(manifest: bytes) -> object:
 def _intact(folder: Path) -> bool:
     """Whether a whole bundle of the version that the folder's name says is there."""
     try:
-        found = version_of((folder / GRAPH).read_bytes(), (folder / MANIFEST).read_bytes())
-    except OSError:
+        manifest = (folder / MANIFEST).read_bytes()
+        found = version_of((folder / GRAPH).read_bytes(), manifest)
+        if found == folder.name:
+            _variants(folder, Manifest.model_validate_json(manifest))
+    except (OSError, BundleError, ValidationError):
         return False
     return found == folder.name and (folder / CARD).exists() and (folder / RUN).exists()
 

@@ -26,7 +26,7 @@ test images chose nothing.{_without_labels(m)}
 {_row("test", m.test) if m.test else "| test | left unread | | | | | |"}
 
 One run with seed {m.seed}. The figures were measured on the ONNX graph in ONNX Runtime.
-
+{_variants(m, run)}
 ## Use
 
 `model.onnx` takes `images`, uint8 [N, {size}, {size}, 3] (RGB; the centre square of the image,
@@ -63,6 +63,27 @@ def _without_labels(m: Manifest) -> str:
         )
     if m.n_unlabelled:
         said += f"\n\n{m.n_unlabelled:,} other training images taught without their labels."
+    return said
+
+
+def _variants(m: Manifest, run: Run) -> str:
+    said = ""
+    for v in m.variants:
+        shown, fp32, split = (
+            (v.test, m.test, "test") if v.test and m.test else (v.val, m.val, "validation")
+        )
+        said += (
+            f"\n`model.{v.precision}.onnx` is the same model in {v.precision}: accuracy "
+            f"{shown.accuracy:.4f} on {split} where fp32 has {fp32.accuracy:.4f}, the same class "
+            f"on {v.agreement:.2%} of {v.n_compared:,} held-out images"
+        )
+        gain = run.gains.get(v.precision)
+        said += (
+            f", {gain.ratio:.2f} times fp32's images/s in ONNX Runtime on one thread of "
+            f"{gain.hardware}.\n"
+            if gain
+            else "; its speed was not measured.\n"
+        )
     return said
 
 

@@ -1,4 +1,4 @@
-"""The commands `train` and `pretrain`."""
+"""The commands `train`, `pretrain` and `quantize`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 import tyro
 
 from bundle.errors import LabelcurveError
-from training.options import Options, PretrainOptions
+from training.options import Options, PretrainOptions, QuantizeOptions
 
 STARTED = time.monotonic()
 """Of the process, near enough."""
@@ -55,6 +55,18 @@ def pretrain() -> None:
         return pretrain_job.run(options, STARTED)
 
     _main(run, "the same command goes on from the last checkpoint")
+
+
+def quantize() -> None:
+    """Runs `quantize`; exits as `train` does."""
+
+    def run() -> dict[str, Any]:
+        options = tyro.cli(QuantizeOptions, prog="quantize")
+        from training import quantize_job
+
+        return quantize_job.run(options)
+
+    _main(run, "bundles that were published before stay")
 
 
 def _main(run: Callable[[], dict[str, Any]], hint: str) -> None:

@@ -50,7 +50,7 @@ def to_onnx(served: Served, size: int, class_names: tuple[str, ...]) -> bytes:
     """
     # An example batch of 2, since an axis of 1 would be taken for a constant.
     example = torch.zeros(2, size, size, 3, dtype=torch.uint8)
-    with _quiet():
+    with quiet():
         program = torch.onnx.export(
             served.eval(),
             (example,),
@@ -146,7 +146,7 @@ def check_parity(
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Keeps the exporter's own progress and its dependencies' deprecations off the terminal."""
     disabled = logging.root.manager.disable
     with (

@@ -1,4 +1,4 @@
-"""The options of `train` and `pretrain`; the text below each becomes its help."""
+"""The options of `train`, `pretrain` and `quantize`; the text below each becomes its help."""
 
 from __future__ import annotations
 
@@ -153,6 +153,30 @@ class PretrainOptions:
         if self.out is not None and self.out.suffix != ".safetensors":
             raise LabelcurveError(f"--out {self.out}: allowed is a file name in .safetensors")
         _check_common(self.seed, self.image_size)
+
+
+@dataclass(frozen=True)
+class QuantizeOptions:
+    """Adds an INT8 graph for CPUs, or an fp16 graph for GPUs, to bundles.
+
+    Ranges come from training images of the model's own fraction. A graph that loses more than 0.3
+    points of accuracy on its validation images is refused, and so is INT8 that is not faster than
+    fp32 here. Each bundle becomes a new version of its name, with the fp32 graph in it;
+    `serve --precision` says which of them answers.
+    """
+
+    models: Path = Path("models")
+    """Folder of bundles, as `train --out` wrote it."""
+    data: str = "cifar10"
+    """What the models were trained on, as for `train`."""
+    precision: Literal["int8", "fp16"] = "int8"
+    """Number format of the added graph."""
+    only: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """Only this model; may be repeated."""
+    skip_unreadable: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """As for `train`."""
+    cache: Path | None = None
+    """As for `train`."""
 
 
 def _check_minutes(minutes: float | None) -> None:

@@ -14,7 +14,7 @@ import pytest
 
 from bundle import preprocess, store
 from bundle.errors import BundleError
-from bundle.manifest import Manifest, Preprocessing, Run
+from bundle.manifest import Manifest, Preprocessing, Run, Variant
 from tests.models import publish_digits
 
 CARD = "# digits\n"
@@ -51,6 +51,32 @@ def test_what_is_published_is_read_back(tmp_path: Path, bundle: store.Bundle, re
         "model.onnx",
         "run.json",
     ]
+
+
+def test_the_version_covers_a_variant(tmp_path: Path, bundle: store.Bundle, record: Run) -> None:
+    variant = Variant(
+        precision="int8",
+        graph_hash=hashlib.sha256(b"a graph").hexdigest(),
+        n_calibration=1,
+        val=bundle.manifest.val,
+        test=None,
+        n_compared=1,
+        agreement=1.0,
+    )
+    manifest = bundle.manifest.model_copy(update={"variants": (variant,)})
+    graphs = {"int8": b"a graph"}
+    path = store.publish(tmp_path, manifest, bundle.graph, CARD, record, graphs)
+    found = store.read(tmp_path, "digits-10")
+    assert found.version != bundle.version
+    assert found.variants == graphs
+    (path / "model.int8.onnx").write_bytes(b"another")
+    with pytest.raises(BundleError, match=r"int8\.onnx is damaged"):
+        store.read(tmp_path, "digits-10")
+    store.publish(tmp_path, manifest, bundle.graph, CARD, record, graphs)
+    assert store.read(tmp_path, "digits-10").variants == graphs
+    (path / "model.int8.onnx").unlink()
+    with pytest.raises(BundleError, match=r"cannot read .*int8\.onnx"):
+        store.read(tmp_path, "digits-10")
 
 
 def test_the_version_is_a_hash_over_graph_and_manifest(bundle: store.Bundle) -> None:

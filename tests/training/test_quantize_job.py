@@ -1,0 +1,95 @@
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from bundle import store
+from bundle.errors import DataError, ExportError
+from tests.training.conftest import Finished
+from tests.training.sets import digit_rows, write_folder
+from training import quantize, quantize_job
+from training.options import QuantizeOptions
+
+
+@pytest.fixture
+def models(trained: Finished, tmp_path: Path) -> Path:
+    """Bundles to change."""
+    return Path(shutil.copytree(trained.out, tmp_path / "models", symlinks=True))
+
+
+def test_a_bundle_gets_both_variants_and_keeps_its_name(
+    models: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Not a test of speed, nor of accuracy after two epochs.
+    monkeypatch.setattr(quantize, "LEAST_GAIN", 0.0)
+    monkeypatch.setattr(quantize, "LOST_POINTS", 100.0)
+    before = store.read(models, "digits-scratch-100")
+    for precision in ("int8", "fp16"):
+        document = quantize_job.run(
+            QuantizeOptions(
+                models=models,
+                data="digits",
+                precision=precision,
+                only=("digits-scratch-100",),
+                cache=cache,
+            )
+        )
+    after = store.read(models, "digits-scratch-100")
+    assert document["bundles"][0]["version"] == after.version != before.version
+    assert after.graph == before.graph
+    assert sorted(after.variants) == ["fp16", "int8"]
+    assert store.read(models, "digits-scratch-10").variants == {}
+    assert store.read(models, "digits-scratch-100", before.version).manifest == before.manifest
+    fp16, int8 = after.manifest.variants
+    assert (fp16.n_calibration, int8.n_calibration) == (0, 256)
+    assert int8.val.n == before.manifest.n_labels_val
+    assert int8.test is not None
+    assert int8.test.n == before.manifest.dataset.n_test
+    assert 0.5 < int8.agreement <= 1.0
+    gains = store.read_run(after.path).gains
+    assert gains["fp16"] is None
+    assert gains["int8"] is not None
+    assert gains["int8"].ratio > 0
+    card = (after.path / "README.md").read_text()
+    assert "`model.int8.onnx` is the same model in int8" in card
+    assert "`model.fp16.onnx` is the same model in fp16" in card
+
+
+def test_what_a_gate_refuses_is_not_published(
+    models: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(quantize, "LEAST_GAIN", 1000.0)
+    before = store.read(models, "digits-scratch-10").version
+    options = QuantizeOptions(
+        models=models, data="digits", only=("digits-scratch-10",), cache=cache
+    )
+    with pytest.raises(
+        ExportError, match=r"1 of 1 bundles got no int8 graph: digits-scratch-10 \(int8"
+    ):
+        quantize_job.run(options)
+    assert store.read(models, "digits-scratch-10").version == before
+
+
+def test_other_images_than_the_models_own_are_refused(
+    models: Path, cache: Path, tmp_path: Path
+) -> None:
+    write_folder(tmp_path / "other", digit_rows())
+    options = QuantizeOptions(models=models, data=str(tmp_path / "other"), cache=cache)
+    with pytest.raises(DataError, match="digits-scratch-10 was trained on other images"):
+        quantize_job.run(options)
+
+
+def test_an_unknown_model_is_named_in_the_error_of_the_command(models: Path) -> None:
+    command = [str(Path(sys.executable).with_name("quantize")), "--models", str(models)]
+    done = subprocess.run(
+        [*command, "--only", "digits-11"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1
+    assert (
+        "--only digits-11: no such model; there are digits-scratch-10, digits-scratch-100"
+        in done.stderr
+    )
