@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from training.recipes import Backbone
+from training.recipes import TORCHVISION, Backbone
 
 
 class Network(nn.Module):
@@ -170,7 +170,7 @@ def build(name: Backbone, images: NDArray[np.uint8], n_classes: int) -> Network:
     """An untrained network; what it fits to the images needs no labels.
 
     Args:
-        name: the backbone.
+        name: the backbone, of `training.recipes`.
         images: [N, H, W, 3], the training images.
         n_classes: outputs of the classifier.
     """
@@ -179,6 +179,12 @@ def build(name: Backbone, images: NDArray[np.uint8], n_classes: int) -> Network:
         # On inputs in [0, 1], as the experiment has it.
         reference = ReferenceNet(size)
         return Network(reference, reference.dim, n_classes, torch.zeros(3), torch.ones(3))
+    if name.startswith(TORCHVISION):
+        from training import imagenet  # torchvision's models take a while to import
+
+        theirs, dim = imagenet.backbone(name, size)
+        # Mean and deviation come with the weights.
+        return Network(theirs, dim, n_classes, torch.zeros(3), torch.ones(3))
     few = images[:: -(-len(images) // 10_000)]
     mean = torch.from_numpy((few / 255).mean((0, 1, 2))).float()
     std = torch.from_numpy((few / 255).std((0, 1, 2))).float().clamp_min(1e-3)

@@ -55,7 +55,12 @@ images like its training images; on others expect less.
 
 def _without_labels(m: Manifest) -> str:
     said = ""
-    if m.extractor is not None:
+    if m.extractor is not None and m.extractor.objective == "supervised":
+        said += (
+            f"\n\nThe network began with weights (`{m.extractor.version}`) that others had learned "
+            f"with labels from images of `{m.extractor.dataset}`."
+        )
+    elif m.extractor is not None:
         said += (
             f"\n\nThe network began with a feature extractor (`{m.extractor.version}`, "
             f"{m.extractor.objective}) learned without labels from images of "

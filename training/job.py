@@ -31,7 +31,7 @@ from training.extractor import Extractor
 from training.fractions import Subset
 from training.history import EventWriter
 from training.options import Options
-from training.recipes import Recipe, recipe, work
+from training.recipes import TORCHVISION, Recipe, recipe, work
 
 PACKAGES = ("labelcurve", "numpy", "onnx", "onnxruntime", "onnxscript", "pillow", "torch")
 
@@ -230,7 +230,7 @@ def _train_one(
         host=platform.node(),
         hardware=hardware(device),
         seconds=watch.seconds,
-        pretraining_seconds=pretrained.card.seconds if pretrained else None,
+        pretraining_seconds=(pretrained.card.seconds or None) if pretrained else None,
         history=result.history,
         report=evaluate.report(judged, judged_labels, images.class_names),
         confusion=evaluate.confusion(judged, judged_labels, len(images.class_names)),
@@ -257,13 +257,16 @@ def _train_one(
 
 
 def bundle_name(options: Options, dataset: str, fraction: float) -> str:
-    """`cifar10-10`, `cifar10-2.5`, `cifar10-reference-100`, `cifar10-scratch-10-s1`.
+    """`cifar10-10`, `cifar10-2.5`, `cifar10-reference-100`, `cifar10-scratch-10-s1`,
+    `cifar10-resnet18-10`.
 
     What differs from the default is named, so that it can lie and be compared in one folder.
     """
     middle = "" if options.preset == "default" else f"{options.preset}-"
     if options.extractor == "none":
         middle += "scratch-"
+    elif options.extractor.startswith(TORCHVISION):
+        middle += options.extractor.removeprefix(TORCHVISION).partition("=")[0] + "-"
     seed = f"-s{options.seed}" if options.seed else ""
     return f"{options.name or dataset}-{middle}{fraction * 100:.6g}{seed}"
 
@@ -274,6 +277,7 @@ def _recipe(options: Options, images: Data, subset: Subset) -> Recipe:
         len(subset.train),
         flip=_flip(options),
         unlabelled=not options.no_unlabelled and subset.fraction < 1,
+        extractor=options.extractor,
     )
     if options.max_minutes is not None:
         plan = replace(plan, epochs=ENDLESS)

@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 import tyro
 
 from bundle.errors import LabelcurveError
-from training.recipes import Objective, Preset
+from training.recipes import TORCHVISION, Objective, Preset
 
 DEFAULT_FRACTIONS = (0.1, 0.5, 1.0)
 
@@ -41,7 +41,9 @@ class Options:
     extractor: str = "auto"
     """What the network knows before it sees a label. `auto`: the extractor that ships with
     Labelcurve where it was made from these images (CIFAR-10), else the one that `pretrain` left in
-    the cache, else a short `pretrain` first. `none`: nothing. Or a file that `pretrain` wrote."""
+    the cache, else a short `pretrain` first. `none`: nothing. Or a file that `pretrain` wrote.
+    `torchvision:NAME`, such as torchvision:resnet18: that network and its ImageNet weights, which
+    are downloaded; `torchvision:NAME=FILE`: its state dict from a file."""
     no_unlabelled: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Below a fraction of 1, do not learn from the other training images (without their labels)."""
     max_minutes: float | None = None
@@ -89,6 +91,16 @@ class Options:
         if self.name is not None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", self.name):
             raise LabelcurveError(
                 f"--name {self.name!r}: allowed are letters, digits, dot, underscore and hyphen"
+            )
+        if re.match(rf"{TORCHVISION}(?!\w+(=|$))", self.extractor):
+            raise LabelcurveError(
+                f"--extractor {self.extractor}: allowed are {TORCHVISION}NAME and "
+                f"{TORCHVISION}NAME=FILE, such as {TORCHVISION}resnet18"
+            )
+        if self.preset == "reference" and self.extractor.startswith(TORCHVISION):
+            raise LabelcurveError(
+                f"--extractor {self.extractor}: --preset reference has a network of its own; "
+                "leave one of the two out"
             )
         _check_common(self.seed, self.image_size)
 

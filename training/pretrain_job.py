@@ -34,7 +34,7 @@ from training.objectives import Contrastive, RelativePosition
 from training.options import PretrainOptions
 from training.pretrain import pretrain
 from training.probe import Probe
-from training.recipes import Objective, Pretraining, Recipe, pretraining
+from training.recipes import TORCHVISION, Objective, Pretraining, Recipe, pretraining
 from training.views import Views
 
 PACKAGES = ("labelcurve", "lightly", "numpy", "torch")
@@ -156,6 +156,12 @@ def obtain(
     """
     if wanted == "none":
         return None
+    if wanted.startswith(TORCHVISION):
+        from training import imagenet
+
+        theirs = imagenet.read(wanted, images.size)
+        say(f"extractor: {wanted} {theirs.version}, learned with labels from {theirs.card.dataset}")
+        return theirs
     cache = cache or data.default_cache()
     objective: Objective = "relative-position" if recipe.backbone == "reference" else "contrastive"
     plan = short(pretraining(objective, len(images.train), images.size), len(images.train))

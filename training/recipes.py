@@ -6,12 +6,13 @@ Chosen on validation rows of CIFAR-10 with `--no-test`; see docs/log.md for what
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 Preset = Literal["default", "reference"]
-Backbone = Literal["convnet", "reference"]
-
+Backbone = str
+"""`convnet`, `reference`, or `torchvision:NAME`."""
+TORCHVISION = "torchvision:"
 
 Objective = Literal["contrastive", "relative-position"]
 
@@ -120,7 +121,9 @@ class Recipe(Optimisation):
     """Divides the teacher's logits."""
 
 
-def recipe(preset: Preset, n_labels: int, *, flip: bool, unlabelled: bool) -> Recipe:
+def recipe(
+    preset: Preset, n_labels: int, *, flip: bool, unlabelled: bool, extractor: str = "auto"
+) -> Recipe:
     """The recipe for a number of training labels.
 
     Args:
@@ -128,6 +131,8 @@ def recipe(preset: Preset, n_labels: int, *, flip: bool, unlabelled: bool) -> Re
         n_labels: labelled training images.
         flip: whether mirrored images keep their class.
         unlabelled: whether there are images without labels to learn from.
+        extractor: `torchvision:NAME[=FILE]` sets the network, and Adam with a tenth of the learning
+            rate below the classifier, as is usual for such weights; not measured here.
     """
     if preset == "reference":
         return Recipe(
@@ -143,7 +148,7 @@ def recipe(preset: Preset, n_labels: int, *, flip: bool, unlabelled: bool) -> Re
     batch_size = min(128, max(16, 2 ** round(math.log2(max(1, n_labels / 16)))))
     # A batch with as many images without labels, which the teacher sees, too, takes twice the time.
     cost = 2 if unlabelled else 1
-    return Recipe(
+    plan = Recipe(
         backbone="convnet",
         optimizer="muon",
         lr=0.06 * math.sqrt(batch_size / 128),
@@ -163,6 +168,10 @@ def recipe(preset: Preset, n_labels: int, *, flip: bool, unlabelled: bool) -> Re
         unlabelled_from=0.2,
         confidence=0.8,
     )
+    if extractor.startswith(TORCHVISION):
+        name = extractor.partition("=")[0]
+        return replace(plan, backbone=name, optimizer="adam", lr=1e-3, backbone_lr=0.1)
+    return plan
 
 
 def work(n_labels: int) -> float:
