@@ -110,9 +110,7 @@ def names(root: Path) -> list[str]:
     if not root.is_dir():
         raise BundleError(f"no folder {root}: name the folder that `train --out` wrote")
     found = sorted(
-        entry.name
-        for entry in root.iterdir()
-        if not entry.name.startswith(".") and (entry / CURRENT).is_symlink()
+        entry.name for entry in root.iterdir() if not entry.name.startswith(".") and _current(entry)
     )
     if not found:
         raise BundleError(
@@ -128,7 +126,7 @@ def read(root: Path, name: str, version: str | None = None) -> Bundle:
     Raises:
         BundleError: missing, damaged, or of a schema or preprocessing that this release lacks.
     """
-    path = root / name / (version or CURRENT)
+    path = root / name / (version or _current(root / name) or CURRENT)
     try:
         path = path.resolve(strict=True)
         graph = (path / GRAPH).read_bytes()
@@ -189,6 +187,17 @@ def _variants(path: Path, manifest: Manifest) -> dict[str, bytes]:
         if hashlib.sha256(found[variant.precision]).hexdigest() != variant.graph_hash:
             raise BundleError(f"{file} is damaged: its hash differs; publish it again")
     return found
+
+
+def _current(folder: Path) -> str | None:
+    """What leads to the current version: the link, or the only version where there is no link.
+
+    Object stores, and BentoML's bentos, copy files and leave links out.
+    """
+    if (folder / CURRENT).is_symlink():
+        return CURRENT
+    there = [version for version in _versions(folder) if version != CURRENT]
+    return there[0] if len(there) == 1 else None
 
 
 def _versions(folder: Path) -> list[str]:

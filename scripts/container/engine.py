@@ -7,6 +7,7 @@ import re
 import resource
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 # crun 1.8, podman's first choice on Debian 12, fails where both versions of cgroups are mounted.
@@ -16,6 +17,8 @@ PACKAGES = ("podman", "runc", "catatonit", "mmdebstrap")
 SLIM = tuple(
     f"--dpkgopt=path-exclude=/usr/share/{folder}/*" for folder in ("doc", "man", "locale", "info")
 )
+
+ROOT = Path(__file__).resolve().parents[2]
 
 CA_BUNDLE = "/etc/ssl/certs/ca-certificates.crt"
 
@@ -60,14 +63,9 @@ def _installed(name: str) -> bool:
 class Engine:
     """podman with storage, configuration and temporary files below `folder`."""
 
-    def __init__(self, folder: Path, layers: bool) -> None:
-        """Writes the configuration.
-
-        Args:
-            folder: for everything.
-            layers: keep the layers of the builds for later ones.
-        """
-        self.folder, self.layers = folder, layers
+    def __init__(self, folder: Path) -> None:
+        """Writes the configuration into `folder`, which is for everything."""
+        self.folder = folder
         self._running: set[subprocess.Popen[str]] = set()
         self._interrupted = False
         self.environment = {
@@ -108,9 +106,13 @@ class Engine:
         return self.execute(["podman", *command], timeout=timeout)
 
     def execute(
-        self, command: list[str], timeout: float = 120, offline: bool = False
+        self,
+        command: list[str],
+        timeout: float = 120,
+        offline: bool = False,
+        folder: Path | None = None,
     ) -> subprocess.CompletedProcess[str]:
-        """Runs any command with this engine as `docker` and `podman`."""
+        """Runs any command in a folder, with this engine as `docker` and `podman`."""
         environment = dict(self.environment)
         if offline:
             environment["CONTAINERS_CONF"] = str(self.folder / "offline.conf")
@@ -122,6 +124,7 @@ class Engine:
             text=True,
             errors="replace",
             env=environment,
+            cwd=folder,
         ) as process:
             self._running.add(process)
             try:
@@ -168,32 +171,57 @@ class Engine:
         self.output("import", str(archive), name)
         archive.unlink()
 
-    def build(self, dockerfile: Path, tag: str, *arguments: str) -> None:
-        """Builds `tag`; the log is kept beside.
+    def build(self, arguments: list[str], folder: Path, name: str) -> None:
+        """`docker build ARGUMENTS...` in `folder`; the log is kept beside, by `name`.
 
-        Layers are kept only where a later run can use them: they cost as much again as the build.
+        No layer is kept: that costs as much again as the build.
 
         Raises:
-            Failed: the build failed; no image has the tag then.
+            Failed: the build failed.
         """
         if self._interrupted:
             raise Failed("interrupted")
-        self.run("untag", tag)
         command = ["build", "--format", "docker", "--pull=never", "--network", "host"]
-        command += [f"--layers={str(self.layers).lower()}"]
-        command += ["-f", str(dockerfile), "-t", tag]
+        command += ["--layers=false"]
         bundle = os.environ.get("SSL_CERT_FILE", CA_BUNDLE)
         if Path(bundle).is_file():
             command += ["--secret", f"id=ca,src={bundle}"]
-            for name in ("SSL_CERT_FILE", "PIP_CERT"):
-                command += ["--build-arg", f"{name}=/run/secrets/ca"]
-        for argument in arguments:
-            command += ["--build-arg", argument]
-        done = self.run(*command, str(dockerfile.parent), timeout=900)
+            for variable in ("SSL_CERT_FILE", "PIP_CERT"):
+                command += ["--build-arg", f"{variable}=/run/secrets/ca"]
+        done = self.execute(["podman", *command, *arguments], timeout=1200, folder=folder)
         log = done.stdout + done.stderr
-        (self.folder / "logs" / f"build-{tag}.log").write_text(log)
+        (self.folder / "logs" / f"build-{name}.log").write_text(log)
         if done.returncode:
             raise Failed(tail(log))
+
+    def tools(self, *packages: str) -> Path:
+        """A folder with packages of Python, in the lock's versions where it has them.
+
+        Raises:
+            Failed: they could not be installed.
+        """
+        lock = (ROOT / "requirements.lock").read_text()
+        pins = [
+            next(iter(re.findall(rf"(?m)^{re.escape(name)}==[^ ]+", lock)), name)
+            for name in packages
+        ]
+        folder = self.folder / "tools" / "-".join(packages)
+        uv = ROOT / ".venv/bin/uv"
+        if not folder.exists():
+            installer = (
+                [str(uv), "pip", "--quiet"] if uv.exists() else [sys.executable, "-m", "pip"]
+            )
+            beside = folder.with_suffix(".new")
+            done = subprocess.run(
+                [*installer, "install", "--target", str(beside), "--no-deps", *pins],
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                text=True,
+            )
+            if done.returncode:
+                raise Failed(f"{' '.join(pins)}: {tail(done.stderr, 3)}")
+            beside.rename(folder)
+        return folder
 
     def remove_containers(self) -> None:
         """Ends and removes every container and volume of this engine, one by one."""

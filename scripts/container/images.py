@@ -63,7 +63,7 @@ def contents(report: Report, tag: str, root: Path) -> None:
             "var/lib/apt/lists/*",
             "var/cache/apt/*",
             "tmp/*",
-            "run/secrets",
+            "run/secrets/*",  # the folder is where the build mounts them
         )
         for path in root.glob(pattern)
     ]

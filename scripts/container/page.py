@@ -1,0 +1,69 @@
+"""The commands of docs/deploying.md, read from the page: what is run is what it says."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+from container.engine import Failed
+
+
+@dataclass(frozen=True)
+class Page:
+    """Commands as they are printed: the four, and what else is run."""
+
+    build: str
+    train: str
+    serve: str
+    ask: str
+    self_tests: list[str]
+    parts: str
+
+    def builds(self) -> list[list[str]]:
+        """What the first command would have docker do: the arguments after `docker build`."""
+        recorder = 'docker() { for word in "$@"; do printf "%s\\0" "$word"; done; printf "\\n"; }\n'
+        done = subprocess.run(
+            ["sh", "-euc", recorder + self.build], capture_output=True, text=True, check=True
+        )
+        calls = [line.rstrip("\0").split("\0") for line in done.stdout.splitlines()]
+        if not calls or any(call[0] != "build" for call in calls):
+            raise Failed(f"no builds in {self.build!r}")
+        return [call[1:] for call in calls]
+
+    def train_on_cpu(self) -> str:
+        """Two epochs on digits: no GPU and no download."""
+        return f"{without_gpu(self.train)} --data digits --epochs 2"
+
+    def serve_on_cpu(self) -> str:
+        """The same without a GPU."""
+        return without_gpu(self.serve)
+
+
+def read(path: Path) -> Page:
+    """The first block of shell commands on the page, and what it says of self-tests and parts.
+
+    Raises:
+        Failed: something is missing.
+    """
+    blocks = [
+        block.splitlines() for block in re.findall(r"(?ms)^```sh\n(.*?)^```$", path.read_text())
+    ]
+    first = blocks[0] if blocks else []
+    if len(first) != 4:
+        raise Failed(f"{path.name}: the first block has {len(first)} commands, 4 were expected")
+    lines = [line for block in blocks for line in block]
+    self_tests = [line for line in lines if "--self-test" in line]
+    parts = [line for line in lines if "scripts/sbom.py" in line]
+    if len(self_tests) != 2 or len(parts) != 1:
+        raise Failed(f"{path.name}: two self-tests and one list of parts were expected")
+    return Page(*first, self_tests=self_tests, parts=parts[0])
+
+
+def without_gpu(command: str) -> str:
+    """The command without `--gpus all`, which must be in it."""
+    words = shlex.split(command)
+    at = words.index("--gpus")
+    return shlex.join(words[:at] + words[at + 2 :])
