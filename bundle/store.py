@@ -120,6 +120,50 @@ def names(root: Path) -> list[str]:
     return found
 
 
+@dataclass(frozen=True)
+class Found:
+    """What a folder holds under one name, unread."""
+
+    current: str | None
+    """Version that the link `current` points to; None where there is no such link."""
+    versions: dict[str, tuple[int, ...]]
+    """Versions that have a manifest, each with a stamp that changes when its files are written
+    again."""
+
+
+def scan(root: Path) -> dict[str, Found]:
+    """Every name under `root` that has a version or a link `current`, sorted.
+
+    Raises:
+        BundleError: `root` cannot be read.
+    """
+    found = {}
+    try:
+        for folder in sorted(root.iterdir()):
+            if folder.name.startswith(".") or not folder.is_dir():
+                continue
+            link = folder / CURRENT
+            current = link.readlink().name if link.is_symlink() else None
+            versions = {v: _stamp(folder / v) for v in _versions(folder) if v != CURRENT}
+            if current is not None or versions:
+                found[folder.name] = Found(current, versions)
+    except OSError as error:
+        raise BundleError(f"cannot read the folder {root}: {error.strerror}") from error
+    return found
+
+
+def _stamp(folder: Path) -> tuple[int, ...]:
+    stamp: list[int] = []
+    for name in (GRAPH, MANIFEST):
+        try:
+            status = (folder / name).stat()
+        except OSError:
+            stamp.append(0)
+        else:
+            stamp += (status.st_mtime_ns, status.st_size, status.st_ino)
+    return tuple(stamp)
+
+
 def read(root: Path, name: str, version: str | None = None) -> Bundle:
     """The verified bundle `name`, at `version` or the current one.
 

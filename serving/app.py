@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections import Counter
 from typing import Any
 
-from starlette.requests import Request
+from starlette.datastructures import QueryParams
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
 from bundle.machine import cores
 from serving import openapi, page, request
 from serving.answer import ranked
-from serving.catalogue import Catalogue, Model
+from serving.catalogue import Catalogue
+from serving.connection import TASK
+from serving.decoder import Decoder
 from serving.device import Device
 from serving.errors import Overloaded, Problem
-from serving.request import Decoder
+from serving.model import Model
+from serving.request import Bodies, Claim, Upload
 from serving.settings import Settings
 from serving.tracing import Traces
 
@@ -31,6 +36,10 @@ class App:
         self._catalogue = catalogue
         self._device = device
         self._timeout = settings.timeout
+        self._body_timeout = settings.body_timeout
+        self._bodies = Bodies()
+        self.leaving = False
+        """Whether it is about to end: it answers all the same, but is not ready any more."""
         self._decoder = Decoder(cores())
         self.traces: Traces | None = None
         """Where they are sent, if they are."""
@@ -54,18 +63,49 @@ class App:
 
     async def classify(self, http: Request) -> Response:
         """`POST /classify`."""
+        http.scope[TASK] = asyncio.current_task()
+        claim = Claim(self._bodies)
         try:
-            async with asyncio.timeout(self._timeout):
-                return await self._classify(http)
+            async with asyncio.timeout(self._body_timeout) as deadline:
+                return await self._classify(http, claim, deadline)
         except TimeoutError:
-            raise Problem(f"no answer within {self._timeout:g} s", status=504) from None
+            if claim.complete:
+                raise Problem(f"no answer within {self._timeout:g} s", status=504) from None
+            raise Problem(
+                f"the body did not arrive within {self._body_timeout:g} s",
+                status=408,
+                headers={"Connection": "close"},
+            ) from None
+        except asyncio.CancelledError:
+            if http.scope[TASK] is not None:
+                raise
+            raise ClientDisconnect from None  # `Connection` cancelled it: nobody is there
+        finally:
+            claim.close()
 
-    async def _classify(self, http: Request) -> Response:
-        model = self._catalogue.find(http.query_params.get("model"))
-        top_k = _top_k(http.query_params.get("top_k"))
-        upload = await request.read(http)
+    async def _classify(self, http: Request, claim: Claim, deadline: asyncio.Timeout) -> Response:
+        wanted, top_k = _query(http.query_params)
+        model = self._catalogue.find(wanted)
+        if model:
+            # Before the body is read and decoded: what will be refused should cost little.
+            model.batcher.check(1, self._timeout)
+        upload = await request.read(http, claim)
+        claim.complete = True
+        until = asyncio.get_running_loop().time() + self._timeout
+        deadline.reschedule(until)
+        # Again: the folder may have changed while the body arrived.
+        model = self._catalogue.find(wanted) or await self._catalogue.fetch(wanted or "")
+        model.hold()
+        try:
+            return await self._answer(model, upload, top_k, until)
+        finally:
+            model.release()
+
+    async def _answer(self, model: Model, upload: Upload, top_k: int, until: float) -> Response:
         pixels, decode = await self._decoder.decode(upload.images, model.engine.size)
-        futures = model.batcher.submit(pixels)
+        # A tenth is left for the answer itself, and for an estimate that was too low.
+        within = until - asyncio.get_running_loop().time() - self._timeout / 10
+        futures = model.batcher.submit(pixels, within)
         predictions = [await futures[0]] if len(futures) == 1 else await asyncio.gather(*futures)
         answers = [
             ranked(p.probabilities, model.bundle.manifest.class_names, upload.top_k or top_k)
@@ -101,6 +141,8 @@ class App:
 
     async def readyz(self, _: Request) -> Response:
         """`GET /readyz`: every model is warm, and what it really runs on."""
+        if self.leaving:
+            raise Overloaded("this process is about to end")
         if not self._catalogue.ready:
             raise Overloaded("the models are being loaded")
         return JSONResponse(
@@ -108,6 +150,7 @@ class App:
                 "ready": True,
                 "device": {"kind": self._device.kind, "reason": self._device.reason},
                 "models": [_readiness(model) for model in self._catalogue.models],
+                "refused": self._catalogue.refused(),
             }
         )
 
@@ -124,6 +167,15 @@ class App:
                 "links": ["/models", "/docs", "/openapi.json", "/livez", "/readyz", "/metrics"],
             }
         )
+
+
+def _query(parameters: QueryParams) -> tuple[str | None, int]:
+    for name, count in Counter(name for name, _ in parameters.multi_items()).items():
+        if name not in ("model", "top_k"):
+            raise Problem(f"unknown parameter {name[:80]!r}: allowed are model and top_k")
+        if count > 1:
+            raise Problem(f"the parameter {name} is given {count} times")
+    return parameters.get("model"), _top_k(parameters.get("top_k"))
 
 
 def _top_k(text: str | None) -> int:

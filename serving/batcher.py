@@ -12,6 +12,7 @@ import asyncio
 from collections import deque
 from contextlib import suppress
 from itertools import repeat
+from math import ceil, inf
 from queue import SimpleQueue
 from threading import Thread
 from time import perf_counter
@@ -58,6 +59,8 @@ class Batcher:
         self._name = name
         self._waiting: deque[_Waiting] = deque()
         self._busy = False
+        self._batch_seconds = 0.0
+        self._purged = False
         self._batches: SimpleQueue[list[_Waiting] | None] = SimpleQueue()
         self._metrics = (
             metrics.QUEUE.labels(name),
@@ -67,14 +70,19 @@ class Batcher:
         self._thread = Thread(target=self._work, name=f"batcher {name}", daemon=True)
         self._thread.start()
 
-    def submit(self, images: list[NDArray[np.uint8]]) -> list[asyncio.Future[Prediction]]:
+    def submit(
+        self, images: list[NDArray[np.uint8]], within: float = inf
+    ) -> list[asyncio.Future[Prediction]]:
         """Queues all of `images` (uint8 [size, size, 3]) or none; cancelled ones are not computed.
 
+        Args:
+            images: at least one.
+            within: seconds after which the answer is of no use.
+
         Raises:
-            Overloaded: they do not fit into the queue.
+            Overloaded: they do not fit into the queue, or would wait for longer than `within`.
         """
-        if len(self._waiting) + len(images) > self._limit:
-            raise Overloaded(f"{self._name} has {len(self._waiting)} images waiting: try again")
+        self.check(len(images), within)
         loop = asyncio.get_running_loop()
         now = perf_counter()
         futures = [loop.create_future() for _ in images]
@@ -84,13 +92,45 @@ class Batcher:
             loop.call_soon(self._next)
         return futures
 
+    def check(self, n: int, within: float = inf) -> None:
+        """Whether `submit` would take `n` images now: to be asked before they are decoded.
+
+        Raises:
+            Overloaded: as `submit`.
+        """
+        if self._waiting and self._too_many(n, within):
+            # Those whose client is gone free their places, at most once a batch: it takes time.
+            if not self._purged:
+                self._purged = True
+                self._waiting = deque(item for item in self._waiting if not item.future.done())
+            if self._too_many(n, within):
+                raise Overloaded(
+                    f"{self._name} has {len(self._waiting)} images waiting: try again",
+                    retry_after=max(1, ceil(self._wait(0))),
+                )
+        elif n > self._limit:
+            raise Overloaded(f"{n} images are more than the queue of {self._limit} holds")
+
+    def _too_many(self, n: int, within: float) -> bool:
+        return len(self._waiting) + n > self._limit or self._wait(n) > within
+
+    def _wait(self, n: int) -> float:
+        """Seconds until `n` more images were computed, as far as the last batches tell."""
+        batches = 1 + ceil((len(self._waiting) + n) / self._engine.batch_sizes[-1])
+        return batches * self._batch_seconds
+
+    def end(self) -> None:
+        """Ends the thread after the batch that it runs; does not wait for it."""
+        self._batches.put(None)
+
     def close(self) -> None:
         """Ends the thread after the batch that it runs, and waits for it."""
-        self._batches.put(None)
+        self.end()
         self._thread.join()
 
     def _next(self) -> None:
         batch: list[_Waiting] = []
+        self._purged = False
         largest = self._engine.batch_sizes[-1]
         while self._waiting and len(batch) < largest:
             item = self._waiting.popleft()
@@ -120,6 +160,7 @@ class Batcher:
         start: float,
         end: float,
     ) -> None:
+        self._batch_seconds += 0.2 * (end - start - self._batch_seconds)
         self._next()
         if isinstance(result, Exception):
             for item in batch:

@@ -1,98 +1,110 @@
-"""The models that are served."""
+"""The models that are served: followed while the folder changes.
+
+What `current` points to is loaded and warmed beside what answers, then takes its place between two
+requests. A model that answered before stays for as long as requests use it, and a few versions stay
+loaded so that NAME@VERSION and the way back cost nothing.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import asyncio
+import logging
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from bundle import store
-from bundle.store import Bundle
-from serving.batcher import Batcher
+from bundle.errors import BundleError, LabelcurveError
+from bundle.store import Found
+from serving import metrics
 from serving.device import Device
-from serving.engine import Engine
-from serving.errors import Overloaded
-from serving.selection import pick
+from serving.errors import Overloaded, UnknownModel
+from serving.model import Model, open_model
+from serving.refusals import Refusals
+from serving.selection import pick, unknown
+from serving.settings import Settings
+
+MAX_PENDING = 4
+"""Older versions that may wait to be loaded because requests named them."""
+
+logger = logging.getLogger("labelcurve")
 
 
-@dataclass(frozen=True)
-class Model:
-    """A bundle that is loaded and warm."""
+class _Serving(NamedTuple):
+    """How a worker of these settings opens models."""
 
-    bundle: Bundle
-    engine: Engine
-    batcher: Batcher
-    headers: tuple[tuple[bytes, bytes], ...]
-    """`X-Model-Name` and `X-Model-Version`, as ASGI takes them."""
-
-    @property
-    def name(self) -> str:
-        """The name under which it was published."""
-        return self.bundle.name
-
-    @property
-    def version(self) -> str:
-        """12 digits; answers name it."""
-        return self.bundle.version
-
-
-def open_engine(bundle: Bundle, device: Device, threads: int) -> Engine:
-    """The session of a bundle, warmed.
-
-    Raises:
-        BundleError, DeviceError: as `Engine`.
-    """
-    engine = Engine(
-        bundle.graph,
-        device,
-        threads,
-        size=bundle.manifest.preprocessing.size,
-        n_classes=len(bundle.manifest.class_names),
-        name=bundle.name,
-    )
-    engine.warm()
-    return engine
+    root: Path
+    device: Device
+    threads: int
+    queue: int
+    keep: int
 
 
 class Catalogue:
-    """Every model of a folder. Empty, and not ready, until `load` has returned."""
+    """Every model of a folder. Empty, and not ready, until `load` has returned.
 
-    def __init__(self) -> None:
+    All but `load` is called on the event loop.
+    """
+
+    def __init__(self, remember: Callable[[str, str], None] = lambda name, version: None) -> None:
+        """`remember` hears name and version of each model that begins to answer."""
         self.models: tuple[Model, ...] = ()
         self.default: Model | None = None
+        self._remember = remember
         self._named: dict[str, Model] = {}
+        self._kept: OrderedDict[str, Model] = OrderedDict()
+        self._found: dict[str, Found] = {}
+        self._pending: dict[str, asyncio.Task[Model]] = {}
+        self._one_at_a_time = asyncio.Lock()
+        self._warned: dict[str, str] = {}
 
     @property
     def ready(self) -> bool:
         """Whether every model has made an inference at each batch size."""
         return self.default is not None
 
-    def load(self, root: Path, device: Device, threads: int, queue: int) -> None:
-        """Loads and warms the current version of every model under `root`.
+    def load(
+        self, settings: Settings, device: Device, known_good: Mapping[str, str] | None = None
+    ) -> None:
+        """Loads and warms the current version of every model.
+
+        Args:
+            settings: folder, threads, queue and how many versions are kept.
+            device: from `choose_device`.
+            known_good: version by name of what other workers, or this one before it died, serve.
+                It stands in for a current version that is broken.
 
         Raises:
-            BundleError, DeviceError: one of them cannot be served as it should.
+            BundleError, DeviceError: one cannot be served as it should, or none at all.
         """
+        self._serving = _Serving(
+            settings.models, device, settings.threads_of_worker(), settings.queue, settings.keep
+        )
+        self._refusals = Refusals(settings.models)
+        known_good = known_good or {}
+        self._found = store.scan(settings.models)
         models = []
-        for bundle in store.read_all(root):
-            engine = open_engine(bundle, device, threads)
-            models.append(
-                Model(
-                    bundle=bundle,
-                    engine=engine,
-                    batcher=Batcher(engine, bundle.name, queue),
-                    headers=(
-                        (b"x-model-name", bundle.name.encode()),
-                        (b"x-model-version", bundle.version.encode()),
-                    ),
-                )
-            )
-        self.models = tuple(models)
-        self._named = {m.name: m for m in models} | {f"{m.name}@{m.version}": m for m in models}
-        self.default = models[pick(self._bundles(), None)]
+        for name in store.names(settings.models):
+            try:
+                models.append(self._open(name))
+            except LabelcurveError as error:
+                if not known_good:
+                    raise
+                self._refuse(name, self._found[name].current or "", error)
+                if name in known_good:
+                    with suppress(LabelcurveError):
+                        models.append(self._open(name, known_good[name]))
+        if not models:
+            raise BundleError(f"no model in {settings.models} can be served")
+        self._install({model.name: model for model in models})
 
-    def find(self, wanted: str | None) -> Model:
+    def find(self, wanted: str | None) -> Model | None:
         """The model that a request means by NAME or NAME@VERSION; the default for None.
+
+        Returns:
+            None for a version that exists and is not loaded: `fetch` loads it.
 
         Raises:
             UnknownModel: there is no such model.
@@ -102,32 +114,191 @@ class Catalogue:
             raise Overloaded("the models are being loaded")
         if wanted is None:
             return self.default
-        return self._named.get(wanted) or self.models[pick(self._bundles(), wanted)]
+        model = self._named.get(wanted)
+        if model is None and (model := self._kept.get(wanted)):
+            self._kept.move_to_end(wanted)
+        if model is None and not self._exists(wanted):
+            raise unknown([each.bundle for each in self.models], wanted)
+        return model
+
+    async def fetch(self, wanted: str) -> Model:
+        """Loads the version that `wanted`, a NAME@VERSION, names; it stays loaded for a while.
+
+        Raises:
+            UnknownModel: it cannot be served.
+            Overloaded: too many others are being loaded.
+        """
+        task = self._pending.get(wanted)
+        if task is None:
+            if len(self._pending) >= MAX_PENDING:
+                raise Overloaded("other versions are being loaded: try again", retry_after=5)
+            task = asyncio.create_task(self._fetch(wanted))
+            self._pending[wanted] = task
+            task.add_done_callback(lambda _: self._pending.pop(wanted, None))
+        return await asyncio.shield(task)
+
+    async def look(self) -> None:
+        """Follows what has changed in the folder since the last time."""
+        async with self._one_at_a_time:
+            try:
+                self._found = await asyncio.to_thread(store.scan, self._serving.root)
+            except BundleError as error:
+                self._warn("", f"{error}; what is loaded goes on")
+                return
+            current = {n: f.current for n, f in self._found.items() if f.current}
+            if not current:
+                self._warn("", f"no model left in {self._serving.root}: the last ones go on")
+                return
+            self._warned.pop("", None)
+            self.warn_of_unlinked()
+            serving = {model.name: model for model in self.models}
+            for name in serving.keys() - current.keys():
+                logger.warning("%s was removed from the folder: it is drained", name)
+                self._discard(name)
+            for name, version in current.items():
+                if (model := serving.get(name)) and model.version == version:
+                    continue
+                if self._refusals.worth_trying(f"{name}@{version}", self._stamp(name, version)):
+                    await self._follow(name, version)
+            self._forget_deleted()
+
+    def warn_of_unlinked(self) -> None:
+        """Warns, once, of names that have versions and no link `current`."""
+        for name, found in self._found.items():
+            if found.current is None:
+                self._warn(
+                    name,
+                    f"{name} has {', '.join(found.versions)} and no link `{store.CURRENT}`: "
+                    "it is not served",
+                )
+            else:
+                self._warned.pop(name, None)
 
     def describe(self) -> list[dict[str, Any]]:
         """What `GET /models` answers."""
+        refused = {each["name"]: each for each in self.refused()}
         return [
             {
-                "name": model.name,
-                "version": model.version,
+                **model.describe(),
                 "default": model is self.default,
-                "fraction": (manifest := model.bundle.manifest).fraction,
-                "n_labels_train": manifest.n_labels_train,
-                "n_labels_val": manifest.n_labels_val,
-                "dataset": manifest.dataset.name,
-                "class_names": list(manifest.class_names),
-                "input_size": manifest.preprocessing.size,
-                "test": manifest.test.model_dump() if manifest.test else None,
-                "provider": model.engine.provider,
-                "batch_sizes": list(model.engine.batch_sizes),
+                "versions": self._versions(model),
+                "refused": refused.get(model.name),
             }
             for model in self.models
         ]
 
-    def _bundles(self) -> list[Bundle]:
-        return [model.bundle for model in self.models]
+    def refused(self) -> list[dict[str, str]]:
+        """Every name whose current version cannot be served, with that version and the error."""
+        return [
+            {"name": name, "version": found.current, "error": error}
+            for name, found in self._found.items()
+            if found.current and (error := self._refusals.get(f"{name}@{found.current}"))
+        ]
 
     def close(self) -> None:
         """Ends the models' threads."""
-        for model in self.models:
+        for model in (*self.models, *self._kept.values()):
             model.batcher.close()
+
+    def _open(self, name: str, version: str | None = None) -> Model:
+        root, device, threads, queue, _ = self._serving
+        return open_model(store.read(root, name, version), device, threads, queue)
+
+    async def _follow(self, name: str, version: str) -> None:
+        model = self._kept.pop(f"{name}@{version}", None)
+        if model is None:
+            try:
+                # By the version, not by the link: it may move on meanwhile.
+                model = await asyncio.to_thread(self._open, name, version)
+            except Exception as error:  # whatever it is, the old one goes on
+                self._refuse(name, version, error)
+                return
+        self._refusals.drop(str(model))
+        metrics.SWAPS.labels(name).inc()
+        before = next((m for m in self.models if m.name == name), None)
+        self._install({m.name: m for m in self.models} | {name: model})
+        if before:
+            self._keep(before)
+        logger.info("%s answers now, in place of %s", model, before)
+
+    def _install(self, models: Mapping[str, Model]) -> None:
+        self.models = tuple(
+            sorted(models.values(), key=lambda m: (m.bundle.manifest.n_labels_train, m.name))
+        )
+        self._named = {**models, **{str(model): model for model in self.models}}
+        self.default = self.models[pick([model.bundle for model in self.models], None)]
+        for model in self.models:
+            self._remember(model.name, model.version)
+
+    def _discard(self, name: str) -> None:
+        left = {model.name: model for model in self.models if model.name != name}
+        gone = [model for model in self.models if model.name == name]
+        if left:
+            self._install(left)
+        gone += [model for model in self._kept.values() if model.name == name]
+        for model in gone:
+            self._kept.pop(str(model), None)
+            if model not in self.models:
+                model.retire()
+
+    def _keep(self, model: Model) -> None:
+        if self._serving.keep == 0:
+            model.retire()
+            return
+        self._kept[str(model)] = model
+        while len(self._kept) > self._serving.keep:
+            self._kept.popitem(last=False)[1].retire()
+
+    async def _fetch(self, wanted: str) -> Model:
+        async with self._one_at_a_time:
+            found = self.find(wanted)  # it may have become the current one meanwhile
+            if found:
+                return found
+            name, _, version = wanted.partition("@")
+            if self._refusals.worth_trying(wanted, self._stamp(name, version)):
+                try:
+                    model = await asyncio.to_thread(self._open, name, version)
+                except Exception as error:
+                    self._refuse(name, version, error)
+                else:
+                    self._refusals.drop(wanted)
+                    self._keep(model)
+                    return model
+            raise UnknownModel(f"{wanted} cannot be served: {self._refusals.get(wanted)}")
+
+    def _exists(self, wanted: str) -> bool:
+        name, at, version = wanted.partition("@")
+        return (
+            bool(at)
+            and self._serving.keep > 0
+            and name in self._named
+            and version in self._there(name)
+        )
+
+    def _forget_deleted(self) -> None:
+        for key, model in list(self._kept.items()):
+            if model.version not in self._there(model.name):
+                del self._kept[key]
+                model.retire()
+        there = {(n, v) for n, f in self._found.items() for v in (*f.versions, f.current) if v}
+        self._refusals.keep({f"{name}@{version}" for name, version in there})
+
+    def _refuse(self, name: str, version: str, error: Exception) -> None:
+        self._refusals.note(name, version, self._stamp(name, version), error)
+
+    def _stamp(self, name: str, version: str) -> tuple[int, ...] | None:
+        return self._there(name).get(version)
+
+    def _there(self, name: str) -> Mapping[str, tuple[int, ...]]:
+        found = self._found.get(name)
+        return found.versions if found else {}
+
+    def _versions(self, model: Model) -> list[str]:
+        if self._serving.keep == 0:
+            return [model.version]
+        return sorted({model.version, *self._there(model.name)})
+
+    def _warn(self, key: str, message: str) -> None:
+        if self._warned.get(key) != message:
+            self._warned[key] = message
+            logger.warning("%s", message)

@@ -22,10 +22,10 @@ from bundle.errors import LabelcurveError
 from bundle.machine import cores
 from bundle.preprocess import SUFFIXES
 from serving.answer import Class, ranked
-from serving.catalogue import open_engine
 from serving.device import choose_device
 from serving.engine import Engine
 from serving.errors import UnknownModel
+from serving.model import open_engine
 from serving.selection import pick
 
 

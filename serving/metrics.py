@@ -1,4 +1,4 @@
-"""Histograms beside BentoML's own; all of them are answered by `/metrics`.
+"""Histograms and counters beside BentoML's own; all of them are answered by `/metrics`.
 
 BentoML's supervisor gives every worker a folder in PROMETHEUS_MULTIPROC_DIR: imported with it set,
 prometheus_client sums over the workers.
@@ -6,7 +6,7 @@ prometheus_client sums over the workers.
 
 from __future__ import annotations
 
-from prometheus_client import Histogram
+from prometheus_client import Counter, Histogram
 
 _MILLISECONDS = (0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000)
 _SIZES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
@@ -33,4 +33,14 @@ BATCH_SIZE = Histogram(
     "Images in a batch, padding not counted",
     ["model"],
     buckets=_SIZES,
+)
+SWAPS = Counter(
+    "labelcurve_model_swaps",
+    "Versions that took the place of another while it served, or were new",
+    ["model"],
+)
+REFUSED = Counter(
+    "labelcurve_model_refusals",
+    "Versions that could not be served",
+    ["model"],
 )

@@ -88,7 +88,7 @@ def _classify() -> dict[str, Any]:
                 },
                 **_json({"oneOf": [_array("Class"), {"type": "array", "items": _array("Class")}]}),
             },
-            **_problems(400, 404, 413, 415, 422, 503, 504),
+            **_problems(400, 404, 408, 413, 415, 422, 503, 504),
         },
     }
 
@@ -96,9 +96,11 @@ def _classify() -> dict[str, Any]:
 def _schemas() -> dict[str, Any]:
     text, number, whole = {"type": "string"}, {"type": "number"}, {"type": "integer"}
     metrics = dict.fromkeys(("accuracy", "f1", "precision", "recall", "loss"), number)
+    version = {"type": "string", "pattern": "^[0-9a-f]{12}$"}
+    refused = _object({"name": text, "version": text, "error": text})
     running = {
         "name": text,
-        "version": {"type": "string", "pattern": "^[0-9a-f]{12}$"},
+        "version": version,
         "provider": text,
         "batch_sizes": {"type": "array", "items": whole},
     }
@@ -131,6 +133,8 @@ def _schemas() -> dict[str, Any]:
                 "class_names": {"type": "array", "items": text},
                 "input_size": whole,
                 "test": {"oneOf": [_object({"n": whole, **metrics}), {"type": "null"}]},
+                "versions": {"type": "array", "items": version},
+                "refused": {"oneOf": [refused, {"type": "null"}]},
             }
         ),
         "Ready": _object(
@@ -138,6 +142,7 @@ def _schemas() -> dict[str, Any]:
                 "ready": {"const": True},
                 "device": _object({"kind": {"enum": ["cpu", "cuda"]}, "reason": text}),
                 "models": {"type": "array", "items": _object(running)},
+                "refused": {"type": "array", "items": refused},
             }
         ),
         "Problem": {
@@ -195,6 +200,7 @@ def _problems(*statuses: int) -> dict[str, Any]:
     described = {
         400: "The request is malformed",
         404: "No such model; the answer lists those that exist",
+        408: "The body did not arrive in time",
         413: "Too many bytes or pixels",
         415: "Not an image, or not of an accepted format",
         422: "The image is truncated or corrupt",

@@ -3,10 +3,19 @@
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import os
+import shutil
 import signal
 import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+from bundle.errors import LabelcurveError
+
+PREFIX = "labelcurve-"
 
 
 class RunDir:
@@ -14,6 +23,46 @@ class RunDir:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+
+    @classmethod
+    @contextmanager
+    def temporary(cls) -> Iterator[RunDir]:
+        """One in the folder for temporary files, removed at the end.
+
+        Those that a killed `serve` of this user left behind are removed, too: a lock that ends with
+        the process tells them from those in use.
+
+        Raises:
+            LabelcurveError: no such folder can be written.
+        """
+        try:
+            folder = Path(tempfile.mkdtemp(prefix=PREFIX))
+            lock = (folder / ".lock").open("w")
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            (folder / ".lock").rename(folder / "lock")
+            (folder / "metrics").mkdir()
+        except OSError as error:
+            raise LabelcurveError(
+                f"no folder for temporary files can be written: {error}; TMPDIR names another"
+            ) from error
+        try:
+            with lock:
+                cls._remove_stale(folder.parent)
+                yield cls(folder)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    @staticmethod
+    def _remove_stale(root: Path) -> None:
+        for path in root.glob(f"{PREFIX}*/lock"):
+            try:
+                if path.parent.stat().st_uid != os.getuid():
+                    continue
+                with path.open() as lock:
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    shutil.rmtree(path.parent, ignore_errors=True)
+            except OSError:  # in use, or gone
+                continue
 
     @property
     def metrics(self) -> Path:
@@ -34,13 +83,25 @@ class RunDir:
         beside.write_text(message)
         beside.rename(self.path / f"failed-{os.getpid()}")
 
+    def serves(self, name: str, version: str) -> None:
+        """Called by a worker when a version of a model begins to answer."""
+        beside = self.path / f".serves-{name}-{os.getpid()}"
+        beside.write_text(version)
+        beside.rename(self.path / f"serves-{name}")
+
+    def served(self) -> dict[str, str]:
+        """Version by name of what workers served last."""
+        paths = self.path.glob("serves-*")
+        return {path.name.removeprefix("serves-"): path.read_text() for path in paths}
+
     def n_ready(self) -> int:
         """Workers that said that they are ready."""
         return len(list(self.path.glob("ready-*")))
 
-    def failure(self) -> str | None:
-        """The message of a worker that failed."""
-        return next((path.read_text() for path in self.path.glob("failed-*")), None)
+    def failure(self, pid: int | None = None) -> str | None:
+        """The message of a worker that failed: of `pid`, or of any."""
+        paths = self.path.glob(f"failed-{'*' if pid is None else pid}")
+        return next((path.read_text() for path in paths), None)
 
     def follow_supervisor(self) -> None:
         """Has this worker end when its supervisor is killed (Linux; elsewhere it stays)."""

@@ -23,8 +23,13 @@ def pick(bundles: Sequence[Bundle], wanted: str | None) -> int:
     for index, bundle in enumerate(bundles):
         if bundle.name == name and version in ("", bundle.version):
             return index
+    raise unknown(bundles, wanted)
+
+
+def unknown(bundles: Sequence[Bundle], wanted: str) -> UnknownModel:
+    """There is no such model; lists those that exist."""
     names = [f"{bundle.name}@{bundle.version}" for bundle in bundles]
-    raise UnknownModel(
-        f"no model {wanted!r}; there are {', '.join(names)} (the version may be left out)",
+    return UnknownModel(
+        f"no model {wanted[:200]!r}; there are {', '.join(names)} (the version may be left out)",
         models=names,
     )

@@ -22,10 +22,11 @@ from bundle.errors import LabelcurveError
 from serving import logs, tracing
 from serving.app import App
 from serving.catalogue import Catalogue
+from serving.connection import Connection
+from serving.decoder import Decoder
 from serving.device import choose_device
 from serving.logs import AccessLog, Requests
 from serving.problems import HANDLERS
-from serving.request import Decoder
 from serving.rundir import RunDir
 from serving.settings import Settings
 
@@ -38,17 +39,21 @@ own back when the request is done), and spans are recorded even where nobody exp
 together stall the event loop in garbage collections of 100 to 500 ms."""
 
 logger = logging.getLogger("labelcurve")
+logger.setLevel(logging.INFO)
 settings = Settings.from_environment()
 run_dir = RunDir(settings.run_dir) if settings.run_dir else None
 if run_dir:
     run_dir.follow_supervisor()
 device = choose_device(settings.device)
-catalogue = Catalogue()
+catalogue = Catalogue(run_dir.serves) if run_dir else Catalogue()
 app = App(catalogue, device, settings)
 
 # BentoML has configured the logging by the time that it imports this.
 logging.getLogger("bentoml.serve").setLevel(logging.WARNING)
 logs.configure(settings.log_format)
+
+
+Connection.install(settings)
 
 
 class Routed(bentoml.Service):  # type: ignore[misc]
@@ -114,25 +119,44 @@ class Classifier:
     @bentoml.on_startup  # type: ignore[untyped-decorator]
     async def begin(self) -> None:
         """Starts to load the models; `/livez` answers meanwhile."""
-        self._loading = asyncio.create_task(_load())
+        asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, leave)
+        self._tasks = [asyncio.create_task(run) for run in (_live(), Connection.sweep())]
 
     @bentoml.on_shutdown  # type: ignore[untyped-decorator]
     async def end(self) -> None:
         """Ends the threads."""
+        for task in self._tasks:
+            task.cancel()
         catalogue.close()
         app.close()
 
 
-async def _load() -> None:
+def leave() -> None:
+    """From now on `/readyz` says 503, and connections end with the answer that they wait for."""
+    app.leaving = Connection.leaving = True
+
+
+async def _live() -> None:
+    if not await _load():
+        return
+    while settings.watch > 0:
+        await asyncio.sleep(settings.watch)
+        try:
+            await catalogue.look()
+        except Exception:  # it must go on looking
+            logger.exception("the models folder could not be followed")
+
+
+async def _load() -> bool:
     try:
         await asyncio.to_thread(Decoder.warm)
         await asyncio.to_thread(
             catalogue.load,
-            settings.models,
+            settings,
             device,
-            settings.threads_of_worker(),
-            settings.queue,
+            run_dir.served() if run_dir else None,
         )
+        catalogue.warn_of_unlinked()
     except Exception as error:
         message = str(error)
         if not isinstance(error, LabelcurveError):
@@ -143,10 +167,11 @@ async def _load() -> None:
         else:
             logger.error(message)
         os.kill(os.getpid(), signal.SIGTERM)
-        return
+        return False
     # What is loaded stays: the collector need not walk over it again, nor run as often.
     gc.collect()
     gc.freeze()
     gc.set_threshold(50_000, 20, 20)
     if run_dir:
         run_dir.ready()
+    return True

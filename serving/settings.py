@@ -36,7 +36,22 @@ class Settings:
     queue: int = 1024
     """Images that may wait for a model; beyond it the answer is 503 with Retry-After."""
     timeout: float = 10.0
-    """Seconds until a request that is not answered gets 504."""
+    """Seconds from the end of its body until a request that is not answered gets 504."""
+    body_timeout: float = 20.0
+    """Seconds that the body of a request may take to arrive; beyond it the answer is 408."""
+    head_timeout: float = 10.0
+    """Seconds that the headers of a request may take to arrive."""
+    connections: int = 4096
+    """Connections that each worker holds; beyond it they are closed with 503."""
+    watch: float = 1.0
+    """Seconds between looks at the models folder: what `current` points to is loaded beside, then
+    takes its place. 0 never looks."""
+    keep: int = 2
+    """Versions that stay loaded beside the current ones: the last that was replaced, and those that
+    requests named as NAME@VERSION. 0 serves the current ones only."""
+    lame_duck: float = 1.0
+    """Seconds from SIGTERM, when /readyz begins to answer 503, until new connections are refused:
+    time for a load balancer to notice."""
     drain: int = 7
     """Seconds that requests in flight have to finish after SIGTERM or Ctrl-C; with what ending
     takes, less than the 10 s that `docker stop` waits."""

@@ -6,13 +6,15 @@ is a second and a half later, and 35 MB more.
 
 from __future__ import annotations
 
+import logging
 import os
+import signal
 import socket
 import sys
-import tempfile
+import time
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
+from typing import Any
 
 from circus.arbiter import Arbiter
 from circus.sockets import CircusSocket
@@ -24,6 +26,8 @@ from serving.rundir import RunDir
 from serving.settings import VARIABLE, Settings
 
 BACKLOG = 2048
+
+logger = logging.getLogger("labelcurve")
 
 
 def address(settings: Settings) -> tuple[str, int]:
@@ -58,13 +62,7 @@ def supervise(settings: Settings, on_ready: Callable[[], None]) -> None:
         LabelcurveError: a worker could not serve; all of them have ended.
     """
     host, family = address(settings)
-    try:
-        temporary = tempfile.TemporaryDirectory(prefix="labelcurve-")
-    except OSError as error:
-        raise LabelcurveError(f"no folder for temporary files can be written: {error}") from error
-    with temporary as folder:
-        run_dir = RunDir(Path(folder))
-        run_dir.metrics.mkdir()
+    with RunDir.temporary() as run_dir:
         supervised = _Supervised(
             replace(settings, run_dir=run_dir.path), run_dir, host, family, on_ready
         )
@@ -85,8 +83,10 @@ class _Supervised:
         self.error: str | None = None
         self._run_dir = run_dir
         self._n_workers = settings.workers
+        self._lame_duck = settings.lame_duck
         self._on_ready = on_ready
         self._seen: set[int] = set()
+        self._is_ready = False
         self._watcher = Watcher(
             name="service",
             cmd=sys.executable,
@@ -101,6 +101,11 @@ class _Supervised:
             use_sockets=True,
             stop_children=True,
             graceful_timeout=settings.drain + 5,
+            hooks={
+                "after_spawn": (self._spawned, True),
+                "after_reap": (self._reaped, True),
+                "before_stop": (self._leave, True),
+            },
         )
         self._arbiter = Arbiter(
             [self._watcher],
@@ -122,6 +127,7 @@ class _Supervised:
         self._seen.update(self._watcher.processes)
         if self._run_dir.n_ready() >= self._n_workers:
             self._watch.stop()
+            self._is_ready = True
             self._on_ready()
             return
         self.error = self._run_dir.failure()
@@ -130,6 +136,27 @@ class _Supervised:
         if self.error is not None:
             self._watch.stop()
             self._arbiter.loop.add_callback(self._arbiter.stop)
+
+    def _spawned(self, pid: int, **_: Any) -> bool:
+        if self._is_ready:
+            logger.warning("worker %d starts in its place", pid)
+        return True
+
+    def _reaped(self, process_pid: int, exit_code: int, **_: Any) -> bool:
+        if self._is_ready and not self._watcher.is_stopping():
+            ended = f"was ended by {signal.Signals(-exit_code).name}" if exit_code < 0 else "ended"
+            said = self._run_dir.failure(process_pid)
+            logger.error("worker %d %s%s", process_pid, ended, f": {said}" if said else "")
+        return True
+
+    def _leave(self, **_: Any) -> bool:
+        """Not ready first; new connections are refused when load balancers have noticed."""
+        if self._is_ready and self._lame_duck > 0:
+            for process in self._watcher.get_active_processes():
+                process.send_signal(signal.SIGUSR1)
+            time.sleep(self._lame_duck)
+        self._arbiter.sockets.close_all()
+        return True
 
 
 def _worker_arguments(settings: Settings) -> list[str]:

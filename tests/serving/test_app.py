@@ -10,8 +10,8 @@ import httpx
 import pytest
 
 from bundle import preprocess, store
-from serving.catalogue import open_engine
 from serving.device import Device
+from serving.model import open_engine
 from tests.models import SIZE, digit_png
 from tests.serving.conftest import Service
 from tests.serving.test_request import problem
@@ -117,10 +117,10 @@ def test_answers_do_not_get_mixed_up_under_load(client: httpx.Client) -> None:
             assert ours["score"] == pytest.approx(theirs["score"], abs=1e-5)
 
 
-def test_a_full_queue_is_503_and_a_missed_deadline_504(
+def test_a_full_queue_is_503_and_a_slow_body_408(
     start_service: Callable[..., Service], digits_models: Path
 ) -> None:
-    service = start_service(digits_models, "--queue", "2", "--timeout", "0.5", "--access-log")
+    service = start_service(digits_models, "--queue", "2", "--body-timeout", "0.5", "--access-log")
     service.wait_until_ready()
     with httpx.Client(base_url=service.url, timeout=30) as client:
         response = client.post("/classify", files=[("images", digit_png(0))] * 3)
@@ -133,6 +133,8 @@ def test_a_full_queue_is_503_and_a_missed_deadline_504(
             time.sleep(1)
             yield b""
 
-        problem(client.post("/classify", content=slow()), 504)
+        response = client.post("/classify", content=slow())
+        problem(response, 408)
+        assert response.headers["connection"] == "close"
     assert "POST" in service.output
     assert service.stop() == 0

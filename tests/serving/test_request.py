@@ -14,7 +14,8 @@ import pytest
 from PIL import Image
 
 from bundle.preprocess import MAX_BYTES, MAX_PIXELS
-from serving.request import INLINE_BYTES, INLINE_PIXELS, MAX_IMAGES
+from serving.decoder import INLINE_BYTES, INLINE_PIXELS
+from serving.form import MAX_PARTS
 from tests.models import digit_png
 
 PNG = digit_png(3)
@@ -85,6 +86,18 @@ def test_raw_bytes_with_any_content_type(client: httpx.Client, content_type: str
     assert response.json()[0]["label"] == "3"
 
 
+@pytest.mark.parametrize("encoding", ["gzip", "br", "deflate, gzip"])
+def test_an_encoded_body_is_refused_by_name(client: httpx.Client, encoding: str) -> None:
+    response = client.post("/classify", content=PNG, headers={"content-encoding": encoding})
+    assert encoding in problem(response, 415)["detail"]
+    assert response.headers["accept-encoding"] == "identity"
+
+
+@pytest.mark.parametrize("query", ["topk=1", "model=digits-10&k=1", "top_k=1&top_k=2"])
+def test_query_parameters_that_mean_nothing_are_refused(client: httpx.Client, query: str) -> None:
+    problem(client.post(f"/classify?{query}", content=PNG), 400)
+
+
 def test_every_way_gives_the_same_answer(client: httpx.Client) -> None:
     raw = client.post("/classify", content=PNG).json()
     assert client.post("/classify", json=inputs(PNG)).json() == raw
@@ -109,6 +122,7 @@ def test_top_k_of_the_json_body_goes_before_the_url(client: httpx.Client) -> Non
 def test_an_empty_body_is_malformed(client: httpx.Client) -> None:
     assert "empty" in problem(client.post("/classify"), 400)["detail"]
     assert "empty" in problem(client.post("/classify", json={"inputs": ""}), 400)["detail"]
+    assert "empty" in problem(client.post("/classify", files={"image": b""}), 400)["detail"]
 
 
 @pytest.mark.parametrize(
@@ -121,6 +135,7 @@ def test_an_empty_body_is_malformed(client: httpx.Client) -> None:
         (b'{"inputs": 1}', "inputs"),
         (b'{"inputs": "a", "model": "x"}', "model"),
         (b'{"inputs": "***"}', "not base64"),
+        (b'{"inputs": "data:image/png;base64,aGk="}', "data URL"),
         (b'{"inputs": "aGk"}', "not base64"),
         ('{"inputs": "é"}'.encode(), "not base64"),
         (b'{"inputs": "aGk=", "parameters": {"top_k": 0}}', "parameters.top_k"),
@@ -147,6 +162,7 @@ def test_malformed_json(client: httpx.Client, body: bytes, says: str) -> None:
         (part("file", PNG) + f"--{BOUNDARY}--\r\n".encode(), "has the fields ['file']"),
         (part("image", PNG) * 2 + f"--{BOUNDARY}--\r\n".encode(), "one `image`"),
         (part("image", PNG) + part("images", PNG) + f"--{BOUNDARY}--\r\n".encode(), "one `image`"),
+        (part("image", PNG, "x" * 9000) + f"--{BOUNDARY}--\r\n".encode(), "header size"),
         (part("é", PNG).replace("é".encode(), b"\xe9") + f"--{BOUNDARY}--\r\n".encode(), ""),
     ],
 )
@@ -162,8 +178,8 @@ def test_a_form_needs_a_boundary(client: httpx.Client) -> None:
 
 def test_a_form_has_a_limit_of_parts(client: httpx.Client) -> None:
     end = f"--{BOUNDARY}--\r\n".encode()
-    assert post_form(client, part("images", PNG) * MAX_IMAGES + end).status_code == 200
-    problem(post_form(client, part("images", PNG) * (MAX_IMAGES + 1) + end), 413)
+    assert post_form(client, part("images", PNG) * MAX_PARTS + end).status_code == 200
+    problem(post_form(client, part("images", PNG) * (MAX_PARTS + 1) + end), 413)
 
 
 def test_an_announced_body_that_is_too_large_is_not_read(client: httpx.Client) -> None:

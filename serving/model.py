@@ -1,0 +1,106 @@
+"""A bundle that is loaded, warm, and answers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+from bundle.store import Bundle
+from serving.batcher import Batcher
+from serving.device import Device
+from serving.engine import Engine
+
+
+@dataclass(eq=False)
+class Model:
+    """One version of a model. Requests `hold` it while they need it."""
+
+    bundle: Bundle
+    engine: Engine
+    batcher: Batcher
+    headers: tuple[tuple[bytes, bytes], ...]
+    """`X-Model-Name` and `X-Model-Version`, as ASGI takes them."""
+    users: int = 0
+    retired: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.name}@{self.version}"
+
+    @property
+    def name(self) -> str:
+        """The name under which it was published."""
+        return self.bundle.name
+
+    @property
+    def version(self) -> str:
+        """12 digits; answers name it."""
+        return self.bundle.version
+
+    def hold(self) -> None:
+        """Keeps it from ending; every call is paired with one of `release`."""
+        self.users += 1
+
+    def release(self) -> None:
+        """Ends it where it is retired and this was the last request that held it."""
+        self.users -= 1
+        if self.retired and not self.users:
+            self.batcher.end()
+
+    def retire(self) -> None:
+        """Ends it as soon as no request holds it."""
+        self.retired = True
+        if not self.users:
+            self.batcher.end()
+
+    def describe(self) -> dict[str, Any]:
+        """What the bundle says of itself, and what it runs on."""
+        manifest = self.bundle.manifest
+        return {
+            "name": self.name,
+            "version": self.version,
+            "fraction": manifest.fraction,
+            "n_labels_train": manifest.n_labels_train,
+            "n_labels_val": manifest.n_labels_val,
+            "dataset": manifest.dataset.name,
+            "class_names": list(manifest.class_names),
+            "input_size": manifest.preprocessing.size,
+            "test": manifest.test.model_dump() if manifest.test else None,
+            "provider": self.engine.provider,
+            "batch_sizes": list(self.engine.batch_sizes),
+        }
+
+
+def open_engine(bundle: Bundle, device: Device, threads: int) -> Engine:
+    """The session of a bundle, warmed.
+
+    Raises:
+        BundleError, DeviceError: as `Engine`.
+    """
+    engine = Engine(
+        bundle.graph,
+        device,
+        threads,
+        size=bundle.manifest.preprocessing.size,
+        n_classes=len(bundle.manifest.class_names),
+        name=bundle.name,
+    )
+    engine.warm()
+    return engine
+
+
+def open_model(bundle: Bundle, device: Device, threads: int, queue: int) -> Model:
+    """A bundle with a warm session and a batcher of its own.
+
+    Raises:
+        BundleError, DeviceError: as `Engine`.
+    """
+    engine = open_engine(bundle, device, threads)
+    return Model(
+        bundle=replace(bundle, graph=b""),  # the session has a copy of its own
+        engine=engine,
+        batcher=Batcher(engine, bundle.name, queue),
+        headers=(
+            (b"x-model-name", bundle.name.encode()),
+            (b"x-model-version", bundle.version.encode()),
+        ),
+    )
