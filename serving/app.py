@@ -36,6 +36,7 @@ class App:
         self._catalogue = catalogue
         self._device = device
         self._timeout = settings.timeout
+        self._max_wait = settings.max_wait
         self._body_timeout = settings.body_timeout
         self._bodies = Bodies()
         self.leaving = False
@@ -88,7 +89,7 @@ class App:
         model = self._catalogue.find(wanted)
         if model:
             # Before the body is read and decoded: what will be refused should cost little.
-            model.batcher.check(1, self._timeout)
+            model.batcher.check(1, self._max_wait)
         upload = await request.read(http, claim)
         claim.complete = True
         until = asyncio.get_running_loop().time() + self._timeout
@@ -104,8 +105,8 @@ class App:
     async def _answer(self, model: Model, upload: Upload, top_k: int, until: float) -> Response:
         pixels, decode = await self._decoder.decode(upload.images, model.engine.size)
         # A tenth is left for the answer itself, and for an estimate that was too low.
-        within = until - asyncio.get_running_loop().time() - self._timeout / 10
-        futures = model.batcher.submit(pixels, within)
+        left = until - asyncio.get_running_loop().time() - self._timeout / 10
+        futures = model.batcher.submit(pixels, min(self._max_wait, left))
         predictions = [await futures[0]] if len(futures) == 1 else await asyncio.gather(*futures)
         answers = [
             ranked(p.probabilities, model.bundle.manifest.class_names, upload.top_k or top_k)

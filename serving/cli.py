@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from dataclasses import replace
 from functools import partial
 
 import tyro
@@ -11,10 +12,25 @@ import tyro
 from bundle import store
 from bundle.errors import LabelcurveError
 from serving import logs
+from serving.access import read_keys
 from serving.device import choose_device
 from serving.selection import pick
 from serving.settings import Settings
 from serving.supervisor import address, supervise
+
+LEAST = {
+    "queue": 1,
+    "max_wait": 0.01,
+    "timeout": 0.1,
+    "body_timeout": 0.1,
+    "head_timeout": 0.1,
+    "connections": 1,
+    "watch": 0,
+    "keep": 0,
+    "lame_duck": 0,
+    "drain": 0,
+}
+"""The smallest value of each setting that is a number."""
 
 
 def main() -> None:
@@ -44,6 +60,18 @@ def serve(settings: Settings) -> None:
         raise LabelcurveError("--workers and --threads: at least 1")
     if not 0 < settings.port < 2**16:
         raise LabelcurveError(f"--port {settings.port}: between 1 and 65535")
+    for name, least in LEAST.items():
+        if (value := getattr(settings, name)) < least:
+            flag = name.replace("_", "-")
+            raise LabelcurveError(f"--{flag} {value:g}: at least {least:g}")
+    if settings.metrics_port is not None:
+        if not 0 < settings.metrics_port < 2**16 or settings.metrics_port == settings.port:
+            raise LabelcurveError(
+                f"--metrics-port {settings.metrics_port}: between 1 and 65535, and not --port"
+            )
+        address(replace(settings, port=settings.metrics_port))
+    if settings.api_keys:
+        read_keys(settings.api_keys)
     bundles = store.read_all(settings.models)
     device = choose_device(settings.device)
     if settings.self_test:
@@ -76,6 +104,10 @@ def serve(settings: Settings) -> None:
             size=manifest.preprocessing.size,
             default=index == default,
         )
+    for name, found in store.scan(settings.models).items():
+        if found.current is None:
+            text = f"skipped  {name}: it has versions and no link `{store.CURRENT}`"
+            say("skipped", text, model=name)
     url = f"http://{f'[{host}]' if ':' in host else host}:{settings.port}"
     say("listen", f"listen   {url}", url=url)
 

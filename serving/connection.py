@@ -77,7 +77,7 @@ class Connection(HttpToolsProtocol):
         self.everyone.discard(self)
         if self.scope and (task := self.scope.get(TASK)) and not self.cycle.response_complete:
             self.scope[TASK] = None  # type: ignore[literal-required]
-            task.cancel()
+            task.cancel()  # type: ignore[attr-defined]
 
     def data_received(self, data: bytes) -> None:
         """Bytes of a request, of part of one, or of several."""

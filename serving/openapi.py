@@ -23,7 +23,9 @@ def document() -> dict[str, Any]:
         },
         "paths": {
             "/classify": {"post": _classify()},
-            "/models": {"get": _get("The models that are served", _json(_array("Model")), 503)},
+            "/models": {
+                "get": _get("The models that are served", _json(_array("Model")), 401, 503)
+            },
             "/livez": {"get": _get("The process answers", _text())},
             "/readyz": {"get": _get("Every model is warm", _json({"$ref": f"{_REF}Ready"}), 503)},
             "/metrics": {"get": _get("Metrics in Prometheus' text format", _text())},
@@ -88,7 +90,7 @@ def _classify() -> dict[str, Any]:
                 },
                 **_json({"oneOf": [_array("Class"), {"type": "array", "items": _array("Class")}]}),
             },
-            **_problems(400, 404, 408, 413, 415, 422, 503, 504),
+            **_problems(400, 401, 404, 408, 413, 415, 422, 429, 503, 504),
         },
     }
 
@@ -199,11 +201,13 @@ def _get(summary: str, content: dict[str, Any], *problems: int) -> dict[str, Any
 def _problems(*statuses: int) -> dict[str, Any]:
     described = {
         400: "The request is malformed",
+        401: "No API key, or none that is known; only where the service asks for one",
         404: "No such model; the answer lists those that exist",
         408: "The body did not arrive in time",
         413: "Too many bytes or pixels",
         415: "Not an image, or not of an accepted format",
         422: "The image is truncated or corrupt",
+        429: "The API key has sent too many requests; Retry-After says when to try again",
         503: "Loading or overloaded; Retry-After says when to try again",
         504: "Not answered in time",
     }

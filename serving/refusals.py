@@ -57,7 +57,7 @@ class Refusals:
     def get(self, key: str) -> str | None:
         """Why NAME@VERSION is refused; None where it is not."""
         refused = self._refused.get(key)
-        return refused and refused.error
+        return refused.error if refused else None
 
     def worth_trying(self, key: str, stamp: Stamp) -> bool:
         """Whether it was not refused yet, or was long ago, or other files are there now."""

@@ -13,8 +13,8 @@ import onnxruntime
 
 from bundle.errors import BundleError, DeviceError
 from bundle.store import Bundle
-from serving.catalogue import open_engine
 from serving.device import PROVIDERS, Device
+from serving.model import open_engine
 
 HEAVY = {"Conv", "Gemm", "MatMul", "FusedConv", "FusedGemm", "FusedMatMul", "NhwcFusedConv"}
 """Operators whose place decides: ONNX Runtime itself leaves the arithmetic of shapes on the CPU."""

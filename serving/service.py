@@ -16,10 +16,13 @@ from typing import Any
 import bentoml
 from bentoml._internal.server.http.traffic import TimeoutMiddleware
 from opentelemetry.instrumentation.asgi import OpenTelemetryMiddleware
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from bundle.errors import LabelcurveError
 from serving import logs, tracing
+from serving.access import Access
 from serving.app import App
 from serving.catalogue import Catalogue
 from serving.connection import Connection
@@ -63,8 +66,19 @@ class Routed(bentoml.Service):  # type: ignore[misc]
         """BentoML's application with its routes exchanged."""
         asgi: Any = super().to_asgi(is_main)
         theirs = [route for route in asgi.router.routes if route.name == "metrics"]
+        if settings.metrics_port:
+            theirs = []
         asgi.router.routes[:] = [*app.routes(), *theirs]
         asgi.user_middleware[:] = [m for m in asgi.user_middleware if m.cls not in _LEFT_OUT]
+        if settings.cors:
+            asgi.add_middleware(
+                CORSMiddleware,
+                allow_origins=settings.cors,
+                allow_methods=["GET", "POST"],
+                allow_headers=["authorization", "content-type", "x-api-key", "x-request-id"],
+                expose_headers=["x-model-name", "x-model-version", "server-timing"],
+            )
+        asgi.user_middleware.append(Middleware(Access, settings.api_keys, settings.workers))
         for kind, handler in HANDLERS.items():
             asgi.add_exception_handler(kind, handler)
         paths = frozenset(route.path for route in asgi.router.routes)

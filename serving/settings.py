@@ -35,6 +35,9 @@ class Settings:
     """Processes that answer. Each holds every model; more than one helps on CPUs only."""
     queue: int = 1024
     """Images that may wait for a model; beyond it the answer is 503 with Retry-After."""
+    max_wait: float = 2.0
+    """Seconds that an image may have to wait, as far as the last batches tell; beyond it the answer
+    is 503, too."""
     timeout: float = 10.0
     """Seconds from the end of its body until a request that is not answered gets 504."""
     body_timeout: float = 20.0
@@ -55,6 +58,12 @@ class Settings:
     drain: int = 7
     """Seconds that requests in flight have to finish after SIGTERM or Ctrl-C; with what ending
     takes, less than the 10 s that `docker stop` waits."""
+    api_keys: Path | None = None
+    """File of the API keys that may ask, made with `api-key`; by default anybody may."""
+    cors: tuple[str, ...] = ()
+    """Origins of other sites whose pages may ask, as https://example.org; * for all."""
+    metrics_port: int | None = None
+    """Port for /metrics alone, without a key, on the same address; it is closed on the other."""
     access_log: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Log a line for each request, but for probes that answer 200."""
     log_format: Literal["text", "json"] = "text"
@@ -77,8 +86,12 @@ class Settings:
         """The settings that `dumps` wrote."""
         values = json.loads(text)
         run_dir = values.pop("run_dir")
-        models = Path(values.pop("models"))
-        return cls(**values, models=models, run_dir=Path(run_dir) if run_dir else None)
+        keys = values.pop("api_keys")
+        return cls(
+            **values | {"models": Path(values["models"]), "cors": tuple(values["cors"])},
+            api_keys=Path(keys) if keys else None,
+            run_dir=Path(run_dir) if run_dir else None,
+        )
 
     @classmethod
     def from_environment(cls) -> Settings:

@@ -19,6 +19,8 @@ from typing import Any
 from circus.arbiter import Arbiter
 from circus.sockets import CircusSocket
 from circus.watcher import Watcher
+from prometheus_client import CollectorRegistry, start_http_server
+from prometheus_client.multiprocess import MultiProcessCollector
 from tornado.ioloop import PeriodicCallback
 
 from bundle.errors import LabelcurveError
@@ -63,6 +65,10 @@ def supervise(settings: Settings, on_ready: Callable[[], None]) -> None:
     """
     host, family = address(settings)
     with RunDir.temporary() as run_dir:
+        if settings.metrics_port:
+            registry = CollectorRegistry()
+            MultiProcessCollector(registry, str(run_dir.metrics))  # type: ignore[no-untyped-call]
+            start_http_server(settings.metrics_port, host, registry)
         supervised = _Supervised(
             replace(settings, run_dir=run_dir.path), run_dir, host, family, on_ready
         )

@@ -23,7 +23,8 @@ class Service:
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.log = log
-        command = [str(SERVE), "--models", str(models), "--port", str(self.port), *options]
+        command = [str(SERVE), "--models", str(models), "--port", str(self.port)]
+        command += ["--lame-duck", "0", *options]
         with log.open("wb") as output:
             self.process = subprocess.Popen(
                 command, stdout=output, stderr=subprocess.STDOUT, start_new_session=True

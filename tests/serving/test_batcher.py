@@ -86,6 +86,38 @@ def test_beyond_the_limit_all_or_nothing_is_queued(engine: Gated, batcher: Batch
     assert sum(engine.batches) == 41
 
 
+def test_a_wait_that_would_be_too_long_is_refused(engine: Gated, batcher: Batcher) -> None:
+    async def submit() -> None:
+        engine.gate.set()
+        await asyncio.gather(*batcher.submit(digits(1), within=1e-9))  # nobody waits: it is tried
+        engine.gate.clear()
+        batcher._batch_seconds = 1.0
+        running = batcher.submit(digits(1))
+        await asyncio.to_thread(engine.busy.wait)
+        waiting = batcher.submit(digits(16), within=2.5)
+        with pytest.raises(Overloaded) as caught:
+            batcher.submit(digits(1), within=2.5)
+        assert caught.value.headers == {"Retry-After": "2"}
+        engine.gate.set()
+        await asyncio.gather(*running, *waiting)
+
+    asyncio.run(submit())
+
+
+def test_places_of_clients_that_are_gone_are_free(engine: Gated, batcher: Batcher) -> None:
+    async def submit() -> None:
+        running = batcher.submit(digits(1))
+        await asyncio.to_thread(engine.busy.wait)
+        for future in batcher.submit(digits(39)):
+            future.cancel()
+        waiting = batcher.submit(digits(30))
+        engine.gate.set()
+        await asyncio.gather(*running, *waiting)
+
+    asyncio.run(submit())
+    assert sum(engine.batches) == 31
+
+
 def test_what_was_cancelled_is_not_computed(engine: Gated, batcher: Batcher) -> None:
     async def submit() -> None:
         first = batcher.submit(digits(1))

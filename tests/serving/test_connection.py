@@ -1,0 +1,122 @@
+from __future__ import annotations
+
+import contextlib
+import socket
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from bundle.preprocess import MAX_BYTES
+from serving.connection import HEAD_BYTES
+from tests.models import digit_png
+from tests.serving.conftest import Service, wait_for
+
+PNG = digit_png(3)
+REQUEST = b"POST /classify HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%s" % (len(PNG), PNG)
+
+
+@pytest.fixture(scope="module")
+def impatient(start_service: Callable[..., Service], digits_models: Path) -> Service:
+    service = start_service(digits_models, "--head-timeout", "0.5", "--connections", "8")
+    service.wait_until_ready()
+    return service
+
+
+@pytest.fixture
+def connect(impatient: Service) -> Iterator[Callable[[], socket.socket]]:
+    opened: list[socket.socket] = []
+
+    def connect() -> socket.socket:
+        opened.append(socket.create_connection(("127.0.0.1", impatient.port), timeout=20))
+        return opened[-1]
+
+    yield connect
+    for connection in opened:
+        connection.close()
+    # The service has seen that they are gone when it takes another.
+    wait_for(lambda: httpx.get(f"{impatient.url}/livez", timeout=30).status_code == 200)
+
+
+def received(connection: socket.socket) -> bytes:
+    data = b""
+    while chunk := connection.recv(65536):
+        data += chunk
+    return data
+
+
+Connect = Callable[[], socket.socket]
+
+
+def test_slow_headers_are_408_and_silence_ends_without_a_word(connect: Connect) -> None:
+    silent, slow = connect(), connect()
+    slow.sendall(REQUEST[:20])
+    assert received(slow).startswith(b"HTTP/1.1 408 ")
+    assert received(silent) == b""
+
+
+def test_empty_lines_do_not_keep_a_connection(connect: Connect) -> None:
+    connection = connect()
+    connection.sendall(REQUEST)
+    assert connection.recv(65536).startswith(b"HTTP/1.1 200 ")
+    connection.sendall(b"\r\n")
+    assert received(connection).startswith((b"", b"HTTP/1.1 408 "))
+
+
+def test_headers_without_an_end_are_431(connect: Connect) -> None:
+    connection = connect()
+    connection.sendall(b"GET /livez HTTP/1.1\r\nA: " + b"a" * 2 * HEAD_BYTES)
+    assert received(connection).startswith(b"HTTP/1.1 431 ")
+
+
+@pytest.mark.parametrize("junk", [b"\x00\xff\n\n", b"GET\r\n\r\n", b"\x16\x03\x01\x02\x00\x01"])
+def test_what_is_no_http_is_400(connect: Connect, junk: bytes) -> None:
+    connection = connect()
+    connection.sendall(junk)
+    assert received(connection).startswith(b"HTTP/1.1 400 ")
+
+
+def test_beyond_the_limit_of_connections_is_503(connect: Connect, impatient: Service) -> None:
+    held = [connect() for _ in range(8)]
+    surplus = connect()
+    answer = received(surplus)
+    assert answer.startswith(b"HTTP/1.1 503 ")
+    assert b"Retry-After: 1\r\n" in answer
+    held[0].sendall(REQUEST)
+    assert held[0].recv(65536).startswith(b"HTTP/1.1 200 ")
+
+
+def test_a_refused_body_is_read_so_that_its_sender_sees_why(connect: Connect) -> None:
+    connection = connect()
+    head = b"POST /classify HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % (MAX_BYTES + 1)
+    connection.sendall(head)
+    assert connection.recv(65536).startswith(b"HTTP/1.1 413 ")
+    connection.sendall(bytes(MAX_BYTES + 1) + REQUEST)
+    assert connection.recv(65536).startswith(b"HTTP/1.1 200 ")
+
+
+def test_the_rest_of_a_refused_body_has_its_time_too(connect: Connect) -> None:
+    connection = connect()
+    connection.sendall(
+        b"POST /classify HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % (MAX_BYTES + 1)
+    )
+    assert connection.recv(65536).startswith(b"HTTP/1.1 413 ")
+    connection.sendall(b"x")
+    begin = time.monotonic()
+    with contextlib.suppress(ConnectionResetError):
+        received(connection)
+    assert time.monotonic() - begin < 15
+
+
+def test_a_client_that_hangs_up_is_not_waited_for(
+    start_service: Callable[..., Service], digits_models: Path
+) -> None:
+    service = start_service(digits_models)
+    service.wait_until_ready()
+    with socket.create_connection(("127.0.0.1", service.port)) as connection:
+        connection.sendall(REQUEST[:-1])
+    gone = 'service_request_total{endpoint="/classify",http_response_code="499"'
+    wait_for(lambda: gone in httpx.get(f"{service.url}/metrics").text.replace("bentoml_", ""))
+    assert "Traceback" not in service.output
