@@ -16,7 +16,7 @@ from pathlib import Path
 from time import monotonic
 
 import tyro
-from starlette.datastructures import Headers
+from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from bundle.errors import LabelcurveError
@@ -119,7 +119,7 @@ class Access:
             await send(message)
 
         if self._keys is not None and not self._open(scope):
-            answer = self._check(Headers(scope=scope))
+            answer = self._check(Request(scope))
             if answer is not None:
                 await answer(scope, receive, secured)
                 return
@@ -130,8 +130,9 @@ class Access:
         path: str = scope["path"]
         return path in OPEN or path.startswith("/page/") or scope["method"] == "OPTIONS"
 
-    def _check(self, headers: Headers) -> ASGIApp | None:
+    def _check(self, request: Request) -> ASGIApp | None:
         self._look()
+        headers = request.headers
         kind, _, token = headers.get("authorization", "").partition(" ")
         token = token.strip() if kind.lower() == "bearer" else headers.get("x-api-key", "")
         digest = hashlib.sha256(token.encode()).digest()
@@ -141,12 +142,14 @@ class Access:
                 found = key
         if found is None:
             return respond(
+                request,
                 401,
                 "an API key is needed: Authorization: Bearer KEY, or X-API-Key: KEY",
                 {"WWW-Authenticate": "Bearer"},
             )
         if wait := found.wait(self._share):
             return respond(
+                request,
                 429,
                 f"the key {found.name} may send {found.rate:g} requests per second",
                 {"Retry-After": str(max(1, round(wait + 0.5)))},
