@@ -14,6 +14,8 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -22,7 +24,7 @@ import tyro
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from bundle.machine import versions
+from bundle.machine import git_commit, versions
 from training import augment
 from training.backbones import build
 from training.device import Device, choose, hardware, to_device
@@ -42,6 +44,8 @@ class Speed:
     """Of each measurement; there are three of each kind, in turn."""
     image_size: int = 32
     """Side of the images in pixels."""
+    out: Path | None = None
+    """File for the JSON document, such as benchmarks/results/speed.json."""
 
 
 @dataclass(frozen=True)
@@ -91,12 +95,17 @@ def main() -> None:
     document = {
         "hardware": hardware(device),
         "precision": device.precision.value,
+        "precision_reason": device.precision.reason,
+        "date": datetime.now(UTC).date().isoformat(),
+        "git_commit": git_commit(Path(__file__)),
         "image_size": size,
         "rounds": ROUNDS,
         "seconds": options.seconds,
         "packages": versions(("torch",)),
         "speed": {name: asdict(figure) for name, figure in figures.items()},
     }
+    if options.out is not None:
+        options.out.write_text(json.dumps(document, indent=1) + "\n")
     print(json.dumps(document))
 
 

@@ -252,7 +252,8 @@ def _speed(speed: Mapping[str, Any]) -> str:
     table = markdown(("", "images/s", "convolutions alone", "ratio"), body)
     packages = ", ".join(f"{name} {version}" for name, version in speed["packages"].items())
     return (
-        f"{table}\n{speed['hardware']}, {speed['precision']}, {speed['image_size']} px, n = "
+        f"{table}\n{speed['date']}, {speed['hardware']}, {speed['precision']} "
+        f"({speed['precision_reason']}), {speed['image_size']} px, n = "
         f"{speed['rounds']} rounds of {speed['seconds']:g} s in turn, mean (slowest to fastest); "
         f"{packages}; `python -m benchmarks.speed`. Images pass forward and backward; the second "
         "figure is that of the network's convolutions alone, on inputs of the same shapes."

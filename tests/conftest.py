@@ -1,12 +1,22 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Generator
 from pathlib import Path
 
 import pytest
 
 from tests.models import publish_digits
+
+
+def pytest_configure() -> None:
+    """A shell's background job ignores SIGINT, and so would every command that a test starts.
+
+    With a handler of our own, a child begins with the default again.
+    """
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

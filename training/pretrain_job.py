@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from bundle.errors import LabelcurveError
 from bundle.machine import git_commit, versions
-from training import data, extractor
+from training import compilation, data, extractor
 from training.backbones import build
 from training.data import Data
 from training.device import Device, choose, hardware, to_device
@@ -256,19 +256,23 @@ def make(
     checkpoint = checkpoint or out.with_name(f".{out.stem}.checkpoint")
     if fresh:
         checkpoint.unlink(missing_ok=True)
-    result = pretrain(
-        network,
-        objective,
-        pixels,
-        recipe,
-        device,
-        request.seed,
-        probe=probe,
-        checkpoint=checkpoint,
-        key=_key(images, request, learn),
-        seconds=request.seconds,
-        say=say,
-    )
+    steps = recipe.epochs * len(learn) / recipe.batch_size
+    choice = compilation.choose(device, steps)
+    say(f"compilation: {choice.value} ({choice.reason})")
+    with compilation.applied(network, choice):
+        result = pretrain(
+            network,
+            objective,
+            pixels,
+            recipe,
+            device,
+            request.seed,
+            probe=probe,
+            checkpoint=checkpoint,
+            key=_key(images, request, learn),
+            seconds=request.seconds,
+            say=say,
+        )
     knn = linear = None
     if probe is not None:
         knn, linear = probe.knn(network), probe.linear(network)
