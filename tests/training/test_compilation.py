@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -39,7 +40,7 @@ def test_it_is_applied_in_training_alone_and_taken_away_again(
         # In place of a minute of compiling: torch's own tracer, which runs what it captured.
         return real(function, backend="eager", dynamic=False)
 
-    real = torch.compile
+    real: Any = torch.compile
     monkeypatch.setattr(torch, "compile", compile_)
     torch.manual_seed(0)
     network = build(
