@@ -76,7 +76,12 @@ class Routed(bentoml.Service):  # type: ignore[misc]
                 allow_origins=settings.cors,
                 allow_methods=["GET", "POST"],
                 allow_headers=["authorization", "content-type", "x-api-key", "x-request-id"],
-                expose_headers=["x-model-name", "x-model-version", "server-timing"],
+                expose_headers=[
+                    "x-model-name",
+                    "x-model-version",
+                    "server-timing",
+                    "x-request-id",
+                ],
             )
         asgi.user_middleware.append(Middleware(Access, settings.api_keys, settings.workers))
         for kind, handler in HANDLERS.items():

@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -14,6 +15,7 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Error, FilePayload, Page, Route, expect, sync_playwright
 
+from serving.access import NewKey, make_key
 from tests.models import digit_png
 from tests.serving.conftest import Service
 
@@ -41,19 +43,21 @@ def open_page(browser: Browser, service: Service) -> Iterator[Open]:
     """Opens a path in a window of its own; it may ask this service alone, and log no error."""
     contexts, strayed, errors = [], [], []
 
-    def open_page(path: str = "/", *, fails: bool = False, **options: Any) -> Page:
+    def open_page(
+        path: str = "/", *, fails: bool = False, at: Service = service, **options: Any
+    ) -> Page:
         context = browser.new_context(**options)
         contexts.append(context)
         page = context.new_page()
         page.set_default_timeout(15_000)
-        page.on("request", lambda r: strayed.append(r.url) if not mine(r.url) else None)
+        page.on("request", lambda r: strayed.append(r.url) if not mine(at, r.url) else None)
         page.on("pageerror", lambda error: errors.append(str(error)))
         if not fails:  # the browser itself logs an answer of 400 and above
             page.on("console", lambda m: errors.append(m.text) if m.type == "error" else None)
-        page.goto(service.url + path)
+        page.goto(at.url + path)
         return page
 
-    def mine(url: str) -> bool:
+    def mine(service: Service, url: str) -> bool:
         return url.startswith((f"{service.url}/", f"blob:{service.url}/"))
 
     yield open_page
@@ -239,6 +243,34 @@ def test_of_many_models_some_are_compared_and_all_are_drawn(
     expect(page.locator("#plot .series")).to_have_text(["digits", "other-digits"])
     page.get_by_label("digits-50", exact=True).uncheck()
     expect(page.locator(".model")).to_have_count(2)
+
+
+def test_a_version_that_was_refused_is_shown_with_its_error(
+    open_page: Open, client: httpx.Client
+) -> None:
+    listed = client.get("/models").json()
+    listed[0]["refused"] = {"name": "digits-10", "version": "0123456789ab", "error": "<b>broken"}
+    page = open_page("/docs")
+    page.route("**/models", lambda route: route.fulfill(json=listed))
+    page.goto(page.url.removesuffix("docs"))
+    expect(model(page, "digits-10")).to_contain_text("Version 0123456789ab is refused: <b>broken")
+    expect(page.locator(".refused")).to_have_count(1)
+
+
+def test_a_key_is_asked_for_where_one_is_needed(
+    open_page: Open, start_service: Callable[..., Service], digits_models: Path, tmp_path: Path
+) -> None:
+    key = make_key(NewKey("page", tmp_path / "keys"))
+    service = start_service(digits_models, "--api-keys", str(tmp_path / "keys"))
+    service.wait_until_ready()
+    page = open_page(fails=True, at=service)
+    expect(page.get_by_role("alert")).to_contain_text("401 Unauthorized")
+    page.get_by_label("This service asks for an API key").fill(key)
+    page.keyboard.press("Enter")
+    expect(page.locator(".model")).to_have_count(3)
+    expect(page.get_by_role("alert")).to_be_hidden()
+    pick(page, png())
+    answered(page)
 
 
 @pytest.mark.parametrize("path", ["/", "/docs"])
