@@ -8,6 +8,7 @@ LabelcurveError
 │   └── UnreadableImage    422
 ├── DataError         a data set cannot be used as it is                     (training)
 ├── ExportError       the exported graph is not the same function            (training)
+├── DivergedError     a loss is no number                                    (training)
 └── DeviceError       the device that was asked for is not what would run    (training, serving)
 """
 
@@ -53,6 +54,10 @@ class DataError(LabelcurveError):
 
 class ExportError(LabelcurveError):
     """The exported graph does not compute what the trained network computes."""
+
+
+class DivergedError(LabelcurveError):
+    """A training whose loss is no number any more: going on from it is of no use."""
 
 
 class DeviceError(LabelcurveError):

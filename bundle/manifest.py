@@ -41,6 +41,8 @@ class Metrics(_Record):
 
     n: int
     accuracy: float
+    balanced_accuracy: float | None = None
+    """Mean of the classes' recalls; None in bundles of releases that did not measure it."""
     f1: float
     precision: float
     recall: float
@@ -118,6 +120,8 @@ class Manifest(_Record):
     """Fitted on the validation rows; inside the graph."""
     recipe: dict[str, Any]
     """Hyperparameters of the fine-tuning."""
+    micro_batches: int = 1
+    """Parts that a batch had for want of GPU memory; batch norm saw a part each."""
     device: Choice
     precision: Choice
     val: Metrics
@@ -173,7 +177,9 @@ class Run(_Record):
     hardware: str
     seconds: dict[str, float]
     """Wall time by stage: train, evaluate, export; `total` of this bundle, and `command` from the
-    start of the process to the end of this bundle."""
+    start of the process to the end of this bundle. Over all parts of an interrupted run."""
+    interruptions: int = 0
+    """Times that the run was interrupted and went on from a checkpoint."""
     pretraining_seconds: float | None = None
     """What the extractor had cost when it was made, on whatever machine that was."""
     gains: dict[str, Gain | None] = {}

@@ -96,7 +96,8 @@ def publish(
     except OSError as error:
         raise BundleError(
             f"cannot write the bundle {final}: {error.strerror or error}. "
-            "Nothing half-written was left; choose another folder with --out or make room"
+            "Nothing half-written was left: make room and give the same command again, or choose "
+            "another folder with --out"
         ) from error
     return final
 

@@ -3,27 +3,16 @@
 from __future__ import annotations
 
 import json
-import signal
 import sys
 import time
 from collections.abc import Callable
 from typing import Any
 
-import tyro
-
 from bundle.errors import LabelcurveError
-from training.options import Options, PretrainOptions, QuantizeOptions
+from training import interruption, options
 
 STARTED = time.monotonic()
 """Of the process, near enough."""
-
-
-class Terminated(BaseException):
-    """SIGTERM, raised where the job stands, so that it tidies up."""
-
-
-def _terminated(*_: object) -> None:
-    raise Terminated
 
 
 def main() -> None:
@@ -34,52 +23,52 @@ def main() -> None:
     """
 
     def run() -> dict[str, Any]:
-        options = tyro.cli(Options, prog="train")
+        chosen = options.parse()
         # torch is imported only now: `--help` and typing errors answer at once.
         from training import job, selftest
 
-        if options.self_test:
-            return selftest.run(options.device)
-        return job.run(options, STARTED)
+        if chosen.self_test:
+            return selftest.run(chosen.device)
+        return job.run(chosen, STARTED)
 
-    _main(run, "bundles that were published before stay")
+    _main(run, "bundles that were published before stay, and the same command goes on from here")
 
 
 def pretrain() -> None:
     """Runs `pretrain`; exits as `train` does."""
 
     def run() -> dict[str, Any]:
-        options = tyro.cli(PretrainOptions, prog="pretrain")
+        chosen = options.parse_pretrain()
         from training import pretrain_job
 
-        return pretrain_job.run(options, STARTED)
+        return pretrain_job.run(chosen, STARTED)
 
-    _main(run, "the same command goes on from the last checkpoint")
+    _main(run, "the same command goes on from here")
 
 
 def quantize() -> None:
     """Runs `quantize`; exits as `train` does."""
 
     def run() -> dict[str, Any]:
-        options = tyro.cli(QuantizeOptions, prog="quantize")
+        chosen = options.parse_quantize()
         from training import quantize_job
 
-        return quantize_job.run(options)
+        return quantize_job.run(chosen)
 
     _main(run, "bundles that were published before stay")
 
 
 def _main(run: Callable[[], dict[str, Any]], hint: str) -> None:
     # As the first process of a container, too, where the kernel ignores SIGTERM without this.
-    signal.signal(signal.SIGTERM, _terminated)
+    interruption.install()
     try:
         document = run()
     except LabelcurveError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
-    except (KeyboardInterrupt, Terminated) as stop:
+    except interruption.Stopped as stopped:
         print(f"\nstopped; {hint}", file=sys.stderr)
-        sys.exit(143 if isinstance(stop, Terminated) else 130)
+        sys.exit(stopped.code)
     print(json.dumps(document))
 
 

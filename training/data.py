@@ -42,12 +42,18 @@ class Split:
     """[N] SHA-256 of the pixels before resizing, 32 bytes each."""
     read: Callable[[int], bytes]
     """The original file bytes of a row."""
+    where: Callable[[int], str]
+    """Where a row comes from, for messages."""
 
     def take(self, rows: NDArray[np.int64]) -> Split:
         """The given rows, in the given order."""
-        read = self.read
+        read, where = self.read, self.where
         return Split(
-            self.images[rows], self.labels[rows], self.digests[rows], lambda i: read(int(rows[i]))
+            self.images[rows],
+            self.labels[rows],
+            self.digests[rows],
+            lambda i: read(int(rows[i])),
+            lambda i: where(int(rows[i])),
         )
 
     def __len__(self) -> int:
@@ -153,6 +159,7 @@ def load(
     if shared:
         say(f"{source.name}: {shared} train images are also in test (same pixels)")
     if labelled:
+        _report_two_classes(source, train, say)
         _check_classes(data, source, train, test)
     return Data(
         name=source.name,
@@ -167,6 +174,26 @@ def load(
 def clear(cache: Path | None = None) -> None:
     """Removes the cached pixels; downloads stay."""
     shutil.rmtree((cache or default_cache()) / "pixels", ignore_errors=True)
+
+
+def _report_two_classes(source: Source, train: Split, say: Say) -> None:
+    """The same pixels under two classes teach nothing but doubt: most often a mistake."""
+    # Rows are in the order of their digests: equal ones are neighbours.
+    same = train.digests[1:] == train.digests[:-1]
+    first = np.flatnonzero(same & (train.labels[1:] != train.labels[:-1]))
+    if not len(first):
+        return
+    lines = [
+        f"  {train.where(i)} ({source.class_names[train.labels[i]]}) and {train.where(i + 1)} "
+        f"({source.class_names[train.labels[i + 1]]})"
+        for i in first[:LISTED].tolist()
+    ]
+    if len(first) > LISTED:
+        lines.append(f"  and {len(first) - LISTED} more")
+    say(
+        f"{source.name}: {len(first)} train images are there under two classes (same pixels):\n"
+        + "\n".join(lines)
+    )
 
 
 def _check_classes(data: str, source: Source, train: Split, test: Split) -> None:
@@ -209,18 +236,30 @@ def _decode_into(folder: Path, source: Source, size: int, say: Say) -> Path:
             split: _decode(beside, split, rows, size, source.name, say)
             for split, rows in source.splits.items()
         }
+        _check_unchanged(source)
         (beside / "meta.json").write_text(json.dumps({"unreadable": unreadable}))
         if folder != beside:
             _place(beside, folder)
         return folder
     except OSError as error:
         raise DataError(
-            f"cannot write decoded pixels to {beside}: {error.strerror}. Make room, or name "
-            "another folder with --cache"
+            f"cannot write decoded pixels to {beside}: {error.strerror or error}. Make room, or "
+            "name another folder with --cache"
         ) from error
     finally:
         if folder != beside:
             shutil.rmtree(beside, ignore_errors=True)
+
+
+def _check_unchanged(source: Source) -> None:
+    """Pixels must not lie in the cache under the fingerprint of other files."""
+    changed = source.changed()
+    if changed:
+        listing = "\n".join(f"  {path}" for path in changed[:LISTED])
+        raise DataError(
+            f"{source.name}: {len(changed)} files changed while they were read:\n{listing}\n"
+            "Give the same command again when nothing writes there any more"
+        )
 
 
 def _place(beside: Path, folder: Path) -> None:
@@ -276,13 +315,14 @@ def _decode(
 
 
 def _open(folder: Path, split: str, rows: Rows) -> Split:
-    read = rows.read
+    read, where = rows.read, rows.where
     order: NDArray[np.int64] = np.load(folder / f"{split}-rows.npy")
     return Split(
         images=np.load(folder / f"{split}-images.npy", mmap_mode="r"),
         labels=rows.labels[order],
         digests=np.load(folder / f"{split}-digests.npy"),
         read=lambda i: read(int(order[i])),
+        where=lambda i: where(int(order[i])),
     )
 
 

@@ -31,11 +31,19 @@ def scores(logits: NDArray[np.float64], labels: NDArray[np.int64]) -> Metrics:
     return Metrics(
         n=len(labels),
         accuracy=float(accuracy_score(labels, predicted)),
+        balanced_accuracy=_balanced(predicted, labels),
         f1=float(f1),
         precision=float(precision),
         recall=float(recall),
         loss=float(-log_probabilities[np.arange(len(labels)), labels].mean()),
     )
+
+
+def _balanced(predicted: NDArray[np.int64], labels: NDArray[np.int64]) -> float:
+    """Mean of the recalls of the classes that occur."""
+    there = np.bincount(labels)
+    right = np.bincount(labels[predicted == labels], minlength=len(there))
+    return float((right[there > 0] / there[there > 0]).mean())
 
 
 def temperature(logits: NDArray[np.float64], labels: NDArray[np.int64]) -> float:

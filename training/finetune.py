@@ -5,9 +5,9 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import cast
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -16,12 +16,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel
 
-from bundle.errors import LabelcurveError
+from bundle.errors import DeviceError, DivergedError
 from bundle.manifest import Epoch
 from training import augment
 from training.backbones import Network
+from training.checkpoint import Checkpoint, mix
 from training.device import Device, to_device
 from training.evaluate import scores
+from training.memory import EnoughMemory, Pixels, more_parts
 from training.optimizers import Optimizers
 from training.recipes import Recipe
 
@@ -48,6 +50,10 @@ class Result:
     """fp32, on the CPU, in evaluation mode, with the weights of `best_epoch`."""
     history: tuple[Epoch, ...]
     best_epoch: int
+    seconds: float
+    """Of training, over all parts of an interrupted run."""
+    micro_batches: int
+    """Parts that a batch had at the end, for want of memory."""
 
 
 def finetune(
@@ -60,32 +66,37 @@ def finetune(
     *,
     unlabelled: NDArray[np.uint8] | None = None,
     seconds: float | None = None,
+    checkpoint: Checkpoint | None = None,
     say: Callable[[str], None] = print,
     on_epoch: Callable[[Epoch], None] = lambda _: None,
+    on_step: Callable[[float, float], None] = lambda *_: None,
 ) -> Result:
     """Trains `network` in place.
 
     The weights are those of the last epoch, where the learning rate has come to its end, unless an
-    earlier one was better on validation by more than its standard error.
+    earlier one was better on validation by more than its standard error. Where the memory of the
+    GPU does not hold a batch, its gradients are summed over parts of it.
 
     Args:
         unlabelled: [M, H, W, 3], images that teach by `recipe.consistency`.
         seconds: the run ends then at the latest, with the learning rate at its end.
+        checkpoint: the run goes on from it, to the same weights as without an interruption.
+        on_epoch: receives each row of the history, those of before an interruption not again.
+        on_step: receives the progress of the run from 0 to 1, and the seconds that are left.
 
     Raises:
-        LabelcurveError: the loss is not finite.
+        LabelcurveError: the loss is not finite, the memory is too small for two images, or the
+            checkpoint belongs to another run.
     """
-    torch.manual_seed(seed)
-    generator = torch.Generator(device.device).manual_seed(seed)
+    generator = torch.Generator(device.device)
     network = network.to(device.device).to(memory_format=torch.channels_last)
     size = train.images.shape[1]
-    labelled = _Stream(train.images, recipe.batch_size, recipe.crop, generator, device)
+    labelled = _Stream(train.images, recipe.batch_size, recipe.crop, seed, device, say)
     labels = torch.from_numpy(train.labels).to(device.device)
     others = None
     if unlabelled is not None and len(unlabelled) and recipe.consistency > 0:
-        ratio = recipe.unlabelled_ratio
-        others = _Stream(unlabelled, ratio * labelled.batch, recipe.crop, generator, device)
-    val_images = to_device(val.images, device)
+        several = recipe.unlabelled_ratio * labelled.batch
+        others = _Stream(unlabelled, several, recipe.crop, mix(seed, 1), device, say)
     steps = labelled.steps
     optimizers = Optimizers(
         [(network.backbone, recipe.backbone_lr), (network.classifier, 1.0)], recipe, device.dtype
@@ -93,59 +104,106 @@ def finetune(
     averaged = _averaged(network, recipe, steps)
     judged = cast(Network, averaged.module) if averaged is not None else network
     cut = round(recipe.cutout * size / 32)
-    best: tuple[float, float] | None = None
-    best_epoch, best_state, best_accuracy, stale = 0, {}, 0.0, 0
+    at = _Position(loss=torch.zeros((), device=device.device), limit=seconds)
+    at.correct = torch.zeros_like(at.loss)
     history: list[Epoch] = []
+    best_state: dict[str, Any] = {}
+
+    def state() -> dict[str, Any]:
+        at.seconds = clock()
+        return {
+            "network": network.state_dict(),
+            "averaged": averaged.state_dict() if averaged is not None else None,
+            "optimizers": optimizers.state_dict(),
+            "best": best_state,
+            "history": [row.model_dump() for row in history],
+            "position": asdict(at),
+        }
+
+    if checkpoint is not None and (found := checkpoint.read()) is not None:
+        network.load_state_dict(found["network"])
+        if averaged is not None:
+            averaged.load_state_dict(found["averaged"])
+        optimizers.load_state_dict(found["optimizers"])
+        best_state = found["best"]
+        history = [Epoch.model_validate(row) for row in found["history"]]
+        at = _Position(**found["position"])
+        at.loss, at.correct = at.loss.to(device.device), at.correct.to(device.device)
+        say(f"going on at epoch {at.step / steps:.1f} from {checkpoint.path}")
+    before, start = at.seconds, time.monotonic()
+
+    def clock() -> float:
+        """Seconds of training, over all parts of an interrupted run."""
+        return before + time.monotonic() - start
+
     total = steps * recipe.epochs
-    step, began = 0, time.monotonic()
-    of = "" if seconds is not None else f"/{recipe.epochs}"
+
+    def progress() -> float:
+        """Of the run, from 0 to 1 and above."""
+        done = at.step / total
+        return done if at.limit is None else max(done, clock() / at.limit)
+
+    def left() -> float:
+        """Seconds, estimated."""
+        done = progress()
+        return clock() * (1 / done - 1) if 0 < done < 1 else 0.0
+
+    of = f"/{recipe.epochs}" if at.limit is None else ""
     say(HEADER)
-    while True:
-        start = time.monotonic()
+    while not at.ended:
+        if at.in_epoch == 0:
+            at.epoch_began = clock()
         network.train()
-        loss_sum = torch.zeros((), device=device.device)
-        correct = torch.zeros((), device=device.device)
-        in_epoch, progress = 0, step / total
-        while in_epoch < steps:
-            if seconds is not None:
-                progress = max(step / total, (time.monotonic() - began) / seconds)
-                if progress >= 1 and step:
+        while at.in_epoch < steps:
+            done = progress()
+            if at.limit is not None and done >= 1 and at.step:
+                break
+            on_step(min(1.0, done), left())
+            teach = others is not None and done >= recipe.unlabelled_from
+            while True:
+                # The randomness of a step depends on nothing but its number: a run that goes on
+                # after an interruption is the same run.
+                generator.manual_seed(mix(seed, 2, at.step))
+                torch.manual_seed(mix(seed, 3, at.step))
+                optimizers.begin(min(done, 1 - 1e-6))
+                with EnoughMemory() as enough:
+                    rows, pixels = labelled.draw(at.step, recipe.flip, generator)
+                    images = augment.cutout(network.normalise(pixels), cut, generator)
+                    batch = _Batch(images, labels[rows])
+                    if others is not None and teach:
+                        _, batch.others = others.draw(at.taught, recipe.flip, generator)
+                        batch.views = augment.cutout(
+                            network.normalise(batch.others), cut, generator
+                        )
+                    loss, correct = _accumulate(
+                        network, judged, batch, at.micro_batches, recipe, device
+                    )
+                if enough:
                     break
-            else:
-                progress = step / total
-            rows, pixels = labelled.next(recipe.flip)
-            images = augment.cutout(network.normalise(pixels), cut, generator)
-            targets = labels[rows]
-            optimizers.begin(min(progress, 1 - 1e-6))
-            if others is not None and progress >= recipe.unlabelled_from:
-                loss, logits = _semi_supervised(
-                    network, judged, images, targets, others, recipe, cut, device, generator
-                )
-            else:
-                with device.autocast():
-                    logits = network(images)
-                    loss = F.cross_entropy(logits, targets, label_smoothing=recipe.label_smoothing)
-            loss.backward()
+                at.micro_batches = more_parts(at.micro_batches, labelled.batch, device, say)
             optimizers.step()
             if averaged is not None:
                 averaged.update_parameters(network)
-            loss_sum += loss.detach() * len(rows)
-            correct += (logits.detach().argmax(1) == targets).sum()
-            step += 1
-            in_epoch += 1
-        if in_epoch == 0:  # the time ran out between two epochs
+            at.loss += loss * len(rows)
+            at.correct += correct
+            at.step += 1
+            at.in_epoch += 1
+            at.taught += teach
+            if checkpoint is not None:
+                checkpoint.save(state, healthy=lambda: bool(torch.isfinite(at.loss)))
+        if at.in_epoch == 0:  # the time ran out between two epochs
             break
-        trained = time.monotonic() - start
-        seen = in_epoch * labelled.batch
+        trained = clock() - at.epoch_began
+        seen = at.in_epoch * labelled.batch
         number = len(history) + 1
-        train_loss = float(loss_sum) / seen
+        train_loss = float(at.loss) / seen
         _check_finite("training", train_loss, number, optimizers.lr)
-        val_scores = scores(predict_logits(judged, val_images, device), val.labels)
+        val_scores = scores(predict_logits(judged, val.images, device), val.labels)
         _check_finite("validation", val_scores.loss, number, optimizers.lr)
         row = Epoch(
             epoch=number,
             train_loss=train_loss,
-            train_accuracy=float(correct) / seen,
+            train_accuracy=float(at.correct) / seen,
             val_loss=val_scores.loss,
             val_accuracy=val_scores.accuracy,
             val_f1=val_scores.f1,
@@ -153,44 +211,139 @@ def finetune(
             val_recall=val_scores.recall,
             lr=optimizers.lr,
             images_per_s=seen / trained,
-            seconds=time.monotonic() - start,
+            seconds=clock() - at.epoch_began,
         )
         history.append(row)
         on_epoch(row)
-        elapsed = time.monotonic() - began
-        progress = step / total if seconds is None else max(step / total, elapsed / seconds)
-        say(_row(row, of, elapsed * (1 / progress - 1) if progress < 1 else 0.0))
+        say(_row(row, of, left()))
+        at.next_epoch()
         key = (val_scores.accuracy, -val_scores.loss)
         if recipe.schedule == "plateau":
             key = (-val_scores.loss, 0.0)
-        stale += 1
-        if best is None or key > best:
-            best, best_epoch, best_accuracy, stale = key, number, val_scores.accuracy, 0
+        at.stale += 1
+        if not at.best or key > at.best:
+            at.best, at.best_epoch, at.best_accuracy, at.stale = (
+                key,
+                number,
+                val_scores.accuracy,
+                0,
+            )
             best_state = copy.deepcopy(judged.state_dict())
-        elif recipe.schedule == "plateau" and stale % recipe.plateau_patience == 0:
+        elif recipe.schedule == "plateau" and at.stale % recipe.plateau_patience == 0:
             optimizers.halve()
-        if recipe.schedule == "plateau" and stale >= recipe.patience:
+        if recipe.schedule == "plateau" and at.stale >= recipe.patience:
             say(f"no better validation result in {recipe.patience} epochs: stopped")
-            break
-        if progress >= 1:
-            break
-    error = math.sqrt(best_accuracy * (1 - best_accuracy) / len(val.labels))
-    if recipe.schedule == "linear" and best_accuracy - history[-1].val_accuracy <= error:
-        best_epoch, best_state = len(history), judged.state_dict()
+            at.ended = True
+        at.ended = at.ended or progress() >= 1
+        if checkpoint is not None and at.ended:  # what comes next can be interrupted, too
+            checkpoint.write(state())
+    error = math.sqrt(at.best_accuracy * (1 - at.best_accuracy) / len(val.labels))
+    if recipe.schedule == "linear" and at.best_accuracy - history[-1].val_accuracy <= error:
+        at.best_epoch, best_state = len(history), judged.state_dict()
     network.load_state_dict(best_state)
-    return Result(network.cpu().float().eval(), tuple(history), best_epoch)
+    return Result(
+        network=network.cpu().float().eval(),
+        history=tuple(history),
+        best_epoch=at.best_epoch,
+        seconds=clock(),
+        micro_batches=at.micro_batches,
+    )
+
+
+@dataclass(kw_only=True)
+class _Position:
+    """Where a run stands, beside its weights."""
+
+    loss: Tensor
+    """Sum over the images of the epoch, a scalar."""
+    correct: Tensor = field(default_factory=lambda: torch.zeros(()))
+    """Images of the epoch, a scalar."""
+    limit: float | None = None
+    """Seconds of the whole run."""
+    step: int = 0
+    in_epoch: int = 0
+    """Steps."""
+    taught: int = 0
+    """Batches of images without labels."""
+    micro_batches: int = 1
+    seconds: float = 0.0
+    epoch_began: float = 0.0
+    """In seconds of training."""
+    best: tuple[float, ...] = ()
+    best_epoch: int = 0
+    best_accuracy: float = 0.0
+    stale: int = 0
+    """Epochs since the best one."""
+    ended: bool = False
+
+    def next_epoch(self) -> None:
+        self.in_epoch = 0
+        self.loss, self.correct = torch.zeros_like(self.loss), torch.zeros_like(self.correct)
+
+
+@dataclass
+class _Batch:
+    images: Tensor
+    """Normalised, float32 [B, 3, H, W]."""
+    targets: Tensor
+    """int64 [B]"""
+    others: Tensor | None = None
+    """Images without labels as they are, uint8 [C, 3, H, W]."""
+    views: Tensor | None = None
+    """The same, changed and normalised."""
+
+    def split(self, parts: int) -> Iterator[_Batch]:
+        """The batch in so many parts of the same size, near enough."""
+        fields = (self.images, self.targets, self.others, self.views)
+        pieces = [
+            [None] * parts if tensor is None else tensor.tensor_split(parts) for tensor in fields
+        ]
+        for images, targets, others, views in zip(*pieces, strict=True):
+            assert images is not None
+            assert targets is not None
+            yield _Batch(images, targets, others, views)
+
+
+def _accumulate(
+    network: Network,
+    teacher: Network,
+    batch: _Batch,
+    parts: int,
+    recipe: Recipe,
+    device: Device,
+) -> tuple[Tensor, Tensor]:
+    """Adds the gradients of the mean loss over the batch, part by part.
+
+    Returns:
+        The loss, and how many images are told correctly, both scalars without gradient.
+    """
+    loss_sum, correct = torch.zeros((2,), device=batch.images.device)
+    for part in batch.split(parts):
+        share = len(part.images) / len(batch.images)
+        if part.others is not None and part.views is not None:
+            assert batch.others is not None
+            weight = recipe.consistency * len(part.others) / len(batch.others)
+            loss, logits = _semi_supervised(network, teacher, part, share, weight, recipe, device)
+        else:
+            with device.autocast():
+                logits = network(part.images)
+                loss = share * F.cross_entropy(
+                    logits, part.targets, label_smoothing=recipe.label_smoothing
+                )
+        loss.backward()
+        loss_sum += loss.detach()
+        correct += (logits.detach().argmax(1) == part.targets).sum()
+    return loss_sum, correct
 
 
 def _semi_supervised(
     network: Network,
     teacher: Network,
-    images: Tensor,
-    targets: Tensor,
-    others: _Stream,
+    batch: _Batch,
+    share: float,
+    weight: float,
     recipe: Recipe,
-    cut: int,
     device: Device,
-    generator: torch.Generator,
 ) -> tuple[Tensor, Tensor]:
     """Cross-entropy on the labels, and on what the averaged weights say of other images.
 
@@ -198,22 +351,27 @@ def _semi_supervised(
     not sure do not count. Sources: A. Tarvainen and H. Valpola, Mean teachers, 2017; K. Sohn et
     al., FixMatch, 2020.
 
+    Args:
+        share: weight of the labelled images.
+        weight: of the others.
+
     Returns:
         The loss, and the logits of the labelled images.
     """
-    _, pixels = others.next(recipe.flip)
-    views = augment.cutout(network.normalise(pixels), cut, generator)
+    assert batch.others is not None
+    assert batch.views is not None
     teacher.eval()
     with torch.no_grad(), device.autocast():
-        guess = torch.softmax(teacher(network.normalise(pixels)).float() / recipe.sharpening, dim=1)
+        seen = network.normalise(batch.others)
+        guess = torch.softmax(teacher(seen).float() / recipe.sharpening, dim=1)
     network.train()  # without averaged weights it is the teacher, too
     sure = (guess.amax(1) >= recipe.confidence).float()
     with device.autocast():
-        logits = network(torch.cat([images, views]))
-    own, theirs = logits.float().split([len(images), len(views)])
-    supervised = F.cross_entropy(own, targets, label_smoothing=recipe.label_smoothing)
+        logits = network(torch.cat([batch.images, batch.views]))
+    own, theirs = logits.float().split([len(batch.images), len(batch.views)])
+    supervised = F.cross_entropy(own, batch.targets, label_smoothing=recipe.label_smoothing)
     taught = (F.cross_entropy(theirs, guess, reduction="none") * sure).mean()
-    return supervised + recipe.consistency * taught, own
+    return share * supervised + weight * taught, own
 
 
 class _Stream:
@@ -224,41 +382,55 @@ class _Stream:
         images: NDArray[np.uint8],
         batch: int,
         crop: int,
-        generator: torch.Generator,
+        seed: int,
         device: Device,
+        say: Callable[[str], None],
     ) -> None:
         self._size = images.shape[1]
-        self._padded = augment.pad(to_device(images, device), round(crop * self._size / 32))
-        self._generator = generator
+        self._pixels = Pixels(images, round(crop * self._size / 32), device, say)
+        self._seed = seed
         self.batch = min(batch, len(images))
         self.steps = len(images) // self.batch
-        self._left: list[Tensor] = []
+        self._order: tuple[int, NDArray[np.int64]] | None = None
 
-    def next(self, flip: bool) -> tuple[Tensor, Tensor]:
-        """Rows, int64 [B], and their crops, uint8 [B, 3, H, W]."""
-        if not self._left:
-            n = len(self._padded)
-            order = torch.randperm(n, generator=self._generator, device=self._padded.device)
-            self._left = list(order[: self.steps * self.batch].split(self.batch))
-        rows = self._left.pop()
-        return rows, augment.crop_flip(self._padded, rows, self._size, flip, self._generator)
+    def draw(self, number: int, flip: bool, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Batch `number` of the run: its rows, int64 [B], and crops of them, uint8 [B, 3, H, W]."""
+        epoch, place = divmod(number, self.steps)
+        if self._order is None or self._order[0] != epoch:
+            random = np.random.default_rng([self._seed, epoch])
+            self._order = epoch, random.permutation(len(self._pixels))
+        rows = self._order[1][place * self.batch : (place + 1) * self.batch]
+        padded, index = self._pixels.padded(rows)
+        crops = augment.crop_flip(padded, index, self._size, flip, generator)
+        return torch.from_numpy(rows).to(crops.device), crops
 
 
 def predict_logits(
-    network: Network, images: Tensor, device: Device, batch: int = 500
+    network: Network, images: NDArray[np.uint8], device: Device, batch: int = 500
 ) -> NDArray[np.float64]:
-    """Logits of uint8 [N, 3, H, W] in the device's precision, float64 [N, K]."""
+    """Logits of uint8 [N, H, W, 3] in the device's precision, float64 [N, K]."""
     network.eval()
-    with torch.inference_mode(), device.autocast():
-        parts = [network(network.normalise(part)) for part in images.split(batch)]
-    return torch.cat(parts).double().cpu().numpy()
+    parts: list[Tensor] = []
+    done = 0
+    while done < len(images):
+        with EnoughMemory() as enough, torch.inference_mode(), device.autocast():
+            pixels = to_device(images[done : done + batch], device)
+            parts.append(network(network.normalise(pixels)).double().cpu())
+            done += batch
+        if not enough and batch == 1:
+            raise DeviceError(
+                f"the memory of {device.choice.value} is too small for one image of this size: "
+                "a smaller --image-size needs less, and --device cpu takes the machine's memory"
+            )
+        batch = batch if enough else batch // 2
+    return torch.cat(parts).numpy()
 
 
 def _check_finite(which: str, loss: float, epoch: int, lr: float) -> None:
     if not math.isfinite(loss):
-        raise LabelcurveError(
+        raise DivergedError(
             f"the {which} loss is {loss} in epoch {epoch} at learning rate {lr:.4g}: nothing was "
-            "published"
+            "published. Another --seed or --preset may do better; the same run would fail again"
         )
 
 

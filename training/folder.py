@@ -12,7 +12,7 @@ import numpy as np
 
 from bundle.errors import DataError, UnreadableImage
 from bundle.preprocess import SUFFIXES
-from training.source import Rows, Say, Source, hash_file, name_of
+from training.source import Rows, Say, Source, hash_file, name_of, watch
 
 
 def folder(path: Path, say: Say) -> Source:
@@ -41,6 +41,9 @@ def folder(path: Path, say: Say) -> Source:
             f"{roots['train']}: one class folder, {names['train'][0]!r}: at least two are needed, "
             "one folder a class with its images inside"
         )
+    changed = watch(
+        [file for files in found.values() for paths in files.values() for file in paths]
+    )
     splits, listing = {}, []
     for split, files in found.items():
         paths = [file for of_class in files.values() for file in of_class]
@@ -57,6 +60,7 @@ def folder(path: Path, say: Say) -> Source:
         class_names=names["train"],
         size=32,
         splits=splits,
+        changed=changed,
     )
 
 
@@ -70,6 +74,7 @@ def unlabelled(path: Path, say: Say) -> Source:
         raise DataError(f"{path} holds no image ({', '.join(sorted(SUFFIXES))})")
     if len(paths) < len(files):
         say(f"{path}: {len(files) - len(paths)} files without an image extension are ignored")
+    changed = watch(paths)
     with ThreadPoolExecutor() as pool:
         hashes = list(pool.map(_hash, paths))
     listing = [f"{p.relative_to(path)} {h}" for p, h in zip(paths, hashes, strict=True)]
@@ -79,6 +84,7 @@ def unlabelled(path: Path, say: Say) -> Source:
         class_names=(),
         size=32,
         splits={"train": Rows(np.zeros(len(paths), np.int64), _reader(paths), _namer(paths))},
+        changed=changed,
     )
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
+from typing import Self
 
 from torch.utils.tensorboard import SummaryWriter
 
@@ -11,18 +13,41 @@ from bundle.manifest import Epoch
 
 
 class EventWriter:
-    """Writes each epoch as TensorBoard events; readers of bundles ignore the dot folder."""
+    """Writes each epoch as TensorBoard events; readers of bundles ignore the dot folder.
 
-    def __init__(self, folder: Path) -> None:
-        self._writer = SummaryWriter(str(folder))
+    Args:
+        folder: of the events.
+        after: epochs that were written before an interruption; what is there of later ones is void.
+        say: is told when no more can be written; the run goes on without.
+    """
+
+    def __init__(self, folder: Path, after: int = 0, say: Callable[[str], None] = print) -> None:
+        self._folder, self._say = folder, say
+        self._writer: SummaryWriter | None = None
+        try:
+            self._writer = SummaryWriter(str(folder), purge_step=after + 1 if after else None)
+        except OSError as error:
+            self._give_up(error)
 
     def write(self, epoch: Epoch) -> None:
         """Adds one epoch's scalars."""
-        for name, value in epoch.model_dump(exclude={"epoch"}).items():
-            self._writer.add_scalar(name, value, epoch.epoch)
-        self._writer.flush()
+        if self._writer is None:
+            return
+        try:
+            for name, value in epoch.model_dump(exclude={"epoch"}).items():
+                self._writer.add_scalar(name, value, epoch.epoch)
+            self._writer.flush()
+        except OSError as error:
+            self._give_up(error)
 
-    def __enter__(self) -> EventWriter:
+    def _give_up(self, error: OSError) -> None:
+        self._writer = None
+        self._say(
+            f"the TensorBoard events in {self._folder} cannot be written "
+            f"({error.strerror or error}): the run goes on without them"
+        )
+
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(
@@ -31,4 +56,8 @@ class EventWriter:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._writer.close()
+        if self._writer is not None:
+            try:
+                self._writer.close()
+            except OSError as problem:
+                self._give_up(problem)

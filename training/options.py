@@ -1,40 +1,71 @@
-"""The options of `train`, `pretrain` and `quantize`; the text below each becomes its help."""
+"""The options of `train`, `pretrain` and `quantize`, in the groups that their help shows.
+
+The text below each option becomes its help.
+"""
 
 from __future__ import annotations
 
+import inspect
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
+from tyro.conf import OmitArgPrefixes
 
 from bundle.errors import LabelcurveError
 from training.recipes import TORCHVISION, Objective, Preset
 
 DEFAULT_FRACTIONS = (0.1, 0.5, 1.0)
 
+Flag = Annotated[bool, tyro.conf.FlagCreatePairsOff]
+
 
 @dataclass(frozen=True)
-class Options:
-    """Fine-tunes a classifier on fractions of the labels and publishes one bundle a fraction.
+class ImageOptions:
+    """What is learned from."""
 
-    The last line on stdout is one JSON document; everything before it is for people.
-    """
+    data: str = "cifar10"
+    """`cifar10`, `digits`, a folder of class folders (with or without train/ and test/), or a
+    folder of Parquet files in the Hub's image layout."""
+    image_size: int | None = None
+    """Side of the images in pixels; by default 32, for digits 16."""
+    skip_unreadable: Flag = False
+    """Go on without images that cannot be read, and count them."""
+    cache: Path | None = None
+    """Folder of downloads and decoded pixels; by default the user's cache folder,
+    ~/.cache/labelcurve on Linux."""
+    clear_cache: Flag = False
+    """Remove the decoded pixels from the cache first."""
+
+
+@dataclass(frozen=True)
+class LabelOptions:
+    """How many labels, and which."""
 
     fraction: tyro.conf.UseAppendAction[tuple[float, ...]] = ()
     """Share of the labels, above 0 and up to 1; repeat it for several models. Without it: 0.1, 0.5
     and 1.0."""
-    data: str = "cifar10"
-    """`cifar10`, `digits`, a folder of class folders (with or without train/ and test/), or a
-    folder of Parquet files in the Hub's image layout."""
-    out: Path = Path("models")
-    """Folder that the bundles are published in."""
-    name: str | None = None
-    """First part of the bundles' names, NAME-10 and so on; by default the name of the data."""
     seed: int = 0
     """Of the subsets, the weights and the order of training."""
+    seeds: int = 1
+    """Train so many times, with this seed and those after it (bundles NAME-10, NAME-10-s1, ...),
+    and report mean and spread."""
+    no_unlabelled: Flag = False
+    """Below a fraction of 1, do not learn from the other training images (without their labels)."""
+    no_test: Flag = False
+    """Leave the test split unread: for tuning."""
+    dry_run: Flag = False
+    """Print the labels per class and fraction, and stop."""
+
+
+@dataclass(frozen=True)
+class TrainingOptions:
+    """How it is learned."""
+
     preset: Preset = "default"
     """`reference` is the reference experiment: its network, pretext task and fine-tuning, under our
     protocol."""
@@ -44,33 +75,41 @@ class Options:
     the cache, else a short `pretrain` first. `none`: nothing. Or a file that `pretrain` wrote.
     `torchvision:NAME`, such as torchvision:resnet18: that network and its ImageNet weights, which
     are downloaded; `torchvision:NAME=FILE`: its state dict from a file."""
-    no_unlabelled: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    """Below a fraction of 1, do not learn from the other training images (without their labels)."""
+    epochs: int | None = None
+    """At most so many epochs, instead of the recipe's."""
     max_minutes: float | None = None
     """The whole command ends after so many minutes at the latest, whatever the machine, and each
     learning rate comes to its end. Such a run is not repeatable bit by bit."""
+    no_flip: Flag = False
+    """Do not mirror images while training: for text, digits and whatever has a left and a right."""
     device: Literal["auto", "cuda", "cpu"] = "auto"
     """`auto` takes an NVIDIA GPU when there is one, else the CPU, and prints its reason."""
-    epochs: int | None = None
-    """At most so many epochs, instead of the recipe's."""
-    image_size: int | None = None
-    """Side of the images in pixels; by default 32, for digits 16."""
-    no_flip: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    """Do not mirror images while training: for text, digits and whatever has a left and a right."""
-    no_test: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    """Leave the test split unread: for tuning."""
-    dry_run: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    """Print the labels per class and fraction, and stop."""
-    self_test: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    self_test: Flag = False
     """Run one training step, print what it really ran on, and stop; no data is read. The exit
     status is 1 where that is not what `--device` says."""
-    skip_unreadable: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    """Go on without images that cannot be read, and count them."""
-    cache: Path | None = None
-    """Folder of downloads and decoded pixels; by default the user's cache folder,
-    ~/.cache/labelcurve on Linux."""
-    clear_cache: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    """Remove the decoded pixels from the cache first."""
+
+
+@dataclass(frozen=True)
+class OutputOptions:
+    """Where the bundles go, and what happens after an interruption."""
+
+    out: Path = Path("models")
+    """Folder that the bundles are published in. Checkpoints and TensorBoard events lie in its
+    .runs/, which `serve` and `bench` do not read."""
+    name: str | None = None
+    """First part of the bundles' names, NAME-10 and so on; by default the name of the data."""
+    fresh: Flag = False
+    """Start over where an interrupted run left a checkpoint; without it the run goes on."""
+    checkpoint_seconds: float = 45.0
+    """Between two checkpoints: about so much work is lost when the machine goes away."""
+
+
+@dataclass(frozen=True)
+class Options(OutputOptions, TrainingOptions, LabelOptions, ImageOptions):
+    """Fine-tunes a classifier on fractions of the labels and publishes one bundle a fraction.
+
+    The last line on stdout is one JSON document; everything before it is for people.
+    """
 
     def __post_init__(self) -> None:
         """Checks what no type can say.
@@ -88,6 +127,8 @@ class Options:
         _check_minutes(self.max_minutes)
         if self.epochs is not None and self.max_minutes is not None:
             raise LabelcurveError("--epochs and --max-minutes exclude each other: give one of them")
+        if self.seeds < 1:
+            raise LabelcurveError(f"--seeds {self.seeds}: allowed are 1 and more")
         if self.name is not None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", self.name):
             raise LabelcurveError(
                 f"--name {self.name!r}: allowed are letters, digits, dot, underscore and hyphen"
@@ -102,29 +143,57 @@ class Options:
                 f"--extractor {self.extractor}: --preset reference has a network of its own; "
                 "leave one of the two out"
             )
-        _check_common(self.seed, self.image_size)
+        _check_common(self.seed, self.image_size, self.checkpoint_seconds)
 
     @property
     def fractions(self) -> tuple[float, ...]:
         """The fractions to train, each once, ascending."""
         return tuple(sorted(set(self.fraction or DEFAULT_FRACTIONS)))
 
+    @property
+    def all_seeds(self) -> range:
+        """The seeds to train with."""
+        return range(self.seed, self.seed + self.seeds)
+
+
+def parse(arguments: Sequence[str] | None = None) -> Options:
+    """The options of `train`, from the command line where no arguments are given."""
+
+    def gather(
+        image: OmitArgPrefixes[ImageOptions] = ImageOptions(),
+        label: OmitArgPrefixes[LabelOptions] = LabelOptions(),
+        training: OmitArgPrefixes[TrainingOptions] = TrainingOptions(),
+        output: OmitArgPrefixes[OutputOptions] = OutputOptions(),
+    ) -> Options:
+        return Options(**vars(image), **vars(label), **vars(training), **vars(output))
+
+    return tyro.cli(gather, prog="train", description=inspect.getdoc(Options), args=arguments)
+
 
 @dataclass(frozen=True)
-class PretrainOptions:
-    """Learns a feature extractor from the training images without their labels.
-
-    `train` on the same images finds it. The last line on stdout is one JSON document.
-    """
+class PretrainImageOptions:
+    """What is learned from."""
 
     data: str = "cifar10"
     """As for `train`: the training images are used, their labels only to judge the result. With
     `--unlabelled` any folder of images."""
-    unlabelled: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    unlabelled: Flag = False
     """`--data` is a folder of images, at any depth, without classes."""
-    out: Path | None = None
-    """File to write (.safetensors), with a card beside it (.md); by default one in the cache, where
-    `train` looks."""
+    image_size: int | None = None
+    """Side of the images in pixels; by default 32, for digits 16."""
+    skip_unreadable: Flag = False
+    """Go on without images that cannot be read, and count them."""
+    cache: Path | None = None
+    """Folder of downloads, decoded pixels and extractors; by default the user's cache folder,
+    ~/.cache/labelcurve on Linux."""
+    clear_cache: Flag = False
+    """Remove the decoded pixels from the cache first."""
+
+
+@dataclass(frozen=True)
+class PretrainTrainingOptions:
+    """How it is learned."""
+
     objective: Objective = "contrastive"
     """`relative-position` is the reference experiment's, for `train --preset reference`."""
     epochs: float | None = None
@@ -135,21 +204,31 @@ class PretrainOptions:
     """Begin with the weights of this extractor."""
     seed: int = 0
     """Of the weights, the order and the views."""
+    no_flip: Flag = False
+    """Do not mirror images: for text, digits and whatever has a left and a right."""
     device: Literal["auto", "cuda", "cpu"] = "auto"
     """`auto` takes an NVIDIA GPU when there is one, else the CPU, and prints its reason."""
-    image_size: int | None = None
-    """Side of the images in pixels; by default 32, for digits 16."""
-    no_flip: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    """Do not mirror images: for text, digits and whatever has a left and a right."""
-    fresh: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+
+
+@dataclass(frozen=True)
+class PretrainOutputOptions:
+    """Where the extractor goes, and what happens after an interruption."""
+
+    out: Path | None = None
+    """File to write (.safetensors), with a card beside it (.md); by default one in the cache, where
+    `train` looks. The checkpoint is a hidden file beside it."""
+    fresh: Flag = False
     """Start over where an interrupted run left a checkpoint; without it the run goes on."""
-    skip_unreadable: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    """Go on without images that cannot be read, and count them."""
-    cache: Path | None = None
-    """Folder of downloads, decoded pixels and extractors; by default the user's cache folder,
-    ~/.cache/labelcurve on Linux."""
-    clear_cache: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    """Remove the decoded pixels from the cache first."""
+    checkpoint_seconds: float = 45.0
+    """Between two checkpoints: about so much work is lost when the machine goes away."""
+
+
+@dataclass(frozen=True)
+class PretrainOptions(PretrainOutputOptions, PretrainTrainingOptions, PretrainImageOptions):
+    """Learns a feature extractor from the training images without their labels.
+
+    `train` on the same images finds it. The last line on stdout is one JSON document.
+    """
 
     def __post_init__(self) -> None:
         """Checks what no type can say.
@@ -164,7 +243,22 @@ class PretrainOptions:
             raise LabelcurveError("--epochs and --max-minutes exclude each other: give one of them")
         if self.out is not None and self.out.suffix != ".safetensors":
             raise LabelcurveError(f"--out {self.out}: allowed is a file name in .safetensors")
-        _check_common(self.seed, self.image_size)
+        _check_common(self.seed, self.image_size, self.checkpoint_seconds)
+
+
+def parse_pretrain(arguments: Sequence[str] | None = None) -> PretrainOptions:
+    """The options of `pretrain`, from the command line where no arguments are given."""
+
+    def gather(
+        image: OmitArgPrefixes[PretrainImageOptions] = PretrainImageOptions(),
+        training: OmitArgPrefixes[PretrainTrainingOptions] = PretrainTrainingOptions(),
+        output: OmitArgPrefixes[PretrainOutputOptions] = PretrainOutputOptions(),
+    ) -> PretrainOptions:
+        return PretrainOptions(**vars(image), **vars(training), **vars(output))
+
+    return tyro.cli(
+        gather, prog="pretrain", description=inspect.getdoc(PretrainOptions), args=arguments
+    )
 
 
 @dataclass(frozen=True)
@@ -185,10 +279,15 @@ class QuantizeOptions:
     """Number format of the added graph."""
     only: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     """Only this model; may be repeated."""
-    skip_unreadable: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    skip_unreadable: Flag = False
     """As for `train`."""
     cache: Path | None = None
     """As for `train`."""
+
+
+def parse_quantize(arguments: Sequence[str] | None = None) -> QuantizeOptions:
+    """The options of `quantize`, from the command line where no arguments are given."""
+    return tyro.cli(QuantizeOptions, prog="quantize", args=arguments)
 
 
 def _check_minutes(minutes: float | None) -> None:
@@ -196,7 +295,12 @@ def _check_minutes(minutes: float | None) -> None:
         raise LabelcurveError(f"--max-minutes {minutes:g}: allowed are values above 0")
 
 
-def _check_common(seed: int, image_size: int | None) -> None:
+def _check_common(seed: int, image_size: int | None, checkpoint_seconds: float) -> None:
+    if not 0 <= checkpoint_seconds < math.inf:
+        raise LabelcurveError(
+            f"--checkpoint-seconds {checkpoint_seconds:g}: allowed are 0 (after every step) and "
+            "more"
+        )
     if seed < 0:
         raise LabelcurveError(f"--seed {seed}: allowed are 0 and more")
     if image_size is not None and not 8 <= image_size <= 1024:

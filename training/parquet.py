@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from bundle.errors import DataError
-from training.source import Rows, Say, Source, hash_file, name_of
+from training.source import Rows, Say, Source, hash_file, name_of, watch
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,7 @@ def parquet(path: Path, say: Say) -> Source:
     are train.
     """
     by_split = _by_split(path, say)
+    changed = watch([file for files in by_split.values() for file in files])
     layouts: dict[Path, _Layout] = {}
     labels: dict[str, list[Any]] = {}
     for split, files in by_split.items():
@@ -86,6 +87,7 @@ def parquet(path: Path, say: Say) -> Source:
         class_names=class_names,
         size=32,
         splits=splits,
+        changed=changed,
     )
 
 

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import io
 import math
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,9 +13,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from bundle.errors import LabelcurveError
-from training import extractor
+from bundle.errors import DivergedError
 from training.backbones import Network
+from training.checkpoint import Checkpoint, mix
 from training.device import Device
 from training.objectives import Objective
 from training.optimizers import Optimizers
@@ -26,8 +23,6 @@ from training.probe import Probe
 from training.recipes import Pretraining
 
 HEADER = "   epoch      loss    k-NN        lr   views/s  seconds     left"
-
-CHECKPOINT_SECONDS = 60.0
 
 
 @dataclass(frozen=True)
@@ -51,19 +46,19 @@ def pretrain(
     seed: int,
     *,
     probe: Probe | None = None,
-    checkpoint: Path | None = None,
-    key: str = "",
+    checkpoint: Checkpoint | None = None,
     seconds: float | None = None,
     say: Callable[[str], None] = print,
+    on_step: Callable[[float, float], None] = lambda *_: None,
 ) -> Result:
     """Trains `network`'s backbone in place; its classifier stays as it is.
 
     Args:
         images: uint8 [N, 3, H, W] on the device.
         probe: judges the backbone at each tenth of the run.
-        checkpoint: written each minute; when it is there, the run goes on from it.
-        key: what the checkpoint must have been written for.
+        checkpoint: the run goes on from it.
         seconds: the run ends then at the latest, with the learning rate at its end.
+        on_step: receives the progress of the run from 0 to 1, and the seconds that are left.
 
     Raises:
         LabelcurveError: the loss is not finite, or the checkpoint belongs to another run.
@@ -78,17 +73,31 @@ def pretrain(
     optimizers = Optimizers([(modules, 1.0)], recipe, device.dtype)
     step, before, losses, shown = 0, 0.0, torch.zeros((), device=device.device), 0
     loss_step = 0
-    if checkpoint is not None and checkpoint.exists():
-        state = _read(checkpoint, key)
+    if checkpoint is not None and (state := checkpoint.read()) is not None:
         modules.load_state_dict(state["modules"])
         optimizers.load_state_dict(state["optimizers"])
         step, before, shown = state["step"], state["seconds"], state["shown"]
         loss_step = state["loss_step"]
         losses = state["losses"].to(device.device)
-        say(f"going on at epoch {step / steps:.1f} from {checkpoint}")
+        say(f"going on at epoch {step / steps:.1f} from {checkpoint.path}")
+
+    def healthy() -> bool:
+        return bool(torch.isfinite(losses))
+
+    def state_now() -> dict[str, Any]:
+        return {
+            "modules": modules.state_dict(),
+            "optimizers": optimizers.state_dict(),
+            "step": step,
+            "shown": shown,
+            "loss_step": loss_step,
+            "losses": losses,
+            "seconds": before + time.monotonic() - start,
+        }
+
     modules.train()
     network.train()
-    start = saved = time.monotonic()
+    start = time.monotonic()
     since_row, row_step = start, step
     of = "" if seconds is not None else f"/{recipe.epochs:g}"
     say(HEADER)
@@ -101,9 +110,9 @@ def pretrain(
         if tenth > shown or progress >= 1:
             loss_shown = float(losses) / max(1, step - loss_step)
             if not math.isfinite(loss_shown):
-                raise LabelcurveError(
+                raise DivergedError(
                     f"the pretraining loss is {loss_shown} at epoch {step / steps:.1f}: nothing "
-                    "was written"
+                    "was written. Another --seed may do better; the same run would fail again"
                 )
             now = time.monotonic()
             rate = (step - row_step) * batch * recipe.n_views / max(1e-9, now - since_row)
@@ -121,13 +130,14 @@ def pretrain(
                 start += since_row - now
             if progress >= 1:
                 break
+        on_step(min(1.0, progress), elapsed * (1 / progress - 1) if 0 < progress < 1 else 0.0)
         epoch, place = divmod(step, steps)
         if order is None or order[0] != epoch:
             order = (epoch, _permutation(len(images), seed, epoch).to(device.device))
         # The randomness of a step depends on nothing but its number: a run that goes on after an
         # interruption is the same run.
-        generator.manual_seed(_mix(seed, step))
-        torch.manual_seed(_mix(seed, step))
+        generator.manual_seed(mix(seed, step))
+        torch.manual_seed(mix(seed, step))
         rows = order[1][place * batch : (place + 1) * batch]
         optimizers.begin(progress)
         loss = objective(network, images[rows], generator)
@@ -135,22 +145,8 @@ def pretrain(
         optimizers.step()
         losses += loss.detach()
         step += 1
-        due = checkpoint is not None and time.monotonic() - saved > CHECKPOINT_SECONDS
-        if due and checkpoint is not None and math.isfinite(float(losses)):
-            _write(
-                checkpoint,
-                {
-                    "key": key,
-                    "modules": modules.state_dict(),
-                    "optimizers": optimizers.state_dict(),
-                    "step": step,
-                    "shown": shown,
-                    "loss_step": loss_step,
-                    "losses": losses,
-                    "seconds": before + time.monotonic() - start,
-                },
-            )
-            saved = time.monotonic()
+        if checkpoint is not None:
+            checkpoint.save(state_now, healthy=healthy)
     network.eval()
     return Result(
         epochs=step / steps,
@@ -160,30 +156,6 @@ def pretrain(
     )
 
 
-def _mix(seed: int, step: int) -> int:
-    return int(np.random.SeedSequence([seed, step]).generate_state(1, np.uint64)[0] >> 1)
-
-
 def _permutation(n: int, seed: int, epoch: int) -> Tensor:
     order: NDArray[np.int64] = np.random.default_rng([seed, epoch, n]).permutation(n)
     return torch.from_numpy(order)
-
-
-def _write(path: Path, state: dict[str, Any]) -> None:
-    buffer = io.BytesIO()
-    torch.save(state, buffer)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    extractor.replace(path, buffer.getvalue())
-
-
-def _read(path: Path, key: str) -> dict[str, Any]:
-    state: Any = {}
-    with suppress(Exception):
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    if not isinstance(state, dict) or state.get("key") != key:
-        raise LabelcurveError(
-            f"{path} is the checkpoint of a run with other arguments or images: go on with those, "
-            "or start over with --fresh"
-        )
-    found: dict[str, Any] = state
-    return found

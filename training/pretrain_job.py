@@ -23,10 +23,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from bundle.errors import LabelcurveError
+from bundle.errors import DivergedError, LabelcurveError
 from bundle.machine import git_commit, versions
-from training import compilation, data, extractor
+from training import checkpoint, compilation, data, extractor, interruption, lock
 from training.backbones import build
+from training.checkpoint import Checkpoint
 from training.data import Data
 from training.device import Device, choose, hardware, to_device
 from training.extractor import Card, Extractor
@@ -34,6 +35,7 @@ from training.objectives import Contrastive, RelativePosition
 from training.options import PretrainOptions
 from training.pretrain import pretrain
 from training.probe import Probe
+from training.progress import Bar
 from training.recipes import TORCHVISION, Objective, Pretraining, Recipe, pretraining
 from training.views import Views
 
@@ -119,7 +121,16 @@ def run(options: PretrainOptions, start: float | None = None) -> dict[str, Any]:
         request.flip,
         options.cache or data.default_cache(),
     )
-    made = make(images, request, device, out, fresh=options.fresh)
+    busy = f"{{holder}} is making {out} right now: wait for it, or name another file with --out"
+    with lock.hold(_lock(out), busy, say=say):
+        made = make(
+            images,
+            request,
+            device,
+            out,
+            fresh=options.fresh,
+            checkpoint_seconds=options.checkpoint_seconds,
+        )
     say(f"\nwrote {made.path} and its card, {time.monotonic() - began:.0f} s")
     last = made.card.runs[-1]
     return {
@@ -145,11 +156,15 @@ def obtain(
     flip: bool,
     cache: Path | None,
     seconds: float | None,
+    fresh: bool = False,
+    checkpoint_seconds: float = checkpoint.SECONDS,
 ) -> Extractor | None:
     """The extractor that `train --extractor` names.
 
     Args:
         seconds: a pretraining that is needed first ends after so many at the latest.
+        fresh: a pretraining that was interrupted starts over.
+        checkpoint_seconds: between two checkpoints of it.
 
     Raises:
         LabelcurveError: no such extractor, or one that does not fit.
@@ -183,9 +198,19 @@ def obtain(
         request = Request(plan, flip, seconds=seconds)
         # Named by all that it depends on: what another `pretrain` left is not its business.
         learn, _ = split(len(images.train))
-        of = hashlib.sha256(_key(images, request, learn).encode()).hexdigest()[:12]
-        checkpoint = out.with_name(f".{out.stem}-{of}.checkpoint")
-        found = make(images, request, device, out, checkpoint=checkpoint)
+        key = json.dumps(_key(images, request, learn), sort_keys=True)
+        of = hashlib.sha256(key.encode()).hexdigest()[:12]
+        with lock.hold(_lock(out), "{holder} is making it: waiting", wait=True, say=say):
+            found = extractor.find(images.pixels_hash, recipe.backbone, images.size, flip, cache)
+            found = found or make(
+                images,
+                request,
+                device,
+                out,
+                path=out.with_name(f".{out.stem}-{of}.checkpoint"),
+                fresh=fresh,
+                checkpoint_seconds=checkpoint_seconds,
+            )
     card = found.card
     judged = "" if card.knn is None else f", k-NN {card.knn:.4f}"
     say(
@@ -214,14 +239,16 @@ def make(
     device: Device,
     out: Path,
     *,
-    checkpoint: Path | None = None,
+    path: Path | None = None,
     fresh: bool = False,
+    checkpoint_seconds: float = checkpoint.SECONDS,
 ) -> Extractor:
     """Learns an extractor from the training images, writes it to `out` and reads it back.
 
     Args:
-        checkpoint: by default a hidden file beside `out`.
+        path: of the checkpoint, by default a hidden file beside `out`.
         fresh: do not go on from it.
+        checkpoint_seconds: between two checkpoints.
     """
     started = datetime.now(UTC)
     commit = git_commit(Path(__file__))
@@ -253,26 +280,39 @@ def make(
         side = max(8, round(recipe.view_share * images.size))
         views = Views(size=side, flip=request.flip)
         objective = Contrastive(network.dim, views, recipe.n_views, recipe.temperature, device)
-    checkpoint = checkpoint or out.with_name(f".{out.stem}.checkpoint")
+    saved = Checkpoint(
+        path or out.with_name(f".{out.stem}.checkpoint"),
+        _key(images, request, learn),
+        seconds=checkpoint_seconds,
+        say=say,
+    )
     if fresh:
-        checkpoint.unlink(missing_ok=True)
+        saved.remove()
     steps = recipe.epochs * len(learn) / recipe.batch_size
     choice = compilation.choose(device, steps)
     say(f"compilation: {choice.value} ({choice.reason})")
-    with compilation.applied(network, choice):
-        result = pretrain(
-            network,
-            objective,
-            pixels,
-            recipe,
-            device,
-            request.seed,
-            probe=probe,
-            checkpoint=checkpoint,
-            key=_key(images, request, learn),
-            seconds=request.seconds,
-            say=say,
-        )
+    try:
+        with (
+            compilation.applied(network, choice),
+            Bar("pretraining") as bar,
+            interruption.deferred(),
+        ):
+            result = pretrain(
+                network,
+                objective,
+                pixels,
+                recipe,
+                device,
+                request.seed,
+                probe=probe,
+                checkpoint=saved,
+                seconds=request.seconds,
+                say=say,
+                on_step=bar.update,
+            )
+    except DivergedError:
+        saved.remove()
+        raise
     knn = linear = None
     if probe is not None:
         knn, linear = probe.knn(network), probe.linear(network)
@@ -305,7 +345,7 @@ def make(
         probe=linear,
     )
     extractor.write(out, network, card)
-    checkpoint.unlink(missing_ok=True)
+    saved.remove()
     return extractor.read(out)
 
 
@@ -324,14 +364,21 @@ def short(recipe: Pretraining, n_images: int) -> Pretraining:
     return replace(recipe, epochs=min(SHORT_EPOCHS, max(1.0, SHORT_IMAGES / n_images)))
 
 
-def _key(images: Data, request: Request, learn: NDArray[np.int64]) -> str:
-    parts = {
-        "pixels": images.pixels_hash,
-        "size": images.size,
-        "recipe": asdict(request.recipe),
-        "flip": request.flip,
-        "seed": request.seed,
-        "n": len(learn),
-        "start": request.start.version if request.start else None,
+def _lock(out: Path) -> Path:
+    return out.with_name(f".{out.stem}.lock")
+
+
+def _key(images: Data, request: Request, learn: NDArray[np.int64]) -> dict[str, object]:
+    """What an extractor depends on, by the names that the user knows."""
+    recipe = asdict(request.recipe)
+    return {
+        "the hash of the images": images.pixels_hash,
+        "images to learn from:": len(learn),
+        "--image-size": images.size,
+        "--no-flip": not request.flip,
+        "--seed": request.seed,
+        "--start": request.start.version if request.start else None,
+        "--objective": recipe.pop("objective"),
+        "--epochs": recipe.pop("epochs"),
+        **{f"the recipe's {name}": value for name, value in recipe.items()},
     }
-    return json.dumps(parts, sort_keys=True)

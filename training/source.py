@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -42,6 +42,8 @@ class Source:
     """Natural side of the images in pixels."""
     splits: dict[str, Rows]
     """`train`, and `test` where the source has one."""
+    changed: Callable[[], list[Path]] = list
+    """Files that are not any more as they were when the fingerprint was taken."""
 
 
 def hash_file(path: Path) -> str:
@@ -55,6 +57,24 @@ def hash_file(path: Path) -> str:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror}") from error
+
+
+def watch(paths: Sequence[Path]) -> Callable[[], list[Path]]:
+    """Remembers sizes and times of files now; tells which of them differ later."""
+
+    def stamp(path: Path) -> tuple[int, int] | None:
+        try:
+            found = path.stat()
+        except OSError:
+            return None
+        return found.st_size, found.st_mtime_ns
+
+    before = [stamp(path) for path in paths]
+
+    def changed() -> list[Path]:
+        return [path for path, known in zip(paths, before, strict=True) if stamp(path) != known]
+
+    return changed
 
 
 def name_of(path: Path) -> str:

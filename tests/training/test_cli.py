@@ -21,7 +21,17 @@ from tests.training.sets import digit_rows, write_folder
 from training import data
 
 KEYS = {
-    *("name", "version", "path", "fraction", "n_labels_train", "n_labels_val", "val", "test"),
+    *(
+        "name",
+        "version",
+        "path",
+        "fraction",
+        "seed",
+        "n_labels_train",
+        "n_labels_val",
+        "val",
+        "test",
+    ),
     *("parity", "seconds", "epochs"),
 }
 
@@ -35,9 +45,10 @@ def test_the_last_line_is_the_document_and_nothing_else_is_json(trained: Finishe
     assert set(trained.document) == {"bundles"}
     for bundle in bundles(trained):
         assert set(bundle) == KEYS
-        assert set(bundle["test"]) == {"accuracy", "f1", "precision", "recall"}
+        figures = {"accuracy", "balanced_accuracy", "f1", "precision", "recall"}
+        assert set(bundle["test"]) == figures
         assert set(bundle["parity"]) == {"max_abs_diff", "top1_agreement"}
-        assert {"accuracy", "f1", "precision", "recall"} <= set(bundle["val"])
+        assert figures <= set(bundle["val"])
         seconds = bundle["seconds"]
         assert {"train", "export", "evaluate", "total", "command"} == set(seconds)
         assert seconds["train"] < seconds["total"] < seconds["command"]
@@ -231,6 +242,7 @@ def test_a_signal_ends_it_and_leaves_no_half_bundle(
         process.wait()
     assert process.returncode == code
     assert "stopped; bundles that were published before stay" in stderr
+    assert "goes on from here" in stderr
     assert "Traceback" not in stderr
     assert [entry.name for entry in tmp_path.iterdir()] == [".runs"]
 

@@ -75,16 +75,13 @@ def same_weights(a: Network, b: Network) -> bool:
 @pytest.mark.parametrize("recipe", [RECIPE, PLATEAU], ids=lambda r: r.backbone)
 def test_digits_are_learnt_in_a_few_epochs(digits: Data, recipe: Recipe) -> None:
     result, _ = run(digits, replace(recipe, epochs=4), fraction=1.0)
-    logits = finetune.predict_logits(
-        result.network, torch.from_numpy(np.array(digits.test.images)).permute(0, 3, 1, 2), FP32_CPU
-    )
+    logits = finetune.predict_logits(result.network, digits.test.images, FP32_CPU)
     assert (logits.argmax(1) == digits.test.labels).mean() > 0.75
     assert result.history[-1].train_loss < result.history[0].train_loss
 
 
 def accuracy(result: Result, images: NDArray[np.uint8], labels: NDArray[np.int64]) -> float:
-    pixels = torch.from_numpy(np.array(images)).permute(0, 3, 1, 2)
-    logits = finetune.predict_logits(result.network, pixels, FP32_CPU)
+    logits = finetune.predict_logits(result.network, images, FP32_CPU)
     return float((logits.argmax(1) == labels).mean())
 
 
@@ -104,7 +101,7 @@ def test_the_weights_are_those_of_the_last_epoch(digits: Data, ema: float) -> No
     assert accuracy(result, val.images, val.labels) == pytest.approx(last.val_accuracy)
 
 
-def judged_anew(digits: Data, after: int, share: float) -> tuple[Result, Labelled]:
+def judged_anew(digits: Data, after: int, share: float, seed: int = 0) -> tuple[Result, Labelled]:
     """A run of five epochs; after one of them a share of the validation labels becomes wrong.
 
     So later epochs are worse, by how much the caller knows. Returns the right labels, too.
@@ -123,7 +120,7 @@ def judged_anew(digits: Data, after: int, share: float) -> tuple[Result, Labelle
         shown,
         replace(RECIPE, epochs=5, ema=0.0),
         FP32_CPU,
-        0,
+        seed,
         say=lambda _: None,
         on_epoch=spoil,
     )
@@ -140,11 +137,14 @@ def test_an_earlier_epoch_that_was_better_by_more_than_its_error_is_taken(digits
 
 
 def test_an_earlier_epoch_that_was_better_within_its_error_is_not_taken(digits: Data) -> None:
-    result, val = judged_anew(digits, after=4, share=0.01)
-    accuracies = [row.val_accuracy for row in result.history]
-    best = max(accuracies)
-    assert 0 < best - accuracies[-1] <= math.sqrt(best * (1 - best) / len(val.labels))
-    assert result.best_epoch == 5
+    for seed in range(9):  # by how much the last one is worse is up to chance
+        result, val = judged_anew(digits, after=4, share=0.005, seed=seed)
+        accuracies = [row.val_accuracy for row in result.history]
+        best = max(accuracies)
+        if 0 < best - accuracies[-1] <= math.sqrt(best * (1 - best) / len(val.labels)):
+            assert result.best_epoch == 5
+            return
+    raise AssertionError("no run with a last epoch that is a little worse")
 
 
 def test_on_a_plateau_the_epoch_of_the_least_loss_is_taken(digits: Data) -> None:
@@ -224,7 +224,7 @@ def test_a_loss_that_is_no_number_ends_the_run(digits: Data, lr: float) -> None:
         run(digits, replace(RECIPE, lr=lr, ema=0.0))
     message = r"the (training|validation) loss is (nan|inf) in epoch 1 at learning rate"
     assert re.match(message, str(error.value))
-    assert str(error.value).endswith("nothing was published")
+    assert "nothing was published" in str(error.value)
 
 
 @pytest.mark.parametrize("n", [2, 10, 33])

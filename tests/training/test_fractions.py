@@ -23,6 +23,7 @@ def split_of(sizes: list[int], seed: int = 0) -> Split:
         labels=labels,
         digests=np.frombuffer(digests, "V32"),
         read=lambda _: b"",
+        where=str,
     )
 
 

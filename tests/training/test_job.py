@@ -12,10 +12,8 @@ from numpy.typing import NDArray
 from bundle import store
 from bundle.errors import BundleError, ExportError, LabelcurveError
 from bundle.store import Bundle
-from training import export, extractor, finetune, fractions, job, pretrain_job
-from training.budget import Budget
+from training import data, export, extractor, finetune, fractions, grid, job, pretrain_job
 from training.data import Data, Split
-from training.device import FP32_CPU
 from training.fractions import Subset
 from training.options import Options
 from training.recipes import Recipe, recipe
@@ -51,20 +49,14 @@ def relabelled(split: Split, keep: NDArray[np.int64]) -> Split:
     return replace(split, labels=labels)
 
 
-def trained_on(images: Data, plan: Options, subset: Subset) -> Bundle:
-    """One bundle, as `job.run` makes it of a data set that it has opened."""
-    recipe = job._recipe(plan, images, subset)
-    extractor = pretrain_job.obtain(
-        plan.extractor,
-        images,
-        recipe,
-        FP32_CPU,
-        flip=False,
-        cache=plan.cache,
-        seconds=None,
-    )
-    budget = Budget(0.0, None, [1.0], 0)
-    made = job._train_one(plan, images, subset, recipe, extractor, FP32_CPU, None, budget, 0.0)
+def trained_on(
+    images: Data, plan: Options, subset: Subset, monkeypatch: pytest.MonkeyPatch
+) -> Bundle:
+    """One bundle, as `job.run` makes it of a data set and a subset that are there already."""
+    with monkeypatch.context() as patch:
+        patch.setattr(data, "load", lambda *_, **__: images)
+        patch.setattr(fractions, "subset", lambda *_: subset)
+        (made,) = job.run(plan)["bundles"]
     return store.read(plan.out, made["name"])
 
 
@@ -76,7 +68,7 @@ def teaching(monkeypatch: pytest.MonkeyPatch) -> None:
         own = recipe(*arguments, **options)
         return replace(own, confidence=0.0, unlabelled_from=0.0, ema=0.5)
 
-    monkeypatch.setattr("training.job.recipe", plan)
+    monkeypatch.setattr("training.grid.recipe", plan)
 
 
 @pytest.fixture
@@ -88,7 +80,7 @@ def briefly(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("extractor", ["none", "auto"])
 @pytest.mark.usefixtures("teaching", "briefly")
 def test_no_label_outside_the_fraction_and_none_of_test_reaches_the_model(
-    tmp_path: Path, digits: Data, extractor: str
+    tmp_path: Path, digits: Data, extractor: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     subset = fractions.subset(digits.train, digits.class_names, 0.2, 0)
     own = np.concatenate([subset.train, subset.val])
@@ -98,7 +90,9 @@ def test_no_label_outside_the_fraction_and_none_of_test_reaches_the_model(
         test=relabelled(digits.test, np.array([], np.int64)),
     )
     first, second = (
-        trained_on(images, options(out := tmp_path / name, out, extractor=extractor), subset)
+        trained_on(
+            images, options(out := tmp_path / name, out, extractor=extractor), subset, monkeypatch
+        )
         for name, images in (("seeing", digits), ("blind", blind))
     )
     assert first.graph == second.graph
@@ -109,12 +103,14 @@ def test_no_label_outside_the_fraction_and_none_of_test_reaches_the_model(
     assert without_test[0] == without_test[1]
 
 
-def test_a_label_of_the_fraction_does_reach_the_model(tmp_path: Path, digits: Data) -> None:
+def test_a_label_of_the_fraction_does_reach_the_model(
+    tmp_path: Path, digits: Data, monkeypatch: pytest.MonkeyPatch
+) -> None:
     subset = fractions.subset(digits.train, digits.class_names, 0.2, 0)
     others = np.setdiff1d(np.arange(len(digits.train)), subset.train[:5])
     changed = replace(digits, train=relabelled(digits.train, others))
     first, second = (
-        trained_on(images, options(tmp_path / name, tmp_path), subset)
+        trained_on(images, options(tmp_path / name, tmp_path), subset, monkeypatch)
         for name, images in (("seeing", digits), ("changed", changed))
     )
     assert first.graph != second.graph
@@ -152,9 +148,9 @@ def test_held_out_images_do_not_teach(
 
     monkeypatch.setattr(finetune, "finetune", spy)
     plan = recipe("default", 200, flip=False, unlabelled=False)
-    monkeypatch.setattr("training.job.recipe", lambda *_, **__: replace(plan, consistency=1.0))
+    monkeypatch.setattr("training.grid.recipe", lambda *_, **__: replace(plan, consistency=1.0))
     subset = fractions.subset(digits.train, digits.class_names, 0.2, 0)
-    trained_on(digits, options(tmp_path, tmp_path), subset)
+    trained_on(digits, options(tmp_path, tmp_path), subset, monkeypatch)
     taught = {image.tobytes() for image in seen[0]}
     for rows in (subset.val, subset.val_pool, subset.train):
         kept = [image.tobytes() for image in digits.train.images[rows]]
@@ -217,7 +213,7 @@ def test_a_run_with_a_limit_of_minutes_ends_with_its_bundle(
     job.run(options(tmp_path, cache, epochs=None, max_minutes=0.12))
     assert published(tmp_path) == ["digits-scratch-20"]
     run = store.read_run(store.read(tmp_path, "digits-scratch-20").path)
-    assert 1 <= len(run.history) < job.ENDLESS
+    assert 1 <= len(run.history) < grid.ENDLESS
     rates = [row.lr for row in run.history]
     assert rates[-1] < max(rates) / 2, "the learning rate has come down"
 
@@ -243,7 +239,7 @@ def test_a_run_that_diverges_publishes_nothing(
     tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plan = recipe("default", 200, flip=False, unlabelled=False)
-    monkeypatch.setattr("training.job.recipe", lambda *_, **__: replace(plan, lr=1e30))
+    monkeypatch.setattr("training.grid.recipe", lambda *_, **__: replace(plan, lr=1e30))
     with pytest.raises(LabelcurveError, match=r"loss is (nan|inf)"):
         job.run(options(tmp_path, cache))
     assert published(tmp_path) == []
@@ -291,14 +287,14 @@ def test_runs_of_one_name_keep_their_events_apart(tmp_path: Path, cache: Path) -
 def test_a_bundle_is_named_by_data_percent_and_what_differs_from_the_default(
     given: dict[str, Any], fraction: float, name: str
 ) -> None:
-    assert job.bundle_name(Options(**given), "cifar10", fraction) == name
+    assert grid.bundle_name(Options(**given), "cifar10", fraction, given.get("seed", 0)) == name
 
 
 def test_the_bundled_digits_are_never_mirrored_and_others_may_be(digits: Data) -> None:
     subset = fractions.subset(digits.train, digits.class_names, 0.2, 0)
-    assert not job._recipe(Options(data="digits"), digits, subset).flip
-    assert job._recipe(Options(data="photos"), digits, subset).flip
-    assert not job._recipe(Options(data="photos", no_flip=True), digits, subset).flip
+    assert not grid.plan(Options(data="digits"), subset).flip
+    assert grid.plan(Options(data="photos"), subset).flip
+    assert not grid.plan(Options(data="photos", no_flip=True), subset).flip
 
 
 def test_a_bundle_of_other_classes_is_not_replaced_unless_by_another_name(
@@ -308,9 +304,12 @@ def test_a_bundle_of_other_classes_is_not_replaced_unless_by_another_name(
     job.run(first)
     current = (tmp_path / "digits-scratch-20" / "current").readlink()
     other = replace(digits, class_names=tuple("abcdefghij"))
-    subset = fractions.subset(digits.train, digits.class_names, 0.2, 0)
+    cells = grid.cells(first, digits)
+    said: list[str] = []
     with pytest.raises(BundleError, match=r"other classes \(0, 1.*\(a, b, .*--name"):
-        job._check_replaced(first, other, [subset])
-    job._check_replaced(replace(first, name="letters"), other, [subset])
-    job._check_replaced(first, digits, [subset])
+        grid.check_replaced(first, other, cells, said.append)
+    letters = replace(first, name="letters")
+    grid.check_replaced(letters, other, grid.cells(letters, other), said.append)
+    grid.check_replaced(first, digits, cells, said.append)
+    assert said == []
     assert (tmp_path / "digits-scratch-20" / "current").readlink() == current

@@ -5,18 +5,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tyro
 
 from bundle.errors import LabelcurveError
-from training.options import Options, PretrainOptions
+from training.options import Options, PretrainOptions, parse, parse_pretrain
 
 
 def parsed(*arguments: str) -> Options:
-    return tyro.cli(Options, args=arguments)
+    return parse(arguments)
 
 
 def parsed_pretrain(*arguments: str) -> PretrainOptions:
-    return tyro.cli(PretrainOptions, args=arguments)
+    return parse_pretrain(arguments)
 
 
 def test_the_defaults_are_the_main_job() -> None:
@@ -46,6 +45,8 @@ def test_fractions_are_repeatable_sorted_and_each_once() -> None:
         ({"fraction": (float("nan"),)}, "--fraction nan: allowed are values above 0 and up to 1"),
         ({"epochs": 0}, "--epochs 0: allowed are 1 and more"),
         ({"seed": -1}, "--seed -1: allowed are 0 and more"),
+        ({"seeds": 0}, "--seeds 0: allowed are 1 and more"),
+        ({"checkpoint_seconds": -1.0}, "--checkpoint-seconds -1: allowed are 0 (after every step)"),
         ({"image_size": 7}, "--image-size 7: allowed are 8 to 1024 pixels"),
         ({"image_size": 1025}, "--image-size 1025: allowed are 8 to 1024 pixels"),
         ({"max_minutes": 0.0}, "--max-minutes 0: allowed are values above 0"),
@@ -75,7 +76,10 @@ def test_every_option_has_its_line_of_help(capsys: pytest.CaptureFixture[str]) -
         parsed("--help")
     text = capsys.readouterr().out
     for name in vars(Options()):
-        assert f"--{name.replace('_', '-')}" in text
+        assert text.count(f" --{name.replace('_', '-')} ") == 1
+    groups = ["image options", "label options", "training options", "output options"]
+    assert [text.count(group) for group in groups] == [1, 1, 1, 1]
+    assert "Fine-tunes a classifier on fractions of the labels" in text
     assert "cifar10" in text
     assert "~/.cache/labelcurve" in text
 
@@ -131,3 +135,20 @@ def test_every_option_of_pretrain_has_its_line_of_help(capsys: pytest.CaptureFix
     for name in vars(PretrainOptions()):
         assert f"--{name.replace('_', '-')}" in text
     assert "relative-position" in text
+
+
+def test_several_seeds_follow_each_other() -> None:
+    assert list(parsed("--seed", "3", "--seeds", "3").all_seeds) == [3, 4, 5]
+    assert list(parsed().all_seeds) == [0]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "right"),
+    [("--fractions", "--fraction"), ("--checkpoint-second", "--checkpoint-seconds")],
+)
+def test_a_typing_error_proposes_the_right_option(
+    wrong: str, right: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        parsed(wrong, "1")
+    assert re.search(rf"{right}\b", capsys.readouterr().err)

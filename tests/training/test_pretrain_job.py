@@ -198,10 +198,10 @@ def interrupted(monkeypatch: pytest.MonkeyPatch, rows: int, images: Data, out: P
                 raise Stopped
 
     with monkeypatch.context() as patch:
-        patch.setattr("training.pretrain.CHECKPOINT_SECONDS", -1.0)
         patch.setattr(pretrain_job, "say", say)
+        plan = replace(pretraining("contrastive", len(images.train), 8), epochs=1)
         with pytest.raises(Stopped):
-            made(images, out)
+            make(images, Request(plan, False), FP32_CPU, out, checkpoint_seconds=0)
 
 
 def test_an_interrupted_run_goes_on_and_leaves_no_checkpoint(
@@ -232,7 +232,7 @@ def test_a_run_with_other_arguments_does_not_go_on_unless_it_starts_over(
     else:
         value: Any = {"seed": 1, "recipe": replace(plan, epochs=2), "flip": True}[change]
         request = replace(request, **{change: value})
-    with pytest.raises(LabelcurveError, match=r"with other arguments or images: .*--fresh"):
+    with pytest.raises(LabelcurveError, match=r"with other arguments: .* there, .*--fresh"):
         make(some, request, FP32_CPU, out)
     assert make(some, request, FP32_CPU, out, fresh=True).card.seconds > 0
 
@@ -481,7 +481,7 @@ def test_an_interrupted_command_says_how_to_go_on(tmp_path: Path, cache: Path) -
         process.kill()
         process.wait()
     assert process.returncode == 130
-    assert stderr == "\nstopped; the same command goes on from the last checkpoint\n"
+    assert stderr == "\nstopped; the same command goes on from here\n"
     assert not out.exists()
 
 

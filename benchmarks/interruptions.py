@@ -1,0 +1,223 @@
+"""Does a run that was killed end with the same model as one that was not?
+
+`python -m benchmarks.interruptions` runs `train` on scikit-learn's digits undisturbed, then kills
+it with SIGKILL, half of the times at a random moment and half of them inside the write of a
+checkpoint (the process is stopped while the unfinished file is there, then killed), gives the same
+command again and compares the bundles' versions, which are hashes over graph and manifest. After
+each kill every bundle that can be seen must be whole. A few kills of `pretrain` follow. Checkpoints
+are written after every step. The last line on stdout is one JSON document.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import tyro
+
+from benchmarks import provenance
+from benchmarks.processes import command
+from bundle import store
+from bundle.errors import LabelcurveError
+
+COMMON = ("--data", "digits", "--image-size", "8", "--device", "cpu", "--checkpoint-seconds", "0")
+TRAIN = (
+    *("train", *COMMON, "--extractor", "none", "--epochs", "3"),
+    *("--fraction", "0.2", "--fraction", "1"),
+)
+PRETRAIN = ("pretrain", *COMMON, "--epochs", "3")
+
+LONGEST = 600.0
+"""Seconds that one run may take."""
+
+
+@dataclass
+class Interruptions:
+    """Kills training runs, starts them again and compares what they end with."""
+
+    kills: int = 20
+    """Of `train`; every second one inside the write of a checkpoint."""
+    pretrain_kills: int = 6
+    """Of `pretrain`, likewise."""
+    seed: int = 0
+    """Of the moments."""
+    out: Path | None = None
+    """Also write the JSON document to this file."""
+
+
+@dataclass(frozen=True)
+class Kill:
+    """One kill and what came of it."""
+
+    of: str
+    inside_a_write: bool
+    after_s: float
+    """From the start of the process."""
+    unfinished: tuple[str, ...]
+    """Names of the files that were half written."""
+    went_on: bool
+    """From a checkpoint, or from a bundle that was published before the kill."""
+    same: bool
+    """The same versions as without a kill."""
+    whole: bool
+    """Every bundle that could be seen after the kill was."""
+
+
+class TooFast(Exception):
+    """A run ended before its kill."""
+
+
+def main(options: Interruptions) -> list[Kill]:
+    """Runs all of it and prints a row for each kill."""
+    moments = random.Random(options.seed)
+    found: list[Kill] = []
+    for base, kills in ((TRAIN, options.kills), (PRETRAIN, options.pretrain_kills)):
+        if not kills:
+            continue
+        with tempfile.TemporaryDirectory() as folder:
+            began = time.monotonic()
+            expected, _ = finish(base, Path(folder))
+            took = time.monotonic() - began
+        print(f"{base[0]}, undisturbed: {took:.1f} s, {expected}", flush=True)
+        for number in range(kills):
+            after = moments.uniform(0.0, 0.95 * took)
+            kill = one(base, after, number % 2 == 1, expected)
+            found.append(kill)
+            print(
+                f"{base[0]} {number + 1:2d}: killed after {kill.after_s:5.1f} s"
+                f"{', inside a write' if kill.inside_a_write else ''}"
+                f"{', went on' if kill.went_on else ', from the start'}: "
+                f"{'the same' if kill.same else 'OTHER VERSIONS'}"
+                f"{'' if kill.whole else ', A HALF BUNDLE'}",
+                flush=True,
+            )
+    return found
+
+
+def one(base: Sequence[str], after: float, inside_a_write: bool, expected: dict[str, str]) -> Kill:
+    """Starts a run, kills it, starts it again; one that was too fast to be killed is repeated."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        try:
+            killed_after, unfinished = kill(base, folder, after, inside_a_write)
+        except TooFast:
+            return one(base, after / 2, inside_a_write, expected)
+        whole = _whole(folder / "models")
+        versions, went_on = finish(base, folder)
+    return Kill(
+        of=base[0],
+        inside_a_write=inside_a_write,
+        after_s=round(killed_after, 2),
+        unfinished=unfinished,
+        went_on=went_on,
+        same=versions == expected,
+        whole=whole,
+    )
+
+
+def kill(
+    base: Sequence[str], folder: Path, after: float, inside_a_write: bool
+) -> tuple[float, tuple[str, ...]]:
+    """Starts a run and kills it: when, and which files it was writing then.
+
+    Raises:
+        TooFast: the run came to its end before.
+    """
+    process = _start(base, folder)
+    began = time.monotonic()
+    try:
+        time.sleep(after)
+        while True:
+            if process.poll() is not None:
+                raise TooFast
+            if not inside_a_write:
+                break
+            if _unfinished(folder):
+                process.send_signal(signal.SIGSTOP)
+                if _unfinished(folder):  # it stands still inside the write
+                    break
+                process.send_signal(signal.SIGCONT)
+    finally:
+        process.kill()
+        process.communicate()
+    left = _unfinished(folder)
+    return time.monotonic() - began, tuple(sorted(path.name for path in left))
+
+
+def finish(base: Sequence[str], folder: Path) -> tuple[dict[str, str], bool]:
+    """Runs to the end: versions by name, and whether it went on from something."""
+    process = _start(base, folder)
+    try:
+        stdout, stderr = process.communicate(timeout=LONGEST)
+    finally:
+        process.kill()
+    if process.returncode:
+        raise LabelcurveError(f"{base[0]} failed: {stderr.strip()}")
+    document = json.loads(stdout.splitlines()[-1])
+    went_on = "going on at epoch" in stdout or "was published before" in stdout
+    if "extractor" in document:
+        return {"extractor": document["extractor"]["version"]}, went_on
+    return {bundle["name"]: bundle["version"] for bundle in document["bundles"]}, went_on
+
+
+def _start(base: Sequence[str], folder: Path) -> subprocess.Popen[str]:
+    out = folder / ("models" if base[0] == "train" else "extractor.safetensors")
+    return subprocess.Popen(
+        [command(base[0]), *base[1:], "--out", str(out), "--cache", str(folder / "cache")],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # A commit made meanwhile would be in the manifest.
+        env=os.environ | {"GIT_DIR": os.devnull},
+    )
+
+
+def _unfinished(folder: Path) -> list[Path]:
+    return [*folder.glob("models/.runs/*/.*.part"), *folder.glob(".*.part")]
+
+
+def _whole(models: Path) -> bool:
+    """Whether every bundle that a reader sees can be read."""
+    try:
+        if any(models.glob("[!.]*/current")):
+            store.read_all(models)
+    except LabelcurveError:
+        return False
+    return True
+
+
+def document(kills: Sequence[Kill], argv: Sequence[str] | None) -> dict[str, object]:
+    """What the last line says."""
+    return {
+        "interruptions": {
+            kind: {
+                "kills": len(chosen),
+                "inside_a_write": sum(kill.inside_a_write for kill in chosen),
+                "went_on": sum(kill.went_on for kill in chosen),
+                "same_version": sum(kill.same for kill in chosen),
+                "no_half_bundle": sum(kill.whole for kill in chosen),
+            }
+            for kind in ("train", "pretrain")
+            if (chosen := [kill for kill in kills if kill.of == kind])
+        },
+        "commands": [" ".join(TRAIN), " ".join(PRETRAIN)],
+        "provenance": provenance.here(argv).model_dump(mode="json"),
+        "kills": [asdict(kill) for kill in kills],
+    }
+
+
+if __name__ == "__main__":
+    chosen = tyro.cli(Interruptions, prog="python -m benchmarks.interruptions")
+    found = document(main(chosen), None)
+    if chosen.out is not None:
+        chosen.out.write_text(json.dumps(found, indent=1) + "\n")
+    print(json.dumps(found))

@@ -1,0 +1,325 @@
+"""What `train` does when the machine, the disk or the data let it down: docs/operating-training.md."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from bundle import store
+from bundle.errors import BundleError, DataError, LabelcurveError
+from tests.training.conftest import SMALL, TRAIN, environment
+from tests.training.sets import digit_rows, write_folder
+from tests.training.test_job import options, published
+from training import data, finetune, job, publication
+from training.checkpoint import Checkpoint
+from training.recipes import recipe
+
+
+@pytest.fixture(autouse=True)
+def no_git(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A commit made while the tests run would change the version of a bundle."""
+    monkeypatch.setenv("GIT_DIR", os.devnull)
+
+
+class Gone(BaseException):
+    """The process is gone at this point."""
+
+
+def gone(*_: Any, **__: Any) -> None:
+    raise Gone
+
+
+def versions(out: Path) -> dict[str, str]:
+    return {name: store.read(out, name).version for name in store.names(out)}
+
+
+def left(out: Path) -> list[str]:
+    """Working files below `.runs` but TensorBoard's."""
+    files = (path for path in (out / ".runs").rglob("*") if path.is_file())
+    return sorted(path.name for path in files if "tfevents" not in path.name)
+
+
+def test_a_command_that_was_interrupted_trains_nothing_twice(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    both = options(tmp_path / "whole", cache, fraction=(0.1, 0.2), epochs=2)
+    whole = job.run(both)
+    broken = options(tmp_path / "broken", cache, fraction=(0.1, 0.2), epochs=2)
+    # Gone while the second one is exported: its training is done, the first is published.
+    real, calls = publication.publish, []
+
+    def second_time(*arguments: Any) -> Any:
+        calls.append(1)
+        return gone() if len(calls) == 2 else real(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(job, "publish", second_time)
+        with pytest.raises(Gone):
+            job.run(broken)
+    assert published(tmp_path / "broken") == ["digits-scratch-10"]
+    assert left(tmp_path / "broken") == ["checkpoint.pt", "finished.json"]
+    capsys.readouterr()
+    again = job.run(broken)
+    said = capsys.readouterr().out
+    assert re.search(r"digits-scratch-10: \w{12} was published before the interruption", said)
+    assert "going on at epoch 2.0 from" in said
+    assert "  1/2 " not in said, "no epoch is run again"
+    assert versions(tmp_path / "broken") == versions(tmp_path / "whole")
+    assert [b["name"] for b in again["bundles"]] == [b["name"] for b in whole["bundles"]]
+    assert left(tmp_path / "broken") == []
+    run = store.read_run(store.read(tmp_path / "broken", "digits-scratch-20").path)
+    assert (run.interruptions, len(run.history)) == (1, 2)
+
+
+def interrupted(out: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, **more: Any) -> None:
+    """A run of two epochs, gone after the first one with a checkpoint."""
+    real = Checkpoint.save
+
+    def save(self: Checkpoint, *arguments: Any, **keywords: Any) -> None:
+        real(self, *arguments, **keywords)
+        raise Gone
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoint, "save", save)
+        with pytest.raises(Gone):
+            job.run(options(out, cache, epochs=2, checkpoint_seconds=0.0, **more))
+    assert left(out) == ["checkpoint.pt"]
+
+
+def test_other_arguments_in_the_folder_of_an_interrupted_run_are_named(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    interrupted(tmp_path, cache, monkeypatch)
+    with pytest.raises(LabelcurveError, match=r"--epochs 2 there, 1 here\. .*--fresh"):
+        job.run(options(tmp_path, cache, epochs=1))
+    assert left(tmp_path) == ["checkpoint.pt"], "it is still there for who goes on with it"
+    # Another fraction or seed has nothing to do with it.
+    job.run(options(tmp_path, cache, fraction=(0.1,)))
+    job.run(options(tmp_path, cache, seed=1))
+    assert published(tmp_path) == ["digits-scratch-10", "digits-scratch-20-s1"]
+    job.run(options(tmp_path, cache, epochs=1, fresh=True))
+    assert left(tmp_path) == []
+    assert "digits-scratch-20" in published(tmp_path)
+
+
+def test_a_finished_run_is_run_again_to_the_same_version(tmp_path: Path, cache: Path) -> None:
+    first = job.run(options(tmp_path, cache))["bundles"]
+    second = job.run(options(tmp_path, cache))["bundles"]
+    assert first[0]["version"] == second[0]["version"]
+
+
+def test_several_seeds_are_reported_with_mean_and_spread(
+    tmp_path: Path, cache: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    document = job.run(options(tmp_path, cache, seeds=2))
+    assert published(tmp_path) == ["digits-scratch-20", "digits-scratch-20-s1"]
+    assert [bundle["seed"] for bundle in document["bundles"]] == [0, 1]
+    (row,) = document["summary"]
+    values = [bundle["test"]["accuracy"] for bundle in document["bundles"]]
+    assert (row["fraction"], row["seeds"], row["split"]) == (0.2, 2, "test")
+    assert row["accuracy"]["mean"] == pytest.approx(np.mean(values))
+    assert row["accuracy"]["std"] == pytest.approx(np.std(values, ddof=1))
+    assert f"{np.mean(values):.4f}" in capsys.readouterr().out
+
+
+def test_a_loss_that_is_no_number_leaves_nothing_to_go_on_from(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = recipe("default", 200, flip=False, unlabelled=False)
+    with monkeypatch.context() as patch:
+        patch.setattr("training.grid.recipe", lambda *_, **__: plan)
+        patch.setattr(finetune, "mix", lambda *_: 0)
+        real = finetune._check_finite
+        patch.setattr(finetune, "_check_finite", lambda *a: real(a[0], float("nan"), *a[2:]))
+        with pytest.raises(LabelcurveError, match=r"loss is nan in epoch 1 .*--seed"):
+            job.run(options(tmp_path, cache, checkpoint_seconds=0.0))
+    assert left(tmp_path) == []
+    assert published(tmp_path) == []
+    job.run(options(tmp_path, cache))  # other arguments (here: another recipe) are no dead end
+
+
+def test_an_image_that_changes_while_the_run_goes_on_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = write_folder(tmp_path / "mine", digit_rows(30)[:90])
+    given = options(tmp_path / "out", tmp_path / "cache", data=str(folder), fraction=(1.0,))
+    real = finetune.finetune
+    kept = tmp_path / "kept"
+    shutil.copytree(folder, kept)
+
+    def meddle(*arguments: Any, **more: Any) -> Any:
+        for path in folder.rglob("*.png"):
+            path.write_bytes(digit_rows(30)[-1][1])
+        return real(*arguments, **more)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(finetune, "finetune", meddle)
+        with pytest.raises(DataError, match=r"changed while the run went on: .*/mine/\d/.*\.png"):
+            job.run(given)
+    assert published(tmp_path / "out") == []
+    with pytest.raises(
+        LabelcurveError, match=r"the hash of --data .* there, .*--fresh|two classes"
+    ):
+        job.run(given)
+    shutil.rmtree(folder)
+    shutil.copytree(kept, folder)
+    job.run(given)  # from the checkpoint
+    assert published(tmp_path / "out") == ["mine-scratch-100"]
+
+
+def test_files_that_change_while_they_are_read_are_not_cached(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = write_folder(tmp_path / "mine", digit_rows(30)[:90])
+    changed = folder / "0" / "00000.png"
+    real = data._decode
+
+    def meddle(*arguments: Any) -> Any:
+        found = real(*arguments)
+        changed.write_bytes(digit_rows(30)[-1][1])
+        os.utime(changed, (1, 1))
+        return found
+
+    monkeypatch.setattr(data, "_decode", meddle)
+    with pytest.raises(DataError, match=r"1 files changed while they were read:\n  .*00000\.png"):
+        data.load(str(folder), size=8, cache=tmp_path / "cache", say=lambda _: None)
+    assert list((tmp_path / "cache" / "pixels").iterdir()) == []
+
+
+def test_an_image_under_two_classes_is_reported(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "mine", digit_rows(30)[:90])
+    shutil.copy(folder / "0" / "00000.png", folder / "1" / "again.png")
+    said: list[str] = []
+    data.load(str(folder), size=8, cache=tmp_path / "cache", say=said.append)
+    (line,) = [line for line in said if "two classes" in line]
+    assert line.startswith("mine: 1 train images are there under two classes (same pixels):")
+    assert "00000.png (0)" in line
+    assert "again.png (1)" in line
+
+
+def test_two_runs_into_one_folder_exclude_each_other(tmp_path: Path, cache: Path) -> None:
+    process = subprocess.Popen(
+        [
+            *(str(TRAIN), "--out", str(tmp_path), "--cache", str(cache), *SMALL),
+            *("--extractor", "none", "--epochs", "5000", "--fraction", "0.2"),
+        ],
+        stdout=subprocess.PIPE,
+        text=True,
+        env=environment(cache),
+    )
+    try:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if line.startswith("  1/5000"):
+                break
+        with pytest.raises(LabelcurveError, match=rf"process {process.pid} on .*digits-scratch-20"):
+            job.run(options(tmp_path, cache, epochs=5000))
+        job.run(options(tmp_path, cache, fraction=(0.1,)))  # another bundle, at the same time
+        # SIGTERM: a checkpoint, and out.
+        began = time.monotonic()
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=60)
+        assert time.monotonic() - began < 10
+    finally:
+        process.kill()
+        process.wait()
+    assert process.returncode == 143
+    assert left(tmp_path) == ["checkpoint.pt"]
+
+
+UNSHARE = ["--mount"] if os.geteuid() == 0 else ["--mount", "--user", "--map-root-user"]
+
+
+def apart(
+    script: str, folder: Path, cache: Path, *arguments: str
+) -> subprocess.CompletedProcess[str]:
+    """Runs a script with mounts of its own, which go when it ends."""
+    given = (str(folder), str(TRAIN), str(cache), *arguments)
+    return subprocess.run(
+        ["unshare", *UNSHARE, "sh", "-ec", script, "sh", *given],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=environment(cache),
+        timeout=240,
+    )
+
+
+FULL = """
+mount -t tmpfs -o size=$4 tmpfs "$1"
+"$2" --out "$1" --cache "$3" --data digits --image-size 8 --device cpu --extractor none \
+  --epochs 2 --fraction 0.2 --checkpoint-seconds 0 || echo "exit $?"
+find "$1" -type f -size +0 | grep -v tfevents || true
+umount "$1"
+"""
+
+
+def test_a_disk_without_room_is_an_error_before_the_training(tmp_path: Path, cache: Path) -> None:
+    done = apart(FULL, tmp_path, cache, "12m")
+    assert "exit 1" in done.stdout, done.stderr
+    message = r"a disk with \d+ MB free, and a bundle with its checkpoints takes up to \d+ MB"
+    assert re.search(message, done.stderr)
+    assert "Traceback" not in done.stderr
+    assert "published" not in done.stdout
+    assert str(tmp_path) not in done.stdout.split("exit 1")[1]
+
+
+FILLING = """
+mount -t tmpfs -o size=120m tmpfs "$1"
+( while [ ! -e "$1"/.runs/*/checkpoint.pt ]; do sleep 0.05; done
+  head -c 200m /dev/zero > "$1/.filler" 2>/dev/null || true ) &
+"$2" --out "$1" --cache "$3" --data digits --image-size 8 --device cpu --extractor none \
+  --epochs 3 --fraction 0.2 --checkpoint-seconds 0 || echo "exit $?"
+wait
+find "$1" -name model.onnx; find "$1" -name '*.part'
+rm "$1/.filler"
+echo again
+"$2" --out "$1" --cache "$3" --data digits --image-size 8 --device cpu --extractor none \
+  --epochs 3 --fraction 0.2 --checkpoint-seconds 0
+umount "$1"
+"""
+
+
+def test_a_disk_that_fills_up_loses_a_bundle_and_not_the_work(tmp_path: Path, cache: Path) -> None:
+    done = apart(FILLING, tmp_path, cache)
+    first, again = done.stdout.split("\nagain\n")
+    assert "cannot be written (No space left on device)" in first
+    assert first.endswith("exit 1"), "no half bundle and no half checkpoint is found after it"
+    assert re.search(
+        r"error: cannot write the bundle .*: No space left on device\..*make", done.stderr
+    )
+    assert "Traceback" not in done.stderr
+    assert "going on at epoch" in again
+    assert "published" in again
+    assert done.returncode == 0
+
+
+READ_ONLY = """
+mount -t tmpfs -o ro tmpfs "$1"
+"$2" --out "$1" --cache "$3" --data digits --image-size 8 --device cpu --extractor none --epochs 1
+"""
+
+
+def test_an_output_that_cannot_be_written_is_an_error_before_the_training(
+    tmp_path: Path, cache: Path
+) -> None:
+    done = apart(READ_ONLY, tmp_path, cache)
+    assert done.returncode == 1, done.stderr
+    assert "Read-only file system" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert "epoch" not in done.stdout
+
+
+def test_a_name_that_is_in_the_way_is_an_error(tmp_path: Path, cache: Path) -> None:
+    (tmp_path / "models").write_text("a file")
+    with pytest.raises(BundleError, match=r"--out .*models cannot be made"):
+        job.run(options(tmp_path / "models", cache))

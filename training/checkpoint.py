@@ -1,0 +1,182 @@
+"""Where an interrupted run goes on: one file, written beside and renamed."""
+
+from __future__ import annotations
+
+import io
+import math
+import os
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from bundle.errors import LabelcurveError
+from training import interruption
+
+FORMAT = 1
+
+SECONDS = 45.0
+"""Between two checkpoints; with a step and the writing, less than a minute of work is lost."""
+
+
+class Checkpoint:
+    """The checkpoint of one run.
+
+    Args:
+        path: of the file; its folder is made.
+        key: what the run depends on, by the names that a message may use. A checkpoint that was
+            written for another key is refused.
+        seconds: between two; 0 writes after every step.
+        about: kept beside the state of each checkpoint, made when it is written.
+        say: receives what went wrong, where the run goes on nevertheless.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        key: Mapping[str, object],
+        *,
+        seconds: float = SECONDS,
+        about: Callable[[], dict[str, Any]] = dict,
+        say: Callable[[str], None] = print,
+    ) -> None:
+        self.path = path
+        self._key = {name: _plain(value) for name, value in key.items()}
+        self._seconds = seconds
+        self._about = about
+        self._say = say
+        self._last = time.monotonic()
+        self._failed = False
+
+    def read(self) -> dict[str, Any] | None:
+        """The state that was written last; None where there is none.
+
+        Raises:
+            LabelcurveError: written for another key, or damaged; the message names the difference.
+        """
+        found = self._open()
+        return None if found is None else found["state"]
+
+    def about(self) -> dict[str, Any] | None:
+        """What lies beside the state that was written last; raises as `read` does."""
+        found = self._open()
+        return None if found is None else found["about"]
+
+    def save(self, state: Callable[[], dict[str, Any]], *, healthy: Callable[[], bool]) -> None:
+        """Called after each step: writes when it is time, or when the run is to end now.
+
+        Args:
+            state: makes the state, of what `torch.load` reads with `weights_only`.
+            healthy: whether it is worth going on from: a state with NaN is not.
+
+        Raises:
+            interruption.Stopped: a signal came; the state is written.
+        """
+        stopping = interruption.pending()
+        if (stopping or time.monotonic() - self._last >= self._seconds) and healthy():
+            self.write(state())
+        if stopping:
+            interruption.stop()
+
+    def write(self, state: dict[str, Any]) -> None:
+        """Replaces the checkpoint; where that fails, says so and keeps the one before."""
+        buffer = io.BytesIO()
+        torch.save(
+            {"format": FORMAT, "key": self._key, "about": self._about(), "state": state}, buffer
+        )
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            _replace(self.path, buffer.getbuffer())
+        except OSError as error:
+            if not self._failed:
+                self._say(
+                    f"the checkpoint {self.path} cannot be written ({error.strerror or error}): "
+                    "the run goes on, and an interruption would lose what is not in the one before"
+                )
+            self._failed = True
+        else:
+            if self._failed:
+                self._say(f"the checkpoint {self.path} is written again")
+            self._failed = False
+        self._last = time.monotonic()
+
+    def remove(self) -> None:
+        """Removes the checkpoint, and what a killed process left of one."""
+        for path in (self.path, *_unfinished(self.path)):
+            with suppress(OSError):
+                path.unlink()
+
+    def _open(self) -> dict[str, Any] | None:
+        for left in _unfinished(self.path):
+            with suppress(OSError):
+                left.unlink()
+        if not self.path.exists():
+            return None
+        found: Any = None
+        with suppress(Exception):  # torch raises almost anything on damaged files
+            found = torch.load(self.path, map_location="cpu", weights_only=True)
+        if not isinstance(found, dict) or found.get("format") != FORMAT:
+            raise LabelcurveError(
+                f"the checkpoint {self.path} is damaged or of another release: start over with "
+                "--fresh"
+            )
+        if found["key"] != self._key:
+            raise LabelcurveError(
+                f"{self.path} is the checkpoint of an interrupted run with other arguments: "
+                f"{'; '.join(differences(found['key'], self._key))}. Give those to go on with it, "
+                "or start over with --fresh"
+            )
+        return found
+
+
+def differences(there: Mapping[str, object], here: Mapping[str, object]) -> list[str]:
+    """What differs between two keys, each by name with both values."""
+    lines = []
+    for name in sorted(there.keys() | here.keys()):
+        before, now = there.get(name), here.get(name)
+        if before != now:
+            lines.append(f"{name} {_short(before)} there, {_short(now)} here")
+    return lines
+
+
+def mix(seed: int, *numbers: int) -> int:
+    """A seed for each seed and step, so that randomness depends on nothing but its number."""
+    mixed = np.random.SeedSequence([seed, *numbers]).generate_state(1, np.uint64)[0]
+    return int(mixed >> np.uint64(1))
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, float) and math.isnan(value):
+        return "nan"
+    return value if isinstance(value, bool | int | float | str) or value is None else str(value)
+
+
+def _short(value: object) -> str:
+    text = "none" if value is None else str(value)
+    return text[:12] if len(text) >= 40 and text.isalnum() else text
+
+
+def _unfinished(path: Path) -> list[Path]:
+    return list(path.parent.glob(f".{path.name.lstrip('.')}-*.part"))
+
+
+def _replace(path: Path, content: memoryview) -> None:
+    handle, name = tempfile.mkstemp(
+        prefix=f".{path.name.lstrip('.')}-", suffix=".part", dir=path.parent
+    )
+    beside = Path(name)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        beside.chmod(0o644)
+        beside.replace(path)
+    except BaseException:
+        beside.unlink(missing_ok=True)
+        raise

@@ -1,0 +1,92 @@
+"""SIGTERM and Ctrl-C: the run ends where it can go on from, and soon.
+
+While a loop with checkpoints runs, a signal waits for the end of the step, where the checkpoint is
+written. Elsewhere, and at the second Ctrl-C, it ends the run where it stands. A process that has
+not ended some seconds after SIGTERM, because a step takes long, ends without waiting for it.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NoReturn
+
+GRACE = 7.0
+"""Seconds after SIGTERM; orchestrators kill after ten."""
+
+CODES = {signal.SIGINT: 130, signal.SIGTERM: 143}
+
+
+class Stopped(BaseException):
+    """A signal ended the run, with this exit code."""
+
+    def __init__(self, code: int) -> None:
+        super().__init__(code)
+        self.code = code
+
+
+_came: signal.Signals | None = None
+_waits = False
+
+
+def install() -> None:
+    """Handles SIGTERM and SIGINT from now on; for commands, in their main thread."""
+    for signum in CODES:
+        signal.signal(signum, _handle)
+    read, write = os.pipe()
+    os.set_blocking(write, False)
+    # Bytes arrive here even while the main thread is deep in one long operation of torch.
+    signal.set_wakeup_fd(write, warn_on_full_buffer=False)
+    threading.Thread(target=_watch, args=(read,), daemon=True).start()
+
+
+@contextmanager
+def deferred() -> Iterator[None]:
+    """Inside, the first signal waits until `pending` is asked for; it is raised at the end."""
+    global _waits
+    before, _waits = _waits, True
+    try:
+        yield
+    finally:
+        _waits = before
+    if pending() and not before:
+        stop()
+
+
+def pending() -> bool:
+    """Whether a signal came that waits."""
+    return _came is not None
+
+
+def stop() -> NoReturn:
+    """Ends the run by the signal that waits.
+
+    Raises:
+        Stopped: always.
+    """
+    global _came
+    code = CODES[_came or signal.SIGINT]
+    _came = None
+    raise Stopped(code)
+
+
+def _handle(signum: int, _: object) -> None:
+    global _came
+    again, _came = _came is not None, signal.Signals(signum)
+    if not _waits or again:
+        stop()
+
+
+def _watch(pipe: int) -> None:
+    while received := os.read(pipe, 1):
+        if received[0] == signal.SIGTERM:
+            break
+    time.sleep(GRACE)
+    message = "\nstopped in the middle of a step; the last checkpoint is what is left of the run\n"
+    os.write(sys.__stderr__.fileno() if sys.__stderr__ else 2, message.encode())
+    os._exit(CODES[signal.SIGTERM])

@@ -1,0 +1,88 @@
+"""A lock that dies with its process: two runs never write the same thing."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import platform
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from bundle.errors import LabelcurveError
+
+
+@contextmanager
+def hold(
+    path: Path, busy: str, *, wait: bool = False, say: Callable[[str], None] = print
+) -> Iterator[None]:
+    """Holds the lock file `path`, and removes it at the end.
+
+    Args:
+        path: its folder is made.
+        busy: the message when another process holds it; `{holder}` is who.
+        wait: until the other process is done, instead of raising.
+        say: receives `busy` when it waits, and that a file system has no locks.
+
+    Raises:
+        LabelcurveError: another process holds it, or it cannot be written.
+    """
+    told = False
+    while True:
+        descriptor = _open(path)
+        if _taken(descriptor, path, say) and _is(descriptor, path):
+            break
+        message = busy.format(holder=_holder(descriptor))
+        os.close(descriptor)
+        if not path.exists():  # whoever held it is done
+            continue
+        if not wait:
+            raise LabelcurveError(message)
+        if not told:
+            say(message)
+            told = True
+        time.sleep(0.2)
+    try:
+        # For the message of who comes next; without room for it the lock holds all the same.
+        with suppress(OSError):
+            os.truncate(descriptor, 0)
+            os.pwrite(descriptor, f"process {os.getpid()} on {platform.node()}".encode(), 0)
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+        os.close(descriptor)
+
+
+def _open(path: Path) -> int:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    except OSError as error:
+        raise LabelcurveError(
+            f"{path} cannot be written: {error.strerror}. Change the owner of the folder, make "
+            "room, or name another one"
+        ) from error
+
+
+def _taken(descriptor: int, path: Path, say: Callable[[str], None]) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
+            return False
+        say(f"{path}: this file system has no locks ({error.strerror}): going on without one")
+    return True
+
+
+def _is(descriptor: int, path: Path) -> bool:
+    """Whether the open file is the one that lies there: its last holder may have removed it."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+def _holder(descriptor: int) -> str:
+    return os.pread(descriptor, 200, 0).decode(errors="replace") or "another process"
