@@ -1,4 +1,4 @@
-"""What `train` does when the machine, the disk or the data let it down: docs/operating-training.md."""
+"""What `train` does when machine, disk or data let it down: docs/operating-training.md."""
 
 from __future__ import annotations
 

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from training.recipes import Optimisation, Recipe, pretraining, recipe, work
@@ -23,7 +25,8 @@ def test_the_reference_preset_is_the_published_fine_tuning() -> None:
 
 
 def planned(n_labels: int, **options: bool) -> Recipe:
-    return recipe("default", n_labels, **({"flip": True, "unlabelled": False} | options))
+    flags: dict[str, Any] = {"flip": True, "unlabelled": False} | options
+    return recipe("default", n_labels, **flags)
 
 
 @pytest.mark.parametrize("unlabelled", [True, False])
