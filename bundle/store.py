@@ -105,14 +105,18 @@ def publish(
 def names(root: Path) -> list[str]:
     """Names under `root` that have a current bundle, sorted.
 
+    In a copy that lost every link, the only version of a name is its current one.
+
     Raises:
         BundleError: `root` is no folder, or holds no bundle.
     """
     if not root.is_dir():
         raise BundleError(f"no folder {root}: name the folder that `train --out` wrote")
     found = sorted(
-        entry.name for entry in root.iterdir() if not entry.name.startswith(".") and _current(entry)
-    )
+        entry.name
+        for entry in root.iterdir()
+        if not entry.name.startswith(".") and (entry / CURRENT).is_symlink()
+    ) or sorted(_unlinked(root))
     if not found:
         raise BundleError(
             f"no bundle in {root}: it should hold NAME/VERSION/{GRAPH} with a link NAME/{CURRENT}; "
@@ -126,7 +130,8 @@ class Found:
     """What a folder holds under one name, unread."""
 
     current: str | None
-    """Version that the link `current` points to; None where there is no such link."""
+    """Version that the link `current` points to, or the only one in a copy that lost every link;
+    None where there is neither."""
     versions: dict[str, tuple[int, ...]]
     """Versions that have a manifest, each with a stamp that changes when its files are written
     again."""
@@ -148,6 +153,8 @@ def scan(root: Path) -> dict[str, Found]:
             versions = {v: _stamp(folder / v) for v in _versions(folder) if v != CURRENT}
             if current is not None or versions:
                 found[folder.name] = Found(current, versions)
+        for name, version in _unlinked(root).items():
+            found[name] = Found(version, found[name].versions)
     except OSError as error:
         raise BundleError(f"cannot read the folder {root}: {error.strerror}") from error
     return found
@@ -171,7 +178,7 @@ def read(root: Path, name: str, version: str | None = None) -> Bundle:
     Raises:
         BundleError: missing, damaged, or of a schema or preprocessing that this release lacks.
     """
-    path = root / name / (version or _current(root / name) or CURRENT)
+    path = root / name / (version or _unlinked(root).get(name) or CURRENT)
     try:
         path = path.resolve(strict=True)
         graph = (path / GRAPH).read_bytes()
@@ -234,15 +241,18 @@ def _variants(path: Path, manifest: Manifest) -> dict[str, bytes]:
     return found
 
 
-def _current(folder: Path) -> str | None:
-    """What leads to the current version: the link, or the only version where there is no link.
+def _unlinked(root: Path) -> dict[str, str]:
+    """The only version of each name that has one, in a folder where no name has a link.
 
-    Object stores, and BentoML's bentos, copy files and leave links out.
+    Object stores and BentoML's bentos copy files and leave links out.
     """
-    if (folder / CURRENT).is_symlink():
-        return CURRENT
-    there = [version for version in _versions(folder) if version != CURRENT]
-    return there[0] if len(there) == 1 else None
+    if any(link.is_symlink() for link in root.glob(f"[!.]*/{CURRENT}")):
+        return {}
+    there = {
+        folder.name: [version for version in _versions(folder) if version != CURRENT]
+        for folder in root.glob("[!.]*")
+    }
+    return {name: versions[0] for name, versions in there.items() if len(versions) == 1}
 
 
 def _versions(folder: Path) -> list[str]:
