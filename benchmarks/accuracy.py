@@ -2,25 +2,39 @@
 
 from __future__ import annotations
 
+import hashlib
+import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, fields
+from pathlib import Path
+from time import perf_counter
+from zipfile import BadZipFile
 
 import numpy as np
+import onnxruntime
 from numpy.typing import NDArray
 from scipy.stats import binomtest
 from sklearn.metrics import classification_report, confusion_matrix
 
+from benchmarks import calibration
 from benchmarks.record import Accuracy, ClassScore
 from benchmarks.session import Session
+from benchmarks.statistics import bootstrap_f1, estimate, pack
+from bundle import preprocess
 from bundle.errors import DataError, ImageError
-from bundle.machine import cores
+from bundle.machine import cores, cpu_name
 from bundle.preprocess import prepare
 from bundle.store import Bundle
 from training.data import Data, Split
 
 CHUNK = 256
 """Images decoded at a time: bounds memory whatever the size of the split."""
+
+
+FORMAT = 1
+"""Of the kept answers: part of their key."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +47,15 @@ class Predictions:
     """[N] probability of the first class minus that of the second."""
     true_probability: NDArray[np.float32]
     """[N] probability of the true class."""
+    confidence: NDArray[np.float32]
+    """[N] probability of the first class."""
+    brier: NDArray[np.float32]
+    """[N] squared distance of the probabilities from the truth, summed over the classes."""
+
+    def right(self, truth: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """bool [N]: which images have their true class first."""
+        found: NDArray[np.bool_] = self.labels == truth
+        return found
 
 
 def check(bundles: Sequence[Bundle], data: Data) -> None:
@@ -54,9 +77,21 @@ def check(bundles: Sequence[Bundle], data: Data) -> None:
 
 
 def predict(
-    bundles: Sequence[Bundle], test: Split, say: Callable[[str], None] = print
+    bundles: Sequence[Bundle],
+    data: Data,
+    cache: Path | None = None,
+    say: Callable[[str], None] = print,
 ) -> dict[str, Predictions]:
     """Runs every bundle on the original bytes of every test image.
+
+    A bundle never changes, and neither does what it says of the same images: answers are kept in
+    the cache, by the versions of bundle, data, preprocessing and ONNX Runtime and by the processor.
+
+    Args:
+        bundles: the models.
+        data: its test split.
+        cache: folder of kept answers; None keeps nothing.
+        say: receives progress.
 
     Returns:
         Predictions by bundle name.
@@ -64,11 +99,21 @@ def predict(
     Raises:
         DataError: the bytes of a test image cannot be used.
     """
+    test = data.test
+    kept = {bundle.name: _kept(bundle, data, cache) for bundle in bundles}
+    found: dict[str, Predictions] = {}
+    for name, path in kept.items():
+        if path and (old := _read(path, len(test.labels))):
+            found[name] = old
+    fresh = {bundle.name: bundle for bundle in bundles if bundle.name not in found}
+    if len(fresh) < len(bundles):
+        say(f"  {len(bundles) - len(fresh)} of {len(bundles)} models: answers are in the cache")
     n_cores = cores()
-    sessions = {bundle.name: Session(bundle, n_cores) for bundle in bundles}
-    sizes = {bundle.name: bundle.manifest.preprocessing.size for bundle in bundles}
-    parts: dict[str, list[NDArray[np.float32]]] = {bundle.name: [] for bundle in bundles}
+    sessions = {name: Session(bundle, n_cores) for name, bundle in fresh.items()}
+    sizes = {name: bundle.manifest.preprocessing.size for name, bundle in fresh.items()}
+    parts: dict[str, list[NDArray[np.float32]]] = {name: [] for name in fresh}
     n = len(test.labels)
+    clock = perf_counter()
     with ThreadPoolExecutor(n_cores) as pool:
         for size in sorted(set(sizes.values())):
             step = max(1, n // 4 // CHUNK)
@@ -77,8 +122,43 @@ def predict(
                     if sizes[name] == size:
                         parts[name].append(session.probabilities(images))
                 if (index + 1) % step == 0:
-                    say(f"  {min(n, (index + 1) * CHUNK):,} of {n:,} test images at {size} px")
-    return {name: _predictions(np.concatenate(part), test.labels) for name, part in parts.items()}
+                    done = min(n, (index + 1) * CHUNK)
+                    left = (perf_counter() - clock) / done * (n - done)
+                    say(f"  {done:,} of {n:,} test images at {size} px, {left:.0f} s left")
+
+    for name, part in parts.items():
+        found[name] = _predictions(np.concatenate(part), test.labels)
+        if path := kept[name]:
+            _write(path, found[name])
+    return {bundle.name: found[bundle.name] for bundle in bundles}
+
+
+def _kept(bundle: Bundle, data: Data, cache: Path | None) -> Path | None:
+    if cache is None:
+        return None
+    parts = (bundle.version, data.hash, preprocess.VERSION, onnxruntime.__version__, cpu_name())
+    key = hashlib.sha256("\n".join(map(str, (FORMAT, *parts))).encode()).hexdigest()[:20]
+    return cache / "answers" / f"{bundle.name}-{key}.npz"
+
+
+def _read(path: Path, n: int) -> Predictions | None:
+    try:
+        with np.load(path) as arrays:
+            found = Predictions(**{field.name: arrays[field.name] for field in fields(Predictions)})
+    except (OSError, ValueError, KeyError, BadZipFile):
+        return None
+    return found if len(found.labels) == n else None
+
+
+def _write(path: Path, predictions: Predictions) -> None:
+    """Beside and then renamed; a cache that cannot be written is done without."""
+    with suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".part", delete=False) as file:
+            np.savez_compressed(
+                file, **{f.name: getattr(predictions, f.name) for f in fields(Predictions)}
+            )
+        Path(file.name).replace(path)
 
 
 def _chunks(test: Split, size: int, pool: ThreadPoolExecutor) -> Iterator[NDArray[np.uint8]]:
@@ -95,10 +175,13 @@ def _chunks(test: Split, size: int, pool: ThreadPoolExecutor) -> Iterator[NDArra
 
 def _predictions(probabilities: NDArray[np.float32], labels: NDArray[np.int64]) -> Predictions:
     two = np.sort(probabilities, axis=1)[:, -2:]
+    true = probabilities[np.arange(len(labels)), labels]
     return Predictions(
         labels=probabilities.argmax(axis=1).astype(np.int64),
         margin=two[:, 1] - two[:, 0],
-        true_probability=probabilities[np.arange(len(labels)), labels],
+        true_probability=true,
+        confidence=two[:, 1],
+        brier=(probabilities**2).sum(axis=1) - 2 * true + 1,
     )
 
 
@@ -114,9 +197,12 @@ def score(bundle: Bundle, predictions: Predictions, data: Data) -> Accuracy:
         output_dict=True,
         zero_division=0,
     )
-    right = int(np.sum(predictions.labels == truth))
+    correct = predictions.right(truth)
+    right = int(correct.sum())
     accuracy = right / len(truth)
     interval = binomtest(right, len(truth)).proportion_ci(method="wilson")
+    confusion = confusion_matrix(truth, predictions.labels, labels=classes)
+    f1 = estimate(report["weighted avg"]["f1-score"], bootstrap_f1(confusion))
     weighted = report["weighted avg"]
     said = bundle.manifest.test.accuracy if bundle.manifest.test else None
     return Accuracy(
@@ -137,13 +223,16 @@ def score(bundle: Bundle, predictions: Predictions, data: Data) -> Accuracy:
             )
             for name in names
         },
-        confusion=tuple(
-            tuple(int(count) for count in row)
-            for row in confusion_matrix(truth, predictions.labels, labels=classes)
-        ),
+        confusion=tuple(tuple(int(count) for count in row) for row in confusion),
         manifest_accuracy=said,
         difference=None if said is None else accuracy - said,
         same_data=bundle.manifest.dataset.hash == data.hash,
+        f1_low=f1.low,
+        f1_high=f1.high,
+        calibration=calibration.measure(
+            predictions.confidence, correct, predictions.true_probability, predictions.brier
+        ),
+        right=pack(correct),
     )
 
 

@@ -19,7 +19,8 @@ from pathlib import Path
 import httpx
 import tyro
 
-from benchmarks import cli, server
+from benchmarks import cli, job, server
+from benchmarks.job import Bench
 from benchmarks.processes import child, command, end_on_signals
 from bundle.errors import LabelcurveError
 from training import data as datasets
@@ -39,6 +40,8 @@ class Demo:
     """At most so many epochs, for a quick look."""
     load_seconds: int = 6
     """Load for each model."""
+    step_seconds: float = 1.5
+    """Length of each step from one client to saturation; 0 leaves them out."""
     latency_seconds: float = 5.0
     """Session latency of all models together."""
 
@@ -55,17 +58,18 @@ def run(demo: Demo, say: Callable[[str], None]) -> None:
     data = datasets.load(DATA, say=lambda _: None)
     with server.started(models, demo.out / "serve.log", say) as service:
         classify(service.url, data, demo.out / "digit.png", say)
-        bench = cli.Bench(
+        bench = Bench(
             models=models,
             data=DATA,
             url=service.url,
             out=demo.out,
             load_seconds=demo.load_seconds,
-            rounds=2,
+            step_seconds=demo.step_seconds,
+            clients=(1, 4, 16),
             latency_seconds=demo.latency_seconds,
         )
         say("")
-        result, paths = cli.run(bench, say, ["python", "-m", "benchmarks.demo", *sys.argv[1:]])
+        result, paths = job.run(bench, say, ["python", "-m", "benchmarks.demo", *sys.argv[1:]])
     cli.show(result, paths)
     say(f"Models: {models}  ({time.monotonic() - begin:.0f} s in all; everything is stopped)")
     if cli.failed(result):

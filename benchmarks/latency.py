@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from benchmarks.record import BatchLatency, Latency
 from benchmarks.session import PROVIDER, Session
+from benchmarks.windows import agree
 from bundle.store import Bundle
 
 BATCHES = (1, 2, 4, 8, 16, 32, 64)
@@ -102,4 +103,5 @@ def _summary(batch: int, rounds: list[list[float]]) -> BatchLatency:
         p50_low_ms=min(medians),
         p50_high_ms=max(medians),
         images_per_s=batch / float(times.mean()) * 1e3,
+        stable=agree(medians),
     )

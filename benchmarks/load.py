@@ -1,28 +1,33 @@
 """The load test: locust against `POST /classify`, in rounds over the models.
 
 Closed loop: each of `users` clients waits for its answer before it sends again. The models take
-turns, so that the machine's drift hits all of them; percentiles come from the raw latencies.
+turns, so that the machine's drift hits all of them; percentiles come from the raw latencies, and
+the stages from what each answer says of itself (`Server-Timing`).
 """
 
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from benchmarks.accuracy import Predictions
-from benchmarks.processes import child, cpu_seconds
-from benchmarks.record import Load
+from benchmarks.processes import child, cpu_seconds, memory_mb
+from benchmarks.record import Load, Stage
 from benchmarks.server import Server
+from benchmarks.windows import BUSY, N_WINDOWS, Request, cut, stable
 from bundle.errors import LabelcurveError
 from training.data import Data
 
@@ -35,38 +40,74 @@ MARGIN = 0.01
 their first label is not checked."""
 
 
+STAGES = ("decode", "queue", "inference", "encode")
+_STAGE = re.compile(r"(\w+);dur=([\d.]+)")
+
+
 @dataclass(frozen=True)
 class Round:
     """What one locust run recorded between the start of its last client and the stop."""
 
-    seconds: float
-    latencies: tuple[float, ...]
-    """Of the answered requests, in ms."""
-    errors: tuple[str, ...]
+    begin: float
+    end: float
+    """Seconds since the epoch."""
+    requests: tuple[Request, ...]
+    """Those that ended between the two."""
     client_seconds: float
     """CPU time of the load generator."""
     server_seconds: float | None
     """CPU time of the service over the whole run."""
     n_sent: int
     """Requests over the whole run."""
+    processes: int = 1
+    """Of the load generator."""
+
+    @property
+    def latencies(self) -> list[float]:
+        """Of the answered requests, in ms."""
+        return [request.latency_ms for request in self.requests if request.error is None]
+
+    @property
+    def errors(self) -> list[str]:
+        """Of the others."""
+        return [request.error for request in self.requests if request.error is not None]
+
+
+@contextmanager
+def images_for(
+    data: Data, predictions: Mapping[str, Predictions]
+) -> Iterator[tuple[Path, dict[str, int]]]:
+    """A folder of what locust needs, and how many images each model has a clear answer for."""
+    with TemporaryDirectory(prefix="labelcurve-load-") as work:
+        folder = Path(work)
+        names = write_images(folder / "images", data)
+        yield (
+            folder,
+            {
+                name: write_expected(
+                    folder / f"{name}.expected.json", names, said, data.class_names
+                )
+                for name, said in predictions.items()
+            },
+        )
 
 
 def measure(
-    server: Server,
-    data: Data,
-    predictions: Mapping[str, Predictions],
+    servers: Mapping[str, Server],
+    folder: Path,
+    checked: Mapping[str, int],
     *,
     users: int,
     seconds: int,
     rounds: int,
     say: Callable[[str], None] = print,
 ) -> dict[str, Load]:
-    """Loads the service with each model in turn.
+    """Loads each model in turn.
 
     Args:
-        server: serves every model in `predictions`.
-        data: test images are sent as their original bytes.
-        predictions: offline predictions by model, which the answers must repeat.
+        servers: the service of each model.
+        folder: as `images_for` gives it.
+        checked: images whose answers are held against the offline prediction, by model.
         users: clients at a time.
         seconds: load for each model, divided among the rounds.
         rounds: turns of each model.
@@ -79,29 +120,28 @@ def measure(
         LabelcurveError: locust measured nothing.
     """
     turn = max(1, round(seconds / rounds))
-    results: dict[str, list[Round]] = {name: [] for name in predictions}
-    with TemporaryDirectory(prefix="labelcurve-load-") as work:
-        folder = Path(work)
-        names = write_images(folder / "images", data)
-        checked = {
-            name: write_expected(
-                folder / f"{name}.expected.json", names, predicted, data.class_names
+    results: dict[str, list[Round]] = {name: [] for name in servers}
+    for number in range(rounds):
+        # Forth and back, so that a drift within a round favours nobody.
+        for name in list(results)[:: 1 if number % 2 == 0 else -1]:
+            done = results[name]
+            record = run(
+                servers[name], folder, name,
+                ["--users", str(users), "--spawn-rate", str(users), "--measure", str(turn)],
+                turn,
+            )  # fmt: skip
+            done.append(read_round(*record))
+            last = done[-1]
+            say(
+                f"  round {number + 1} of {rounds}  {name}: "
+                f"{len(last.latencies) / (last.end - last.begin):,.0f} requests/s, "
+                f"{len(last.errors)} errors"
             )
-            for name, predicted in predictions.items()
-        }
-        for number in range(rounds):
-            # Forth and back, so that a drift within a round favours nobody.
-            for name in list(results)[:: 1 if number % 2 == 0 else -1]:
-                done = results[name]
-                done.append(_run(server, folder, name, users, turn))
-                last = done[-1]
-                say(
-                    f"  round {number + 1} of {rounds}  {name}: "
-                    f"{len(last.latencies) / last.seconds:,.0f} requests/s, "
-                    f"{len(last.errors)} errors"
-                )
     return {
-        name: summarise(done, users, server.local, checked[name]) for name, done in results.items()
+        name: summarise(
+            done, users, servers[name].local, checked.get(name, 0), memory(servers[name])
+        )
+        for name, done in results.items()
     }
 
 
@@ -131,16 +171,33 @@ def write_expected(
     return len(expected)
 
 
-def _run(server: Server, folder: Path, name: str, users: int, seconds: int) -> Round:
+def run(
+    server: Server, folder: Path, name: str, options: Sequence[str], seconds: float
+) -> tuple[dict[str, Any], float | None]:
+    """One run of the locustfile.
+
+    Args:
+        server: where to.
+        folder: as `images_for` gives it.
+        name: the model.
+        options: of locust and the locustfile: how many clients, how long, which rate.
+        seconds: how long that will take.
+
+    Returns:
+        What `recorder.Recorder` wrote, and the CPU seconds of the service, if they can be seen.
+
+    Raises:
+        LabelcurveError: locust measured nothing.
+    """
     record, log = folder / "record.json", folder / "locust.log"
     record.unlink(missing_ok=True)
-    arguments = [sys.executable, "-m", "locust", "-f", str(LOCUSTFILE), "--host", server.url]
-    arguments += ["--headless", "--only-summary", "--users", str(users)]
-    # All clients within a second, whatever their number; the stop waits for answers under way.
-    arguments += ["--spawn-rate", str(users), "--run-time", f"{seconds + START_SECONDS}s"]
-    arguments += ["--measure", str(seconds)]
-    arguments += ["--stop-timeout", "10", "--images", str(folder / "images"), "--model", name]
-    arguments += ["--expected", str(folder / f"{name}.expected.json"), "--record", str(record)]
+    arguments = [sys.executable, "-m", "locust", "-f", str(LOCUSTFILE), "Raw"]
+    arguments += ["--host", server.url, "--headless", "--only-summary", *options]
+    # The stop waits for answers under way.
+    arguments += ["--run-time", f"{seconds + START_SECONDS:.0f}s", "--stop-timeout", "10"]
+    arguments += ["--images", str(folder / "images"), "--model", name, "--record", str(record)]
+    if (expected := folder / f"{name}.expected.json").exists():
+        arguments += ["--expected", str(expected)]
     before = _cpu(server)
     with log.open("wb") as output, child(arguments, output) as process:
         try:
@@ -154,37 +211,47 @@ def _run(server: Server, folder: Path, name: str, users: int, seconds: int) -> R
             f"the load test of {name} measured nothing: locust "
             f"{'did not end' if status is None else f'ended with status {status}'}\n{tail}"
         )
-    return read_record(record, None if before is None or after is None else after - before)
+    found = None if before is None or after is None else after - before
+    return json.loads(record.read_text()), found
 
 
-def read_record(path: Path, server_seconds: float | None = None) -> Round:
-    """The measured part of what `locustfile.Recorder` wrote."""
-    raw = json.loads(path.read_text())
-    begin, end = raw["spawned"], raw["stopping"]
-    kept = [
-        (latency, error)
-        for start, latency, error in raw["requests"]
-        if begin <= start + latency / 1e3 <= end
-    ]
+def requests(record: Mapping[str, Any]) -> list[Request]:
+    """The requests of a record."""
+    return [Request(*request) for request in record["requests"]]
+
+
+def read_round(record: Mapping[str, Any], server_seconds: float | None = None) -> Round:
+    """The measured part of what `recorder.Recorder` wrote."""
+    begin, end = record["spawned"], record["stopping"]
     return Round(
-        seconds=end - begin,
-        latencies=tuple(latency for latency, error in kept if error is None),
-        errors=tuple(error for _, error in kept if error is not None),
-        client_seconds=raw["cpu_seconds"],
+        begin=begin,
+        end=end,
+        requests=tuple(r for r in requests(record) if begin <= r.end <= end),
+        client_seconds=record["cpu_seconds"],
         server_seconds=server_seconds,
-        n_sent=len(raw["requests"]),
+        n_sent=len(record["requests"]),
+        processes=record["processes"],
     )
 
 
-def summarise(rounds: Sequence[Round], users: int, local: bool, n_checked: int) -> Load:
+def summarise(
+    rounds: Sequence[Round],
+    users: int,
+    local: bool,
+    n_checked: int,
+    server_memory_mb: float | None = None,
+) -> Load:
     """Figures of all rounds of one model."""
     latencies = np.concatenate([np.asarray(done.latencies, np.float64) for done in rounds])
     errors = [message for done in rounds for message in done.errors]
-    rates = [len(done.latencies) / done.seconds for done in rounds]
-    seconds = sum(done.seconds for done in rounds)
+    rates = [len(done.latencies) / (done.end - done.begin) for done in rounds]
+    seconds = sum(done.end - done.begin for done in rounds)
     p50, p95, p99 = np.percentile(latencies, (50, 95, 99)) if len(latencies) else (None,) * 3
     server = [done.server_seconds for done in rounds if done.server_seconds is not None]
     n_sent = sum(done.n_sent for done in rounds)
+    # A round is a window; of fewer rounds than the rule needs, each is cut.
+    parts = 1 if len(rounds) >= N_WINDOWS else N_WINDOWS
+    windows = [w for done in rounds for w in cut(done.requests, done.begin, done.end, parts)]
     return Load(
         users=users,
         same_machine=local,
@@ -204,7 +271,34 @@ def summarise(rounds: Sequence[Round], users: int, local: bool, n_checked: int) 
         server_cpu_ms=(
             sum(server) / n_sent * 1e3 if len(server) == len(rounds) and n_sent else None
         ),
+        stages=stages([request for done in rounds for request in done.requests]),
+        windows=tuple(windows),
+        stable=stable(windows),
+        server_memory_mb=server_memory_mb,
     )
+
+
+def stages(answered: Sequence[Request]) -> dict[str, Stage]:
+    """Time by stage of the answered requests; empty where the service does not tell."""
+    rows = []
+    for request in answered:
+        if request.error is None and request.timing:
+            found = {name: float(value) for name, value in _STAGE.findall(request.timing)}
+            rows.append([*(found.get(name, 0.0) for name in STAGES), request.latency_ms])
+    if not rows:
+        return {}
+    times = np.asarray(rows)
+    # Network, HTTP on both sides, and waiting for a core: what nobody else accounts for.
+    other = np.maximum(0.0, times[:, -1] - times[:, :-1].sum(axis=1))
+    columns = [*times[:, :-1].T, other]
+    return {
+        name: Stage(
+            mean_ms=float(column.mean()),
+            p50_ms=float(np.percentile(column, 50)),
+            p99_ms=float(np.percentile(column, 99)),
+        )
+        for name, column in zip((*STAGES, "other"), columns, strict=True)
+    }
 
 
 def doubts(name: str, load: Load) -> list[str]:
@@ -213,7 +307,7 @@ def doubts(name: str, load: Load) -> list[str]:
     if load.errors:
         reasons = "; ".join(f"{count} x {message}" for message, count in load.messages.items())
         found.append(f"{name}: {load.errors:,} of {load.n:,} requests FAILED ({reasons})")
-    if load.client_cpu > 0.9:
+    if load.client_cpu > BUSY:
         found.append(
             f"{name}: the load generator was busy {load.client_cpu:.0%} of the time: requests/s "
             "and latencies are its limit, not the service's"
@@ -225,3 +319,19 @@ def doubts(name: str, load: Load) -> list[str]:
 
 def _cpu(server: Server) -> float | None:
     return None if server.pid is None else cpu_seconds(server.pid)
+
+
+def memory(server: Server) -> float | None:
+    """Memory of the service's processes in MB; None where it cannot be seen."""
+    return None if server.pid is None else memory_mb(server.pid)
+
+
+def unstable(loads: Mapping[str, Load]) -> list[str]:
+    """One line for all models whose windows disagree."""
+    names = [name for name, found in loads.items() if found.stable is False and found.n]
+    if not names:
+        return []
+    return [
+        f"UNSTABLE under load: {', '.join(names)}: requests/s or p50 of the last three windows are "
+        "more than 10 % apart: measure again on a quieter machine, or longer"
+    ]

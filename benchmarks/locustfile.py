@@ -1,22 +1,37 @@
-"""Load for `POST /classify`: raw image bytes, every answer checked.
+"""Load for `POST /classify`, every answer checked.
 
     locust -f benchmarks/locustfile.py --host http://127.0.0.1:3000
 
+Kinds of clients, all of them by their weights unless some are named on the command line:
+    Raw         image bytes as the body
+    Multipart   the same as a form
+    MixedSizes  JPEG and PNG from 32 to 1,920 pixels
+    BadInput    what is no image, is cut off, or asks for nonsense: must be refused politely
+
 Options of its own, also as environment variables:
     --images DIR      LABELCURVE_IMAGES    image files to send; without it a generated image
-    --model NAME      LABELCURVE_MODEL     the model to ask; without it the service's default
+    --model NAMES     LABELCURVE_MODEL     the model to ask, or several by weight: a=3,b=1;
+                                           without it the service's default
     --expected FILE   LABELCURVE_EXPECTED  JSON, file name to label: the first label must be it
-    --record FILE     LABELCURVE_RECORD    raw latencies as JSON, see `Recorder`
+    --rate N          LABELCURVE_RATE      N arrivals a second (Poisson), whether or not answers
+                                           come back; without it each client waits for its answer
+    --steps LIST      LABELCURVE_STEPS     clients step by step, as 1,2,4,8: to saturation
+    --step-seconds N  LABELCURVE_STEP_SECONDS
     --measure N       LABELCURVE_MEASURE   end N seconds after the last user has started
+    --record FILE     LABELCURVE_RECORD    raw latencies as JSON, see recorder.py
 
 An answer fails when its status is not 200, when it is no list of labels with descending scores,
 when a label is not one of the model's classes, when another model answered than was asked, or
-when the first label is not the expected one.
+when the first label is not the expected one. With --master and --worker, or --processes, the
+workers' raw latencies are put together by the master. At the end it says when the load generator
+itself was the limit.
 """
 
 from __future__ import annotations
 
 import json
+import os
+import sys
 import time
 from io import BytesIO
 from mimetypes import guess_type
@@ -27,111 +42,95 @@ from urllib.parse import quote
 
 import gevent
 import numpy as np
-from locust import FastHttpUser, constant, events, task
+from locust import FastHttpUser, LoadTestShape, constant, events, task
 from locust.argument_parser import LocustArgumentParser
 from locust.env import Environment
+from locust.runners import WorkerRunner
 from PIL import Image
 
-CLASSIFY = "/classify"
+from benchmarks.recorder import CLASSIFY, Recorder
+
+IN_FLIGHT = 1000
+"""Requests under way at a fixed rate before further ones wait; their wait counts as latency."""
+SIDES = (32, 128, 512, 1024, 1920)
+"""Of the images that MixedSizes sends, in pixels."""
+
+
+_OPTIONS: dict[str, tuple[str, type, object, str]] = {
+    "images": ("folder", str, "", "Folder of image files to send. Default: one generated image"),
+    "model": ("name[=weight],...", str, "", "Model to ask. Default: the service's own choice"),
+    "expected": ("file", str, "", "JSON object of file names and the label that must come first"),
+    "rate": ("per second", float, 0.0, "Arrivals a second of all users together. Default: no rate"),
+    "steps": ("users,...", str, "", "Numbers of users, one after the other, to saturation"),
+    "step-seconds": ("seconds", float, 6.0, "Length of a step. Default: 6"),
+    "measure": ("seconds", float, 0.0, "End so long after the last user has started"),
+    "record": ("file", str, "", "File for the raw latencies, as JSON"),
+}
 
 
 def _add_options(parser: LocustArgumentParser) -> None:
     group = parser.add_argument_group("Labelcurve")
-    group.add_argument(
-        "--images",
-        metavar="<folder>",
-        default="",
-        env_var="LABELCURVE_IMAGES",
-        help="Folder of image files to send. Default: one generated image",
-    )
-    group.add_argument(
-        "--model",
-        metavar="<name>",
-        default="",
-        env_var="LABELCURVE_MODEL",
-        help="Model to ask. Default: the service's own choice",
-    )
-    group.add_argument(
-        "--expected",
-        metavar="<file>",
-        default="",
-        env_var="LABELCURVE_EXPECTED",
-        help="JSON object of file names and the label that must come first",
-    )
-    group.add_argument(
-        "--record",
-        metavar="<file>",
-        default="",
-        env_var="LABELCURVE_RECORD",
-        help="File for the raw latencies, as JSON",
-    )
-    group.add_argument(
-        "--measure",
-        metavar="<seconds>",
-        type=float,
-        default=0.0,
-        env_var="LABELCURVE_MEASURE",
-        help="End so long after the last user has started. Default: --run-time decides",
-    )
+    for name, (metavar, kind, default, text) in _OPTIONS.items():
+        group.add_argument(
+            f"--{name}",
+            metavar=f"<{metavar}>",
+            type=kind,
+            default=default,
+            env_var=f"LABELCURVE_{name.replace('-', '_').upper()}",
+            help=text,
+        )
 
 
-class Recorder:
-    """Raw latencies, for percentiles that are not rounded.
+def _given(option: str, variable: str) -> bool:
+    """Whether an option is set, before locust has parsed the command line."""
+    named = any(argument.partition("=")[0] == option for argument in sys.argv)
+    return named or bool(os.environ.get(variable))
 
-    Writes `{"spawned", "stopping", "cpu_seconds", "requests"}`: when all users were running, when
-    the end began (seconds since the epoch), CPU time of this process between the two, and
-    `[start in seconds since the epoch, latency in ms, error or null]` a request.
-    """
 
-    def __init__(self, path: Path, environment: Environment) -> None:
-        self.path = path
-        self.requests: list[tuple[float, float, str | None]] = []
-        self.spawned: tuple[float, float] | None = None
-        self.stopping: tuple[float, float] | None = None
-        environment.events.request.add_listener(self.on_request)
-        environment.events.spawning_complete.add_listener(self.on_spawned)
-        environment.events.test_stopping.add_listener(self.on_stopping)
-        environment.events.quitting.add_listener(self.on_quitting)
+class Steps(LoadTestShape):
+    """Users step by step as --steps says, each for --step-seconds once its users are running."""
 
-    def on_request(
-        self,
-        name: str,
-        start_time: float,
-        response_time: float,
-        exception: Exception | None,
-        **_: Any,
-    ) -> None:
-        """Keeps one request."""
-        if name == CLASSIFY:
-            error = None if exception is None else str(exception) or type(exception).__name__
-            self.requests.append((start_time, response_time, error))
+    abstract = not _given("--steps", "LABELCURVE_STEPS")
 
-    def on_spawned(self, **_: Any) -> None:
-        """All users are running: the measured time begins."""
-        self.spawned = (time.time(), time.process_time())
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.index = 0
+        self.mark: tuple[float, float] | None = None
 
-    def on_stopping(self, **_: Any) -> None:
-        """The measured time ends."""
-        self.stopping = (time.time(), time.process_time())
+    def tick(self) -> tuple[int, float] | None:
+        """The users of the current step; None after the last."""
+        assert self.runner is not None
+        environment = self.runner.environment
+        options, recorder = _options(environment), _recorders[environment]
+        steps = [int(part) for part in options.steps.split(",")]
+        if self.index == len(steps):
+            return None
+        users = steps[self.index]
+        now = time.time()
+        if self.mark is None and self.runner.user_count == users:
+            self.mark = (now, recorder.cpu_seconds())
+        if self.mark is not None and now - self.mark[0] >= options.step_seconds:
+            cpu = recorder.cpu_seconds() - self.mark[1]
+            recorder.steps.append(
+                {"users": users, "begin": self.mark[0], "end": now, "cpu_seconds": cpu}
+            )
+            self.mark = None
+            self.index += 1
+            if self.index == len(steps):
+                return None
+        return steps[self.index], float(max(steps))
 
-    def on_quitting(self, **_: Any) -> None:
-        """Writes the file; without both marks nothing was measured and none is written."""
-        if self.spawned is None or self.stopping is None:
-            return
-        record = {
-            "spawned": self.spawned[0],
-            "stopping": self.stopping[0],
-            "cpu_seconds": self.stopping[1] - self.spawned[1],
-            "requests": self.requests,
-        }
-        self.path.write_text(json.dumps(record))
+
+_recorders: dict[Environment, Recorder] = {}
 
 
 def _prepare(environment: Environment, runner: Any, **_: Any) -> None:
     options = _options(environment)
-    if options.record:
-        Recorder(Path(options.record), environment)
-    if options.measure:
+    path = Path(options.record) if options.record else None
+    # A worker keeps them for the master, which may want them.
+    keep = bool(path or options.steps)
+    _recorders[environment] = Recorder(environment, path, keep)
+    if options.measure and not isinstance(runner, WorkerRunner):
         # --run-time counts from the launch, so that a slow start would shorten what is measured.
         def end(**_: Any) -> None:
             gevent.spawn_later(options.measure, runner.quit)
@@ -150,6 +149,28 @@ def images(folder: str) -> list[tuple[str, bytes]]:
     if not files:
         raise FileNotFoundError(f"no file in {folder}: --images needs image files")
     return [(path.name, path.read_bytes()) for path in files]
+
+
+def sized(content: bytes) -> list[tuple[str, bytes]]:
+    """An image as JPEG and as PNG at each of `SIDES`."""
+    image = Image.open(BytesIO(content)).convert("RGB")
+    found = []
+    for side in SIDES:
+        for kind in ("jpeg", "png"):
+            buffer = BytesIO()
+            image.resize((side, side)).save(buffer, kind)
+            found.append((f"{side}.{kind}", buffer.getvalue()))
+    return found
+
+
+def weights(text: str) -> tuple[list[str], list[float]]:
+    """`a=3,b=1` as names and weights; a name alone weighs 1."""
+    names, found = [], []
+    for part in text.split(","):
+        name, _, weight = part.partition("=")
+        names.append(name.strip())
+        found.append(float(weight or 1))
+    return names, found
 
 
 def fault(
@@ -181,19 +202,22 @@ def fault(
     return None
 
 
-class Classify(FastHttpUser):
-    """A client that posts one image after the other and waits for each answer."""
+class Client(FastHttpUser):
+    """Sends one request after the other, or at a fixed rate; the kinds say what."""
 
+    abstract = True
     wait_time = constant(0)
+    concurrency = IN_FLIGHT
 
     def on_start(self) -> None:
         """Reads the images, the expected labels and the service's class names."""
         options = _options(self.environment)
         self.images = images(options.images)
         self.expected = json.loads(Path(options.expected).read_text()) if options.expected else {}
-        self.asked = options.model
-        self.path = f"{CLASSIFY}?model={quote(self.asked)}" if self.asked else CLASSIFY
+        self.asked = weights(options.model)
         self.random = Random(id(self))
+        self.rate = options.rate
+        self.due = time.time()
         with self.client.get("/models", catch_response=True) as response:
             try:
                 self.classes = {
@@ -206,28 +230,142 @@ class Classify(FastHttpUser):
                 self.environment.runner.quit()
 
     @task
-    def classify(self) -> None:
-        """Posts one image and checks the answer."""
-        name, data = self.random.choice(self.images)
-        kind = guess_type(name)[0] or "application/octet-stream"
+    def work(self) -> None:
+        """One request and its answer; at a fixed rate the next arrival, answered later."""
+        if not self.rate:
+            self.send({})
+            return
+        users = max(1, self.environment.runner.target_user_count or 1)
+        self.due += self.random.expovariate(self.rate / users)
+        gevent.sleep(max(0.0, self.due - time.time()))
+        gevent.spawn(self.send, {"due": self.due})
+
+    def send(self, context: dict[str, float]) -> None:
+        """One request and its answer.
+
+        Args:
+            context: passed on to locust's request event.
+        """
+        raise NotImplementedError
+
+    def classify(
+        self, context: dict[str, float], data: bytes, kind: str, row: str, file: str
+    ) -> None:
+        """Posts a body and checks the answer.
+
+        Args:
+            context: passed on to locust's request event.
+            data: the body.
+            kind: its content type.
+            row: the name in locust's statistics.
+            file: which file of the images it is; empty where no label is expected.
+        """
+        asked = self.random.choices(*self.asked)[0]
         with self.client.post(
-            self.path,
+            f"{CLASSIFY}?model={quote(asked)}" if asked else CLASSIFY,
             data=data,  # type: ignore[arg-type]  # annotated as text, meant for bytes too
             headers={"Content-Type": kind},
-            name=CLASSIFY,
+            name=row,
+            context=context,
             catch_response=True,
         ) as response:
             headers = response.headers
             served = headers.get("x-model-name") if headers else None
             if not response.status_code:
                 return  # no answer at all: locust's own exception says why
-            found = fault(response.status_code, response.content, served, self.asked, self.classes)
-            if found is None and name in self.expected:
+            found = fault(response.status_code, response.content, served, asked, self.classes)
+            if found is None and file in self.expected:
                 first = json.loads(response.content)[0]["label"]
-                if first != self.expected[name]:
-                    found = f"answered {first} where {self.expected[name]} was expected"
+                if first != self.expected[file]:
+                    found = f"answered {first} where {self.expected[file]} was expected"
             if found:
                 response.failure(found)
+
+
+class Raw(Client):
+    """Image bytes as the body."""
+
+    weight = 6
+
+    def send(self, context: dict[str, float]) -> None:
+        """Posts one image."""
+        name, data = self.random.choice(self.images)
+        self.classify(context, data, _kind(name), CLASSIFY, name)
+
+
+class Multipart(Client):
+    """An image as the field `image` of a form."""
+
+    weight = 2
+
+    def send(self, context: dict[str, float]) -> None:
+        """Posts one form."""
+        name, data = self.random.choice(self.images)
+        boundary = f"labelcurve{self.random.getrandbits(64):016x}"
+        head = f'Content-Disposition: form-data; name="image"; filename="{name}"\r\n'
+        head += f"Content-Type: {_kind(name)}\r\n\r\n"
+        body = f"--{boundary}\r\n{head}".encode() + data + f"\r\n--{boundary}--\r\n".encode()
+        kind = f"multipart/form-data; boundary={boundary}"
+        self.classify(context, body, kind, f"{CLASSIFY} multipart", name)
+
+
+class MixedSizes(Client):
+    """The first image as JPEG and PNG from 32 to 1,920 pixels."""
+
+    weight = 1
+
+    def on_start(self) -> None:
+        """Makes the sizes."""
+        super().on_start()
+        self.sized = sized(self.images[0][1])
+
+    def send(self, context: dict[str, float]) -> None:
+        """Posts one of them."""
+        name, data = self.random.choice(self.sized)
+        self.classify(context, data, _kind(name), f"{CLASSIFY} mixed sizes", "")
+
+
+class BadInput(Client):
+    """Bodies and questions that must be refused with a problem that names them (RFC 9457)."""
+
+    weight = 1
+
+    def send(self, context: dict[str, float]) -> None:
+        """Posts one and expects its refusal."""
+        name, data = self.random.choice(self.images)
+        query, body, allowed = self.random.choice(
+            (
+                ("", b"", {400, 415}),
+                ("", b"this is no image", {400, 415}),
+                ("", data[: len(data) // 2], {400, 415, 422}),
+                ("?top_k=0", data, {400, 422}),
+                ("?model=no-such-model", data, {404}),
+            )
+        )
+        with self.client.post(
+            CLASSIFY + query,
+            data=body,  # type: ignore[arg-type]
+            headers={"Content-Type": _kind(name)},
+            name=f"{CLASSIFY} bad input",
+            context=context,
+            catch_response=True,
+        ) as response:
+            if not response.status_code:
+                return
+            try:
+                said = json.loads(response.content or b"")["status"]
+            except (ValueError, TypeError, KeyError):
+                said = None
+            if response.status_code in allowed and said == response.status_code:
+                response.success()
+            else:
+                response.failure(
+                    f"status {response.status_code}, problem {said}: {sorted(allowed)} expected"
+                )
+
+
+def _kind(name: str) -> str:
+    return guess_type(name)[0] or "application/octet-stream"
 
 
 def _options(environment: Environment) -> Any:

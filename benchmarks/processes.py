@@ -99,6 +99,19 @@ def cpu_seconds(pid: int) -> float | None:
     return sum(time.user + time.system for time in times) if times else None
 
 
+def memory_mb(pid: int) -> float | None:
+    """Memory of a process tree in MB: proportional where the system tells (Linux), else resident,
+    which counts what processes share more than once. None when it cannot be seen."""
+    total = 0
+    try:
+        for process in tree(pid):
+            full = process.memory_full_info()
+            total += getattr(full, "pss", full.rss)
+    except psutil.Error:
+        return None
+    return total / 2**20 or None
+
+
 def end_on_signals() -> None:
     """Makes SIGTERM and SIGHUP unwind the stack as Ctrl-C does, so that children are ended."""
     signal.signal(signal.SIGTERM, _exit)

@@ -32,6 +32,14 @@ class Provenance(_Record):
     packages: dict[str, str]
 
 
+class Estimate(_Record):
+    """A figure with its 95 % interval; what the interval is over stands where it is used."""
+
+    value: float
+    low: float
+    high: float
+
+
 class ClassScore(_Record):
     """Figures of one class; `support` counts its test images."""
 
@@ -39,6 +47,47 @@ class ClassScore(_Record):
     recall: float
     f1: float
     support: int
+
+
+class Bin(_Record):
+    """Test images whose first answer had a probability within one stretch."""
+
+    n: int
+    confidence: float
+    """Mean probability of the first answer."""
+    accuracy: float
+
+
+class Calibration(_Record):
+    """Whether probabilities mean what they say; intervals from a bootstrap over test images."""
+
+    ece: Estimate
+    """Expected calibration error of the first answer, bins of equal width (Guo et al. 2017)."""
+    nll: Estimate
+    """Mean negative log-likelihood in nats."""
+    brier: float
+    """Mean squared distance of the probabilities from the truth, summed over classes."""
+    bins: tuple[Bin, ...]
+    """The reliability diagram; empty bins are left out."""
+
+
+class Shift(_Record):
+    """Accuracy on test images that were spoilt in one way."""
+
+    kind: str
+    level: str
+    accuracy: float
+    drop: Estimate
+    """Against the same images unspoilt; interval over test images, paired."""
+
+
+class Robustness(_Record):
+    """What becomes of the accuracy when uploads are worse than the test images."""
+
+    n: int
+    accuracy: float
+    """On the same images, unspoilt."""
+    shifts: tuple[Shift, ...]
 
 
 class Accuracy(_Record):
@@ -66,6 +115,13 @@ class Accuracy(_Record):
     """`accuracy` minus `manifest_accuracy`."""
     same_data: bool
     """Whether the data set's hash is the one in the manifest."""
+    f1_low: float | None = None
+    f1_high: float | None = None
+    """95 % interval from a bootstrap over test images."""
+    calibration: Calibration | None = None
+    right: str | None = None
+    """Which test images were right, a bit each in the order of the data set's rows, most
+    significant first, in base64: what a paired test between two reports needs."""
 
 
 class BatchLatency(_Record):
@@ -82,6 +138,8 @@ class BatchLatency(_Record):
     """Lowest and highest median among the fifths of the run: the spread."""
     images_per_s: float
     """`batch` over the mean time of a call."""
+    stable: bool | None = None
+    """Whether the medians of the last three windows agree within 10 %."""
 
 
 class Latency(_Record):
@@ -91,6 +149,24 @@ class Latency(_Record):
     threads: int
     rounds: int
     batches: tuple[BatchLatency, ...]
+
+
+class Stage(_Record):
+    """Where the time of answered requests went, in ms. What the service says of itself is its
+    `Server-Timing`; `other` is what is left of the client's latency."""
+
+    mean_ms: float
+    p50_ms: float
+    p99_ms: float
+
+
+class Window(_Record):
+    """A stretch of the measured time."""
+
+    seconds: float
+    n: int
+    requests_per_s: float
+    p50_ms: float | None
 
 
 class Load(_Record):
@@ -121,6 +197,59 @@ class Load(_Record):
     """Cores that the load generator kept busy; near 1 it measures itself."""
     server_cpu_ms: float | None
     """CPU time of the server's processes per request; None where they cannot be seen."""
+    stages: dict[str, Stage] = {}
+    """decode, queue, inference, encode and other; empty where the service does not tell."""
+    windows: tuple[Window, ...] = ()
+    stable: bool | None = None
+    """Whether requests/s and p50 of the last three windows agree within 10 %."""
+    server_memory_mb: float | None = None
+    """Largest proportional (or resident) memory of the server's processes, with every model that
+    it serves loaded."""
+
+
+class Step(_Record):
+    """One step of a load that grows, or of a rate that does."""
+
+    users: int | None
+    """Clients of the closed loop; None at a fixed arrival rate."""
+    rate: float | None
+    """Arrivals a second; None in a closed loop."""
+    seconds: float
+    n: int
+    errors: int
+    requests_per_s: float
+    p50_ms: float | None
+    p95_ms: float | None
+    p99_ms: float | None
+    """At a fixed rate from the moment when the request was due, not from when it was sent."""
+    batch: float | None
+    """Mean images in a batch, as the service counted them."""
+    client_cpu: float
+    """Cores that the load generator kept busy."""
+    server_cpu: float | None
+    """Cores that the service kept busy."""
+    stable: bool
+
+
+class Saturation(_Record):
+    """One model from a single client to saturation, and at fixed arrival rates."""
+
+    model: str
+    steps: tuple[Step, ...]
+    knee: int | None
+    """The fewest clients with 95 % of the best rate: more only wait. None when nothing answered."""
+    client_bound: bool
+    """Whether the load generator was the limit at the knee: then it measured itself."""
+    rates: tuple[Step, ...] = ()
+
+
+class Null(_Record):
+    """A model that does nothing and answers a constant (as MLPerf's null backend): what the harness
+    itself costs."""
+
+    latency: Latency
+    load: Load | None
+    saturation: Saturation | None = None
 
 
 class Model(_Record):
@@ -154,6 +283,12 @@ class Model(_Record):
     accuracy: Accuracy
     latency: Latency
     load: Load | None
+    robustness: Robustness | None = None
+
+    @property
+    def n_labels(self) -> int:
+        """Labels that the model has seen in any way, validation included."""
+        return self.n_labels_train + self.n_labels_val
 
     @property
     def variant(self) -> str:
@@ -162,6 +297,89 @@ class Model(_Record):
         if self.preset == "default":
             return scratch or self.preset
         return f"{self.preset} {scratch}".rstrip()
+
+
+class Comparison(_Record):
+    """Two models on the same test images: McNemar's exact test."""
+
+    a: str
+    b: str
+    n: int
+    only_a: int
+    """Images that `a` alone has right."""
+    only_b: int
+    difference: Estimate
+    """Accuracy of `b` minus that of `a`; interval over test images, paired."""
+    p_value: float
+    """Of two models that are equally good; says nothing about other seeds."""
+
+
+class CurvePoint(_Record):
+    """Models that differ in nothing but the seed."""
+
+    n_labels: int
+    fraction: float
+    accuracies: tuple[float, ...]
+    """One a seed."""
+    seconds: tuple[float, ...]
+    """Training time, one a seed."""
+
+
+class Forecast(_Record):
+    """What the fitted curve says of a number of labels that was not measured."""
+
+    n_labels: int
+    accuracy: Estimate
+
+
+class Target(_Record):
+    """How many labels an accuracy needs; None is more than any number."""
+
+    accuracy: float
+    n_labels: float | None
+    low: float | None
+    high: float | None
+    text: str
+    """In words, and honest ones where the curve does not allow a number."""
+
+
+class Check(_Record):
+    """The largest fraction predicted from the others alone."""
+
+    fitted_up_to: int
+    """Labels of the largest fraction that the fit saw."""
+    n_fractions: int
+    n_labels: int
+    predicted: Estimate
+    """For one more run, so the interval has the seeds' spread in it."""
+    measured: float
+    error: float
+    """Predicted minus measured."""
+    inside: bool
+    """Whether the measured value lies in the interval."""
+
+
+class Curve(_Record):
+    """error = floor + scale * labels ** -exponent, least squares weighted by the spread."""
+
+    variant: str
+    points: tuple[CurvePoint, ...]
+    floor: Estimate | None
+    scale: Estimate | None
+    exponent: Estimate | None
+    """None with fewer than five fractions: no curve is fitted then."""
+    line: tuple[Forecast, ...] = ()
+    """The fitted curve, for plots."""
+    next: tuple[Forecast, ...] = ()
+    """10 % more labels than the most, twice and four times as many."""
+    targets: tuple[Target, ...] = ()
+    check: Check | None = None
+    seed_spread: float | None = None
+    """Relative standard deviation of the error over seeds, pooled; None without a second seed."""
+    misfit: float | None = None
+    """Root of chi-squared over degrees of freedom; above 1 the intervals are widened by it."""
+    text: tuple[str, ...] = ()
+    """What it means, in words."""
 
 
 class Dataset(_Record):
@@ -182,4 +400,14 @@ class Report(_Record):
     """Fewest labels first."""
     warnings: tuple[str, ...]
     """What the reader must know before using a figure; empty after a clean run."""
+    notes: tuple[str, ...] = ()
+    """What whoever ran it wants said beside the figures."""
+    curves: tuple[Curve, ...] = ()
+    """One a variant."""
+    comparisons: tuple[Comparison, ...] = ()
+    saturation: Saturation | None = None
+    null: Null | None = None
+    price_per_hour: float | None = None
+    """Of the machine that serves."""
+    price_per_label: float | None = None
     provenance: Provenance

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections import Counter
+from time import perf_counter
 from typing import Any
 
 from starlette.datastructures import QueryParams
@@ -108,6 +109,7 @@ class App:
         left = until - asyncio.get_running_loop().time() - self._timeout / 10
         futures = model.batcher.submit(pixels, min(self._max_wait, left))
         predictions = [await futures[0]] if len(futures) == 1 else await asyncio.gather(*futures)
+        start = perf_counter()
         answers = [
             ranked(p.probabilities, model.bundle.manifest.class_names, upload.top_k or top_k)
             for p in predictions
@@ -120,11 +122,12 @@ class App:
             *model.headers,
             (
                 b"server-timing",
-                b"decode;dur=%.3f, queue;dur=%.3f, inference;dur=%.3f"
+                b"decode;dur=%.3f, queue;dur=%.3f, inference;dur=%.3f, encode;dur=%.3f"
                 % (
                     decode * 1000,
                     max(p.queue for p in predictions) * 1000,
                     max(p.inference for p in predictions) * 1000,
+                    (perf_counter() - start) * 1000,
                 ),
             ),
         ]

@@ -85,7 +85,7 @@ def _classify() -> dict[str, Any]:
                 "headers": {
                     "X-Model-Name": _header("The model that answered"),
                     "X-Model-Version": _header("Its version"),
-                    "Server-Timing": _header("Milliseconds of decode, queue and inference"),
+                    "Server-Timing": _header("Milliseconds of decode, queue, inference and encode"),
                     "X-Request-ID": _header("The client's own, or one made for this request"),
                 },
                 **_json({"oneOf": [_array("Class"), {"type": "array", "items": _array("Class")}]}),

@@ -5,11 +5,24 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import accuracy, latency, provenance, report, server
-from benchmarks.record import Dataset, Report
+from benchmarks import (
+    accuracy,
+    curve,
+    gallery,
+    job,
+    latency,
+    null,
+    provenance,
+    robustness,
+    server,
+    statistics,
+)
+from benchmarks.gallery import Gallery
+from benchmarks.record import Dataset, Null, Report
 from benchmarks.server import Server
 from bundle import store
 from bundle.store import Bundle
+from tests.benchmarks.samples import LOAD, SATURATION
 from tests.models import SIZE
 from training import data as datasets
 from training.data import Data
@@ -32,19 +45,35 @@ def bundles(digits_models: Path) -> list[Bundle]:
 
 @pytest.fixture(scope="session")
 def predictions(bundles: list[Bundle], data: Data) -> dict[str, accuracy.Predictions]:
-    return accuracy.predict(bundles, data.test, say=lambda _: None)
+    return accuracy.predict(bundles, data, say=lambda _: None)
+
+
+@pytest.fixture(scope="session")
+def nothing(bundles: list[Bundle], tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """The null model."""
+    return null.publish(tmp_path_factory.mktemp("null"), bundles[-1])
 
 
 @pytest.fixture(scope="session")
 def measured(
-    bundles: list[Bundle], data: Data, predictions: dict[str, accuracy.Predictions]
+    bundles: list[Bundle],
+    data: Data,
+    predictions: dict[str, accuracy.Predictions],
+    nothing: Bundle,
 ) -> Report:
     """A report without load."""
-    times = latency.measure(bundles, 0, batches=(1, 4), say=lambda _: None)
+    times = latency.measure([*bundles, nothing], 0, batches=(1, 4), say=lambda _: None)
+    spoilt = robustness.measure(bundles, data, 40, say=lambda _: None)
     models = [
-        report.model(b, accuracy.score(b, predictions[b.name], data), times[b.name], None)
+        job.describe(
+            b,
+            accuracy.score(b, predictions[b.name], data),
+            times[b.name],
+            robustness=spoilt[b.name],
+        )
         for b in bundles
     ]
+    right = {name: said.right(data.test.labels) for name, said in predictions.items()}
     return Report(
         dataset=Dataset(
             name=data.name,
@@ -54,8 +83,20 @@ def measured(
         ),
         models=tuple(models),
         warnings=("a warning",),
+        notes=("a note",),
+        curves=curve.curves(models, right),
+        comparisons=statistics.comparisons(models, right),
+        null=Null(latency=times[null.NAME], load=None),
+        price_per_hour=0.5,
         provenance=provenance.here(["bench", "--no-load"]),
     )
+
+
+@pytest.fixture(scope="session")
+def galleries(
+    bundles: list[Bundle], data: Data, predictions: dict[str, accuracy.Predictions]
+) -> tuple[Gallery, ...]:
+    return gallery.galleries(bundles, data, predictions)
 
 
 @pytest.fixture(scope="session")
@@ -64,3 +105,11 @@ def service(digits_models: Path, tmp_path_factory: pytest.TempPathFactory) -> It
     log = tmp_path_factory.mktemp("serve") / "serve.log"
     with server.started(digits_models, log, say=lambda _: None) as running:
         yield running
+
+
+@pytest.fixture
+def loaded(measured: Report) -> Report:
+    models = tuple(model.model_copy(update={"load": LOAD}) for model in measured.models)
+    assert measured.null is not None
+    null = Null(latency=measured.null.latency, load=LOAD, saturation=SATURATION)
+    return measured.model_copy(update={"models": models, "saturation": SATURATION, "null": null})

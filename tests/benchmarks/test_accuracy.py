@@ -1,12 +1,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 from sklearn.metrics import accuracy_score, f1_score
 
-from benchmarks import accuracy
+from benchmarks import accuracy, statistics
 from benchmarks.accuracy import Predictions
 from bundle.errors import DataError
 from bundle.store import Bundle
@@ -43,7 +44,7 @@ def test_predictions_do_not_depend_on_the_chunk(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(accuracy, "CHUNK", 7)
-    again = accuracy.predict(bundles, data.test, say=lambda _: None)
+    again = accuracy.predict(bundles, data, say=lambda _: None)
     for name, before in predictions.items():
         assert (again[name].labels == before.labels).all()
 
@@ -92,9 +93,46 @@ def test_other_classes_are_refused(bundles: list[Bundle], data: Data) -> None:
 def test_an_unreadable_test_image_is_named(bundles: list[Bundle], data: Data) -> None:
     test = replace(data.test, read=lambda row: b"no image" if row == 3 else data.test.read(row))
     with pytest.raises(DataError, match="test image 3 cannot be used"):
-        accuracy.predict(bundles, test, say=lambda _: None)
+        accuracy.predict(bundles, replace(data, test=test), say=lambda _: None)
 
 
 def test_margin_is_between_the_two_best(predictions: dict[str, Predictions]) -> None:
     for found in predictions.values():
         assert np.all((found.margin >= 0) & (found.margin <= 1))
+
+
+def test_answers_are_kept_and_a_damaged_file_is_not_believed(
+    bundles: list[Bundle],
+    data: Data,
+    predictions: dict[str, Predictions],
+    tmp_path: Path,
+) -> None:
+    said: list[str] = []
+    accuracy.predict(bundles, data, tmp_path, said.append)
+    assert not any("cache" in line for line in said)
+    unread = replace(data, test=replace(data.test, read=lambda row: b"no image"))
+    again = accuracy.predict(bundles, unread, tmp_path, said.append)
+    assert "3 of 3 models: answers are in the cache" in said[-1]
+    for name, before in predictions.items():
+        assert (again[name].labels == before.labels).all()
+        assert (again[name].brier == before.brier).all()
+    files = sorted((tmp_path / "answers").iterdir())
+    assert len(files) == 3
+    files[0].write_bytes(files[0].read_bytes()[:50])
+    accuracy.predict(bundles, data, tmp_path, said.append)
+    assert "2 of 3 models" in " ".join(said[-3:])
+
+
+def test_calibration_and_bits_are_those_of_the_answers(
+    bundles: list[Bundle], data: Data, predictions: dict[str, Predictions]
+) -> None:
+    bundle = bundles[0]
+    found = accuracy.score(bundle, predictions[bundle.name], data)
+    assert found.right is not None
+    assert statistics.unpack(found.right, found.n).mean() == pytest.approx(found.accuracy)
+    assert found.calibration is not None
+    assert found.calibration.nll.value == pytest.approx(found.loss, rel=1e-5)
+    assert sum(part.n for part in found.calibration.bins) == found.n
+    assert found.f1_low is not None
+    assert found.f1_high is not None
+    assert found.f1_low < found.f1 < found.f1_high

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import cli
+from benchmarks import cli, job
 from benchmarks.record import Report
 from benchmarks.server import Server
 from bundle.errors import LabelcurveError
@@ -19,7 +19,16 @@ from tests.models import publish_digits
 
 def options(models: Path, cache: Path, out: Path, *more: str) -> list[str]:
     common = ["--models", str(models), "--data", "digits", "--cache", str(cache)]
-    return [*common, "--out", str(out), "--latency-seconds", "0", *more]
+    return [
+        *common,
+        "--out",
+        str(out),
+        "--latency-seconds",
+        "0",
+        "--robustness-images",
+        "50",
+        *more,
+    ]
 
 
 def bench(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -35,7 +44,8 @@ def bench(*arguments: str) -> subprocess.CompletedProcess[str]:
 def test_measures_every_model_and_ends_with_one_document(
     digits_models: Path, cache: Path, tmp_path: Path, bundles: list[Bundle]
 ) -> None:
-    load = ["--load-seconds", "1", "--rounds", "1", "--users", "2"]
+    load = ["--load-seconds", "1", "--rounds", "1", "--users", "2", "--step-seconds", "1"]
+    load += ["--clients", "1", "2"]
     done = bench(*options(digits_models, cache, tmp_path, *load))
     assert done.returncode == 0, done.stdout + done.stderr
     document = json.loads(done.stdout.splitlines()[-1])
@@ -45,6 +55,10 @@ def test_measures_every_model_and_ends_with_one_document(
         assert model["latency"]["batches"][0]["p50_ms"] > 0
         assert model["load"]["errors"] == 0
         assert model["load"]["server_cpu_ms"] > 0
+        assert model["load"]["stages"]["encode"]["mean_ms"] > 0
+    assert document["saturation"]["model"] == "digits-100"
+    assert [step["users"] for step in document["saturation"]["steps"]] == [1, 2]
+    assert document["null"]["load"]["errors"] == 0
     assert document["provenance"]["command"].startswith("cli.py --models")
     report = Report.model_validate_json(Path(document["report"]["json"]).read_bytes())
     assert [model.version for model in report.models] == [b.version for b in bundles]
@@ -80,7 +94,7 @@ def test_what_it_started_ends_with_it(digits_models: Path, cache: Path, tmp_path
 def test_another_service_is_refused(service: Server, tmp_path: Path) -> None:
     publish_digits(tmp_path, fraction=0.2)
     with pytest.raises(LabelcurveError, match="does not serve digits-20@"):
-        cli.run(cli.Bench(models=tmp_path, data="digits", url=service.url), print)
+        job.run(job.Bench(models=tmp_path, data="digits", url=service.url), print)
 
 
 @pytest.mark.parametrize(
@@ -93,6 +107,10 @@ def test_another_service_is_refused(service: Server, tmp_path: Path) -> None:
         (["--latency-seconds", "-1"], "--latency-seconds -1"),
         (["--models", "nowhere"], "no folder nowhere"),
         (["--data", "nowhere"], "nowhere"),
+        (["--target", "95"], "--target 95: an accuracy between 0 and 1"),
+        (["--step-seconds", "0.5"], "--step-seconds 0.5: at least 1"),
+        (["--price-per-hour", "-1"], "--price-per-hour -1"),
+        (["--robustness-images", "-1"], "--robustness-images -1"),
         (["--url", "127.0.0.1:1"], "http://HOST:PORT"),
     ],
 )
@@ -108,7 +126,7 @@ def test_errors_name_what_is_wrong(
 
 
 def test_failed_requests_fail_the_command(measured: Report) -> None:
-    from tests.benchmarks.test_report import LOAD
+    from tests.benchmarks.samples import LOAD
 
     assert not cli.failed(measured)
     model = measured.models[0].model_copy(update={"load": LOAD})

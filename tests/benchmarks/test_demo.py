@@ -21,7 +21,16 @@ def test_interrupted_and_then_run_to_the_end(tmp_path: Path) -> None:
     assert not ended.survivors()
 
     done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.demo", *short, "--latency-seconds", "0"],
+        [
+            sys.executable,
+            "-m",
+            "benchmarks.demo",
+            *short,
+            "--latency-seconds",
+            "0",
+            "--step-seconds",
+            "0",
+        ],
         capture_output=True,
         text=True,
         timeout=240,

@@ -1,22 +1,31 @@
 from __future__ import annotations
 
-import json
-from pathlib import Path
-
 import pytest
 
-from benchmarks import load
+from benchmarks import load, saturation
 from benchmarks.accuracy import Predictions
 from benchmarks.load import Round
+from benchmarks.record import Load
 from benchmarks.server import Server
+from benchmarks.windows import Request
 from training.data import Data
+
+
+def run(
+    service: Server, data: Data, predictions: dict[str, Predictions], rounds: int = 1
+) -> dict[str, Load]:
+    with load.images_for(data, predictions) as (folder, checked):
+        servers = dict.fromkeys(predictions, service)
+        return load.measure(
+            servers, folder, checked, users=4, seconds=1, rounds=rounds, say=lambda _: None
+        )
 
 
 def test_loads_a_real_service(
     service: Server, data: Data, predictions: dict[str, Predictions]
 ) -> None:
     chosen = {name: predictions[name] for name in ("digits-10", "digits-100")}
-    found = load.measure(service, data, chosen, users=4, seconds=1, rounds=1, say=lambda _: None)
+    found = run(service, data, chosen)
     assert list(found) == list(chosen)
     for name, result in found.items():
         assert result.errors == 0, result.messages
@@ -31,6 +40,13 @@ def test_loads_a_real_service(
         assert result.client_cpu > 0
         assert result.server_cpu_ms is not None
         assert result.server_cpu_ms > 0
+        assert result.server_memory_mb is not None
+        assert result.server_memory_mb > 20
+        assert list(result.stages) == ["decode", "queue", "inference", "encode", "other"]
+        assert all(stage.mean_ms > 0 for stage in result.stages.values())
+        assert sum(stage.mean_ms for stage in result.stages.values()) > result.p50_ms / 4
+        assert sum(window.n for window in result.windows) == result.n
+        assert result.stable is not None
         assert not [text for text in load.doubts(name, result) if "FAILED" in text]
 
 
@@ -38,46 +54,86 @@ def test_wrong_labels_are_failures(
     service: Server, data: Data, predictions: dict[str, Predictions]
 ) -> None:
     """The answers of one model are held against the predictions of another."""
-    swapped = {"digits-10": predictions["digits-100"]}
-    found = load.measure(service, data, swapped, users=2, seconds=1, rounds=1, say=lambda _: None)[
-        "digits-10"
-    ]
+    found = run(service, data, {"digits-10": predictions["digits-100"]})["digits-10"]
     assert found.errors
     assert any("was expected" in message for message in found.messages)
     assert "requests FAILED" in load.doubts("digits-10", found)[0]
 
 
-def test_only_what_ends_in_the_measured_time_counts(tmp_path: Path) -> None:
-    path = tmp_path / "record.json"
+def test_steps_to_saturation_and_fixed_rates(
+    service: Server, data: Data, predictions: dict[str, Predictions]
+) -> None:
+    chosen = {"digits-50": predictions["digits-50"]}
+    with load.images_for(data, chosen) as (folder, _):
+        found = saturation.measure(
+            service, folder, "digits-50", users=(1, 3), shares=(0.2,), seconds=1,
+            say=lambda _: None,
+        )  # fmt: skip
+    assert [step.users for step in found.steps] == [1, 3]
+    assert found.knee in (1, 3)
+    (rate,) = found.rates
+    best = max(step.requests_per_s for step in found.steps)
+    assert rate.rate == pytest.approx(0.2 * best, abs=0.1)
+    for step in (*found.steps, rate):
+        assert step.errors == 0
+        assert step.n > 3
+        assert step.p50_ms is not None
+        assert step.batch is not None
+        assert step.batch >= 1
+        assert step.server_cpu is not None
+        assert 0 < step.server_cpu < 8
+    assert not [text for text in saturation.doubts(found) if "FAILED" in text]
+
+
+def test_only_what_ends_in_the_measured_time_counts() -> None:
     requests = [
-        [99.0, 500.0, None],  # ends before every user runs
-        [99.9, 500.0, None],
-        [101.0, 10.0, "status 500"],
-        [101.5, 20.0, None],
-        [101.9, 500.0, None],  # ends after the stop
+        [99.0, 500.0, None, None],  # ends before every user runs
+        [99.9, 500.0, None, None],
+        [101.0, 10.0, "status 500", None],
+        [101.5, 20.0, None, None],
+        [101.9, 500.0, None, None],  # ends after the stop
     ]
-    record = {"spawned": 100.0, "stopping": 102.0, "cpu_seconds": 0.5, "requests": requests}
-    path.write_text(json.dumps(record))
-    found = load.read_record(path, 1.0)
-    assert found == Round(2.0, (500.0, 20.0), ("status 500",), 0.5, 1.0, 5)
+    record = {
+        "spawned": 100.0,
+        "stopping": 102.0,
+        "cpu_seconds": 0.5,
+        "processes": 1,
+        "requests": requests,
+    }
+    found = load.read_round(record, 1.0)
+    assert (found.begin, found.end, found.n_sent) == (100.0, 102.0, 5)
+    assert found.latencies == [500.0, 20.0]
+    assert found.errors == ["status 500"]
+
+
+def made(seconds: float, latencies: tuple[float, ...], errors: tuple[str, ...] = ()) -> Round:
+    timing = "decode;dur=0.25, queue;dur=0.5, inference;dur=0.125, encode;dur=0"
+    requests = [Request(0.1 * seconds, latency, None, timing) for latency in latencies]
+    requests += [Request(0.2 * seconds, 1.0, error, None) for error in errors]
+    return Round(0.0, seconds, tuple(requests), 0.5 * seconds, 0.25 * seconds, 5)
 
 
 def test_summary_of_rounds() -> None:
-    rounds = [
-        Round(2.0, (1.0, 2.0, 3.0), (), 1.0, 0.5, 5),
-        Round(1.0, (4.0,), ("a", "b", "a"), 0.5, 0.5, 5),
-    ]
-    found = load.summarise(rounds, users=3, local=True, n_checked=7)
+    rounds = [made(2.0, (1.0, 2.0, 3.0)), made(1.0, (4.0,), ("a", "b", "a"))]
+    found = load.summarise(rounds, users=3, local=True, n_checked=7, server_memory_mb=12.5)
     assert (found.n, found.errors, found.messages) == (7, 3, {"a": 2, "b": 1})
     assert found.requests_per_s == pytest.approx(4 / 3)
     assert (found.requests_per_s_low, found.requests_per_s_high) == (1.0, 1.5)
     assert found.p50_ms == 2.5
     assert found.client_cpu == 0.5
-    assert found.server_cpu_ms == 100.0
+    assert found.server_cpu_ms == pytest.approx(75.0)
+    assert found.server_memory_mb == 12.5
+    assert found.stages["queue"].mean_ms == 0.5
+    assert found.stages["other"].mean_ms == pytest.approx(2.5 - 0.875)
+    assert len(found.windows) == 6
+    assert found.stable is False
+    assert "UNSTABLE under load: m:" in load.unstable({"m": found})[0]
 
 
 def test_nothing_but_failures() -> None:
-    found = load.summarise([Round(1.0, (), ("a",), 0.95, None, 1)], 1, True, 0)
+    failed = Round(0.0, 1.0, (Request(0.1, 1.0, "a", None),), 0.95, None, 1)
+    found = load.summarise([failed], 1, True, 0)
     assert found.p99_ms is None
     assert found.server_cpu_ms is None
+    assert found.stages == {}
     assert len(load.doubts("m", found)) == 2

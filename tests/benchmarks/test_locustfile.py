@@ -6,6 +6,7 @@ It is never imported here: locust replaces the standard library's sockets when i
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from collections import Counter
@@ -18,6 +19,7 @@ from typing import Any
 import pytest
 
 from benchmarks.load import LOCUSTFILE
+from benchmarks.server import Server
 from tests.models import digit_png
 
 GOOD = [{"label": "1", "score": 0.75}, {"label": "2", "score": 0.25}]
@@ -103,7 +105,7 @@ def locust(url: str, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 def test_every_body_is_a_whole_image_and_plain_locust_works(serving: Service) -> None:
     """locust#1903: a body given as an open file is empty from the second request on."""
-    done = locust(serving.url)
+    done = locust(serving.url, "Raw")
     assert done.returncode == 0, done.stderr
     ((body, n),) = serving.bodies.items()
     assert n > 10
@@ -120,7 +122,7 @@ def test_every_answer_is_checked(serving: Service, tmp_path: Path) -> None:
     expected = tmp_path / "expected.json"
     expected.write_text(json.dumps({"0.png": "1", "8.png": "2"}))
     record = tmp_path / "record.json"
-    options = ["--images", str(images), "--model", "digits-10"]
+    options = ["Raw", "--images", str(images), "--model", "digits-10"]
     done = locust(serving.url, *options, "--expected", str(expected), "--record", str(record))
     assert done.returncode == 1
     assert set(serving.bodies) == set(serving.answers)
@@ -129,19 +131,56 @@ def test_every_answer_is_checked(serving: Service, tmp_path: Path) -> None:
     recorded = json.loads(record.read_text())
     assert recorded["spawned"] < recorded["stopping"]
     assert recorded["cpu_seconds"] > 0
-    errors = Counter(error for _, _, error in recorded["requests"])
+    errors = Counter(error for _, _, error, _ in recorded["requests"])
     for index, (fault, *_) in enumerate(ANSWERS):
         sent = serving.bodies[digit_png(index)]
         if fault == "good":
             assert abs(errors[None] - sent) <= 2  # a request of each user is cut off at the end
         else:
             assert any(fault in error for error in errors if error), fault
-    assert all(latency > 0 for _, latency, _ in recorded["requests"])
+    assert all(latency > 0 for _, latency, _, _ in recorded["requests"])
     # Raw, not rounded to the two digits of locust's own statistics.
-    assert len({latency for _, latency, _ in recorded["requests"]}) > 10
+    assert len({latency for _, latency, _, _ in recorded["requests"]}) > 10
 
 
 def test_no_service(tmp_path: Path) -> None:
     done = locust("http://127.0.0.1:9", "--run-time", "20s")
     assert done.returncode == 2
     assert "lists no models" in done.stdout + done.stderr
+
+
+def test_every_kind_of_client_two_models_and_two_processes(service: Server, tmp_path: Path) -> None:
+    """Against the real service: what is bad is refused as it should be, the rest is answered."""
+    record = tmp_path / "record.json"
+    options = ["--model", "digits-10=3,digits-50=1", "--processes", "2", "--record", str(record)]
+    done = locust(service.url, *options, "--users", "10", "--spawn-rate", "10", "--run-time", "6s")
+    assert done.returncode == 0, done.stdout + done.stderr
+    for name in ("multipart", "mixed sizes", "bad input"):
+        assert f"/classify {name}" in done.stdout + done.stderr
+    recorded = json.loads(record.read_text())
+    assert recorded["processes"] == 2
+    assert len(recorded["requests"]) > 20
+    assert all(error is None for _, _, error, _ in recorded["requests"])
+
+
+def test_steps_end_by_themselves_and_show_the_knee(serving: Service, tmp_path: Path) -> None:
+    record = tmp_path / "record.json"
+    options = ["Raw", "--steps", "1,2", "--step-seconds", "1", "--record", str(record)]
+    done = locust(serving.url, *options, "--run-time", "30s")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert re.search(r"knee: [12] users, [\d,]+ requests/s", done.stdout + done.stderr)
+    steps = json.loads(record.read_text())["steps"]
+    assert [step["users"] for step in steps] == [1, 2]
+    assert all(step["end"] - step["begin"] >= 1 for step in steps)
+
+
+def test_a_fixed_rate_is_kept(serving: Service, tmp_path: Path) -> None:
+    record = tmp_path / "record.json"
+    options = ["Raw", "--rate", "40", "--measure", "3", "--record", str(record)]
+    done = locust(serving.url, *options, "--users", "1", "--run-time", "30s")
+    assert done.returncode == 0, done.stdout + done.stderr
+    recorded = json.loads(record.read_text())
+    n = len(recorded["requests"])
+    seconds = recorded["stopping"] - recorded["spawned"]
+    # Poisson: three standard deviations and the requests under way.
+    assert abs(n - 40 * seconds) < 3 * (40 * seconds) ** 0.5 + 5

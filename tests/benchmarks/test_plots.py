@@ -1,25 +1,51 @@
 from __future__ import annotations
 
+import re
 from xml.etree import ElementTree
 
 import pytest
 
-from benchmarks import plots
 from benchmarks.record import Report
+from benchmarks.report import accuracy_plots, curve_plots, drawing, serving_plots
+from benchmarks.report.drawing import Draw
+
+ALL = [
+    curve_plots.learning_curve,
+    curve_plots.history,
+    accuracy_plots.confusions,
+    accuracy_plots.classes,
+    accuracy_plots.reliability,
+    accuracy_plots.robustness,
+    serving_plots.latency,
+    serving_plots.stages,
+    serving_plots.saturation,
+]
 
 
-@pytest.mark.parametrize(
-    "plot", [plots.learning_curve, plots.history, plots.confusions, plots.latency]
-)
-def test_every_plot_is_svg_in_the_colours_of_the_page(plot: object, measured: Report) -> None:
-    assert callable(plot)
-    text = plot(measured)
+@pytest.mark.parametrize("draw", ALL)
+def test_every_plot_is_svg_in_the_colours_of_the_page(draw: Draw, loaded: Report) -> None:
+    text = drawing.svg(draw, loaded, "a title")
     root = ElementTree.fromstring(text)
     assert root.tag.endswith("svg")
-    assert root.attrib["aria-label"]
+    assert root.attrib["aria-label"] == "a title"
     assert "currentColor" in text
-    assert plots._INK not in text
-    assert plots._GRID not in text
+    assert drawing.INK not in text
+    assert drawing.GRID not in text
+
+
+def test_png_and_the_same_bytes_again(measured: Report) -> None:
+    first = drawing.png(curve_plots.history, measured)
+    assert first.startswith(b"\x89PNG")
+    assert drawing.png(curve_plots.history, measured) == first
+    assert drawing.svg(curve_plots.history, measured, "") == drawing.svg(
+        curve_plots.history, measured, ""
+    )
+
+
+def test_numbers_in_labels_keep_their_digits(measured: Report) -> None:
+    text = drawing.svg(serving_plots.latency, measured, "")
+    labels = re.findall(r">([\d.]+)</text>", text)
+    assert all(float(label) > 0 for label in labels)
 
 
 def test_one_model_and_many_classes(measured: Report) -> None:
@@ -35,9 +61,4 @@ def test_one_model_and_many_classes(measured: Report) -> None:
             "dataset": measured.dataset.model_copy(update={"class_names": names}),
         }
     )
-    assert "class 0" not in plots.confusions(many)
-    assert "160" in plots.learning_curve(many)
-
-
-def test_the_same_figures_give_the_same_bytes(measured: Report) -> None:
-    assert plots.history(measured) == plots.history(measured)
+    assert "class 0" not in drawing.svg(accuracy_plots.confusions, many, "")

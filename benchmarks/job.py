@@ -1,0 +1,358 @@
+"""A run of `bench`, top to bottom: accuracy, robustness, session latency, load, curve, report."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Annotated
+
+import tyro
+
+from benchmarks import (
+    accuracy,
+    curve,
+    gallery,
+    latency,
+    load,
+    null,
+    provenance,
+    robustness,
+    saturation,
+    server,
+    statistics,
+)
+from benchmarks.accuracy import Predictions
+from benchmarks.record import (
+    Accuracy,
+    Dataset,
+    Latency,
+    Load,
+    Model,
+    Null,
+    Report,
+    Robustness,
+    Saturation,
+)
+from benchmarks.report import page
+from benchmarks.server import Server
+from bundle import store
+from bundle.errors import LabelcurveError
+from bundle.store import Bundle
+from training import data as datasets
+from training.data import Data, default_cache
+
+
+@dataclass
+class Bench:
+    """Measures accuracy, latency and load of every model in a folder, side by side.
+
+    Writes report.html, report.md with plots/, and report.json. The last line on stdout is one JSON
+    document. `bench compare A.json B.json` compares two such reports.
+    """
+
+    models: Path = Path("models")
+    """Folder of bundles, as `train --out` wrote it."""
+    data: str = "cifar10"
+    """What the models were trained on: cifar10, digits, or a folder as `train --data` takes it."""
+    url: str | None = None
+    """A running service over the same models; without it bench starts one and stops it."""
+    out: Path = Path("runs/bench")
+    """Folder for the report and the service's log."""
+    only: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
+    """Measure only this model; may be repeated."""
+    load: bool = True
+    """Run the load test, with one seed of each fraction."""
+    users: int = 8
+    """Clients of the load test, each of which waits for its answer before it sends again."""
+    load_seconds: int = 15
+    """Load for each model, divided among the rounds."""
+    rounds: int = 3
+    """Turns of each model in the load test."""
+    step_seconds: float = 5.0
+    """Length of each step from one client to saturation, and of each fixed rate; 0 leaves them
+    out."""
+    clients: tuple[int, ...] = saturation.USERS
+    """Numbers of clients of those steps, rising."""
+    null: bool = True
+    """Measure a model that does nothing beside the others: what the harness itself costs."""
+    latency_seconds: float = 20.0
+    """Session latency of all models and batch sizes together."""
+    threads: int = 1
+    """ONNX Runtime's threads in the latency measurement."""
+    robustness_images: int = 1000
+    """Test images that are spoilt in 15 ways (JPEG, blur, noise, size, brightness); 0 for none."""
+    target: Annotated[tuple[float, ...], tyro.conf.UseAppendAction] = ()
+    """An accuracy whose labels are asked for, as 0.95; may be repeated. Without it some are
+    chosen."""
+    price_per_hour: float | None = None
+    """Of the machine that serves, in any currency: the report says what a million images cost."""
+    price_per_label: float | None = None
+    """In any currency: the report says what the next labels cost."""
+    note: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
+    """Something to say at the top of the report; may be repeated."""
+    examples: bool = True
+    """Show test images in the HTML report: mended and broken by labels, the worst, six at
+    random."""
+    cache: Path | None = None
+    """Folder of downloads, decoded pixels and answers; by default the user's cache folder."""
+    skip_unreadable: bool = False
+    """Leave unreadable images out and count them."""
+
+
+def run(
+    bench: Bench, say: Callable[[str], None], command: Sequence[str] | None = None
+) -> tuple[Report, dict[str, Path]]:
+    """Measures and writes the report.
+
+    Args:
+        bench: the options.
+        say: receives progress, line by line.
+        command: what to name as the command; None takes the arguments of this process.
+
+    Returns:
+        The report, and its files by kind.
+
+    Raises:
+        LabelcurveError: models, data or service cannot be used.
+    """
+    check(bench)
+    bundles = _chosen(store.read_all(bench.models), bench.only)
+    service = server.running(bench.url) if bench.url and bench.load else None
+    if service:
+        server.check(service.url, bundles)
+    data = datasets.load(
+        bench.data,
+        size=bundles[-1].manifest.preprocessing.size,
+        cache=bench.cache,
+        skip_unreadable=bench.skip_unreadable,
+        say=say,
+    )
+    accuracy.check(bundles, data)
+    truth = data.test.labels
+
+    say(f"Accuracy of {len(bundles)} models on {len(truth):,} test images")
+    predictions = accuracy.predict(bundles, data, bench.cache or default_cache(), say)
+    scores = {b.name: accuracy.score(b, predictions[b.name], data) for b in bundles}
+    right = {name: said.right(truth) for name, said in predictions.items()}
+    warnings = accuracy.doubts(scores)
+    first = one_seed(bundles)
+
+    spoilt: dict[str, Robustness] = {}
+    if bench.robustness_images:
+        n = min(bench.robustness_images, len(truth))
+        say(f"Robustness of {len(first)} models on {n:,} test images, spoilt in 15 ways")
+        spoilt = robustness.measure(first, data, bench.robustness_images, say)
+
+    with TemporaryDirectory(prefix="labelcurve-null-") as folder:
+        nothing = null.publish(Path(folder), bundles[-1]) if bench.null else None
+        say(f"Session latency by batch size, about {bench.latency_seconds:.0f} s")
+        timed = [*bundles, nothing] if nothing else bundles
+        times = latency.measure(timed, bench.latency_seconds, threads=bench.threads, say=say)
+        loads: dict[str, Load] = {}
+        saturations: dict[str, Saturation] = {}
+        if bench.load:
+            with ExitStack() as stack:
+                servers = _servers(bench, first, service, nothing, stack, say)
+                chosen = {b.name: predictions[b.name] for b in first}
+                loads, saturations = _loads(bench, servers, data, chosen, say)
+    warnings += [text for name, found in loads.items() for text in load.doubts(name, found)]
+    warnings += load.unstable(loads)
+    warnings += [text for found in saturations.values() for text in saturation.doubts(found)]
+
+    models = tuple(
+        describe(b, scores[b.name], times[b.name], loads.get(b.name), spoilt.get(b.name))
+        for b in bundles
+    )
+    result = Report(
+        dataset=Dataset(
+            name=data.name, hash=data.hash, n_test=len(truth), class_names=data.class_names
+        ),
+        models=models,
+        warnings=tuple(warnings),
+        notes=bench.note,
+        curves=curve.curves(models, right, bench.target, bench.price_per_label),
+        comparisons=statistics.comparisons(models, right),
+        saturation=saturations.get(first[-1].name),
+        null=Null(
+            latency=times[null.NAME],
+            load=loads.get(null.NAME),
+            saturation=saturations.get(null.NAME),
+        )
+        if nothing
+        else None,
+        price_per_hour=bench.price_per_hour,
+        price_per_label=bench.price_per_label,
+        provenance=provenance.here(command),
+    )
+    shown = gallery.galleries(bundles, data, predictions) if bench.examples else ()
+    return result, page.write(bench.out, result, shown)
+
+
+def describe(
+    bundle: Bundle,
+    accuracy: Accuracy,
+    latency: Latency,
+    load: Load | None = None,
+    robustness: Robustness | None = None,
+) -> Model:
+    """What is known and was measured of one bundle."""
+    manifest, ran = bundle.manifest, store.read_run(bundle.path)
+    return Model(
+        name=bundle.name,
+        version=bundle.version,
+        dataset=manifest.dataset.name,
+        fraction=manifest.fraction,
+        n_labels_train=manifest.n_labels_train,
+        n_labels_val=manifest.n_labels_val,
+        seed=manifest.seed,
+        preset=manifest.preset,
+        backbone=manifest.backbone,
+        n_parameters=manifest.n_parameters,
+        size=manifest.preprocessing.size,
+        graph_bytes=len(bundle.graph),
+        epochs=manifest.epochs,
+        best_epoch=manifest.best_epoch,
+        extractor=manifest.extractor.objective if manifest.extractor else None,
+        n_unlabelled=manifest.n_unlabelled,
+        pretraining_seconds=ran.pretraining_seconds,
+        train_seconds=ran.seconds.get("train", 0.0),
+        trained_on=ran.hardware,
+        device=manifest.device,
+        history=ran.history,
+        accuracy=accuracy,
+        latency=latency,
+        load=load,
+        robustness=robustness,
+    )
+
+
+def one_seed(bundles: Sequence[Bundle]) -> list[Bundle]:
+    """Of bundles that differ in nothing but the seed the one with the lowest, in the same order.
+
+    What they cost to serve is the same: the graphs differ in their weights alone.
+    """
+    lowest: dict[tuple[str, bool, int], Bundle] = {}
+    for bundle in sorted(bundles, key=lambda b: b.manifest.seed):
+        manifest = bundle.manifest
+        key = (manifest.preset, manifest.extractor is None, manifest.n_labels_train)
+        lowest.setdefault(key, bundle)
+    names = {bundle.name for bundle in lowest.values()}
+    return [bundle for bundle in bundles if bundle.name in names]
+
+
+def _servers(
+    bench: Bench,
+    bundles: Sequence[Bundle],
+    service: Server | None,
+    nothing: Bundle | None,
+    stack: ExitStack,
+    say: Callable[[str], None],
+) -> dict[str, Server]:
+    """The service of each model; what is started ends with the stack."""
+    if service is None:
+        log = bench.out / "serve.log"
+        service = stack.enter_context(server.started(bench.models, log, say))
+        server.check(service.url, bundles)
+    servers = {bundle.name: service for bundle in bundles}
+    # Elsewhere the null model would measure this machine and not the one under test.
+    if nothing and service.local:
+        root = nothing.path.parent.parent
+        log = bench.out / "serve-null.log"
+        servers[nothing.name] = stack.enter_context(server.started(root, log, say))
+    return servers
+
+
+def _loads(
+    bench: Bench,
+    servers: dict[str, Server],
+    data: Data,
+    predictions: dict[str, Predictions],
+    say: Callable[[str], None],
+) -> tuple[dict[str, Load], dict[str, Saturation]]:
+    """Load of every model, and the way to saturation of the one with the most labels."""
+    n = len(servers)
+    with load.images_for(data, predictions) as (folder, checked):
+        say(
+            f"Load: {bench.users} clients, {n} models, {bench.rounds} rounds, "
+            f"about {n * (bench.load_seconds + 3 * bench.rounds):.0f} s"
+        )
+        loads = load.measure(
+            servers,
+            folder,
+            checked,
+            users=bench.users,
+            seconds=bench.load_seconds,
+            rounds=bench.rounds,
+            say=say,
+        )
+        saturations: dict[str, Saturation] = {}
+        if bench.step_seconds:
+            most = list(predictions)[-1]
+            each = bench.step_seconds + saturation.SECONDS_A_STEP
+            names = [name for name in (most, null.NAME) if name in servers]
+            say(f"To saturation: about {len(names) * len(bench.clients) * each + 20:.0f} s")
+            for name in names:
+                saturations[name] = saturation.measure(
+                    servers[name],
+                    folder,
+                    name,
+                    users=bench.clients,
+                    shares=saturation.SHARES if name == most else (),
+                    seconds=bench.step_seconds,
+                    say=say,
+                )
+    return loads, saturations
+
+
+def check(bench: Bench) -> None:
+    """Refuses options that cannot be meant, and a folder that cannot be written.
+
+    Raises:
+        LabelcurveError: names the option.
+    """
+    for name in ("users", "load_seconds", "rounds", "threads"):
+        value = getattr(bench, name)
+        if value < 1:
+            raise LabelcurveError(f"--{name.replace('_', '-')} {value}: at least 1 is needed")
+    for name in ("latency_seconds", "step_seconds", "robustness_images"):
+        value = getattr(bench, name)
+        if value < 0:
+            raise LabelcurveError(f"--{name.replace('_', '-')} {value:g}: at least 0 is needed")
+    if 0 < bench.step_seconds < 1:
+        raise LabelcurveError(
+            f"--step-seconds {bench.step_seconds:g}: at least 1, or 0 to leave the steps out"
+        )
+    if not bench.clients or min(bench.clients) < 1:
+        raise LabelcurveError("--clients: at least one number, of at least 1 each, is needed")
+    for target in bench.target:
+        if not 0 < target < 1:
+            raise LabelcurveError(
+                f"--target {target:g}: an accuracy between 0 and 1 is needed, as 0.95"
+            )
+    for name in ("price_per_hour", "price_per_label"):
+        price = getattr(bench, name)
+        if price is not None and price < 0:
+            raise LabelcurveError(f"--{name.replace('_', '-')} {price:g}: below nothing")
+    # Now, not after minutes of measuring.
+    try:
+        bench.out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise LabelcurveError(
+            f"--out {bench.out} cannot be made ({error.strerror}): choose another folder"
+        ) from error
+    if not os.access(bench.out, os.W_OK | os.X_OK):
+        raise LabelcurveError(f"--out {bench.out} cannot be written: choose another folder")
+
+
+def _chosen(bundles: list[Bundle], only: Sequence[str]) -> list[Bundle]:
+    names = [bundle.name for bundle in bundles]
+    unknown = [name for name in only if name not in names]
+    if unknown:
+        raise LabelcurveError(
+            f"--only {', '.join(unknown)}: no such model; there are {', '.join(names)}"
+        )
+    return [bundle for bundle in bundles if not only or bundle.name in only]

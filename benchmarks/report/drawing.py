@@ -1,0 +1,115 @@
+"""How plots look: as SVG that takes its colours from the page, and as PNG on white.
+
+The text of an SVG has the page's colour, so one file suits light, dark and paper.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from io import BytesIO, StringIO
+from typing import Any, Final
+
+from matplotlib import rcParams, style
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
+from benchmarks.record import Model, Report
+
+COLOURS: Final = (
+    *("#e08214", "#2f8fd0", "#2ca876", "#a06cd5", "#d1495b", "#7f8c2d", "#14909c", "#b0567f"),
+)
+"""By number of labels; each is legible on white and on near-black."""
+DASHES: Final = ("-", "--", ":", "-.")
+MARKERS: Final = ("o", "s", "^", "D")
+"""By variant."""
+
+# Stand-ins that no plot uses otherwise: replaced by the page's own colours.
+INK, GRID = "#010203", "#040506"
+_STYLE: Final[dict[str, Any]] = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "labelcurve",
+    "font.family": "sans-serif",
+    "font.size": 10,
+    "axes.titlesize": 10,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.linewidth": 0.6,
+    "legend.frameon": False,
+    "lines.linewidth": 1.8,
+    "xtick.minor.visible": False,
+}
+
+
+def _theme(ink: str, grid: str, paper: str) -> dict[str, Any]:
+    inked = ("text.color", "axes.labelcolor", "axes.titlecolor", "xtick.color", "ytick.color")
+    return {
+        **_STYLE,
+        **dict.fromkeys(inked, ink),
+        "axes.edgecolor": grid,
+        "grid.color": grid,
+        "axes.facecolor": "none",
+        "figure.facecolor": paper,
+    }
+
+
+Draw = Callable[[Report], Figure]
+
+
+def svg(draw: Draw, report: Report, title: str) -> str:
+    """A plot as an `svg` element whose colours are the page's.
+
+    Args:
+        draw: makes the figure.
+        report: what it shows.
+        title: for those who cannot see it.
+    """
+    buffer = StringIO()
+    metadata: dict[str, Any] = {"Date": None, "Creator": None}
+    with style.context(_theme(INK, GRID, "none")):
+        draw(report).savefig(
+            buffer, format="svg", metadata=metadata, bbox_inches="tight", pad_inches=0.05
+        )
+    text = buffer.getvalue()
+    text = text[text.index("<svg") :]
+    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+    # Two decimals of a point are finer than any screen; a third of the size goes.
+    text = re.sub(r'="[^"]*"', lambda m: re.sub(r"(\d+\.\d{2})\d+", r"\1", m[0]), text)
+    text = text.replace(INK, "currentColor").replace(GRID, "var(--grid)")
+    return text.replace("<svg ", f'<svg role="img" aria-label="{title}" ', 1)
+
+
+def png(draw: Draw, report: Report) -> bytes:
+    """A plot as PNG on white, for where SVG or the page's colours are not to be had."""
+    buffer = BytesIO()
+    with style.context(_theme("#1c2024", "#d8dde2", "#ffffff")):
+        draw(report).savefig(
+            buffer, format="png", dpi=110, bbox_inches="tight", metadata={"Software": None}
+        )
+    return buffer.getvalue()
+
+
+def grid_colour() -> str:
+    """Of what is drawn beside the data."""
+    found: str = rcParams["grid.color"]
+    return found
+
+
+def colour(report: Report, model: Model) -> str:
+    """The colour of a model's number of labels, the same in every plot and table."""
+    labels = sorted({other.n_labels for other in report.models})
+    return COLOURS[labels.index(model.n_labels) % len(COLOURS)]
+
+
+def log_axis(axes: Axes, which: str) -> None:
+    """Makes an axis logarithmic with plain numbers."""
+    axis = axes.xaxis if which == "x" else axes.yaxis
+    axes.set_xscale("log") if which == "x" else axes.set_yscale("log")
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_minor_locator(NullLocator())
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))

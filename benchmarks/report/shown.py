@@ -1,0 +1,30 @@
+"""Which models stand for the others where there is no room for all."""
+
+from __future__ import annotations
+
+from benchmarks.record import Model, Report
+
+
+def variants(report: Report) -> list[str]:
+    """The variants, the one with the most fractions first and the default before others."""
+    found = {model.variant for model in report.models}
+
+    def fractions(variant: str) -> int:
+        return len({model.n_labels for model in report.models if model.variant == variant})
+
+    return sorted(found, key=lambda v: (-fractions(v), v != "default", v))
+
+
+def main_models(report: Report) -> list[Model]:
+    """One model a number of labels of the variant with the most of them, fewest labels first."""
+    variant = variants(report)[0]
+    chosen: dict[int, Model] = {}
+    for model in sorted(report.models, key=lambda m: (m.n_labels, m.seed)):
+        if model.variant == variant:
+            chosen.setdefault(model.n_labels, model)
+    return list(chosen.values())
+
+
+def loaded(report: Report) -> list[Model]:
+    """The models that the load test used."""
+    return [model for model in report.models if model.load is not None]

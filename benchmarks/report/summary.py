@@ -1,0 +1,84 @@
+"""What comes first: the figures of each number of labels, and what follows from them."""
+
+from __future__ import annotations
+
+from benchmarks import tables
+from benchmarks.record import Model, Report
+from benchmarks.report.blocks import Block, Card, Cards, Points, Rows, Section, Text, percent
+from benchmarks.report.cost import per_million
+from benchmarks.report.drawing import colour
+from benchmarks.report.shown import main_models, variants
+
+
+def section(report: Report) -> Section:
+    """Cards, the table of the README, findings."""
+    models = main_models(report)
+    blocks: list[Block] = []
+    if len(models) <= 6:
+        blocks.append(Cards(tuple(_card(report, model) for model in models)))
+    if found := findings(report):
+        blocks.append(Points(tuple(found)))
+    blocks += [
+        Rows(tables.HEADER, tables.rows(report), headline=True),
+        Text(tables.conditions(report)),
+    ]
+    return Section("", blocks)
+
+
+def _card(report: Report, model: Model) -> Card:
+    score = model.accuracy
+    below = [
+        f"with {model.n_labels:,} labels",
+        f"95 % interval {score.accuracy_low * 100:.1f} to {score.accuracy_high * 100:.1f}",
+    ]
+    if report.price_per_label is not None:
+        below.append(f"{model.n_labels * report.price_per_label:,.0f} for the labels")
+    return Card(model.name, percent(score.accuracy, 1), tuple(below), colour(report, model))
+
+
+def findings(report: Report) -> list[str]:
+    """The answers, in words: how many labels, which model, at what cost."""
+    found: list[str] = []
+    models = main_models(report)
+    variant = variants(report)[0]
+    curve = next((c for c in report.curves if c.variant == variant), None)
+    if curve:
+        found += curve.text
+    if len(models) > 1:
+        few, many = models[0], models[-1]
+        pair = next(
+            (c for c in report.comparisons if (c.a, c.b) == (few.name, many.name)),
+            None,
+        )
+        if pair:
+            d = pair.difference
+            found.append(
+                f"From {few.n_labels:,} to {many.n_labels:,} labels accuracy changes by "
+                f"{d.value * 100:+.2f} points ({d.low * 100:+.2f} to {d.high * 100:+.2f}; McNemar "
+                f"p {'< 0.001' if pair.p_value < 0.001 else f'= {pair.p_value:.3f}'}, "
+                f"n = {pair.n:,})."
+            )
+        names = report.dataset.class_names
+        gains = {
+            n: many.accuracy.per_class[n].recall - few.accuracy.per_class[n].recall for n in names
+        }
+        order = sorted(names, key=lambda n: -gains[n])
+        most = ", ".join(f"{n} ({gains[n] * 100:+.1f})" for n in order[:3])
+        found.append(
+            f"Labels help these classes most, in points of recall: {most}; least: {order[-1]} "
+            f"({gains[order[-1]] * 100:+.1f})."
+        )
+    served = [model for model in report.models if model.load]
+    if served:
+        model = next((m for m in reversed(models) if m.load), served[-1])
+        assert model.load is not None
+        load = model.load
+        rate = load.requests_per_s
+        if (found_at := report.saturation) and found_at.model == model.name:
+            rate = max(rate, *(step.requests_per_s for step in found_at.steps))
+        words = f"One machine of this kind answers {rate:,.0f} requests/s with {model.name}"
+        if report.price_per_hour is not None and rate:
+            cost = per_million(rate, report.price_per_hour)
+            words += f": {cost:,.2f} a million images at {report.price_per_hour:g} an hour"
+        found.append(words + ".")
+    return found

@@ -1,0 +1,168 @@
+"""Intervals and tests over test images.
+
+Whatever is said here of two models is about the images of the test split; other seeds are another
+source of chance, which only several runs show.
+"""
+
+from __future__ import annotations
+
+from base64 import b64decode, b64encode
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import binomtest
+
+from benchmarks.record import Comparison, Estimate, Model
+
+RESAMPLES = 1000
+LEVEL = (2.5, 97.5)
+"""Percentiles of a 95 % interval."""
+Z = 1.959964
+"""Standard errors from the middle to the end of a 95 % interval."""
+
+
+def estimate(value: float, samples: NDArray[np.float64]) -> Estimate:
+    """A figure with the 2.5 and 97.5 percentiles of its bootstrap samples."""
+    low, high = np.percentile(samples, LEVEL)
+    return Estimate(value=float(value), low=float(low), high=float(high))
+
+
+def bootstrap_means(
+    values: NDArray[np.generic], resamples: int = RESAMPLES, seed: int = 0
+) -> NDArray[np.float64]:
+    """Means over resampled images; the same images are drawn for every row of `values`.
+
+    Args:
+        values: [M, N], a row a figure, a column an image.
+        resamples: number of draws.
+        seed: of the draws.
+
+    Returns:
+        float64 [resamples, M].
+    """
+    random = np.random.default_rng(seed)
+    rows = np.ascontiguousarray(values.T, np.float64)
+    n = len(rows)
+    means = np.empty((resamples, rows.shape[1]))
+    for index in range(resamples):
+        counts = np.bincount(random.integers(0, n, n), minlength=n)
+        means[index] = counts @ rows / n
+    return means
+
+
+def weighted_f1(confusion: NDArray[np.int64]) -> NDArray[np.float64]:
+    """F1 weighted by class frequency.
+
+    Args:
+        confusion: int64 [..., K, K], true classes by row.
+
+    Returns:
+        float64 [...].
+    """
+    right = np.diagonal(confusion, axis1=-2, axis2=-1)
+    support, answers = confusion.sum(axis=-1), confusion.sum(axis=-2)
+    f1 = 2 * right / np.maximum(support + answers, 1)
+    result: NDArray[np.float64] = (f1 * support).sum(axis=-1) / support.sum(axis=-1)
+    return result
+
+
+def bootstrap_f1(confusion: NDArray[np.int64], resamples: int = RESAMPLES) -> NDArray[np.float64]:
+    """Weighted F1 over resampled images: drawing images is drawing cells of the matrix.
+
+    Args:
+        confusion: int64 [K, K].
+        resamples: number of draws.
+
+    Returns:
+        float64 [resamples].
+    """
+    random = np.random.default_rng(0)
+    cells = np.nonzero(confusion)
+    counts = confusion[cells]
+    total = int(counts.sum())
+    found = np.empty(resamples)
+    drawn = np.zeros_like(confusion)
+    for index in range(resamples):
+        drawn[cells] = random.multinomial(total, counts / total)
+        found[index] = weighted_f1(drawn)
+    return found
+
+
+def compare(a: str, b: str, right_a: NDArray[np.bool_], right_b: NDArray[np.bool_]) -> Comparison:
+    """McNemar's exact test: among the images that only one of two models has right, a coin decides
+    if they are equally good.
+
+    Args:
+        a: name of the first model.
+        b: name of the second.
+        right_a: bool [N], whether the first had the image right.
+        right_b: bool [N].
+    """
+    n = len(right_a)
+    only_a = int(np.sum(right_a & ~right_b))
+    only_b = int(np.sum(right_b & ~right_a))
+    difference = (only_b - only_a) / n
+    # Of a mean of n paired differences that are -1, 0 or 1.
+    error = float(np.sqrt(max(0.0, (only_a + only_b) / n - difference**2) / n))
+    apart = only_a + only_b
+    return Comparison(
+        a=a,
+        b=b,
+        n=n,
+        only_a=only_a,
+        only_b=only_b,
+        difference=Estimate(
+            value=difference, low=difference - Z * error, high=difference + Z * error
+        ),
+        p_value=float(binomtest(only_b, apart, 0.5).pvalue) if apart else 1.0,
+    )
+
+
+def comparisons(
+    models: Sequence[Model], right: Mapping[str, NDArray[np.bool_]]
+) -> tuple[Comparison, ...]:
+    """Each number of labels against the next, and at each the variants against the default.
+
+    With several seeds the lowest one stands for its fraction.
+
+    Args:
+        models: every model of the report.
+        right: bool [N] by model name.
+    """
+    first: dict[tuple[str, int], str] = {}
+    for model in sorted(models, key=lambda m: m.seed):
+        first.setdefault((model.variant, model.n_labels), model.name)
+    found = []
+    variants = sorted({variant for variant, _ in first}, key=lambda v: (v != "default", v))
+    for variant in variants:
+        labels = sorted(n for v, n in first if v == variant)
+        pairs = list(pairwise(labels))
+        if len(labels) > 2:
+            pairs.append((labels[0], labels[-1]))
+        for few, many in pairs:
+            a, b = first[variant, few], first[variant, many]
+            found.append(compare(a, b, right[a], right[b]))
+        if variant != variants[0]:
+            for n in labels:
+                other = first.get((variants[0], n))
+                if other is not None:
+                    a = first[variant, n]
+                    found.append(compare(a, other, right[a], right[other]))
+    return tuple(found)
+
+
+def pack(right: NDArray[np.bool_]) -> str:
+    """Bits as base64, see `record.Accuracy.right`."""
+    return b64encode(np.packbits(right).tobytes()).decode()
+
+
+def unpack(text: str, n: int) -> NDArray[np.bool_]:
+    """The inverse of `pack`.
+
+    Returns:
+        bool [n].
+    """
+    raw = np.frombuffer(b64decode(text), np.uint8)
+    return np.unpackbits(raw, count=n).astype(np.bool_)

@@ -1,0 +1,79 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from benchmarks import cli, compare
+from benchmarks.record import Report, Window
+from benchmarks.report import page
+from tests.benchmarks.samples import LOAD
+
+
+def rated(report: Report, rate: float) -> Report:
+    """The same report at another speed."""
+    windows = tuple(
+        Window(seconds=5, n=400, requests_per_s=rate * part, p50_ms=1e3 / rate / part)
+        for part in (0.99, 1.0, 1.02)
+    )
+    load = LOAD.model_copy(update={"windows": windows})
+    models = tuple(model.model_copy(update={"load": load}) for model in report.models)
+    return report.model_copy(update={"models": models})
+
+
+def test_the_same_run_does_not_differ(measured: Report) -> None:
+    for pair in compare.pairs(measured, measured):
+        assert pair.accuracy is not None
+        assert (pair.accuracy.difference.value, pair.accuracy.p_value) == (0, 1)
+        assert pair.rate is None
+    assert compare.doubts(measured, measured) == []
+
+
+def test_what_is_more_than_chance_is_marked(measured: Report) -> None:
+    a, b = rated(measured, 100), rated(measured, 130)
+    (pair, *_) = compare.pairs(a, b)
+    assert pair.rate is not None
+    assert pair.p50 is not None
+    assert pair.rate.value == pytest.approx(1.3)
+    assert 1.2 < pair.rate.low < 1.3 < pair.rate.high < 1.4
+    assert pair.p50.value == pytest.approx(1 / 1.3)
+    assert "1.30 (1.2" in compare.markdown(a, b)
+    assert ") *" in compare.markdown(a, b)
+
+
+def test_other_models_of_one_name_are_compared_image_by_image(measured: Report) -> None:
+    low, high = measured.models[0], measured.models[-1]
+    other = measured.model_copy(
+        update={"models": (high.model_copy(update={"name": low.name}), *measured.models[1:])}
+    )
+    (pair, *_) = compare.pairs(measured, other)
+    assert pair.accuracy is not None
+    assert pair.accuracy.difference.value == pytest.approx(
+        high.accuracy.accuracy - low.accuracy.accuracy
+    )
+    assert pair.accuracy.p_value < 0.001
+
+
+def test_the_command(measured: Report, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    page.write(tmp_path / "a", measured)
+    changed = measured.provenance.model_copy(update={"cpu": "another"})
+    page.write(tmp_path / "b", measured.model_copy(update={"provenance": changed}))
+    cli.main(["compare", str(tmp_path / "a"), str(tmp_path / "b" / "report.json")])
+    out = capsys.readouterr().out
+    assert "| digits-10 (same version) |" in out
+    assert "cpu differs" in out
+    document = json.loads(out.splitlines()[-1])
+    assert len(document["pairs"]) == 3
+
+
+def test_what_cannot_be_compared_is_said(measured: Report, tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match=r"error: cannot read .*nowhere"):
+        cli.main(["compare", str(tmp_path / "nowhere"), str(tmp_path)])
+    (tmp_path / "report.json").write_text("{}")
+    with pytest.raises(SystemExit, match=r"is no report\.json of this release"):
+        cli.main(["compare", str(tmp_path), str(tmp_path)])
+    data = measured.dataset.model_copy(update={"hash": "0" * 64})
+    other = measured.model_copy(update={"dataset": data})
+    assert compare.pairs(measured, other)[0].accuracy is None
+    assert "accuracies cannot be compared" in compare.doubts(measured, other)[0]

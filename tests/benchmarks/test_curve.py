@@ -1,0 +1,113 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from benchmarks import curve
+from benchmarks.record import Curve, Model, Report
+
+LABELS = (2_500, 5_000, 10_000, 15_000, 25_000, 50_000)
+N = 10_000
+
+
+def law(n: float) -> float:
+    return 0.03 + 6 * n**-0.45
+
+
+def models(
+    measured: Report, labels: tuple[int, ...], seeds: int = 1, spread: float = 0.0
+) -> tuple[list[Model], dict[str, NDArray[np.bool_]]]:
+    """Models whose errors follow `law`, with a spread between seeds."""
+    random = np.random.default_rng(0)
+    hard = random.random(N)
+    found, right = [], {}
+    for n in labels:
+        for seed in range(seeds):
+            error = law(n) * (1 + spread * random.standard_normal())
+            wrong = hard + 0.1 * random.standard_normal(N)
+            name = f"m-{n}-s{seed}"
+            right[name] = wrong > np.quantile(wrong, error)
+            accuracy = measured.models[0].accuracy.model_copy(
+                update={"accuracy": float(right[name].mean())}
+            )
+            update = {"name": name, "n_labels_train": n, "n_labels_val": 0, "seed": seed}
+            found.append(measured.models[0].model_copy(update={**update, "accuracy": accuracy}))
+    return found, right
+
+
+@pytest.fixture(scope="module")
+def fitted(measured: Report) -> Curve:
+    (found,) = curve.curves(*models(measured, LABELS, seeds=3, spread=0.01), targets=(0.93,))
+    return found
+
+
+def test_finds_the_law_again(fitted: Curve) -> None:
+    assert fitted.floor is not None
+    assert fitted.exponent is not None
+    assert fitted.floor.low <= 0.03 <= fitted.floor.high
+    assert fitted.exponent.low <= 0.45 <= fitted.exponent.high
+    assert fitted.seed_spread == pytest.approx(0.01, rel=0.6)
+    for forecast in (*fitted.line, *fitted.next):
+        assert forecast.accuracy.low <= forecast.accuracy.value <= forecast.accuracy.high
+        assert forecast.accuracy.value == pytest.approx(1 - law(forecast.n_labels), abs=0.006)
+
+
+def test_foretells_labels_and_says_so(fitted: Curve) -> None:
+    (target,) = fitted.targets
+    truth = (6 / (0.07 - 0.03)) ** (1 / 0.45)
+    assert target.n_labels is not None
+    assert target.low is not None
+    assert target.high is not None
+    assert target.low < truth < target.high
+    assert target.text.startswith("93 % needs about ")
+    assert target.text in fitted.text[0]
+
+
+def test_is_checked_by_the_largest_fraction(fitted: Curve) -> None:
+    check = fitted.check
+    assert check is not None
+    assert (check.fitted_up_to, check.n_labels, check.n_fractions) == (25_000, 50_000, 5)
+    assert check.error == pytest.approx(check.predicted.value - check.measured)
+    assert abs(check.error) < 0.01
+    assert check.inside
+    assert any("an error of" in text and "inside the interval" in text for text in fitted.text)
+
+
+def test_does_not_promise_what_the_curve_does_not_allow(measured: Report) -> None:
+    found, right = models(measured, LABELS)
+    (result,) = curve.curves(found, right, targets=(0.9999,))
+    (target,) = result.targets
+    assert "needs about" not in target.text
+    assert "not reached by more labels alone" in target.text or "beyond" in target.text
+
+
+def test_a_target_that_was_measured_is_not_foretold_higher(measured: Report) -> None:
+    found, right = models(measured, LABELS)
+    best = max(model.accuracy.accuracy for model in found)
+    (result,) = curve.curves(found, right, targets=(best,))
+    target = result.targets[0]
+    assert "50,000 labels already" in target.text or "needs about" in target.text
+
+
+def test_few_fractions_are_not_fitted_and_five_are_not_checked(measured: Report) -> None:
+    (few,) = curve.curves(*models(measured, LABELS[:4]))
+    assert few.floor is None
+    assert few.text[0].startswith("No curve is fitted: that takes 5 fractions, here are 4")
+    (five,) = curve.curves(*models(measured, LABELS[:5]), price_per_label=0.5)
+    assert five.floor is not None
+    assert five.check is None
+    assert any("Not checked" in text for text in five.text)
+    assert any("12,500 at 0.5 a label" in text for text in five.text)
+
+
+def test_the_same_figures_give_the_same_curve(measured: Report) -> None:
+    given = models(measured, LABELS)
+    assert curve.curves(*given) == curve.curves(*given)
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(31_234, "31,000"), (98, "98"), (1_249, "1,200"), (4, "4")]
+)
+def test_labels_to_two_digits(value: float, text: str) -> None:
+    assert curve.count(value) == text

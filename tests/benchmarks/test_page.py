@@ -1,0 +1,107 @@
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from benchmarks.gallery import Gallery
+from benchmarks.record import Report
+from benchmarks.report import page
+from bundle.errors import LabelcurveError
+
+
+def test_writes_three_files_and_the_plots_and_nothing_else(
+    measured: Report, tmp_path: Path
+) -> None:
+    paths = page.write(tmp_path / "new" / "folder", measured)
+    page.write(tmp_path / "new" / "folder", measured)
+    written = {path.name for path in (tmp_path / "new" / "folder").iterdir()}
+    assert written == {"plots"} | {path.name for path in paths.values()}
+    assert written == {"report.html", "report.md", "report.json", "plots"}
+    drawn = {path.name for path in (tmp_path / "new" / "folder" / "plots").iterdir()}
+    assert drawn == set(re.findall(r"\(plots/(\w+\.png)\)", paths["md"].read_text()))
+    assert len(drawn) >= 6
+    assert Report.model_validate_json(paths["json"].read_bytes()) == measured
+    assert json.loads(paths["json"].read_text())["schema_version"] == 1
+
+
+def test_a_folder_that_cannot_be_written_is_named(measured: Report, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(LabelcurveError, match=r"cannot write the report to .*--out"):
+        page.write(tmp_path / "file" / "out", measured)
+
+
+def test_the_page_stands_alone(loaded: Report) -> None:
+    text = page.html(loaded)
+    assert not re.search(r"(src|href)=\"(?!#|data:)", text)
+    assert "@import" not in text
+    assert "<script" not in text
+    assert "prefers-color-scheme: dark" in text
+    assert "@media print" in text
+    assert text.count("<svg ") == 9
+    assert not re.search(r"\b(nan|None|inf)\b", re.sub(r"<svg.*?</svg>", "", text, flags=re.S))
+
+
+def test_every_figure_has_its_conditions(loaded: Report) -> None:
+    for text in (page.html(loaded), page.markdown(loaded)):
+        for model in loaded.models:
+            assert model.name in text
+            assert model.version in text
+        assert "a warning" in text
+        assert "a note" in text
+        assert "UNSTABLE" in text
+        assert "8.77" in text
+        assert "321" in text
+        assert "n = 355" in text or "355 test images" in text
+        assert "12.3" in text
+        assert "bench --no-load" in text
+        assert loaded.provenance.cpu in text
+        assert loaded.provenance.packages["numpy"] in text
+        assert loaded.dataset.hash[:12] in text
+
+
+def test_without_load(measured: Report) -> None:
+    assert "Not measured" in page.html(measured)
+    assert "Not measured" in page.markdown(measured)
+
+
+def test_names_cannot_break_the_page_or_the_tables(measured: Report) -> None:
+    old = measured.dataset.class_names
+    names = ("<script>alert(1)</script>", "a|b", *old[2:])
+    models = tuple(
+        model.model_copy(
+            update={
+                "accuracy": model.accuracy.model_copy(
+                    update={
+                        "per_class": dict(
+                            zip(names, model.accuracy.per_class.values(), strict=True)
+                        )
+                    }
+                )
+            }
+        )
+        for model in measured.models
+    )
+    dataset = measured.dataset.model_copy(update={"class_names": names})
+    changed = measured.model_copy(update={"models": models, "dataset": dataset})
+    assert "<script" not in page.html(changed)
+    lines = [line for line in page.markdown(changed).splitlines() if "a\\|b" in line]
+    assert len(lines) == 1
+
+
+def test_pictures_are_shown_when_asked_for(
+    measured: Report, galleries: tuple[Gallery, ...]
+) -> None:
+    text = page.html(measured, galleries)
+    assert text.count("data:image/png;base64,") == sum(len(g.examples) for g in galleries)
+    assert "data:image" not in page.html(measured)
+
+
+def test_every_file_has_the_findings(loaded: Report) -> None:
+    for text in (page.html(loaded), page.markdown(loaded)):
+        assert "No curve is fitted: that takes 5 fractions" in text
+        assert "McNemar" in text
+        assert "a million images at 0.5 an hour" in text
+        assert "Labels help these classes most" in text
