@@ -143,7 +143,7 @@ def _kept(bundle: Bundle, data: Data, cache: Path | None) -> Path | None:
 
 def _read(path: Path, n: int) -> Predictions | None:
     try:
-        with np.load(path) as arrays:
+        with path.open("rb") as file, np.load(file) as arrays:
             found = Predictions(**{field.name: arrays[field.name] for field in fields(Predictions)})
     except (OSError, ValueError, KeyError, BadZipFile):
         return None

@@ -13,7 +13,7 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import compare, job, processes, tables
+from benchmarks import compare, job, processes, render, tables
 from benchmarks.job import Bench
 from benchmarks.record import Report
 from bundle.errors import LabelcurveError
@@ -57,11 +57,11 @@ def failed(result: Report) -> bool:
 def main(args: Sequence[str] | None = None) -> None:
     """The command `bench`: exits with 1 on an error, and when a request of the load test failed.
 
-    `bench compare A B` compares two reports, see `benchmarks.compare`.
+    `bench compare A B` compares two reports, `bench render A` makes its page again.
     """
     given = list(sys.argv[1:] if args is None else args)
-    if given[:1] == ["compare"]:
-        compare.main(given[1:])
+    if given and (other := {"compare": compare.main, "render": render.main}.get(given[0])):
+        other(given[1:])
         return
     bench = tyro.cli(Bench, args=args, prog="bench")
     processes.end_on_signals()

@@ -51,7 +51,7 @@ class Bench:
     """Measures accuracy, latency and load of every model in a folder, side by side.
 
     Writes report.html, report.md with plots/, and report.json. The last line on stdout is one JSON
-    document. `bench compare A.json B.json` compares two such reports.
+    document. `bench compare A B` compares two such reports, `bench render A` makes its page again.
     """
 
     models: Path = Path("models")

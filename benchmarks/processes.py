@@ -21,18 +21,18 @@ PATIENCE = 10.0
 """Seconds that a process gets to end by itself before it is killed."""
 
 
-def command(name: str) -> str:
-    """The command `name` of the environment that this interpreter belongs to.
+def command(
+    name: str,
+    remedy: str = "install labelcurve with the extra that brings it (train, serve or bench)",
+) -> str:
+    """The command `name` of the environment that this interpreter belongs to, or of the system.
 
     Raises:
         LabelcurveError: it is not installed.
     """
     found = shutil.which(name, path=str(Path(sys.executable).parent)) or shutil.which(name)
     if found is None:
-        raise LabelcurveError(
-            f"no command `{name}` beside {sys.executable}: install labelcurve with the extra that "
-            "brings it (train, serve or bench)"
-        )
+        raise LabelcurveError(f"no command `{name}` beside {sys.executable}: {remedy}")
     return found
 
 

@@ -1,0 +1,67 @@
+"""`bench render REPORT --out DIR`: the page, the Markdown and the plots of an earlier report.
+
+Nothing is measured again. Curves and comparisons that a report of an earlier release lacks are
+made from the answers that it keeps.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from benchmarks import compare, curve, statistics
+from benchmarks.record import Report
+from benchmarks.report import page
+from bundle.errors import LabelcurveError
+
+
+@dataclass
+class Render:
+    """Makes report.html, report.md and plots/ again from a report.json."""
+
+    report: tyro.conf.Positional[Path]
+    """A report.json, or the folder that holds it."""
+    out: Path = Path("runs/render")
+    """Folder for the files."""
+    target: Annotated[tuple[float, ...], tyro.conf.UseAppendAction] = ()
+    """An accuracy whose labels are asked for; may be repeated."""
+    note: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
+    """Something to say at the top of the report, beside what it says already; may be repeated."""
+    price_per_hour: float | None = None
+    """Of the machine that serves, where the report names none."""
+    price_per_label: float | None = None
+    """Where the report names none."""
+
+
+def renewed(report: Report, options: Render) -> Report:
+    """The report with its curves and comparisons made anew."""
+    right = {
+        model.name: statistics.unpack(model.accuracy.right, model.accuracy.n)
+        for model in report.models
+        if model.accuracy.right is not None
+    }
+    per_label = report.price_per_label or options.price_per_label
+    update = {
+        "notes": (*report.notes, *options.note),
+        "curves": curve.curves(report.models, right, options.target, per_label),
+        "price_per_hour": report.price_per_hour or options.price_per_hour,
+        "price_per_label": per_label,
+    }
+    if len(right) == len(report.models):
+        update["comparisons"] = statistics.comparisons(report.models, right)
+    return report.model_copy(update=update)
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """The command `bench render`."""
+    options = tyro.cli(Render, args=args, prog="bench render")
+    try:
+        paths = page.write(options.out, renewed(compare.read(options.report), options))
+    except LabelcurveError as error:
+        sys.exit(f"error: {error}")
+    print(f"Report: {paths['html']}", flush=True)
