@@ -14,11 +14,11 @@ import tyro
 
 from benchmarks import (
     accuracy,
-    curve,
     gallery,
     latency,
     load,
     null,
+    power_law,
     provenance,
     robustness,
     saturation,
@@ -174,7 +174,7 @@ def run(
         models=models,
         warnings=tuple(warnings),
         notes=bench.note,
-        curves=curve.curves(models, right, bench.target, bench.price_per_label),
+        curves=power_law.curves(models, right, bench.target, bench.price_per_label),
         comparisons=statistics.comparisons(models, right),
         saturation=saturations.get(first[-1].name),
         null=Null(

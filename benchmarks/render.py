@@ -14,7 +14,7 @@ from typing import Annotated
 
 import tyro
 
-from benchmarks import compare, curve, statistics
+from benchmarks import compare, power_law, statistics
 from benchmarks.record import Report
 from benchmarks.report import page
 from bundle.errors import LabelcurveError
@@ -48,7 +48,7 @@ def renewed(report: Report, options: Render) -> Report:
     per_label = report.price_per_label or options.price_per_label
     update = {
         "notes": (*report.notes, *options.note),
-        "curves": curve.curves(report.models, right, options.target, per_label),
+        "curves": power_law.curves(report.models, right, options.target, per_label),
         "price_per_hour": report.price_per_hour or options.price_per_hour,
         "price_per_label": per_label,
     }

@@ -39,7 +39,11 @@ def substituted(block: str, port: int) -> str:
     block = re.sub(r"^(train .*)--data cifar10", r"\1--epochs 1 --data digits", block, flags=re.M)
     block = re.sub(r"^(bench .*)--data cifar10", r"\1--data digits", block, flags=re.M)
     return re.sub(
-        r"^bench ", "bench --load-seconds 3 --rounds 1 --latency-seconds 2 ", block, flags=re.M
+        r"^bench ",
+        "bench --load-seconds 3 --rounds 1 --latency-seconds 2 --step-seconds 0 --no-null "
+        "--robustness-images 50 ",
+        block,
+        flags=re.M,
     )
 
 

@@ -7,11 +7,11 @@ import pytest
 
 from benchmarks import (
     accuracy,
-    curve,
     gallery,
     job,
     latency,
     null,
+    power_law,
     provenance,
     robustness,
     server,
@@ -84,7 +84,7 @@ def measured(
         models=tuple(models),
         warnings=("a warning",),
         notes=("a note",),
-        curves=curve.curves(models, right),
+        curves=power_law.curves(models, right),
         comparisons=statistics.comparisons(models, right),
         null=Null(latency=times[null.NAME], load=None),
         price_per_hour=0.5,

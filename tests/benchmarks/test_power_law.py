@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from benchmarks import curve
+from benchmarks import power_law
 from benchmarks.record import Curve, Model, Report
 
 LABELS = (2_500, 5_000, 10_000, 15_000, 25_000, 50_000)
@@ -38,7 +38,7 @@ def models(
 
 @pytest.fixture(scope="module")
 def fitted(measured: Report) -> Curve:
-    (found,) = curve.curves(*models(measured, LABELS, seeds=3, spread=0.01), targets=(0.93,))
+    (found,) = power_law.curves(*models(measured, LABELS, seeds=3, spread=0.01), targets=(0.93,))
     return found
 
 
@@ -76,7 +76,7 @@ def test_is_checked_by_the_largest_fraction(fitted: Curve) -> None:
 
 def test_does_not_promise_what_the_curve_does_not_allow(measured: Report) -> None:
     found, right = models(measured, LABELS)
-    (result,) = curve.curves(found, right, targets=(0.9999,))
+    (result,) = power_law.curves(found, right, targets=(0.9999,))
     (target,) = result.targets
     assert "needs about" not in target.text
     assert "not reached by more labels alone" in target.text or "beyond" in target.text
@@ -85,16 +85,16 @@ def test_does_not_promise_what_the_curve_does_not_allow(measured: Report) -> Non
 def test_a_target_that_was_measured_is_not_foretold_higher(measured: Report) -> None:
     found, right = models(measured, LABELS)
     best = max(model.accuracy.accuracy for model in found)
-    (result,) = curve.curves(found, right, targets=(best,))
+    (result,) = power_law.curves(found, right, targets=(best,))
     target = result.targets[0]
     assert "50,000 labels already" in target.text or "needs about" in target.text
 
 
 def test_few_fractions_are_not_fitted_and_five_are_not_checked(measured: Report) -> None:
-    (few,) = curve.curves(*models(measured, LABELS[:4]))
+    (few,) = power_law.curves(*models(measured, LABELS[:4]))
     assert few.floor is None
     assert few.text[0].startswith("No curve is fitted: that takes 5 fractions, here are 4")
-    (five,) = curve.curves(*models(measured, LABELS[:5]), price_per_label=0.5)
+    (five,) = power_law.curves(*models(measured, LABELS[:5]), price_per_label=0.5)
     assert five.floor is not None
     assert five.check is None
     assert any("Not checked" in text for text in five.text)
@@ -103,11 +103,11 @@ def test_few_fractions_are_not_fitted_and_five_are_not_checked(measured: Report)
 
 def test_the_same_figures_give_the_same_curve(measured: Report) -> None:
     given = models(measured, LABELS)
-    assert curve.curves(*given) == curve.curves(*given)
+    assert power_law.curves(*given) == power_law.curves(*given)
 
 
 @pytest.mark.parametrize(
     ("value", "text"), [(31_234, "31,000"), (98, "98"), (1_249, "1,200"), (4, "4")]
 )
 def test_labels_to_two_digits(value: float, text: str) -> None:
-    assert curve.count(value) == text
+    assert power_law.count(value) == text
