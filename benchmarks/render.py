@@ -46,15 +46,18 @@ def renewed(report: Report, options: Render) -> Report:
         if model.accuracy.right is not None
     }
     per_label = report.price_per_label or options.price_per_label
-    update = {
-        "notes": (*report.notes, *options.note),
-        "curves": power_law.curves(report.models, right, options.target, per_label),
-        "price_per_hour": report.price_per_hour or options.price_per_hour,
-        "price_per_label": per_label,
-    }
-    if len(right) == len(report.models):
-        update["comparisons"] = statistics.comparisons(report.models, right)
-    return report.model_copy(update=update)
+    whole = len(right) == len(report.models)
+    return report.model_copy(
+        update={
+            "notes": (*report.notes, *options.note),
+            "curves": power_law.curves(report.models, right, options.target, per_label),
+            "comparisons": (
+                statistics.comparisons(report.models, right) if whole else report.comparisons
+            ),
+            "price_per_hour": report.price_per_hour or options.price_per_hour,
+            "price_per_label": per_label,
+        }
+    )
 
 
 def main(args: Sequence[str] | None = None) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -49,18 +49,10 @@ def write(out: Path, report: Report, shown: Sequence[Gallery] = ()) -> dict[str,
     Raises:
         LabelcurveError: a file cannot be written.
     """
-    contents = {
-        out / FILES["html"]: html(report, shown).encode(),
-        out / FILES["md"]: markdown(report).encode(),
-        out / FILES["json"]: (report.model_dump_json(indent=1) + "\n").encode(),
-    }
-    for section in sections(report):
-        for block in section.blocks:
-            if isinstance(block, Plot):
-                contents[out / PLOTS / f"{block.name}.png"] = drawing.png(block.draw, report)
     try:
+        # Before the plots are drawn, which takes seconds.
         (out / PLOTS).mkdir(parents=True, exist_ok=True)
-        for path, content in contents.items():
+        for path, content in _contents(out, report, shown):
             beside = path.with_name(f".{path.name}-{os.getpid()}")
             beside.write_bytes(content)
             beside.replace(path)
@@ -69,6 +61,16 @@ def write(out: Path, report: Report, shown: Sequence[Gallery] = ()) -> dict[str,
             f"cannot write the report to {out}: {error.strerror or error}; choose another --out"
         ) from error
     return {kind: out / name for kind, name in FILES.items()}
+
+
+def _contents(out: Path, report: Report, shown: Sequence[Gallery]) -> Iterator[tuple[Path, bytes]]:
+    yield out / FILES["json"], (report.model_dump_json(indent=1) + "\n").encode()
+    for section in sections(report):
+        for block in section.blocks:
+            if isinstance(block, Plot):
+                yield out / PLOTS / f"{block.name}.png", drawing.png(block.draw, report)
+    yield out / FILES["md"], markdown(report).encode()
+    yield out / FILES["html"], html(report, shown).encode()
 
 
 def html(report: Report, shown: Sequence[Gallery] = ()) -> str:

@@ -188,7 +188,7 @@ def _robustness(report: Report) -> Section | None:
         [
             Text(
                 f"Accuracy on {first.n:,} test images, drawn at random, that were spoilt as "
-                "uploads are, then prepared as the service does it. None of the models was trained "
+                "uploads are, then prepared as the service does it. No model was trained "
                 "for it."
             ),
             Plot(

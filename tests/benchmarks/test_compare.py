@@ -7,7 +7,6 @@ import pytest
 
 from benchmarks import cli, compare
 from benchmarks.record import Report, Window
-from benchmarks.report import page
 from tests.benchmarks.samples import LOAD
 
 
@@ -56,9 +55,13 @@ def test_other_models_of_one_name_are_compared_image_by_image(measured: Report) 
 
 
 def test_the_command(measured: Report, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    page.write(tmp_path / "a", measured)
     changed = measured.provenance.model_copy(update={"cpu": "another"})
-    page.write(tmp_path / "b", measured.model_copy(update={"provenance": changed}))
+    for name, report in (
+        ("a", measured),
+        ("b", measured.model_copy(update={"provenance": changed})),
+    ):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "report.json").write_text(report.model_dump_json())
     cli.main(["compare", str(tmp_path / "a"), str(tmp_path / "b" / "report.json")])
     out = capsys.readouterr().out
     assert "| digits-10 (same version) |" in out

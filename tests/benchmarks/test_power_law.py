@@ -12,7 +12,7 @@ N = 10_000
 
 
 def law(n: float) -> float:
-    return 0.03 + 6 * n**-0.45
+    return 0.03 + 6 * float(n**-0.45)
 
 
 def models(

@@ -7,6 +7,7 @@ from PIL import Image
 from benchmarks import robustness
 from benchmarks.accuracy import Predictions
 from benchmarks.record import Report
+from bundle.preprocess import resize
 from bundle.store import Bundle
 from training.data import Data
 
@@ -38,7 +39,7 @@ def test_a_quarter_of_the_pixels_costs_digits_their_accuracy(measured: Report) -
 def test_damage_grows_with_the_level_and_is_the_same_again(kind: str) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (48, 64, 3), np.uint8)
     image = Image.fromarray(pixels).resize((64, 48)).convert("RGB")
-    clean = robustness.resize(image, 32).astype(float)
+    clean = resize(image, 32).astype(float)
     damage = []
     for spoil in robustness.KINDS[kind].values():
         found = spoil(image, 32, 7)
