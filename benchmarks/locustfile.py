@@ -33,6 +33,7 @@ import json
 import os
 import sys
 import time
+from functools import cache
 from io import BytesIO
 from mimetypes import guess_type
 from pathlib import Path
@@ -151,14 +152,15 @@ def images(folder: str) -> list[tuple[str, bytes]]:
     return [(path.name, path.read_bytes()) for path in files]
 
 
+@cache
 def sized(content: bytes) -> list[tuple[str, bytes]]:
-    """An image as JPEG and as PNG at each of `SIDES`."""
+    """An image as JPEG and as PNG at each of `SIDES`; made once, since the others wait for it."""
     image = Image.open(BytesIO(content)).convert("RGB")
     found = []
     for side in SIDES:
         for kind in ("jpeg", "png"):
             buffer = BytesIO()
-            image.resize((side, side)).save(buffer, kind)
+            image.resize((side, side)).save(buffer, kind, compress_level=1)
             found.append((f"{side}.{kind}", buffer.getvalue()))
     return found
 

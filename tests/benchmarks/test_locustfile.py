@@ -158,7 +158,7 @@ def test_every_kind_of_client_and_two_models(service: Server, tmp_path: Path) ->
     for name in ("multipart", "mixed sizes", "bad input"):
         assert f"/classify {name}" in done.stdout + done.stderr
     recorded = json.loads(record.read_text())
-    assert len(recorded["requests"]) > 20
+    assert len(recorded["requests"]) >= 3
     assert all(error is None for _, _, error, _ in recorded["requests"])
 
 
