@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import re
+import tomllib
 from pathlib import Path
 
-from container.engine import Engine
+from container.engine import ROOT, Engine
 from container.report import Report
 
 BUDGET_MB = {"train": 6500, "serve": 3000, "serve-cpu": 550}
@@ -56,6 +57,11 @@ def contents(report: Report, tag: str, root: Path) -> None:
     tools = {path.name for folder in folders for path in folder.glob("*")} & TOOLS
     report.check(f"{tag}: no compiler, installer or downloader", not tools, tools)
     report.check(f"{tag}: neither pip nor uv", not installed & {"pip", "uv"}, installed)
+    scripts = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
+    own = {"train": ("training", "benchmarks")}.get(tag, ("serving",))
+    wanted = {name for name, target in scripts.items() if target.split(".")[0] in own}
+    there = {path.name for path in (root / "opt/labelcurve/bin").glob("*")} & set(scripts)
+    report.check(f"{tag}: the commands {', '.join(sorted(wanted))}", there == wanted, there)
     caches = [
         path
         for pattern in (
@@ -71,8 +77,8 @@ def contents(report: Report, tag: str, root: Path) -> None:
     n_sources = len([path for path in (root / "src", packages / "tests") if path.exists()])
     report.check(f"{tag}: the project is installed, without its working tree", n_sources == 0)
     runtimes = installed & {"onnxruntime", "onnxruntime_gpu"}
-    wanted = "onnxruntime" if tag == "serve-cpu" else "onnxruntime_gpu"
-    report.check(f"{tag}: {wanted} alone", runtimes == {wanted}, runtimes)
+    runtime = "onnxruntime" if tag == "serve-cpu" else "onnxruntime_gpu"
+    report.check(f"{tag}: {runtime} alone", runtimes == {runtime}, runtimes)
     libraries = [
         path.name
         for path in packages.rglob("*.so*")

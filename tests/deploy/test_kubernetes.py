@@ -11,6 +11,7 @@ from typing import Any
 
 import kubernetes_validate
 import pytest
+import tyro
 import yaml
 
 from serving import metrics, openapi
@@ -163,8 +164,18 @@ def test_probes_ask_routes_that_exist_on_the_port_that_is_served(
 def test_there_is_time_to_drain(manifests: list[dict[str, Any]]) -> None:
     spec = only(manifests, "Deployment")["spec"]["template"]["spec"]
     (container,) = spec["containers"]
-    pause = float(container["lifecycle"]["preStop"]["exec"]["command"][1])
-    assert spec["terminationGracePeriodSeconds"] > pause + Settings().drain + 5
+    settings = tyro.cli(Settings, args=container["args"])
+    assert spec["terminationGracePeriodSeconds"] > settings.lame_duck + settings.drain + 5
+    probe = container["readinessProbe"]
+    assert settings.lame_duck >= probe["periodSeconds"] * probe["failureThreshold"]
+
+
+@pytest.mark.parametrize(("overlay", "device"), [("cpu", "cpu"), ("gpu", "cuda")])
+def test_the_service_runs_on_what_it_is_given(
+    rendered: dict[str, list[dict[str, Any]]], overlay: str, device: str
+) -> None:
+    (container,) = only(rendered[overlay], "Deployment")["spec"]["template"]["spec"]["containers"]
+    assert tyro.cli(Settings, args=container["args"]).device == device
 
 
 def test_scaling_is_by_a_metric_that_is_exported(manifests: list[dict[str, Any]]) -> None:
