@@ -15,6 +15,7 @@ from rich.table import Table
 
 from benchmarks import compare, job, processes, render, tables
 from benchmarks.job import Bench
+from benchmarks.peers import cli as peers
 from benchmarks.record import Report
 from bundle.errors import LabelcurveError
 
@@ -57,10 +58,12 @@ def failed(result: Report) -> bool:
 def main(args: Sequence[str] | None = None) -> None:
     """The command `bench`: exits with 1 on an error, and when a request of the load test failed.
 
-    `bench compare A B` compares two reports, `bench render A` makes its page again.
+    `bench peers` compares this service with others, `bench compare A B` two reports, and `bench
+    render A` makes a report's page again.
     """
     given = list(sys.argv[1:] if args is None else args)
-    if given and (other := {"compare": compare.main, "render": render.main}.get(given[0])):
+    others = {"compare": compare.main, "render": render.main, "peers": peers.main}
+    if given and (other := others.get(given[0])):
         other(given[1:])
         return
     bench = tyro.cli(Bench, args=args, prog="bench")

@@ -26,9 +26,8 @@ def publish(root: Path, like: Bundle) -> Bundle:
         root: folder of bundles that holds nothing else.
         like: the bundle to resemble.
     """
-    manifest = like.manifest.model_copy(
-        update={"name": NAME, "backbone": NAME, "preset": NAME, "n_parameters": 0, "test": None}
-    )
+    nothing = {"backbone": NAME, "preset": NAME, "n_parameters": 0, "test": None, "variants": ()}
+    manifest = like.manifest.model_copy(update={"name": NAME, **nothing})
     graph = constant(like.manifest.preprocessing.size, len(like.manifest.class_names))
     store.publish(root, manifest, graph, "# null\n", store.read_run(like.path))
     return store.read(root, NAME)

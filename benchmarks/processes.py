@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -38,7 +38,11 @@ def command(
 
 @contextmanager
 def child(
-    arguments: Sequence[str], output: IO[bytes] | int | None
+    arguments: Sequence[str],
+    output: IO[bytes] | int | None,
+    *,
+    environment: Mapping[str, str] | None = None,
+    folder: Path | None = None,
 ) -> Iterator[subprocess.Popen[bytes]]:
     """Runs a command in a session of its own, and ends it and its descendants on the way out.
 
@@ -47,12 +51,16 @@ def child(
     Args:
         arguments: the command.
         output: where stdout and stderr go: a file, or `subprocess.PIPE`.
+        environment: of the command; None takes this process's.
+        folder: that it runs in; None takes this process's.
     """
     process = subprocess.Popen(
         arguments,
         stdin=subprocess.DEVNULL,
         stdout=output,
         stderr=subprocess.STDOUT,
+        env=environment,
+        cwd=folder,
         start_new_session=True,
     )
     try:

@@ -1,0 +1,1 @@
+"""`bench peers`: this service beside others, over the same model."""

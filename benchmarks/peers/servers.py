@@ -1,0 +1,200 @@
+"""The servers that are compared, the environment of each, and how it is asked."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnxruntime
+import PIL
+
+from bundle.errors import LabelcurveError
+
+FOLDER = Path(__file__).with_name("apps")
+BOUNDARY = "labelcurve-bench-peers"
+
+
+@dataclass(frozen=True)
+class Request:
+    """What wrk sends."""
+
+    path: str
+    headers: dict[str, str]
+    body: bytes
+
+
+def raw(data: bytes) -> Request:
+    """The file is the body."""
+    return Request("/classify", {"Content-Type": "image/png"}, data)
+
+
+def form(data: bytes) -> Request:
+    """Multipart with the field `image`."""
+    head = (
+        f'--{BOUNDARY}\r\nContent-Disposition: form-data; name="image"; filename="image.png"\r\n'
+        "Content-Type: image/png\r\n\r\n"
+    )
+    body = head.encode() + data + f"\r\n--{BOUNDARY}--\r\n".encode()
+    kind = {"Content-Type": f"multipart/form-data; boundary={BOUNDARY}"}
+    return Request("/classify", kind, body)
+
+
+def v2_json(data: bytes) -> Request:
+    """The Open Inference Protocol with base64, as MLServer takes it."""
+    text = base64.b64encode(data).decode()
+    one = {"name": "image", "shape": [1, 1], "datatype": "BYTES", "data": [text]}
+    kind = {"parameters": {"content_type": "base64"}}
+    body = json.dumps({"inputs": [{**one, **kind}]}).encode()
+    return Request("/v2/models/classify/infer", {"Content-Type": "application/json"}, body)
+
+
+def v2_binary(data: bytes) -> Request:
+    """The same with Triton's binary extension, its fastest way over HTTP."""
+    tensor = len(data).to_bytes(4, "little") + data
+    one = {"name": "image", "shape": [1, 1], "datatype": "BYTES"}
+    asked = {
+        "inputs": [{**one, "parameters": {"binary_data_size": len(tensor)}}],
+        "outputs": [{"name": "probabilities", "parameters": {"binary_data": False}}],
+    }
+    head = json.dumps(asked).encode()
+    headers = {
+        "Content-Type": "application/octet-stream",
+        "Inference-Header-Content-Length": str(len(head)),
+    }
+    return Request("/v2/models/classify/infer", headers, head + tensor)
+
+
+@dataclass(frozen=True)
+class Server:
+    """A peer."""
+
+    name: str
+    label: str
+    requirements: tuple[str, ...]
+    arguments: tuple[str, ...]
+    """After the interpreter; PORT and WORK stand for the port and a folder to write to."""
+    request: Callable[[bytes], Request]
+    python: str = "3.11"
+    """For `uv venv`; MLServer and pytriton have no newer one."""
+
+
+# pytriton brings an early Python 3.11, which fails with the standard library of a late one.
+_EARLY = "/usr/bin/python3.11"
+_COMMON = (f"pillow=={PIL.__version__}", "numpy", f"onnxruntime=={onnxruntime.__version__}")
+
+PEERS = (
+    Server(
+        "starlette",
+        "bare Starlette, uvloop, own batcher",
+        ("starlette==1.10.0", "uvicorn==0.54.0", "uvloop==0.23.0", "httptools==0.9.0"),
+        ("starlette_app.py",),
+        raw,
+    ),
+    Server(
+        "triton",
+        "Triton (a Python callable behind pytriton)",
+        ("nvidia-pytriton==0.7.0",),
+        ("triton_app.py",),
+        v2_binary,
+        python=_EARLY if Path(_EARLY).exists() else "3.11",
+    ),
+    Server(
+        "fastapi",
+        "FastAPI as tutorials write it",
+        ("fastapi[standard]==0.165.0", "uvicorn==0.54.0"),
+        ("fastapi_app.py",),
+        form,
+    ),
+    Server(
+        "mlserver",
+        "MLServer, custom runtime",
+        ("mlserver==1.7.1",),
+        ("mlserver_app.py", "WORK"),
+        v2_json,
+    ),
+    Server(
+        "litserve", "LitServe", ("litserve==0.2.19", "python-multipart"), ("litserve_app.py",), form
+    ),
+    Server(
+        "bentoml",
+        "BentoML, typed image API",
+        ("bentoml==1.4.40",),
+        ("-m", "bentoml", "serve", "bentoml_app:Classifier", "--port", "PORT", "--host=127.0.0.1"),
+        form,
+    ),
+)
+
+
+def python(server: Server, cache: Path, say: Callable[[str], None]) -> Path:
+    """The interpreter of the peer's own environment, which is made where it is missing.
+
+    Raises:
+        LabelcurveError: there is no uv, or the packages cannot be installed.
+    """
+    uv = shutil.which("uv", path=str(Path(sys.executable).parent)) or shutil.which("uv")
+    if uv is None:
+        raise LabelcurveError("no command `uv`, which makes the environments: pip install uv")
+    requirements = (*server.requirements, *_COMMON)
+    folder = cache / "peers" / server.name
+    made = folder / "requirements.txt"
+    interpreter = folder / "bin" / "python"
+    if made.exists() and made.read_text().split() == list(requirements):
+        return interpreter
+    say(f"  {server.name}: installing {', '.join(server.requirements)} in {folder}")
+    shutil.rmtree(folder, ignore_errors=True)
+    for command in (
+        [uv, "venv", "--quiet", "--python", server.python, str(folder)],
+        [uv, "pip", "install", "--quiet", "--python", str(interpreter), *requirements],
+    ):
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise LabelcurveError(f"`{' '.join(command[:3])}` failed: {done.stderr.strip()[-800:]}")
+    made.write_text("\n".join(requirements))
+    return interpreter
+
+
+def command(server: Server, interpreter: Path, port: int, work: Path) -> list[str]:
+    """What starts the peer; run it in `FOLDER`."""
+    places = {"PORT": str(port), "WORK": str(work)}
+    return [str(interpreter), *(places.get(part, part) for part in server.arguments)]
+
+
+def environment(
+    server: Server, interpreter: Path, graph: Path, port: int, threads: int
+) -> dict[str, str]:
+    """Of the peer's process: its own commands first, and no name of ours."""
+    ours = {"VIRTUAL_ENV", "PYTHONPATH", "PYTHONHOME"}
+    return {
+        **{name: value for name, value in os.environ.items() if name not in ours},
+        "PATH": f"{interpreter.parent}{os.pathsep}{os.environ.get('PATH', '')}",
+        "PEER_MODEL": str(graph.resolve()),
+        "PEER_PORT": str(port),
+        "PEER_THREADS": str(threads),
+        "BENTOML_DO_NOT_TRACK": "True",
+        "BENTOML_HOME": str(interpreter.parent.parent / "bentoml"),
+        "ORT_DISABLE_TELEMETRY": "1",
+    }
+
+
+def packages(server: Server, interpreter: Path) -> dict[str, str]:
+    """Versions of the packages in `requirements`, as installed."""
+    names = [part.partition("[")[0].partition("==")[0] for part in server.requirements]
+    code = (
+        "import importlib.metadata as m, json, sys;"
+        "print(json.dumps({n: m.version(n) for n in sys.argv[1:]}))"
+    )
+    done = subprocess.run(
+        [str(interpreter), "-c", code, *names, "onnxruntime"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    found: dict[str, str] = json.loads(done.stdout)
+    return found
