@@ -86,7 +86,10 @@ class App:
             claim.close()
 
     async def _classify(self, http: Request, claim: Claim, deadline: asyncio.Timeout) -> Response:
-        wanted, top_k = _query(http.query_params)
+        # Most requests have none, and parsing costs as much as finding the model.
+        wanted, top_k = (
+            _query(http.query_params) if http.scope["query_string"] else (None, DEFAULT_TOP_K)
+        )
         model = self._catalogue.find(wanted)
         if model:
             # Before the body is read and decoded: what will be refused should cost little.
@@ -194,6 +197,7 @@ def _readiness(model: Model) -> dict[str, Any]:
     return {
         "name": model.name,
         "version": model.version,
+        "precision": model.precision,
         "provider": model.engine.provider,
         "batch_sizes": list(model.engine.batch_sizes),
     }

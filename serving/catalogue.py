@@ -22,6 +22,7 @@ from serving import metrics
 from serving.device import Device
 from serving.errors import Overloaded, UnknownModel
 from serving.model import Model, open_model
+from serving.precision import Precision
 from serving.refusals import Refusals
 from serving.selection import pick, unknown
 from serving.settings import Settings
@@ -40,6 +41,7 @@ class _Serving(NamedTuple):
     threads: int
     queue: int
     keep: int
+    precision: Precision
 
 
 class Catalogue:
@@ -80,7 +82,12 @@ class Catalogue:
             BundleError, DeviceError: one cannot be served as it should, or none at all.
         """
         self._serving = _Serving(
-            settings.models, device, settings.threads_of_worker(), settings.queue, settings.keep
+            settings.models,
+            device,
+            settings.threads_of_worker(),
+            settings.queue,
+            settings.keep,
+            settings.precision,
         )
         self._refusals = Refusals(settings.models)
         known_good = known_good or {}
@@ -201,8 +208,8 @@ class Catalogue:
             model.batcher.close()
 
     def _open(self, name: str, version: str | None = None) -> Model:
-        root, device, threads, queue, _ = self._serving
-        return open_model(store.read(root, name, version), device, threads, queue)
+        root, device, threads, queue, _, precision = self._serving
+        return open_model(store.read(root, name, version), device, threads, queue, precision)
 
     async def _follow(self, name: str, version: str) -> None:
         model = self._kept.pop(f"{name}@{version}", None)

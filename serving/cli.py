@@ -14,6 +14,7 @@ from bundle.errors import LabelcurveError
 from serving import logs
 from serving.access import read_keys
 from serving.device import choose_device
+from serving.precision import choose
 from serving.selection import pick
 from serving.settings import Settings
 from serving.supervisor import address, supervise
@@ -74,9 +75,11 @@ def serve(settings: Settings) -> None:
         read_keys(settings.api_keys)
     bundles = store.read_all(settings.models)
     device = choose_device(settings.device)
+    chosen = [choose(bundle, device, settings.precision) for bundle in bundles]
     if settings.self_test:
         from serving import selftest  # ONNX Runtime is loaded by the workers alone otherwise
 
+        bundles = [replace(b, graph=graph) for b, (_, graph) in zip(bundles, chosen, strict=True)]
         selftest.run(bundles, device, settings.threads_of_worker())
         return
     host, _ = address(settings)
@@ -95,13 +98,15 @@ def serve(settings: Settings) -> None:
         say(
             "model",
             f"model    {bundle.name}@{bundle.version}: {len(manifest.class_names)} classes, "
-            f"{manifest.n_labels_train} labels, {manifest.preprocessing.size} px"
+            f"{manifest.n_labels_train} labels, {manifest.preprocessing.size} px, "
+            f"{chosen[index][0]}"
             f"{' (default)' if index == default else ''}",
             model=bundle.name,
             version=bundle.version,
             classes=len(manifest.class_names),
             labels=manifest.n_labels_train,
             size=manifest.preprocessing.size,
+            precision=chosen[index][0],
             default=index == default,
         )
     for name, found in store.scan(settings.models).items():

@@ -9,6 +9,7 @@ from bundle.store import Bundle
 from serving.batcher import Batcher
 from serving.device import Device
 from serving.engine import Engine
+from serving.precision import Precision, choose
 
 
 @dataclass(eq=False)
@@ -20,6 +21,8 @@ class Model:
     batcher: Batcher
     headers: tuple[tuple[bytes, bytes], ...]
     """`X-Model-Name` and `X-Model-Version`, as ASGI takes them."""
+    precision: str = "fp32"
+    """Of the graph that answers."""
     users: int = 0
     retired: bool = False
 
@@ -55,6 +58,8 @@ class Model:
     def describe(self) -> dict[str, Any]:
         """What the bundle says of itself, and what it runs on."""
         manifest = self.bundle.manifest
+        added = next((v for v in manifest.variants if v.precision == self.precision), None)
+        test = added.test if added else manifest.test
         return {
             "name": self.name,
             "version": self.version,
@@ -64,20 +69,23 @@ class Model:
             "dataset": manifest.dataset.name,
             "class_names": list(manifest.class_names),
             "input_size": manifest.preprocessing.size,
-            "test": manifest.test.model_dump() if manifest.test else None,
+            "precision": self.precision,
+            "test": test.model_dump() if test else None,
             "provider": self.engine.provider,
             "batch_sizes": list(self.engine.batch_sizes),
         }
 
 
-def open_engine(bundle: Bundle, device: Device, threads: int) -> Engine:
+def open_engine(
+    bundle: Bundle, device: Device, threads: int, precision: Precision = "fp32"
+) -> Engine:
     """The session of a bundle, warmed.
 
     Raises:
         BundleError, DeviceError: as `Engine`.
     """
     engine = Engine(
-        bundle.graph,
+        choose(bundle, device, precision)[1],
         device,
         threads,
         size=bundle.manifest.preprocessing.size,
@@ -88,16 +96,19 @@ def open_engine(bundle: Bundle, device: Device, threads: int) -> Engine:
     return engine
 
 
-def open_model(bundle: Bundle, device: Device, threads: int, queue: int) -> Model:
+def open_model(
+    bundle: Bundle, device: Device, threads: int, queue: int, precision: Precision = "fp32"
+) -> Model:
     """A bundle with a warm session and a batcher of its own.
 
     Raises:
         BundleError, DeviceError: as `Engine`.
     """
-    engine = open_engine(bundle, device, threads)
+    engine = open_engine(bundle, device, threads, precision)
     return Model(
-        bundle=replace(bundle, graph=b""),  # the session has a copy of its own
+        bundle=replace(bundle, graph=b"", variants={}),  # the session has a copy of its own
         engine=engine,
+        precision=choose(bundle, device, precision)[0],
         batcher=Batcher(engine, bundle.name, queue),
         headers=(
             (b"x-model-name", bundle.name.encode()),

@@ -16,7 +16,16 @@ from bundle.store import Bundle
 from serving.device import PROVIDERS, Device
 from serving.model import open_engine
 
-HEAVY = {"Conv", "Gemm", "MatMul", "FusedConv", "FusedGemm", "FusedMatMul", "NhwcFusedConv"}
+HEAVY = {
+    "Conv",
+    "Gemm",
+    "MatMul",
+    "FusedConv",
+    "FusedGemm",
+    "FusedMatMul",
+    "NhwcFusedConv",
+    "QLinearConv",
+}
 """Operators whose place decides: ONNX Runtime itself leaves the arithmetic of shapes on the CPU."""
 
 

@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 import tyro
 
 from bundle.machine import cores
+from serving.precision import Precision
 
 VARIABLE = "LABELCURVE_SERVE"
 """The environment variable in which a worker finds its settings."""
@@ -28,6 +29,10 @@ class Settings:
     """Port to listen on."""
     device: Literal["auto", "cuda", "cpu"] = "auto"
     """auto uses a visible NVIDIA GPU, and then refuses to start on anything else."""
+    precision: Precision = "fp32"
+    """fp32 is what the accuracy of a model was measured on first; int8 (for CPUs) and fp16 (for
+    GPUs) answer from the graph that `quantize` added, and refuse a model without it; auto takes it
+    where there is one for the device, and says so."""
     threads: int | None = None
     """ONNX Runtime threads of each worker; by default its share of the cores that the process may
     use (affinity and cgroup quota)."""

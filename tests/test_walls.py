@@ -14,6 +14,8 @@ ROOT = Path(__file__).parent.parent
 # bench reads the test images of `--data` through the data modules, which need no torch.
 # Two modules train themselves: to time it, and to study the recipe.
 TRAINS = {ROOT / "benchmarks" / "speed.py", ROOT / "benchmarks" / "study.py"}
+# The peers run in environments of their own.
+PEERS = set((ROOT / "benchmarks" / "peers" / "apps").glob("*.py"))
 ALLOWED = {
     "bundle": {"bundle"},
     "training": {"training", "bundle"},
@@ -44,7 +46,7 @@ def imports(path: Path) -> set[str]:
 
 
 def modules(package: str) -> list[Path]:
-    return sorted(set((ROOT / package).rglob("*.py")) - TRAINS)
+    return sorted(set((ROOT / package).rglob("*.py")) - TRAINS - PEERS)
 
 
 @pytest.mark.parametrize("package", sorted(ALLOWED))
