@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
@@ -29,6 +30,8 @@ HEADER = "   epoch      loss    k-NN        lr   views/s  seconds     left"
 class Result:
     """A pretrained network and how it came about."""
 
+    started: str
+    """Of the first part of an interrupted run; ISO 8601, UTC."""
     epochs: float
     views_seen: int
     seconds: float
@@ -72,12 +75,12 @@ def pretrain(
     modules = nn.ModuleDict({"backbone": network.backbone, "objective": objective})
     optimizers = Optimizers([(modules, 1.0)], recipe, device.dtype)
     step, before, losses, shown = 0, 0.0, torch.zeros((), device=device.device), 0
-    loss_step = 0
+    loss_step, started = 0, datetime.now(UTC).isoformat(timespec="seconds")
     if checkpoint is not None and (state := checkpoint.read()) is not None:
         modules.load_state_dict(state["modules"])
         optimizers.load_state_dict(state["optimizers"])
         step, before, shown = state["step"], state["seconds"], state["shown"]
-        loss_step = state["loss_step"]
+        loss_step, started = state["loss_step"], state["started"]
         losses = state["losses"].to(device.device)
         say(f"going on at epoch {step / steps:.1f} from {checkpoint.path}")
 
@@ -91,6 +94,7 @@ def pretrain(
             "step": step,
             "shown": shown,
             "loss_step": loss_step,
+            "started": started,
             "losses": losses,
             "seconds": before + time.monotonic() - start,
         }
@@ -149,6 +153,7 @@ def pretrain(
             checkpoint.save(state_now, healthy=healthy)
     network.eval()
     return Result(
+        started=started,
         epochs=step / steps,
         views_seen=step * batch * recipe.n_views,
         seconds=before + time.monotonic() - start,

@@ -14,7 +14,6 @@ import tempfile
 import time
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
-from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -250,7 +249,6 @@ def make(
         fresh: do not go on from it.
         checkpoint_seconds: between two checkpoints.
     """
-    started = datetime.now(UTC)
     commit = git_commit(Path(__file__))
     recipe = request.recipe
     learn, held = split(len(images.train))
@@ -289,6 +287,8 @@ def make(
     if fresh:
         saved.remove()
     steps = recipe.epochs * len(learn) / recipe.batch_size
+    if request.seconds is not None and request.seconds < 300:
+        steps = 0  # the time is needed for them
     choice = compilation.choose(device, steps)
     say(f"compilation: {choice.value} ({choice.reason})")
     try:
@@ -319,7 +319,7 @@ def make(
         say(f"k-NN {knn:.4f}, linear probe {linear:.4f} on {len(held):,} held-out training images")
     this = extractor.Pretraining(
         command=shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
-        started=started.isoformat(timespec="seconds"),
+        started=result.started,
         epochs=round(result.epochs, 3),
         views_seen=result.views_seen,
         seconds=round(result.seconds, 1),

@@ -496,3 +496,15 @@ def test_the_cache_can_be_cleared_without_losing_extractors(tmp_path: Path, digi
     found = made(few(digits, 200), extractor.cached("ab" * 32, "convnet", 8, False, tmp_path))
     data.clear(tmp_path)
     assert found.path.exists()
+
+
+def test_a_run_that_went_on_began_when_its_first_part_did(
+    tmp_path: Path, digits: Data, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    some, out = few(digits, 200), tmp_path / "a.safetensors"
+    interrupted(monkeypatch, 2, some, out)
+    checkpoint = tmp_path / ".a.checkpoint"
+    saved = torch.load(checkpoint, weights_only=True)
+    saved["state"]["started"] = "2001-02-03T04:05:06+00:00"
+    torch.save(saved, checkpoint)
+    assert made(some, out).card.runs[-1].started == "2001-02-03T04:05:06+00:00"
