@@ -10,6 +10,7 @@ else in `benchmarks`.
 from __future__ import annotations
 
 import json
+import os
 import statistics
 import time
 from collections.abc import Callable
@@ -24,7 +25,7 @@ import tyro
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from bundle.machine import git_commit, versions
+from bundle.machine import cores, git_commit, versions
 from training import augment
 from training.backbones import build
 from training.device import Device, choose, hardware, to_device
@@ -98,6 +99,8 @@ def main() -> None:
         "precision_reason": device.precision.reason,
         "date": datetime.now(UTC).date().isoformat(),
         "git_commit": git_commit(Path(__file__)),
+        "cores": cores(),
+        "load_average": round(os.getloadavg()[0], 1),
         "image_size": size,
         "rounds": ROUNDS,
         "seconds": options.seconds,
