@@ -64,7 +64,7 @@ class Catalogue:
 
     @property
     def ready(self) -> bool:
-        """Whether every model has made an inference at each batch size."""
+        """Whether every model is loaded and warm."""
         return self.default is not None
 
     def load(

@@ -101,9 +101,15 @@ class Engine:
         return bound.run()[:n].copy()
 
     def warm(self) -> None:
-        """Runs every batch size once: the first inference of a size allocates and plans."""
+        """Runs batches until a first one of any size costs no more than a later one.
+
+        A GPU searches algorithms and plans for each size. A CPU has only its memory to grow, to
+        what the largest size needs: the others then cost as much the first time as the fifth
+        (docs/speed.md), and eight ninths of the time until ready are saved.
+        """
+        sizes = self.batch_sizes
         blank = np.zeros((self.size, self.size, 3), np.uint8)
-        for n in self.batch_sizes:
+        for n in sizes if self.provider == PROVIDERS["cuda"] else (sizes[-1], sizes[0]):
             self.run([blank] * n)
 
 

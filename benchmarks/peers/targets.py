@@ -1,0 +1,241 @@
+"""The service alone against the limits that it is meant to keep.
+
+`python -m benchmarks.peers.targets` starts it several times, with a model that does nothing and with the real one, and says for each
+limit what was found. wrk sends the load.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from io import BytesIO
+from pathlib import Path
+from statistics import median
+from tempfile import TemporaryDirectory
+
+import httpx
+import numpy as np
+import tyro
+from PIL import Image
+from pydantic import BaseModel, ConfigDict
+
+from benchmarks import null, processes, provenance
+from benchmarks.peers import cli, limit, servers, wrk
+from benchmarks.record import Provenance
+from benchmarks.server import free_port
+from bundle import store
+from bundle.errors import LabelcurveError
+from bundle.store import Bundle
+
+say = partial(print, flush=True)
+
+
+class Finding(BaseModel):
+    """One limit."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    what: str
+    target: str
+    found: str
+    kept: bool
+
+
+class Targets(BaseModel):
+    """`targets.json`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    findings: tuple[Finding, ...]
+    provenance: Provenance
+
+
+@dataclass
+class Options:
+    """Measures the service against the limits of docs/speed.md."""
+
+    models: Path = Path("models")
+    """Folder of bundles, as `train --out` wrote it."""
+    model: str | None = None
+    """The real model; by default the one with the most labels."""
+    out: Path = Path("runs/targets")
+    """Folder for targets.json and the service's logs."""
+    seconds: int = 20
+    """Of the longest load, that of one client."""
+
+
+def run(options: Options) -> list[Finding]:
+    """Measures one after the other.
+
+    Raises:
+        LabelcurveError: wrk, the models or the service cannot be used.
+    """
+    wrk.found()
+    options.out.mkdir(parents=True, exist_ok=True)
+    bundle = cli._bundle(cli.BenchPeers(models=options.models, model=options.model))
+    image = servers.raw(cli._image(bundle.manifest.preprocessing.size))
+    with TemporaryDirectory(prefix="labelcurve-targets-") as folder:
+        work = Path(folder)
+        return [
+            _one_client(bundle, image, work, options),
+            *_many_models(bundle, image, work, options),
+            _large_images(bundle, image, work, options),
+            _cost(bundle, image, work, options),
+        ]
+
+
+def _one_client(bundle: Bundle, image: servers.Request, work: Path, options: Options) -> Finding:
+    null.publish(work / "null", bundle)
+    with _serve(work / "null", options) as (url, pid, _):
+        turn = wrk.load(url, image, work, pid, 1, options.seconds)
+    return Finding(
+        what=f"null model, 1 client, {options.seconds} s",
+        target="p99 below 2 ms, none above 50 ms",
+        found=f"p99 {turn.p99_ms:.2f} ms, slowest of {turn.n:,} {turn.max_ms:.1f} ms",
+        kept=turn.p99_ms < 2 and turn.max_ms < 50,
+    )
+
+
+def _many_models(
+    bundle: Bundle, image: servers.Request, work: Path, options: Options
+) -> list[Finding]:
+    """The same bundle under 1, 3 and 50 names; one of them is asked."""
+    p50, found = {}, []
+    counts = (1, 3, 50)
+    for count in counts:
+        models = work / f"{count}-models"
+        for number in range(count):
+            manifest = bundle.manifest.model_copy(update={"name": f"m{number}", "variants": ()})
+            store.publish(models, manifest, bundle.graph, "#\n", store.read_run(bundle.path))
+        asked = replace(image, path="/classify?model=m0")
+        with _serve(models, options) as (url, pid, ready):
+            memory = cli._memory(pid)
+            wrk.load(url, asked, work, pid, 1, 1)
+            p50[count] = median(wrk.load(url, asked, work, pid, 1, 2).p50_ms for _ in range(3))
+            say(f"  {count} models: p50 {p50[count]:.2f} ms, {memory:.0f} MB")
+        shutil.rmtree(models)
+        if count == 3:
+            found.append(
+                Finding(
+                    what="three real models, from the start of the process to ready",
+                    target="below 3 s and 250 MB (proportional set size of the tree)",
+                    found=f"{ready:.1f} s, {memory:.0f} MB",
+                    kept=ready < 3 and memory < 250,
+                )
+            )
+    ratio = p50[50] / p50[1]
+    found.append(
+        Finding(
+            what="p50 of one model, 1 client, with 1 and with 50 models loaded",
+            target="within 5 %",
+            found=f"{p50[1]:.2f} and {p50[50]:.2f} ms, {ratio - 1:+.1%}",
+            kept=abs(ratio - 1) <= 0.05,
+        )
+    )
+    return found
+
+
+def _large_images(bundle: Bundle, image: servers.Request, work: Path, options: Options) -> Finding:
+    models = work / "null"
+    file = BytesIO()
+    small = np.random.default_rng(1).integers(0, 256, (30, 40, 3), np.uint8)
+    Image.fromarray(small).resize((4000, 3000), Image.Resampling.BICUBIC).save(
+        file, "JPEG", quality=90
+    )
+    with _serve(models, options) as (url, pid, _):
+        wrk.load(url, image, work, pid, 8, 1)
+        alone = wrk.load(url, image, work, pid, 8, 8)
+        stop, sent = threading.Event(), []
+
+        def send() -> None:
+            while not stop.is_set():
+                began = time.monotonic()
+                answer = httpx.post(f"{url}/classify", content=file.getvalue(), timeout=30)
+                assert answer.status_code == 200, answer.text
+                sent.append(time.monotonic() - began)
+                stop.wait(max(0.0, 1 - sent[-1]))
+
+        thread = threading.Thread(target=send)
+        thread.start()
+        among = wrk.load(url, image, work, pid, 8, 8)
+        stop.set()
+        thread.join()
+    ratio = among.p99_ms / alone.p99_ms
+    return Finding(
+        what=f"null model, 8 clients, beside a 12-megapixel JPEG ({len(file.getvalue()) / 1e6:.1f} "
+        f"MB) each second",
+        target="p99 of the small ones within 2 times",
+        found=f"p99 {alone.p99_ms:.1f} and {among.p99_ms:.1f} ms, {ratio:.2f} times; a large one "
+        f"takes {median(sent) * 1e3:.0f} ms ({len(sent)} sent)",
+        kept=ratio <= 2,
+    )
+
+
+def _cost(bundle: Bundle, image: servers.Request, work: Path, options: Options) -> Finding:
+    models = work / "real"
+    models.mkdir()
+    (models / bundle.name).symlink_to(bundle.path.parent.resolve())
+    with _serve(models, options) as (url, pid, _):
+        wrk.load(url, image, work, pid, 32, 1)
+        before = limit.measure(bundle.graph, image.body)
+        turn = wrk.load(url, image, work, pid, 32, 6)
+        after = limit.measure(bundle.graph, image.body)
+    raw = (before.total_ms + after.total_ms) / 2
+    ratio = turn.server_cpu_ms / raw
+    return Finding(
+        what="real model, 32 clients: CPU time a request against decoding and ONNX Runtime in a "
+        "loop",
+        target="at most 1.35 times",
+        found=f"{turn.server_cpu_ms:.2f} and {raw:.2f} ms, {ratio:.2f} times",
+        kept=ratio <= 1.35,
+    )
+
+
+@contextmanager
+def _serve(models: Path, options: Options) -> Iterator[tuple[str, int, float]]:
+    """URL, process and seconds until ready."""
+    port = free_port()
+    url = f"http://127.0.0.1:{port}"
+    command = [processes.command("serve"), "--models", str(models), "--port", str(port)]
+    log = options.out / "serve.log"
+    began = time.monotonic()
+    with (
+        log.open("wb") as output,
+        processes.child([*command, "--device", "cpu"], output) as process,
+    ):
+        while True:
+            try:
+                if httpx.get(f"{url}/readyz", timeout=5, trust_env=False).status_code == 200:
+                    break
+            except httpx.HTTPError:
+                pass
+            if process.poll() is not None or time.monotonic() - began > 120:
+                raise LabelcurveError(f"the service was not ready: {log.read_text()[-800:]}")
+            time.sleep(0.02)
+        yield url, process.pid, time.monotonic() - began
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """The command `python -m benchmarks.peers.targets`."""
+    options = tyro.cli(Options, args=args, prog="python -m benchmarks.peers.targets")
+    processes.end_on_signals()
+    try:
+        findings = run(options)
+    except LabelcurveError as error:
+        sys.exit(f"error: {error}")
+    result = Targets(findings=tuple(findings), provenance=provenance.here())
+    (options.out / "targets.json").write_text(result.model_dump_json(indent=2) + "\n")
+    for each in findings:
+        say(f"{'kept ' if each.kept else 'MISSED'} {each.what}: {each.found} ({each.target})")
+    say(json.dumps({"out": str(options.out), "kept": [each.kept for each in findings]}))
+
+
+if __name__ == "__main__":
+    main()
