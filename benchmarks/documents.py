@@ -17,6 +17,8 @@ import tyro
 from pydantic import ValidationError
 
 from benchmarks import curves, rows, study_tables
+from benchmarks.peers import table as peers_table
+from benchmarks.peers.record import Peers, Targets
 from benchmarks.record import Report
 from bundle.errors import LabelcurveError
 
@@ -55,9 +57,26 @@ def tables(results: Path) -> dict[tuple[str, str], str]:
     return {
         ("README.md", "results"): study_tables.opening(report, study, reference),
         ("docs/reference.md", "experiment"): study_tables.experiment(study, reference),
+        **_speed(results),
         ("docs/results.md", "study"): study_tables.results(
             study, _json(speed) if speed.exists() else None
         ),
+    }
+
+
+def _speed(results: Path) -> dict[tuple[str, str], str]:
+    """The tables of docs/speed.md, where `bench peers` and the targets have been measured."""
+    peers, targets = results / "peers.json", results / "targets.json"
+    if not (peers.exists() and targets.exists()):
+        return {}
+    try:
+        beside = Peers.model_validate_json(peers.read_bytes())
+        alone = Targets.model_validate_json(targets.read_bytes())
+    except ValidationError as error:
+        raise LabelcurveError(f"peers.json or targets.json in {results}: {error}") from error
+    return {
+        ("docs/speed.md", "peers"): peers_table.markdown(beside),
+        ("docs/speed.md", "targets"): peers_table.targets(alone, beside),
     }
 
 

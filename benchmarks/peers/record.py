@@ -1,4 +1,4 @@
-"""The schema of `peers.json`."""
+"""The schemas of `peers.json` and `targets.json`."""
 
 from __future__ import annotations
 
@@ -87,4 +87,20 @@ class Peers(_Record):
     limits: dict[str, Limit]
     peers: tuple[Peer, ...]
     series: tuple[Series, ...]
+    provenance: Provenance
+
+
+class Finding(_Record):
+    """A limit that the service is meant to keep, and what was measured."""
+
+    what: str
+    target: str
+    found: str
+    kept: bool
+
+
+class Targets(_Record):
+    """`targets.json`."""
+
+    findings: tuple[Finding, ...]
     provenance: Provenance

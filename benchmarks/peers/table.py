@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from statistics import mean, stdev
 
-from benchmarks.peers.record import Peer, Peers, Series
+from benchmarks.peers.record import Finding, Peer, Peers, Series, Targets
 from benchmarks.tables import markdown as rows_to_markdown
 
 TITLES = {"null": "A model that does nothing", "real": "The real model"}
@@ -100,3 +100,66 @@ def _middle(values: Sequence[float]) -> float:
 def _client(found: Peers) -> str:
     used = [turn.client_cpu for series in found.series for turn in series.turns]
     return f"{min(used):.2f} to {max(used):.2f}"
+
+
+def targets(found: Targets, peers: Peers) -> str:
+    """What was meant to be kept: of the service alone, and beside its peers."""
+    made = found.provenance
+    findings = (*_beside(peers), *found.findings)
+    body = [[f.what, f.target, f.found, "yes" if f.kept else "**no**"] for f in findings]
+    return (
+        f"{rows_to_markdown(['what', 'target', 'found', 'kept'], body)}\n"
+        f"{made.cpu}, {made.cores} cores, {made.date[:10]}, with `{made.command}`; the first rows "
+        "from the tables above.\n"
+    )
+
+
+def _beside(peers: Peers) -> list[Finding]:
+    by = {(s.server, s.model, s.clients): s for s in peers.series}
+    found = []
+
+    def ratio(what: str, target: float, a: float, b: float, other: str) -> None:
+        found.append(
+            Finding(
+                what=what,
+                target=f"at least {target:g} of {other}",
+                found=f"{a:,.0f} and {b:,.0f} requests/s, {a / b:.2f}",
+                kept=a / b >= target,
+            )
+        )
+
+    own, bare = by.get(("labelcurve", "null", 32)), by.get(("starlette", "null", 32))
+    if own and bare:
+        ratio("null model, 32 clients", 0.75, rate(own), rate(bare), "bare Starlette")
+    for name, times in (
+        *((n, 1.8) for n in ("triton", "fastapi", "mlserver", "litserve")),
+        ("bentoml", 8.0),
+    ):
+        if own and (other := by.get((name, "null", 32))):
+            ratio("null model, 32 clients", times, rate(own), rate(other), _label(peers, name))
+    for clients in (32, 64):
+        real = {n: s for (n, model, c), s in by.items() if model == "real" and c == clients}
+        if own_real := real.get("labelcurve"):
+            best = max(real.values(), key=rate)
+            what = f"real model, {clients} clients"
+            ratio(
+                what, 0.97, rate(own_real), rate(best), f"the best ({_label(peers, best.server)})"
+            )
+    rates = {c: rate(s) for (n, m, c), s in by.items() if (n, m) == ("labelcurve", "null")}
+    if rates and max(rates) >= 512:
+        peak = max(rates, key=rates.__getitem__)
+        low = min((c for c in rates if c >= peak), key=rates.__getitem__)
+        found.append(
+            Finding(
+                what=f"null model, from the best number of clients ({peak}) to {max(rates)}",
+                target="never more than 10 % below the peak",
+                found=f"{rates[peak]:,.0f} requests/s, lowest {rates[low]:,.0f} at {low} clients, "
+                f"{rates[low] / rates[peak] - 1:+.0%}",
+                kept=rates[low] >= 0.9 * rates[peak],
+            )
+        )
+    return found
+
+
+def _label(peers: Peers, name: str) -> str:
+    return next(peer.label for peer in peers.peers if peer.name == name)

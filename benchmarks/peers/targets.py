@@ -1,7 +1,7 @@
 """The service alone against the limits that it is meant to keep.
 
-`python -m benchmarks.peers.targets` starts it several times, with a model that does nothing and with the real one, and says for each
-limit what was found. wrk sends the load.
+`python -m benchmarks.peers.targets` starts it several times, with a model that does
+nothing and with the real one, and says for each limit what was found. wrk sends the load.
 """
 
 from __future__ import annotations
@@ -24,37 +24,16 @@ import httpx
 import numpy as np
 import tyro
 from PIL import Image
-from pydantic import BaseModel, ConfigDict
 
 from benchmarks import null, processes, provenance
 from benchmarks.peers import cli, limit, servers, wrk
-from benchmarks.record import Provenance
+from benchmarks.peers.record import Finding, Targets
 from benchmarks.server import free_port
 from bundle import store
 from bundle.errors import LabelcurveError
 from bundle.store import Bundle
 
 say = partial(print, flush=True)
-
-
-class Finding(BaseModel):
-    """One limit."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    what: str
-    target: str
-    found: str
-    kept: bool
-
-
-class Targets(BaseModel):
-    """`targets.json`."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    findings: tuple[Finding, ...]
-    provenance: Provenance
 
 
 @dataclass
