@@ -42,7 +42,7 @@ def test_bentoml_agrees_that_it_must_not_track(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     middlewares, imported = done.stdout.splitlines()
-    assert middlewares == "['RunnerTrafficMetricsMiddleware', 'ContextMiddleware', 'Access']"
+    assert middlewares == "['Traffic', 'Access']"
     assert imported == "[]"
 
 
