@@ -180,7 +180,7 @@ async def overload(options: Options, port: int, pid: int, capacity: float) -> di
         until = begin + seconds
         await traffic.closed_loop(port, clients, lambda: time.monotonic() > until, requests, heard)
         measured = time.monotonic() - begin - warm
-        return Counter({k: round(v / measured, 1) for k, v in statuses.items()}), latencies  # type: ignore[misc]
+        return Counter({k: round(v / measured, 1) for k, v in statuses.items()}), latencies
 
     async def timed(clients: int, seconds: float, pause: float) -> dict[str, Any]:
         before = (cpu_seconds(pid) or 0.0, time.process_time(), time.monotonic())
@@ -350,7 +350,7 @@ def _overload(options: Options, folder: Path) -> dict[str, Any]:
 
     root = _copy(options, folder / "overload")
     seconds, batch = 0.02, 4
-    settings = {"models": str(root), "run_dir": None, "api_keys": None, "cors": []}
+    settings: dict[str, Any] = {"models": str(root), "run_dir": None, "api_keys": None, "cors": []}
     (folder / "metrics").mkdir()
     os.environ |= {
         "LABELCURVE_SERVE": json.dumps(settings),

@@ -25,12 +25,19 @@ SUFFIXES = frozenset((".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".dib",
 
 MAX_BYTES = 20 * 2**20
 MAX_PIXELS = 50_000_000
+BAND_PIXELS = 2**20
 
 # Pillow's own guard warns at a limit of its own; `decode` holds the header against MAX_PIXELS.
 Image.MAX_IMAGE_PIXELS = None
 
 
-def decode(data: bytes, *, size: int | None = None, max_pixels: int = MAX_PIXELS) -> Image.Image:
+def decode(
+    data: bytes,
+    *,
+    size: int | None = None,
+    max_pixels: int = MAX_PIXELS,
+    max_memory: int | None = None,
+) -> Image.Image:
     """The upright RGB image in `data`.
 
     Transparent pixels are laid on white; 16-bit grey is scaled to 8 bit; CMYK and palettes are
@@ -41,10 +48,11 @@ def decode(data: bytes, *, size: int | None = None, max_pixels: int = MAX_PIXELS
         size: shorter side that is enough in pixels; a large JPEG is then decoded at a reduced
             scale, never below twice that size.
         max_pixels: allowed width times height, checked on the header before decoding.
+        max_memory: bytes that decoding may take, estimated from the header.
 
     Raises:
         UnsupportedImage: not an image, or a format outside `FORMATS`.
-        ImageTooLarge: more pixels than `max_pixels`.
+        ImageTooLarge: more pixels than `max_pixels`, or more than `max_memory`.
         UnreadableImage: truncated or corrupt.
     """
     if not data:
@@ -63,14 +71,44 @@ def decode(data: bytes, *, size: int | None = None, max_pixels: int = MAX_PIXELS
     try:
         if size is not None:
             image.draft(image.mode, (2 * size, 2 * size))
+        if max_memory is not None and (memory := _memory(image, width * height)) > max_memory:
+            raise ImageTooLarge(
+                f"{width} x {height} pixels of this kind of {image.format} ({image.mode}) take "
+                f"{memory / 1e6:,.0f} MB to decode: at most {max_memory / 1e6:,.0f} MB are allowed"
+            )
         image.load()
         return _to_rgb(image)
-    except MemoryError:
+    except (MemoryError, ImageTooLarge):
         raise
     except Exception as error:  # as above, while decoding
         raise UnreadableImage(
             f"the {image.format} image is truncated or corrupt: {error}"
         ) from error
+
+
+def _memory(image: Image.Image, pixels: int) -> int:
+    """Bytes that `load` and `_to_rgb` take at most, as measured with Pillow 11 to 13.
+
+    `pixels` is the file's size; the image's own is smaller where a JPEG is decoded reduced. Pillow
+    holds four bytes a pixel in every mode with more than one channel.
+    """
+    width, height = image.size
+    if image.format == "JPEG":
+        # libjpeg keeps all coefficients of a progressive file, at full size, two bytes each.
+        kept = 2 * len(image.getbands()) * pixels if "progressive" in image.info else 0
+        return kept + 12 * width * height
+    turned = "exif" in image.info
+    if image.format == "WEBP":
+        each = 22 if image.mode == "RGBA" else 17  # two canvases, the bytes of one, the image
+    elif image.mode.startswith("I"):
+        each = 13 if turned else 10
+    elif image.mode in ("1", "L", "P"):
+        each = 7 if turned else 6
+    elif image.mode == "RGB" and "transparency" not in image.info:
+        each = 9 if turned else 5
+    else:
+        each = 14 if turned else 10
+    return each * width * height
 
 
 def _upright(image: Image.Image) -> Image.Image:
@@ -93,10 +131,20 @@ def _to_rgb(image: Image.Image) -> Image.Image:
             seen[grey == image.info["transparency"]] = 255
         return Image.fromarray(seen).convert("RGB")
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-        image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, (255, 255, 255, 255))
-        return Image.alpha_composite(white, image).convert("RGB")
+        return _on_white(image)
     return image.convert("RGB")
+
+
+def _on_white(image: Image.Image) -> Image.Image:
+    """Band by band: at once, it would take twenty bytes a pixel."""
+    width, height = image.size
+    result = Image.new("RGB", image.size)
+    rows = max(1, BAND_PIXELS // max(1, width))
+    for top in range(0, height, rows):
+        band = image.crop((0, top, width, min(top + rows, height))).convert("RGBA")
+        white = Image.new("RGBA", band.size, (255, 255, 255, 255))
+        result.paste(Image.alpha_composite(white, band).convert("RGB"), (0, top))
+    return result
 
 
 def resize(image: Image.Image, size: int) -> NDArray[np.uint8]:
@@ -114,10 +162,12 @@ def resize(image: Image.Image, size: int) -> NDArray[np.uint8]:
     return np.asarray(image)
 
 
-def prepare(data: bytes, size: int, *, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]:
+def prepare(
+    data: bytes, size: int, *, max_pixels: int = MAX_PIXELS, max_memory: int | None = None
+) -> NDArray[np.uint8]:
     """A file's bytes as the graph takes them: `decode`, then `resize`.
 
     Returns:
         uint8 [size, size, 3].
     """
-    return resize(decode(data, size=size, max_pixels=max_pixels), size)
+    return resize(decode(data, size=size, max_pixels=max_pixels, max_memory=max_memory), size)

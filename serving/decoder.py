@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from io import BytesIO
 from time import perf_counter
 
@@ -19,6 +20,9 @@ from serving.errors import Overloaded
 INLINE_BYTES, INLINE_PIXELS = 128 * 2**10, 128 * 2**10
 """Images up to this size are decoded on the event loop, in less time than it takes to hand them
 to a thread and be heard by the others; larger ones would make them wait."""
+
+MAX_MEMORY = 170_000_000
+"""Bytes that decoding one image may take: with its body, a request stays below 200 MB."""
 
 MAX_DECODING = 64
 """Large images that may wait for a thread of the decoder."""
@@ -70,7 +74,8 @@ class Decoder:
         self._waiting += 1
         try:
             loop = asyncio.get_running_loop()
-            return await loop.run_in_executor(self._pool, preprocess.prepare, data, size)
+            work = partial(preprocess.prepare, data, size, max_memory=MAX_MEMORY)
+            return await loop.run_in_executor(self._pool, work)
         finally:
             self._waiting -= 1
 

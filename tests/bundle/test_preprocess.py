@@ -1,9 +1,12 @@
 from __future__ import annotations
 
 import struct
+import subprocess
+import sys
 import zlib
 from collections.abc import Callable
 from io import BytesIO
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -306,3 +309,51 @@ def test_the_limit_is_on_the_product_and_can_be_lowered() -> None:
     assert preprocess.decode(data, max_pixels=200).size == (20, 10)
     with pytest.raises(ImageTooLarge, match="20 x 10 pixels, 200 in all: at most 199"):
         preprocess.prepare(data, 8, max_pixels=199)
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
+def test_bands_on_white_are_the_same_as_the_whole(
+    mode: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    random = np.random.default_rng(0)
+    image = Image.fromarray(random.integers(0, 256, (37, 23, 4), np.uint8))
+    file = BytesIO()
+    image.convert(mode).save(file, "PNG", **({"transparency": 3} if mode == "P" else {}))
+    whole = preprocess.decode(file.getvalue())
+    monkeypatch.setattr(preprocess, "BAND_PIXELS", 23 * 5)
+    assert np.array_equal(np.asarray(preprocess.decode(file.getvalue())), np.asarray(whole))
+
+
+@pytest.mark.parametrize(
+    ("mode", "form", "options"),
+    [("RGB", "PNG", {}), ("RGBA", "WEBP", {}), ("L", "GIF", {}), ("I;16", "PNG", {}),
+     ("RGB", "JPEG", {"progressive": True}), ("CMYK", "JPEG", {"progressive": True})],
+)  # fmt: skip
+def test_what_would_take_too_much_memory_is_too_large(
+    mode: str, form: str, options: dict[str, bool]
+) -> None:
+    file = BytesIO()
+    Image.new(mode, (100, 100)).save(file, form, **options)
+    with pytest.raises(ImageTooLarge, match="MB to decode"):
+        preprocess.prepare(file.getvalue(), 8, max_memory=30_000)
+    preprocess.prepare(file.getvalue(), 8, max_memory=300_000)
+
+
+def test_one_image_takes_no_more_memory_than_allowed(tmp_path: Path) -> None:
+    file = tmp_path / "large.png"
+    Image.new("RGBA", (4600, 3600), (9, 9, 9, 128)).save(file, compress_level=1)
+    script = (
+        "import pathlib, sys\n"
+        "from bundle import preprocess\n"
+        "def peak():\n"
+        "    status = pathlib.Path('/proc/self/status').read_text()\n"
+        "    return int(status.split('VmHWM:')[1].split()[0]) * 1024\n"
+        "data = pathlib.Path(sys.argv[1]).read_bytes()\n"
+        "before = peak()\n"
+        "preprocess.prepare(data, 32, max_memory=170_000_000)\n"
+        "print(peak() - before)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(file)], capture_output=True, text=True, check=True
+    )
+    assert 100_000_000 < int(done.stdout) < 180_000_000
