@@ -30,10 +30,10 @@ from bundle.errors import LabelcurveError
 
 COMMON = ("--data", "digits", "--image-size", "8", "--device", "cpu", "--checkpoint-seconds", "0")
 TRAIN = (
-    *("train", *COMMON, "--extractor", "none", "--epochs", "3"),
-    *("--fraction", "0.2", "--fraction", "1"),
+    *("train", *COMMON, "--extractor", "none", "--no-unlabelled", "--epochs", "4"),
+    *("--fraction", "0.2"),
 )
-PRETRAIN = ("pretrain", *COMMON, "--epochs", "3")
+PRETRAIN = ("pretrain", *COMMON, "--epochs", "1")
 
 LONGEST = 600.0
 """Seconds that one run may take."""

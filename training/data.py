@@ -159,7 +159,7 @@ def load(
     if shared:
         say(f"{source.name}: {shared} train images are also in test (same pixels)")
     if labelled:
-        _report_two_classes(source, train, say)
+        _report_two_classes(source, loaded["train"], say)
         _check_classes(data, source, train, test)
     return Data(
         name=source.name,

@@ -11,23 +11,50 @@ import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 from bundle import store
 from bundle.errors import BundleError, DataError, LabelcurveError
+from tests.training import test_job
 from tests.training.conftest import SMALL, TRAIN, environment
 from tests.training.sets import digit_rows, write_folder
-from tests.training.test_job import options, published
+from tests.training.test_job import published
 from training import data, finetune, job, publication
 from training.checkpoint import Checkpoint
-from training.recipes import recipe
+from training.data import Data
+from training.grid import Cell
+from training.options import Options
 
 
 @pytest.fixture(autouse=True)
 def no_git(monkeypatch: pytest.MonkeyPatch) -> None:
     """A commit made while the tests run would change the version of a bundle."""
     monkeypatch.setenv("GIT_DIR", os.devnull)
+
+
+def options(out: Path, cache: Path, **more: Any) -> Options:
+    return test_job.options(out, cache, **({"no_unlabelled": True} | more))
+
+
+@pytest.fixture
+def shown(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Names of what would be exported and published: without either, which take seconds."""
+    names: list[str] = []
+
+    def publish(options: Options, images: Data, cell: Cell, *_: Any) -> dict[str, Any]:
+        names.append(cell.name)
+        figures = {"accuracy": 0.5 + cell.seed / 10, "balanced_accuracy": 0.4, "f1": 0.3}
+        return {
+            "name": cell.name,
+            "version": "none",
+            "fraction": cell.subset.fraction,
+            "seed": cell.seed,
+            "test": figures,
+            "seconds": {"command": 1.0},
+        }
+
+    monkeypatch.setattr(job, "publish", publish)
+    return names
 
 
 class Gone(BaseException):
@@ -96,7 +123,7 @@ def interrupted(out: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, **more:
 
 
 def test_other_arguments_in_the_folder_of_an_interrupted_run_are_named(
-    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, shown: list[str]
 ) -> None:
     interrupted(tmp_path, cache, monkeypatch)
     with pytest.raises(LabelcurveError, match=r"--epochs 2 there, 1 here\. .*--fresh"):
@@ -105,46 +132,39 @@ def test_other_arguments_in_the_folder_of_an_interrupted_run_are_named(
     # Another fraction or seed has nothing to do with it.
     job.run(options(tmp_path, cache, fraction=(0.1,)))
     job.run(options(tmp_path, cache, seed=1))
-    assert published(tmp_path) == ["digits-scratch-10", "digits-scratch-20-s1"]
+    assert shown == ["digits-scratch-10", "digits-scratch-20-s1"]
+    assert left(tmp_path) == ["checkpoint.pt"]
     job.run(options(tmp_path, cache, epochs=1, fresh=True))
     assert left(tmp_path) == []
-    assert "digits-scratch-20" in published(tmp_path)
-
-
-def test_a_finished_run_is_run_again_to_the_same_version(tmp_path: Path, cache: Path) -> None:
-    first = job.run(options(tmp_path, cache))["bundles"]
-    second = job.run(options(tmp_path, cache))["bundles"]
-    assert first[0]["version"] == second[0]["version"]
 
 
 def test_several_seeds_are_reported_with_mean_and_spread(
-    tmp_path: Path, cache: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, cache: Path, capsys: pytest.CaptureFixture[str], shown: list[str]
 ) -> None:
-    document = job.run(options(tmp_path, cache, seeds=2))
-    assert published(tmp_path) == ["digits-scratch-20", "digits-scratch-20-s1"]
-    assert [bundle["seed"] for bundle in document["bundles"]] == [0, 1]
+    document = job.run(options(tmp_path, cache, seeds=3))
+    assert shown == ["digits-scratch-20", "digits-scratch-20-s1", "digits-scratch-20-s2"]
+    assert [bundle["seed"] for bundle in document["bundles"]] == [0, 1, 2]
     (row,) = document["summary"]
-    values = [bundle["test"]["accuracy"] for bundle in document["bundles"]]
-    assert (row["fraction"], row["seeds"], row["split"]) == (0.2, 2, "test")
-    assert row["accuracy"]["mean"] == pytest.approx(np.mean(values))
-    assert row["accuracy"]["std"] == pytest.approx(np.std(values, ddof=1))
-    assert f"{np.mean(values):.4f}" in capsys.readouterr().out
+    assert (row["fraction"], row["seeds"], row["split"]) == (0.2, 3, "test")
+    accuracy = {"mean": 0.6, "std": 0.1, "min": 0.5, "max": 0.7}
+    assert row["accuracy"] == pytest.approx(accuracy)
+    assert "    20 %      3          0.6000 0.1000 0.5000 0.7000 " in capsys.readouterr().out
 
 
 def test_a_loss_that_is_no_number_leaves_nothing_to_go_on_from(
-    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, shown: list[str]
 ) -> None:
-    plan = recipe("default", 200, flip=False, unlabelled=False)
-    with monkeypatch.context() as patch:
-        patch.setattr("training.grid.recipe", lambda *_, **__: plan)
-        patch.setattr(finetune, "mix", lambda *_: 0)
-        real = finetune._check_finite
-        patch.setattr(finetune, "_check_finite", lambda *a: real(a[0], float("nan"), *a[2:]))
-        with pytest.raises(LabelcurveError, match=r"loss is nan in epoch 1 .*--seed"):
-            job.run(options(tmp_path, cache, checkpoint_seconds=0.0))
+    # With averaged weights only the validation loss is none: a checkpoint was written before.
+    real = finetune._check_finite
+
+    def nan(which: str, loss: float, *more: Any) -> None:
+        real(which, float("nan") if which == "validation" else loss, *more)
+
+    monkeypatch.setattr(finetune, "_check_finite", nan)
+    with pytest.raises(LabelcurveError, match=r"validation loss is nan in epoch 1 .*--seed"):
+        job.run(options(tmp_path, cache, checkpoint_seconds=0.0))
     assert left(tmp_path) == []
-    assert published(tmp_path) == []
-    job.run(options(tmp_path, cache))  # other arguments (here: another recipe) are no dead end
+    assert shown == []
 
 
 def test_an_image_that_changes_while_the_run_goes_on_is_named(
@@ -206,7 +226,9 @@ def test_an_image_under_two_classes_is_reported(tmp_path: Path) -> None:
     assert "again.png (1)" in line
 
 
-def test_two_runs_into_one_folder_exclude_each_other(tmp_path: Path, cache: Path) -> None:
+def test_two_runs_into_one_folder_exclude_each_other(
+    tmp_path: Path, cache: Path, shown: list[str]
+) -> None:
     process = subprocess.Popen(
         [
             *(str(TRAIN), "--out", str(tmp_path), "--cache", str(cache), *SMALL),
@@ -224,6 +246,7 @@ def test_two_runs_into_one_folder_exclude_each_other(tmp_path: Path, cache: Path
         with pytest.raises(LabelcurveError, match=rf"process {process.pid} on .*digits-scratch-20"):
             job.run(options(tmp_path, cache, epochs=5000))
         job.run(options(tmp_path, cache, fraction=(0.1,)))  # another bundle, at the same time
+        assert shown == ["digits-scratch-10"]
         # SIGTERM: a checkpoint, and out.
         began = time.monotonic()
         process.send_signal(signal.SIGTERM)
