@@ -114,7 +114,7 @@ export function gain(members) {
 // What the figures stand on.
 export function ground(members) {
   const tests = [...new Set(members.map((m) => m.test.n))].map(count).join(" or ");
-  return `Measured on ${tests} test images of ${members[0].dataset} that no model has seen. Thin bars are 95 % intervals.`;
+  return `Measured on ${tests} test images of ${members[0].dataset} that no model has seen. Thin bars are 95\u00a0% intervals.`;
 }
 
 export function table(models) {

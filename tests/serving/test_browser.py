@@ -22,6 +22,8 @@ from tests.serving.conftest import Service
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 NAMES = ["digits-10", "digits-50", "digits-100"]
 
+expect.set_options(timeout=20_000)  # two cores may have other work
+
 pytestmark = pytest.mark.skipif(
     CHROMIUM is None, reason="NO CHROMIUM HERE: the page was not tested in a browser"
 )
@@ -49,7 +51,8 @@ def open_page(browser: Browser, service: Service) -> Iterator[Open]:
         context = browser.new_context(**options)
         contexts.append(context)
         page = context.new_page()
-        page.set_default_timeout(15_000)
+        page.set_default_timeout(20_000)
+        page.on("filechooser", lambda _: None)  # from now on the browser shows no dialog itself
         page.on("request", lambda r: strayed.append(r.url) if not mine(at, r.url) else None)
         page.on("pageerror", lambda error: errors.append(str(error)))
         if not fails:  # the browser itself logs an answer of 400 and above
