@@ -13,6 +13,10 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 SCHEMA_VERSION: Final = 1
 
+PREPROCESSING_VERSION: Final = 1
+"""Of what `bundle.preprocess.prepare` computes; a bundle names the one that it was trained with. It
+stands here so that who reads manifests needs neither numpy nor Pillow."""
+
 
 class _Record(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)

@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from bundle.errors import ImageTooLarge, UnreadableImage, UnsupportedImage
+from bundle.manifest import PREPROCESSING_VERSION
 
-VERSION = 1
+VERSION = PREPROCESSING_VERSION
 """Of the function that `prepare` computes; a bundle names the one that it was trained with."""
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF")

@@ -18,9 +18,8 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from bundle import preprocess
 from bundle.errors import BundleError
-from bundle.manifest import SCHEMA_VERSION, Manifest, Run
+from bundle.manifest import PREPROCESSING_VERSION, SCHEMA_VERSION, Manifest, Run
 
 GRAPH, MANIFEST, CARD, RUN = "model.onnx", "manifest.json", "README.md", "run.json"
 CURRENT = "current"
@@ -203,10 +202,10 @@ def read(root: Path, name: str, version: str | None = None) -> Bundle:
             if schema != SCHEMA_VERSION
             else f"{path / MANIFEST} does not follow the schema: {error}"
         ) from error
-    if manifest.preprocessing.version != preprocess.VERSION:
+    if manifest.preprocessing.version != PREPROCESSING_VERSION:
         raise BundleError(
             f"{path} was trained with preprocessing {manifest.preprocessing.version}, this "
-            f"release computes {preprocess.VERSION}: train it again, or use an older release"
+            f"release computes {PREPROCESSING_VERSION}: train it again, or use an older release"
         )
     if manifest.name != name:
         raise BundleError(f"{path} is named {manifest.name} inside: a bundle cannot be renamed")

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic
 
-import tyro
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -188,7 +187,7 @@ class Access:
 class NewKey:
     """Makes an API key for `serve --api-keys FILE`, adds its hash to the file, and prints it."""
 
-    name: tyro.conf.Positional[str]
+    name: str
     """Whose it is; letters, digits, dot, dash and underscore."""
     file: Path = Path("api-keys")
     """The file that `serve --api-keys` reads; a running `serve` sees the new key in a second."""
@@ -198,8 +197,11 @@ class NewKey:
 
 def main() -> None:
     """The entry point of `api-key`."""
+    import tyro  # of the commands alone: a worker starts without it
+
+    options = tyro.cli(NewKey, prog="api-key", config=(tyro.conf.PositionalRequiredArgs,))
     try:
-        print(make_key(tyro.cli(NewKey, prog="api-key")))
+        print(make_key(options))
     except LabelcurveError as error:
         sys.exit(f"error: {error}")
 

@@ -36,7 +36,7 @@ LEAST = {
 
 def main() -> None:
     """The entry point of `serve`."""
-    settings = tyro.cli(Settings, prog="serve")
+    settings = tyro.cli(Settings, prog="serve", config=(tyro.conf.FlagCreatePairsOff,))
     try:
         serve(settings)
     except LabelcurveError as error:

@@ -17,6 +17,9 @@ from bundle.errors import LabelcurveError
 
 PREFIX = "labelcurve-"
 
+RUN_DIR = "LABELCURVE_RUN_DIR"
+"""The environment variable in which a worker finds the folder."""
+
 
 class RunDir:
     """Private to one `serve`; it holds BentoML's metrics, its sockets and the workers' words."""
@@ -63,6 +66,12 @@ class RunDir:
                     shutil.rmtree(path.parent, ignore_errors=True)
             except OSError:  # in use, or gone
                 continue
+
+    @classmethod
+    def from_environment(cls) -> RunDir | None:
+        """That of this worker; None when it was started by hand."""
+        path = os.environ.get(RUN_DIR)
+        return cls(Path(path)) if path else None
 
     @property
     def metrics(self) -> Path:

@@ -48,7 +48,7 @@ methods, which are not used, and costs 6 % of a request that does nothing else."
 logger = logging.getLogger("labelcurve")
 logger.setLevel(logging.INFO)
 settings = Settings.from_environment()
-run_dir = RunDir(settings.run_dir) if settings.run_dir else None
+run_dir = RunDir.from_environment()
 if run_dir:
     run_dir.follow_supervisor()
 device = choose_device(settings.device)

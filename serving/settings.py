@@ -6,9 +6,7 @@ import json
 import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Literal
-
-import tyro
+from typing import Literal
 
 from bundle.machine import cores
 from serving.precision import Precision
@@ -69,18 +67,16 @@ class Settings:
     """Origins of other sites whose pages may ask, as https://example.org; * for all."""
     metrics_port: int | None = None
     """Port for /metrics alone, without a key, on the same address; it is closed on the other."""
-    access_log: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    access_log: bool = False
     """Log a line for each request, but for probes that answer 200."""
     log_format: Literal["text", "json"] = "text"
     """text for people; json is one object a line, for every event and error."""
     otlp_endpoint: str | None = None
     """Base URL of an OpenTelemetry collector (OTLP over HTTP) that gets a trace of each request; by
     default OTEL_EXPORTER_OTLP_ENDPOINT, and no traces where that is not set."""
-    self_test: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    self_test: bool = False
     """Run every model once, print what it really runs on, and stop without listening. The exit
     status is 1 where that is not what `--device` says."""
-    run_dir: Annotated[Path | None, tyro.conf.Suppress] = None
-    """Where workers leave word for the supervisor; None without one."""
 
     def dumps(self) -> str:
         """The settings as `loads` reads them."""
@@ -90,12 +86,10 @@ class Settings:
     def loads(cls, text: str) -> Settings:
         """The settings that `dumps` wrote."""
         values = json.loads(text)
-        run_dir = values.pop("run_dir")
         keys = values.pop("api_keys")
         return cls(
             **values | {"models": Path(values["models"]), "cors": tuple(values["cors"])},
             api_keys=Path(keys) if keys else None,
-            run_dir=Path(run_dir) if run_dir else None,
         )
 
     @classmethod

@@ -13,18 +13,15 @@ import socket
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 from circus.arbiter import Arbiter
 from circus.sockets import CircusSocket
 from circus.watcher import Watcher
-from prometheus_client import CollectorRegistry, start_http_server
-from prometheus_client.multiprocess import MultiProcessCollector
 from tornado.ioloop import PeriodicCallback
 
 from bundle.errors import LabelcurveError
-from serving.rundir import RunDir
+from serving.rundir import RUN_DIR, RunDir
 from serving.settings import VARIABLE, Settings
 
 BACKLOG = 2048
@@ -57,7 +54,7 @@ def supervise(settings: Settings, on_ready: Callable[[], None]) -> None:
     """Serves until SIGTERM, SIGINT or an error.
 
     Args:
-        settings: checked; `run_dir` is chosen here.
+        settings: checked.
         on_ready: called once, when the models of every worker are warm.
 
     Raises:
@@ -66,15 +63,20 @@ def supervise(settings: Settings, on_ready: Callable[[], None]) -> None:
     host, family = address(settings)
     with RunDir.temporary() as run_dir:
         if settings.metrics_port:
-            registry = CollectorRegistry()
-            MultiProcessCollector(registry, str(run_dir.metrics))  # type: ignore[no-untyped-call]
-            start_http_server(settings.metrics_port, host, registry)
-        supervised = _Supervised(
-            replace(settings, run_dir=run_dir.path), run_dir, host, family, on_ready
-        )
+            _serve_metrics(settings.metrics_port, host, run_dir)
+        supervised = _Supervised(settings, run_dir, host, family, on_ready)
         supervised.run()
         if supervised.error:
             raise LabelcurveError(supervised.error)
+
+
+def _serve_metrics(port: int, host: str, run_dir: RunDir) -> None:
+    from prometheus_client import CollectorRegistry, start_http_server
+    from prometheus_client.multiprocess import MultiProcessCollector
+
+    registry = CollectorRegistry()
+    MultiProcessCollector(registry, str(run_dir.metrics))  # type: ignore[no-untyped-call]
+    start_http_server(port, host, registry)
 
 
 class _Supervised:
@@ -101,6 +103,7 @@ class _Supervised:
             env={
                 **os.environ,
                 VARIABLE: settings.dumps(),
+                RUN_DIR: str(run_dir.path),
                 "PROMETHEUS_MULTIPROC_DIR": str(run_dir.metrics),
                 "BENTOML_HOME": str(run_dir.path),
             },

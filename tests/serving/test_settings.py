@@ -9,7 +9,9 @@ from serving.settings import VARIABLE, Settings
 
 
 def test_a_worker_reads_what_the_command_wrote(monkeypatch: pytest.MonkeyPatch) -> None:
-    settings = Settings(models=Path("/a b"), port=1, threads=3, run_dir=Path("/run"))
+    settings = Settings(
+        models=Path("/a b"), port=1, threads=3, api_keys=Path("/k"), cors=("a", "b")
+    )
     monkeypatch.setenv(VARIABLE, settings.dumps())
     assert Settings.from_environment() == settings
 
