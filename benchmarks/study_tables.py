@@ -250,7 +250,11 @@ def _speed(speed: Mapping[str, Any]) -> str:
         for name, figure in speed["speed"].items()
     ]
     table = markdown(("", "images/s", "convolutions alone", "ratio"), body)
-    busy = speed["load_average"] > 1.5 * speed["cores"]
+    note = speed.get("note")
+    if note is None:
+        busy = speed["load_average"] > 1.5 * speed["cores"]
+        note = f"The load average was {speed['load_average']} on {speed['cores']} cores at the end"
+        note += ": other work ran, so read the ratios." if busy else "."
     packages = ", ".join(f"{name} {version}" for name, version in speed["packages"].items())
     return (
         f"{table}\n{speed['date']}, {speed['hardware']}, {speed['precision']} "
@@ -258,6 +262,5 @@ def _speed(speed: Mapping[str, Any]) -> str:
         f"{speed['rounds']} rounds of {speed['seconds']:g} s in turn, mean (slowest to fastest); "
         f"{packages}; `python -m benchmarks.speed`. Images pass forward and backward; the second "
         "figure is that of the network's convolutions alone, on inputs of the same shapes. "
-        f"The load average was {speed['load_average']} on {speed['cores']} cores at the end"
-        + (": other work ran, so read the ratios." if busy else ".")
+        f"{note}"
     )

@@ -24,7 +24,7 @@ WORTH = 5_000
 def choose(device: Device, steps: float) -> Choice:
     """Whether a run of so many steps is compiled, and why."""
     if device.device.type != "cuda":
-        return Choice(value="off", reason="on a CPU it gained nothing")
+        return Choice(value="off", reason="not used on a CPU")
     if steps < WORTH:
         return Choice(value="off", reason=f"it is taken not to pay under {WORTH:,} steps")
     if os.environ.get("TORCH_COMPILE_DISABLE") == "1":
