@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from io import BytesIO
@@ -23,6 +24,9 @@ to a thread and be heard by the others; larger ones would make them wait."""
 
 MAX_MEMORY = 170_000_000
 """Bytes that decoding one image may take: with its body, a request stays below 200 MB."""
+
+# Pillow warns of odd metadata in what clients send, and Python remembers each warning's text.
+warnings.filterwarnings("ignore", module=r"PIL\b")
 
 MAX_DECODING = 64
 """Large images that may wait for a thread of the decoder."""
