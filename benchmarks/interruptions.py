@@ -30,7 +30,7 @@ from bundle.errors import LabelcurveError
 
 COMMON = ("--data", "digits", "--image-size", "8", "--device", "cpu", "--checkpoint-seconds", "0")
 TRAIN = (
-    *("train", *COMMON, "--extractor", "none", "--no-unlabelled", "--epochs", "4"),
+    *("train", *COMMON, "--extractor", "none", "--no-unlabelled", "--epochs", "2"),
     *("--fraction", "0.2"),
 )
 PRETRAIN = ("pretrain", *COMMON, "--epochs", "1")
