@@ -29,7 +29,7 @@ def wanted(endpoint: str | None) -> bool:
 
 
 class Traces:
-    """ASGI: a span for each request, with those of decoding, queue and inference in it.
+    """ASGI: a span for each request, with those of its parts in it.
 
     W3C trace context of the client is taken up. Sampling, resource, headers and time limits are
     set by OpenTelemetry's own variables (OTEL_TRACES_SAMPLER, OTEL_RESOURCE_ATTRIBUTES, ...).

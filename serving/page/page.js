@@ -100,7 +100,7 @@ function column(model) {
     html("ol", { class: "classes", "aria-label": "Most probable classes" }, Array.from({ length: TOP_K }, (_, i) => row(i ? "\u00a0" : "–", "", 0))),
     html("dl", { class: "figures" },
       figure("Accuracy", accuracy(model), "accuracy", model.test && `On ${count(model.test.n)} test images`),
-      figure("In the service", "–", "server", "Decoding, queue and inference, as the service timed them"),
+      figure("In the service", "–", "server", "Decoding, queue, inference and encoding, as the service timed them"),
       figure("Round trip", "–", "trip", "From this page to the service and back"),
     ),
     html("p", { class: "version" }, model.version),

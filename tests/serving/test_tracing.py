@@ -93,7 +93,7 @@ def test_a_request_is_a_trace_with_its_parts(
     assert said["labelcurve.request_id"] == "mine"
     parts = [span for span in spans.values() if span.parent_span_id == ours.span_id]
     parts.sort(key=lambda span: span.start_time_unix_nano)
-    assert [span.name for span in parts] == ["decode", "queue", "inference"]
+    assert [span.name for span in parts] == ["decode", "queue", "inference", "encode"]
     edges = [ours.start_time_unix_nano]
     for part in parts:
         assert part.trace_id == ours.trace_id
