@@ -20,7 +20,7 @@ from tests.serving.test_request import problem
 @pytest.fixture(scope="module")
 def logging_service(start_service: Callable[..., Service], digits_models: Path) -> Service:
     service = start_service(digits_models, "--log-format", "json", "--access-log", "--workers", "2")
-    wait_for(lambda: '"ready"' in service.output or service.process.poll() is not None)
+    wait_for(lambda: '"ready"' in service.output or service.process.poll() is not None, 90)
     return service
 
 
