@@ -22,7 +22,8 @@ def markdown(found: Peers) -> str:
         f"Runtime (batch {each.batch})"
         for name, each in found.limits.items()
     )
-    missing = [f"{p.label}: {p.error}" for p in found.peers if p.error]
+    # A traceback on one line; its end says most.
+    missing = [f"{p.label}: {' '.join(p.error.split())[-300:]}" for p in found.peers if p.error]
     made = found.provenance
     ours = ", ".join(f"{n} {v}" for n, v in made.packages.items() if n in _SHOWN)
     theirs = ", ".join(
