@@ -36,7 +36,7 @@ def bench(*arguments: str) -> subprocess.CompletedProcess[str]:
         [sys.executable, "-m", "benchmarks.cli", *arguments],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,  # a bound, not a measurement
         check=False,
     )
 
@@ -45,7 +45,7 @@ def test_measures_every_model_and_ends_with_one_document(
     digits_models: Path, cache: Path, tmp_path: Path, bundles: list[Bundle]
 ) -> None:
     load = ["--load-seconds", "1", "--rounds", "1", "--users", "2", "--step-seconds", "1"]
-    load += ["--clients", "1", "2"]
+    load += ["--clients", "2"]
     done = bench(*options(digits_models, cache, tmp_path, *load))
     assert done.returncode == 0, done.stdout + done.stderr
     document = json.loads(done.stdout.splitlines()[-1])
@@ -57,7 +57,7 @@ def test_measures_every_model_and_ends_with_one_document(
         assert model["load"]["server_cpu_ms"] > 0
         assert model["load"]["stages"]["encode"]["mean_ms"] > 0
     assert document["saturation"]["model"] == "digits-100"
-    assert [step["users"] for step in document["saturation"]["steps"]] == [1, 2]
+    assert [step["users"] for step in document["saturation"]["steps"]] == [2]
     assert document["null"]["load"]["errors"] == 0
     assert document["provenance"]["command"].startswith("cli.py --models")
     report = Report.model_validate_json(Path(document["report"]["json"]).read_bytes())
