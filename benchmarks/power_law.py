@@ -297,10 +297,12 @@ def _target(accuracy: float, best: Law, law: Law, points: Sequence[CurvePoint]) 
         if high <= 10 * REACH * most:
             text += f", {count(low)} to {count(high)}"
         else:
-            text += f", at least {count(low)}; the data set no upper bound"
+            text += f", at least {count(low)}; no upper bound follows from these points"
     reached = [p.n_labels for p in points if np.mean(p.accuracies) >= accuracy]
     if reached and n > reached[0]:
-        text = f"{share} was measured with {reached[0]:,} labels already; the curve says: {text}"
+        text = f"{share} was measured with {reached[0]:,} labels already"
+        if n <= REACH * most:
+            text += f"; the curve through all points says about {count(n)}"
     return Target(
         accuracy=accuracy,
         n_labels=_finite(n),

@@ -42,8 +42,13 @@ def findings(report: Report) -> list[str]:
     models = main_models(report)
     variant = variants(report)[0]
     curve = next((c for c in report.curves if c.variant == variant), None)
+    if len(report.curves) > 1:
+        found.append(
+            f"These lines are about **{variant}**, of which the most fractions were trained."
+        )
     if curve:
         found += curve.text
+    found += _variants(report, variant)
     if len(models) > 1:
         few, many = models[0], models[-1]
         pair = next(
@@ -81,4 +86,25 @@ def findings(report: Report) -> list[str]:
             cost = per_million(rate, report.price_per_hour)
             words += f": {cost:,.2f} a million images at {report.price_per_hour:g} an hour"
         found.append(words + ".")
+    return found
+
+
+def _variants(report: Report, main: str) -> list[str]:
+    """At the fewest labels that both have, each other variant against the main one."""
+    named = {model.name: model for model in report.models}
+    found: list[str] = []
+    for variant in variants(report)[1:]:
+        pairs = [
+            (named[c.a], named[c.b], c)
+            for c in report.comparisons
+            if {named[c.a].variant, named[c.b].variant} == {main, variant}
+        ]
+        if pairs:
+            a, b, pair = min(pairs, key=lambda row: row[0].n_labels)
+            d = pair.difference
+            found.append(
+                f"With {a.n_labels:,} labels {b.name} has {percent(b.accuracy.accuracy, 1)}, "
+                f"{a.name} {percent(a.accuracy.accuracy, 1)}: {d.value * 100:+.1f} points "
+                f"({d.low * 100:+.1f} to {d.high * 100:+.1f})."
+            )
     return found

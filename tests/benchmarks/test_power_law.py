@@ -84,6 +84,7 @@ def test_does_not_promise_what_the_curve_does_not_allow(measured: Report) -> Non
 
 def test_a_target_that_was_measured_is_not_foretold_higher(measured: Report) -> None:
     found, right = models(measured, LABELS)
+    # The curve goes between the points, so it may ask for more labels than were enough.
     best = max(model.accuracy.accuracy for model in found)
     (result,) = power_law.curves(found, right, targets=(best,))
     target = result.targets[0]
