@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
@@ -48,6 +49,15 @@ class EventWriter:
         )
 
     def __enter__(self) -> Self:
+        # TensorBoard writes from a thread: what goes wrong there is raised here at the next call,
+        # and need not be printed as a traceback besides.
+        before = self._hook = threading.excepthook
+
+        def hook(failed: threading.ExceptHookArgs) -> None:
+            if not isinstance(failed.exc_value, OSError):
+                before(failed)
+
+        threading.excepthook = hook
         return self
 
     def __exit__(
@@ -61,3 +71,4 @@ class EventWriter:
                 self._writer.close()
             except OSError as problem:
                 self._give_up(problem)
+        threading.excepthook = self._hook
