@@ -10,7 +10,7 @@ demo: $(READY)
 	@exec $(BIN)/python -m benchmarks.demo
 
 test: $(READY) lint
-	$(BIN)/pytest
+	$(BIN)/pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
 lint: $(READY)
 	$(BIN)/ruff check
