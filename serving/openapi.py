@@ -97,13 +97,18 @@ def _classify() -> dict[str, Any]:
 
 def _schemas() -> dict[str, Any]:
     text, number, whole = {"type": "string"}, {"type": "number"}, {"type": "integer"}
-    metrics = dict.fromkeys(("accuracy", "f1", "precision", "recall", "loss"), number)
+    metrics: dict[str, Any] = dict.fromkeys(
+        ("accuracy", "f1", "precision", "recall", "loss"), number
+    )
+    # Bundles of releases that did not measure it have none.
+    metrics["balanced_accuracy"] = {"type": ["number", "null"]}
     version = {"type": "string", "pattern": "^[0-9a-f]{12}$"}
     refused = _object({"name": text, "version": text, "error": text})
     running = {
         "name": text,
         "version": version,
         "provider": text,
+        "precision": {"enum": ["fp32", "int8", "fp16"]},
         "batch_sizes": {"type": "array", "items": whole},
     }
     return {
