@@ -23,8 +23,8 @@ def test_it_says_what_it_serves(service: Service, digits_models: Path) -> None:
         "digits-100",
     ]
     assert models[2].endswith("(default)")
-    assert f"listen   {service.url}" in lines
-    assert lines[-1].startswith("ready    after")
+    # Other modules use the same service: what it logged of their requests may follow.
+    assert lines[lines.index(f"listen   {service.url}") + 1].startswith("ready    after")
 
 
 def test_an_error_is_one_line(tmp_path: Path) -> None:
