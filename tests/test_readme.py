@@ -2,8 +2,8 @@
 
 Stated substitutions: `make test` is this very run, so its block is looked at and not run again;
 `make demo` has a test of its own (tests/benchmarks/test_demo.py); CIFAR-10 needs a download, so
-digits stand in for it, for one epoch and a short load; `serve` runs in the background until the
-end. The block with docker is that of docs/deploying.md, which scripts/containers runs: with podman,
+digits stand in for it, for one epoch and a short load; `pretrain` has two epochs, not a hundred;
+`serve` runs in the background until the end. The block with docker is that of docs/deploying.md, which scripts/containers runs: with podman,
 on digits and without a GPU.
 """
 
@@ -37,6 +37,7 @@ def substituted(block: str, port: int) -> str:
     block = block.replace("source .venv/bin/activate\n", "")  # the tests' environment is on PATH
     block = block.replace("127.0.0.1:3000", f"127.0.0.1:{port}")
     block = re.sub(r"^(train .*)--data cifar10", r"\1--epochs 1 --data digits", block, flags=re.M)
+    block = re.sub(r"^(pretrain .*)--epochs 100", r"\1--epochs 2", block, flags=re.M)
     block = re.sub(r"^(bench .*)--data cifar10", r"\1--data digits", block, flags=re.M)
     return re.sub(
         r"^bench ",
