@@ -3,8 +3,8 @@
 Stated substitutions: `make test` is this very run, so its block is looked at and not run again;
 `make demo` has a test of its own (tests/benchmarks/test_demo.py); CIFAR-10 needs a download, so
 digits stand in for it, for one epoch and a short load; `pretrain` has two epochs, not a hundred;
-`serve` runs in the background until the end. The block with docker is that of docs/deploying.md, which scripts/containers runs: with podman,
-on digits and without a GPU.
+`serve` runs in the background until the end. The block with docker is that of docs/deploying.md,
+which scripts/containers runs: with podman, on digits and without a GPU.
 """
 
 from __future__ import annotations
