@@ -38,6 +38,8 @@ class App:
         self._device = device
         self._timeout = settings.timeout
         self._max_wait = settings.max_wait
+        self._metrics = settings.metrics_port is None
+        """Whether `/metrics` is on this port."""
         self._body_timeout = settings.body_timeout
         self._bodies = Bodies()
         self.leaving = False
@@ -163,15 +165,16 @@ class App:
 
     async def openapi(self, _: Request) -> Response:
         """`GET /openapi.json`."""
-        return JSONResponse(openapi.document())
+        return JSONResponse(openapi.document(self._metrics))
 
     async def index(self, _: Request) -> Response:
         """`GET /` for programs: where to go from here."""
+        links = ["/models", "/docs", "/openapi.json", "/livez", "/readyz"]
         return JSONResponse(
             {
                 "service": "labelcurve",
                 "classify": "POST an image to /classify",
-                "links": ["/models", "/docs", "/openapi.json", "/livez", "/readyz", "/metrics"],
+                "links": [*links, "/metrics"] if self._metrics else links,
             }
         )
 

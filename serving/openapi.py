@@ -12,8 +12,13 @@ _REF = "#/components/schemas/"
 
 
 @cache
-def document() -> dict[str, Any]:
-    """OpenAPI 3.1."""
+def document(metrics: bool = True) -> dict[str, Any]:
+    """OpenAPI 3.1.
+
+    Args:
+        metrics: whether `/metrics` is among the routes, or on a port of its own.
+    """
+    own = {"/metrics": {"get": _get("Metrics in Prometheus' text format", _text())}}
     return {
         "openapi": "3.1.0",
         "info": {
@@ -28,7 +33,7 @@ def document() -> dict[str, Any]:
             },
             "/livez": {"get": _get("The process answers", _text())},
             "/readyz": {"get": _get("Every model is warm", _json({"$ref": f"{_REF}Ready"}), 503)},
-            "/metrics": {"get": _get("Metrics in Prometheus' text format", _text())},
+            **(own if metrics else {}),
             "/openapi.json": {"get": _get("This document", _json({"type": "object"}))},
             "/docs": {"get": _get("This document as a page", _text("text/html"))},
             "/": {"get": _get("The routes; to browsers, the page", _index())},

@@ -85,6 +85,8 @@ def test_keys_other_sites_and_metrics_apart(
             problem(response, 401)
             assert response.headers["www-authenticate"] == "Bearer"
         problem(client.get("/models"), 401)
+        assert "/metrics" not in client.get("/").json()["links"]
+        assert "/metrics" not in client.get("/openapi.json").json()["paths"]
         assert client.get("/readyz").status_code == client.get("/livez").status_code == 200
         assert ask(authorization=f"Bearer {alice}").status_code == 200
         assert [ask(**{"x-api-key": bob}).status_code for _ in range(2)] == [200, 429]
