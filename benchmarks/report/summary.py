@@ -78,13 +78,17 @@ def findings(report: Report) -> list[str]:
         model = next((m for m in reversed(models) if m.load), served[-1])
         assert model.load is not None
         load = model.load
-        rate = load.requests_per_s
+        rate, stable = load.requests_per_s, load.stable
         if (found_at := report.saturation) and found_at.model == model.name:
-            rate = max(rate, *(step.requests_per_s for step in found_at.steps))
+            best = max(found_at.steps, key=lambda step: step.requests_per_s)
+            if best.requests_per_s > rate:
+                rate, stable = best.requests_per_s, best.stable
         words = f"One machine of this kind answers {rate:,.0f} requests/s with {model.name}"
         if report.price_per_hour is not None and rate:
             cost = per_million(rate, report.price_per_hour)
             words += f": {cost:,.2f} a million images at {report.price_per_hour:g} an hour"
+        if stable is False:
+            words += " (UNSTABLE: measure again on a quieter machine)"
         found.append(words + ".")
     return found
 
