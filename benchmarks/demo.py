@@ -36,12 +36,12 @@ class Demo:
     """Folder for the models and the report."""
     fraction: tyro.conf.UseAppendAction[tuple[float, ...]] = ()
     """Share of the labels; may be repeated. Without it: what `train` takes without it."""
-    epochs: int = 10
+    epochs: int = 6
     """Of each fraction: digits are learnt by then, and a slow processor is done in time, too."""
-    load_seconds: int = 6
+    load_seconds: int = 3
     """Load for each model."""
-    step_seconds: float = 1.5
-    """Length of each step from one client to saturation; 0 leaves them out."""
+    step_seconds: float = 0.0
+    """Length of each step from one client to saturation; 0, the default, leaves them out."""
     latency_seconds: float = 5.0
     """Session latency of all models together."""
 
