@@ -16,7 +16,7 @@ from typing import Any
 import tyro
 from pydantic import ValidationError
 
-from benchmarks import curves, rows, study_tables
+from benchmarks import curves, rows, service_tables, study_tables
 from benchmarks.peers import table as peers_table
 from benchmarks.peers.record import Peers, Targets
 from benchmarks.record import Report
@@ -57,6 +57,12 @@ def tables(results: Path) -> dict[tuple[str, str], str]:
     return {
         ("README.md", "results"): study_tables.opening(report, study, reference),
         ("docs/reference.md", "experiment"): study_tables.experiment(study, reference),
+        ("README.md", "service"): service_tables.markdown(
+            *(
+                _json(results / "service" / f"{name}.json")
+                for name in ("swaps", "restarts", "soak", "fuzz")
+            )
+        ),
         **_speed(results),
         ("docs/results.md", "study"): study_tables.results(
             study, _json(speed) if speed.exists() else None

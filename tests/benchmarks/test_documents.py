@@ -100,3 +100,13 @@ def test_missing_markers_and_results(folder: Path) -> None:
     path.unlink()
     with pytest.raises(LabelcurveError, match=r"cannot read .*cifar10.json"):
         documents.tables(folder / "results")
+
+
+def test_what_the_service_lost_is_in_the_readme(folder: Path) -> None:
+    path = folder / "results" / "service" / "restarts.json"
+    found = json.loads(path.read_text())
+    path.write_text(json.dumps(found | {"lost": 3}))
+    table = documents.tables(folder / "results")["README.md", "service"]
+    requests = sum(found["statuses"].values()) + 3
+    assert f"| {found['restarts']} restarts, {requests:,} requests | 3 |" in table
+    assert found["provenance"]["cpu"] in table

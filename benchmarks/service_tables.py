@@ -1,0 +1,52 @@
+"""The README's table of what the service withstood, from `benchmarks/results/service/`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+HEADER = "| what was done to it | how much | errors of the service |\n| --- | --- | ---: |\n"
+
+
+def markdown(
+    swaps: dict[str, Any], restarts: dict[str, Any], soak: dict[str, Any], fuzz: dict[str, Any]
+) -> str:
+    """A row for each run of `benchmarks.faults`, `soak` and `fuzz`, and where it was made."""
+    asked = sum(restarts["statuses"].values()) + restarts["lost"]
+    good, bad = (sum(soak["statuses"][kind].values()) for kind in ("good", "bad"))
+    inside, over = fuzz["in_process"], fuzz["over_http"]
+    memory, descriptors = soak["memory_mb"], soak["descriptors"]
+    unlike = swaps["answers_unlike_the_version_that_they_name"]
+    rows = [
+        (
+            "swaps of the model under load",
+            f"{swaps['swaps']} swaps, {swaps['answers']:,} answers, {unlike} unlike the version "
+            "that they name",
+            sum(swaps["errors"].values()),
+        ),
+        (
+            "restarts of two copies behind a proxy",
+            f"{restarts['restarts']} restarts, {asked:,} requests",
+            restarts["lost"],
+        ),
+        (
+            "mixed traffic with swaps and bad input",
+            f"{soak['seconds'] / 60:.0f} min at {soak['requests_per_s']:.0f} requests/s (its peak "
+            f"was {soak['peak_requests_per_s']:.0f}), {good:,} good and {bad:,} bad requests, "
+            f"{soak['versions_published']} swaps; memory {memory['change']:+.1%}, descriptors "
+            f"{descriptors['second_quarter']:.0f} to {descriptors['last_quarter']:.0f}",
+            sum(soak["unexpected"].values()),
+        ),
+        (
+            "damaged files",
+            f"{inside['inputs']:,} in the process, {over['requests']:,} over HTTP",
+            sum(inside["unexpected"].values()) + sum(over["unexpected"].values()),
+        ),
+    ]
+    table = HEADER + "".join(f"| {a} | {b} | {c} |\n" for a, b, c in rows)
+    made = swaps["provenance"]
+    return (
+        f"{table}\nOne run each, {made['date'][:10]}, {made['cpu']}, {made['cores']} cores, small "
+        f"models of digits, bentoml {made['packages']['bentoml']}; {soak['note']}. Made by "
+        "`python -m benchmarks.faults`, `benchmarks.soak` and `benchmarks.fuzz` "
+        "([results](benchmarks/results/service/))."
+    )
