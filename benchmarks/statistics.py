@@ -29,29 +29,6 @@ def estimate(value: float, samples: NDArray[np.float64]) -> Estimate:
     return Estimate(value=float(value), low=float(low), high=float(high))
 
 
-def bootstrap_means(
-    values: NDArray[np.generic], resamples: int = RESAMPLES, seed: int = 0
-) -> NDArray[np.float64]:
-    """Means over resampled images; the same images are drawn for every row of `values`.
-
-    Args:
-        values: [M, N], a row a figure, a column an image.
-        resamples: number of draws.
-        seed: of the draws.
-
-    Returns:
-        float64 [resamples, M].
-    """
-    random = np.random.default_rng(seed)
-    rows = np.ascontiguousarray(values.T, np.float64)
-    n = len(rows)
-    means = np.empty((resamples, rows.shape[1]))
-    for index in range(resamples):
-        counts = np.bincount(random.integers(0, n, n), minlength=n)
-        means[index] = counts @ rows / n
-    return means
-
-
 def weighted_f1(confusion: NDArray[np.int64]) -> NDArray[np.float64]:
     """F1 weighted by class frequency.
 
