@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import tempfile
+import io
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -22,7 +22,7 @@ from benchmarks import calibration
 from benchmarks.record import Accuracy, ClassScore
 from benchmarks.session import Session
 from benchmarks.statistics import bootstrap_f1, estimate, pack
-from bundle import preprocess
+from bundle import files, preprocess
 from bundle.errors import DataError, ImageError
 from bundle.machine import cores, cpu_name
 from bundle.preprocess import prepare
@@ -154,11 +154,11 @@ def _write(path: Path, predictions: Predictions) -> None:
     """Beside and then renamed; a cache that cannot be written is done without."""
     with suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".part", delete=False) as file:
-            np.savez_compressed(
-                file, **{f.name: getattr(predictions, f.name) for f in fields(Predictions)}
-            )
-        Path(file.name).replace(path)
+        buffer = io.BytesIO()
+        np.savez_compressed(
+            buffer, **{f.name: getattr(predictions, f.name) for f in fields(Predictions)}
+        )
+        files.replace(path, buffer.getbuffer())
 
 
 def _chunks(test: Split, size: int, pool: ThreadPoolExecutor) -> Iterator[NDArray[np.uint8]]:

@@ -24,7 +24,7 @@ from pydantic import ValidationError
 from benchmarks import rows as study_rows
 from benchmarks.record import Report
 from benchmarks.rows import Row, Study
-from bundle import store
+from bundle import files, store
 from bundle.errors import LabelcurveError
 from bundle.manifest import Manifest
 from training.options import Options
@@ -310,9 +310,7 @@ def _write(path: Path, rows: Mapping[Place, Row], plan: Sequence[Place]) -> Stud
     missing = tuple(command(place) for place in plan if place not in rows)
     study = Study(rows=tuple(rows[place] for place in _sorted(rows)), missing=missing)
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.part")
-    beside.write_text(study.model_dump_json(indent=1) + "\n")
-    beside.replace(path)
+    files.replace(path, f"{study.model_dump_json(indent=1)}\n".encode())
     return study
 
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import io
 import math
-import os
-import tempfile
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -15,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from bundle import files
 from bundle.errors import LabelcurveError
 from training import interruption
 
@@ -91,7 +90,7 @@ class Checkpoint:
         )
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            _replace(self.path, buffer.getbuffer())
+            files.replace(self.path, buffer.getbuffer())
         except OSError as error:
             if not self._failed:
                 self._say(
@@ -107,12 +106,12 @@ class Checkpoint:
 
     def remove(self) -> None:
         """Removes the checkpoint, and what a killed process left of one."""
-        for path in (self.path, *_unfinished(self.path)):
+        for path in (self.path, *files.unfinished(self.path)):
             with suppress(OSError):
                 path.unlink()
 
     def _open(self) -> dict[str, Any] | None:
-        for left in _unfinished(self.path):
+        for left in files.unfinished(self.path):
             with suppress(OSError):
                 left.unlink()
         if not self.path.exists():
@@ -159,24 +158,3 @@ def _plain(value: object) -> object:
 def _short(value: object) -> str:
     text = "none" if value is None else str(value)
     return text[:12] if len(text) >= 40 and text.isalnum() else text
-
-
-def _unfinished(path: Path) -> list[Path]:
-    return list(path.parent.glob(f".{path.name.lstrip('.')}-*.part"))
-
-
-def _replace(path: Path, content: memoryview) -> None:
-    handle, name = tempfile.mkstemp(
-        prefix=f".{path.name.lstrip('.')}-", suffix=".part", dir=path.parent
-    )
-    beside = Path(name)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        beside.chmod(0o644)
-        beside.replace(path)
-    except BaseException:
-        beside.unlink(missing_ok=True)
-        raise

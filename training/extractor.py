@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +11,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from bundle import files
 from bundle.errors import LabelcurveError
 from training.backbones import Network
 
@@ -126,27 +125,12 @@ def write(path: Path, network: Network, card: Card) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         for target, content in ((path, data), (path.with_suffix(".md"), _text(card).encode())):
-            replace(target, content)
+            files.replace(target, content)
     except OSError as error:
         raise LabelcurveError(
             f"cannot write {error.filename or path}: {error.strerror}. Make room, or name another "
             "file with --out"
         ) from error
-
-
-def replace(path: Path, content: bytes) -> None:
-    """Writes a file so that readers see the old content or the new, never a part."""
-    handle, beside = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(beside).chmod(0o644)
-        Path(beside).replace(path)
-    except BaseException:
-        Path(beside).unlink(missing_ok=True)
-        raise
 
 
 def read(path: Path, option: str = "--extractor") -> Extractor:

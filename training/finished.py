@@ -8,7 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from bundle import store
+from bundle import files, store
 from bundle.errors import BundleError
 
 
@@ -39,7 +39,7 @@ class Finished:
     def write(self, entry: Mapping[str, Any]) -> None:
         """Marks it; where that cannot be written, it would be trained again."""
         with suppress(OSError):
-            self._path.write_text(json.dumps({"key": self._key, "entry": entry}))
+            files.replace(self._path, json.dumps({"key": self._key, "entry": entry}).encode())
 
     def remove(self) -> None:
         """Forgets it."""

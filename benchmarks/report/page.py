@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from benchmarks.gallery import Gallery
 from benchmarks.record import Report
 from benchmarks.report import cost, drawing, labels, origin, quality, summary
 from benchmarks.report.blocks import Cards, Pictures, Plot, Points, Rows, Section, Text
+from bundle import files
 from bundle.errors import LabelcurveError
 
 _MARKDOWN = MarkdownIt("commonmark", {"html": False})
@@ -53,9 +53,7 @@ def write(out: Path, report: Report, shown: Sequence[Gallery] = ()) -> dict[str,
         # Before the plots are drawn, which takes seconds.
         (out / PLOTS).mkdir(parents=True, exist_ok=True)
         for path, content in _contents(out, report, shown):
-            beside = path.with_name(f".{path.name}-{os.getpid()}")
-            beside.write_bytes(content)
-            beside.replace(path)
+            files.replace(path, content)
     except OSError as error:
         raise LabelcurveError(
             f"cannot write the report to {out}: {error.strerror or error}; choose another --out"

@@ -303,18 +303,6 @@ def test_a_write_that_fails_leaves_the_old_content_and_no_other_file(
     assert extractor.read(path).card == CARD
 
 
-def test_a_write_that_is_interrupted_leaves_no_other_file(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def stopped(self: Path, target: Path) -> Path:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(Path, "replace", stopped)
-    with pytest.raises(KeyboardInterrupt):
-        extractor.replace(tmp_path / "a", b"content")
-    assert names(tmp_path) == []
-
-
 def test_a_folder_that_cannot_be_made_is_an_explained_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(LabelcurveError, match=r"cannot write .*file.*--out"):

@@ -1,0 +1,36 @@
+"""Files that are never read half-written."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+
+def replace(path: Path, content: bytes | memoryview) -> None:
+    """Writes a file so that readers see the old content or the new, never a part.
+
+    Raises:
+        OSError: it cannot be written; nothing is left of the attempt.
+    """
+    handle, name = tempfile.mkstemp(prefix=_prefix(path), suffix=".part", dir=path.parent)
+    beside = Path(name)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        beside.chmod(0o644)
+        beside.replace(path)
+    except BaseException:
+        beside.unlink(missing_ok=True)
+        raise
+
+
+def unfinished(path: Path) -> list[Path]:
+    """What killed processes left of their attempts to replace `path`."""
+    return list(path.parent.glob(f"{_prefix(path)}*.part"))
+
+
+def _prefix(path: Path) -> str:
+    return f".{path.name.lstrip('.')}-"

@@ -1,0 +1,36 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from bundle import files
+
+
+def test_the_new_content_takes_the_place_of_the_old(tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    for content in (b"old", memoryview(b"new")):
+        files.replace(path, content)
+        assert path.read_bytes() == content
+    assert [each.name for each in tmp_path.iterdir()] == ["a"]
+    assert path.stat().st_mode & 0o777 == 0o644
+
+
+def test_a_write_that_is_interrupted_leaves_the_old_file_and_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stopped(self: Path, target: Path) -> Path:
+        assert files.unfinished(tmp_path / "a") == [self]
+        raise KeyboardInterrupt
+
+    (tmp_path / "a").write_bytes(b"old")
+    monkeypatch.setattr(Path, "replace", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        files.replace(tmp_path / "a", b"new")
+    assert {each.name: each.read_bytes() for each in tmp_path.iterdir()} == {"a": b"old"}
+
+
+def test_hidden_files_and_others_names_are_told_apart(tmp_path: Path) -> None:
+    (tmp_path / ".a.safetensors-1.part").touch()
+    (tmp_path / ".checkpoint-1.part").touch()
+    assert files.unfinished(tmp_path / ".checkpoint") == [tmp_path / ".checkpoint-1.part"]
