@@ -8,9 +8,6 @@ wrk goes on.
 from __future__ import annotations
 
 import json
-import re
-import resource
-import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -24,18 +21,14 @@ import numpy as np
 import tyro
 
 from benchmarks import load, processes, provenance, server, tables
+from benchmarks.peers import wrk
+from benchmarks.peers.servers import Request
 from benchmarks.server import Server
 from benchmarks.windows import BUSY
 from bundle.errors import LabelcurveError
 from training import data as datasets
 
 AGREE = 0.1
-_UNITS = {"us": 1e-3, "ms": 1.0, "s": 1e3}
-_SCRIPT = """local file = io.open("{path}", "rb")
-wrk.method = "POST"
-wrk.body = file:read("*all")
-wrk.headers["Content-Type"] = "application/octet-stream"
-"""
 
 
 @dataclass
@@ -58,32 +51,13 @@ class Wrk:
     """Turns of each."""
 
 
-def parse(text: str) -> tuple[float, float, int]:
-    """Requests/s, median in ms and failed answers of what `wrk --latency` prints.
-
-    Raises:
-        LabelcurveError: there is no result in it.
-    """
-    rate = re.search(r"Requests/sec:\s+([\d.]+)", text)
-    median = re.search(r"50%\s+([\d.]+)(us|ms|s)\b", text)
-    if not rate or not median:
-        raise LabelcurveError(f"wrk printed no result:\n{text[-1000:]}")
-    failed = re.search(r"Non-2xx or 3xx responses: (\d+)", text)
-    errors = re.search(
-        r"Socket errors: connect (\d+), read (\d+), write (\d+), timeout (\d+)", text
-    )
-    n = int(failed[1]) if failed else 0
-    n += sum(map(int, errors.groups())) if errors else 0
-    return float(rate[1]), float(median[1]) * _UNITS[median[2]], n
-
-
 def run(options: Wrk, say: Callable[[str], None]) -> list[dict[str, Any]]:
     """Measures both in turn at each number of clients.
 
     Raises:
         LabelcurveError: wrk is not there, or one of the two measured nothing.
     """
-    command = processes.command("wrk", "install it (Debian: apt-get install wrk)")
+    wrk.found()
     data = datasets.load(options.data, say=lambda _: None)
     with ExitStack() as stack:
         folder = Path(stack.enter_context(TemporaryDirectory(prefix="labelcurve-wrk-")))
@@ -94,23 +68,22 @@ def run(options: Wrk, say: Callable[[str], None]) -> list[dict[str, Any]]:
         )
         load.write_images(folder / "images", data, 1)
         (image,) = (folder / "images").iterdir()
-        script = folder / "post.lua"
-        script.write_text(_SCRIPT.format(path=image))
-        return [_both(options, command, service, folder, script, n, say) for n in options.clients]
+        model = f"?model={options.model}" if options.model else ""
+        kind = {"Content-Type": "application/octet-stream"}
+        request = Request(f"/classify{model}", kind, image.read_bytes())
+        return [_both(options, service, folder, request, n, say) for n in options.clients]
 
 
 def _both(
     options: Wrk,
-    command: str,
     service: Server,
     folder: Path,
-    script: Path,
+    request: Request,
     clients: int,
     say: Callable[[str], None],
 ) -> dict[str, Any]:
     found: dict[str, list[tuple[float, float, float]]] = {"locust": [], "wrk": []}
     failed = 0
-    target = f"{service.url}/classify" + (f"?model={options.model}" if options.model else "")
     for number in range(options.rounds):
         for kind in ("locust", "wrk") if number % 2 == 0 else ("wrk", "locust"):
             if kind == "locust":
@@ -124,15 +97,10 @@ def _both(
                 cpu = done.client_seconds / seconds
                 failed += len(done.errors)
             else:
-                before = _children()
-                shown = subprocess.run(
-                    [command, "-t1", f"-c{clients}", f"-d{options.seconds}s", "--latency", "-s",
-                     str(script), target],
-                    capture_output=True, text=True, check=False, timeout=options.seconds + 60,
-                )  # fmt: skip
-                rate, median, errors = parse(shown.stdout + shown.stderr)
-                cpu = (_children() - before) / options.seconds
-                failed += errors
+                turn = wrk.run(service.url, request, folder, clients, options.seconds)
+                rate = (turn["n"] - turn["errors"]) / turn["seconds"]
+                median, cpu = turn["p50_ms"], turn["client_cpu"]
+                failed += turn["errors"]
             found[kind].append((rate, median, cpu))
     means = {kind: np.mean(rows, axis=0).tolist() for kind, rows in found.items()}
     ratio = means["locust"][0] / means["wrk"][0]
@@ -157,11 +125,6 @@ def _both(
     verdict = "locust is the limit" if bound else "agree" if row["agree"] else "DISAGREE"
     say(f"  {clients} clients: locust / wrk {ratio:.2f}, {verdict}, {failed} failed")
     return row
-
-
-def _children() -> float:
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return used.ru_utime + used.ru_stime
 
 
 def main(args: Sequence[str] | None = None) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -13,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from bundle.errors import DeviceError
-from bundle.machine import cores, cpu_name
+from bundle.machine import cores, cpu_flags, cpu_name
 from bundle.manifest import Choice
 
 
@@ -64,7 +63,7 @@ def choose(wanted: Literal["auto", "cuda", "cpu"] = "auto") -> Device:
     torch.set_num_threads(min(torch.get_num_threads(), cores()))
     reason = "asked for" if wanted == "cpu" else "torch sees no NVIDIA GPU"
     choice = Choice(value="cpu", reason=f"{reason}; {torch.get_num_threads()} threads")
-    flags = _cpu_flags()
+    flags = cpu_flags()
     bf16 = next((flag for flag in ("amx_bf16", "avx512_bf16") if flag in flags), None)
     if bf16:
         precision = Choice(value="bf16", reason=f"the processor has {bf16}")
@@ -84,11 +83,3 @@ def hardware(device: Device) -> str:
     if device.device.type == "cuda":
         return f"{torch.cuda.get_device_name()}; {cpu}"
     return cpu
-
-
-def _cpu_flags() -> set[str]:
-    info = Path("/proc/cpuinfo")
-    for line in info.read_text().splitlines() if info.exists() else []:
-        if line.startswith("flags"):
-            return set(line.split(":", 1)[1].split())
-    return set()

@@ -83,3 +83,10 @@ def subset(split: Split, class_names: tuple[str, ...], fraction: float, seed: in
         val_pool=np.sort(np.concatenate(pool)),
         hash=digest.hexdigest(),
     )
+
+
+def spread(rows: NDArray[np.int64], most: int) -> NDArray[np.int64]:
+    """At most `most` of the rows, evenly spaced."""
+    if len(rows) <= most:
+        return rows
+    return rows[np.linspace(0, len(rows) - 1, most).astype(np.int64)]

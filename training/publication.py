@@ -18,7 +18,7 @@ from bundle import preprocess, store
 from bundle.errors import DataError, ImageError
 from bundle.machine import versions
 from bundle.manifest import Dataset, Manifest, Metrics, Preprocessing, Pretrained, Run
-from training import card, data, evaluate, export
+from training import card, data, evaluate, export, fractions
 from training.backbones import n_parameters
 from training.data import Data
 from training.device import FP32_CPU, Device, hardware
@@ -76,7 +76,7 @@ def publish(
     served = export.Served(result.network, temperature)
     graph = export.to_onnx(served, images.size, images.class_names)
     # The gate may look at held-out images beyond the fraction: it uses no label.
-    checked = images.train.take(_spread(subset.val_pool, export.PARITY_IMAGES))
+    checked = images.train.take(fractions.spread(subset.val_pool, export.PARITY_IMAGES))
     files = _unchanged(options.data, checked)
     parity = export.check_parity(graph, served, checked.images, files, images.class_names)
     seconds["export"] = round(time.monotonic() - began, 3)
@@ -88,10 +88,10 @@ def publish(
     # Measure what will be served: the graph, in ONNX Runtime
     since = time.monotonic()
     runtime = export.session(graph)
-    val_metrics, judged, judged_labels = _measure(runtime, val)
+    val_metrics, judged, judged_labels = measure(runtime, val)
     test_metrics: Metrics | None = None
     if not options.no_test:
-        test_metrics, judged, judged_labels = _measure(runtime, images.test)
+        test_metrics, judged, judged_labels = measure(runtime, images.test)
     now = time.monotonic()
     seconds["evaluate"] = round(now - since, 3)
     seconds["total"] = round(result.seconds + now - began, 3)
@@ -196,16 +196,10 @@ def _pretrained(found: Extractor | None) -> Pretrained | None:
     )
 
 
-def _spread(rows: NDArray[np.int64], most: int) -> NDArray[np.int64]:
-    """At most `most` of the rows, evenly spaced."""
-    if len(rows) <= most:
-        return rows
-    return rows[np.linspace(0, len(rows) - 1, most).astype(np.int64)]
-
-
-def _measure(
+def measure(
     runtime: Any, split: data.Split
 ) -> tuple[Metrics, NDArray[np.int64], NDArray[np.int64]]:
+    """Metrics of a graph in ONNX Runtime, its top-1 and the true classes, int64 [N] each."""
     found = export.probabilities(runtime, split.images).astype(np.float64)
     metrics = evaluate.scores(np.log(found.clip(1e-12)), split.labels)
     return metrics, found.argmax(1), split.labels

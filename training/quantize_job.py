@@ -17,13 +17,14 @@ import numpy as np
 
 from bundle import store
 from bundle.errors import DataError, ExportError
-from bundle.machine import cpu_name
-from bundle.manifest import Gain, Manifest, Metrics, Run, Variant
+from bundle.machine import cpu_flags, cpu_name
+from bundle.manifest import Gain, Manifest, Run, Variant
 from bundle.store import Bundle
-from training import card, data, evaluate, export, fractions, quantize
-from training.data import Data, Split
+from training import card, data, export, fractions, quantize
+from training.data import Data
 from training.fractions import Subset
 from training.options import QuantizeOptions
+from training.publication import measure
 
 say = partial(print, flush=True)
 
@@ -67,11 +68,11 @@ def run(options: QuantizeOptions) -> dict[str, Any]:
 def _add(bundle: Bundle, subset: Subset, images: Data, options: QuantizeOptions) -> dict[str, Any]:
     manifest, precision = bundle.manifest, options.precision
     say(f"\n{bundle.name}@{bundle.version}: {precision}")
-    pool = images.train.take(_spread(subset.val_pool, export.PARITY_IMAGES))
+    pool = images.train.take(fractions.spread(subset.val_pool, export.PARITY_IMAGES))
     gain: Gain | None = None
     n_calibration = 0
     if precision == "int8":
-        calibration = images.train.take(_spread(subset.train, quantize.CALIBRATION_IMAGES))
+        calibration = images.train.take(fractions.spread(subset.train, quantize.CALIBRATION_IMAGES))
         n_calibration = len(calibration)
         graph = quantize.int8(bundle.graph, np.asarray(calibration.images))
         gain = quantize.gain(graph, bundle.graph, np.asarray(pool.images), hardware())
@@ -85,14 +86,14 @@ def _add(bundle: Bundle, subset: Subset, images: Data, options: QuantizeOptions)
         say("  speed: not measured; a CPU gains nothing from fp16, it is for GPUs")
     runtime, reference = export.session(graph), export.session(bundle.graph)
     val = images.train.take(subset.val)
-    found, fp32 = _measure(runtime, val), _measure(reference, val)
-    agreement = float((_top1(runtime, pool) == _top1(reference, pool)).mean())
+    found, fp32 = measure(runtime, val)[0], measure(reference, val)[0]
+    agreement = float((measure(runtime, pool)[1] == measure(reference, pool)[1]).mean())
     say(
         f"  validation: {found.accuracy:.2%} where fp32 has {fp32.accuracy:.2%} "
         f"({found.n:,} images); the same class on {agreement:.2%} of {len(pool):,} held-out images"
     )
     quantize.check(precision, found, fp32)
-    test = None if manifest.test is None else _measure(runtime, images.test)
+    test = None if manifest.test is None else measure(runtime, images.test)[0]
     variant = Variant(
         precision=precision,
         graph_hash=hashlib.sha256(graph).hexdigest(),
@@ -156,27 +157,10 @@ def _subset(bundle: Bundle, images: Data, options: QuantizeOptions) -> Subset:
     return subset
 
 
-def _measure(runtime: Any, split: Split) -> Metrics:
-    found = export.probabilities(runtime, split.images).astype(np.float64)
-    return evaluate.scores(np.log(found.clip(1e-12)), split.labels)
-
-
-def _top1(runtime: Any, split: Split) -> Any:
-    return export.probabilities(runtime, split.images).argmax(1)
-
-
 def hardware() -> str:
     """The processor, and whether it has 8-bit dot products."""
     name = cpu_name()
     if platform.machine().lower() in ("x86_64", "amd64"):
-        info = Path("/proc/cpuinfo")
-        flags = info.read_text(errors="replace") if info.exists() else ""
-        name += ", VNNI" if "avx512_vnni" in flags or "avx_vnni" in flags else ", no VNNI"
+        vnni = cpu_flags() & {"avx512_vnni", "avx_vnni"}
+        name += ", VNNI" if vnni else ", no VNNI"
     return name
-
-
-def _spread(rows: Any, most: int) -> Any:
-    """At most `most` of the rows, evenly spaced."""
-    if len(rows) <= most:
-        return rows
-    return rows[np.linspace(0, len(rows) - 1, most).astype(np.int64)]
