@@ -87,20 +87,17 @@ def background() -> Iterator[list[subprocess.Popen[bytes]]]:
         process.wait(30)
 
 
-def start_serving(
-    command: str, folder: Path, environment: dict[str, str], port: int
-) -> subprocess.Popen[bytes]:
-    process = subprocess.Popen(
-        ["bash", "-c", f"exec {command.strip()} --port {port}"], cwd=folder, env=environment
-    )
+def wait_until_ready(process: subprocess.Popen[bytes], port: int) -> None:
+    last: Exception | None = None
     for _ in range(READY_SECONDS * 10):
         assert process.poll() is None, "serve ended before it was ready"
         try:
             with urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz", timeout=5):
-                return process
-        except (urllib.error.URLError, ConnectionError):
+                return
+        except (urllib.error.URLError, ConnectionError) as error:
+            last = error
             time.sleep(0.1)
-    raise AssertionError(f"serve was not ready after {READY_SECONDS} s")
+    raise AssertionError(f"serve was not ready after {READY_SECONDS} s: {last!r}")
 
 
 def test_the_blocks_are_run_as_printed(
@@ -115,7 +112,9 @@ def test_the_blocks_are_run_as_printed(
             continue
         text = substituted(block, port)
         if block.startswith("serve "):
-            background.append(start_serving(text, folder, environment, port))
+            serve = ["bash", "-c", f"exec {text.strip()} --port {port}"]
+            background.append(subprocess.Popen(serve, cwd=folder, env=environment))
+            wait_until_ready(background[-1], port)
             continue
         shell = (
             [sys.executable, "-c"] if language == "python" else ["bash", "-euo", "pipefail", "-c"]
