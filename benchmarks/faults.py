@@ -7,12 +7,9 @@ writes a JSON each under `benchmarks/results/service/`.
 from __future__ import annotations
 
 import asyncio
-import json
-import os
 import random
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -27,7 +24,7 @@ from typing import Any
 import numpy as np
 import tyro
 
-from benchmarks import traffic
+from benchmarks import sleeper, traffic
 from benchmarks.processes import child, command, cpu_seconds
 from benchmarks.server import free_port
 from benchmarks.traffic import Answer, Client
@@ -35,25 +32,6 @@ from bundle import store
 from bundle.errors import LabelcurveError
 
 N_IMAGES = 16
-
-SLEEPER = """
-import sys, time
-import serving.engine
-from serving.engine import Engine
-
-SECONDS, BATCH = float(sys.argv.pop(1)), int(sys.argv.pop(1))
-serving.engine.BATCH_SIZES = {"cpu": tuple(range(1, BATCH + 1))}
-compute = Engine.run
-
-def run(self, images):
-    time.sleep(SECONDS)
-    return compute(self, images)
-
-Engine.run = run
-from _bentoml_impl.worker.service import main
-main()
-"""
-"""A worker of `serve` whose every inference sleeps: load costs the machine next to nothing."""
 
 
 @dataclass
@@ -347,32 +325,11 @@ def _swaps(options: Options, folder: Path) -> dict[str, Any]:
 
 
 def _overload(options: Options, folder: Path) -> dict[str, Any]:
-
-    root = _copy(options, folder / "overload")
     seconds, batch = 0.02, 4
-    settings: dict[str, Any] = {"models": str(root), "run_dir": None, "api_keys": None, "cors": []}
-    (folder / "metrics").mkdir()
-    os.environ |= {
-        "LABELCURVE_SERVE": json.dumps(settings),
-        "PROMETHEUS_MULTIPROC_DIR": str(folder / "metrics"),
-        "BENTOML_HOME": str(folder),
-    }
-    with socket.create_server(("127.0.0.1", 0), backlog=2048) as listener:
-        os.set_inheritable(listener.fileno(), True)
-        arguments = [sys.executable, "-c", SLEEPER, str(seconds), str(batch)]
-        arguments += ["serving.service:Classifier", "--fd", str(listener.fileno())]
-        arguments += ["--worker-id", "1"]
-        with (folder / "log").open("wb") as log:
-            process = subprocess.Popen(
-                arguments, stdout=log, stderr=log, close_fds=False, start_new_session=True
-            )
-            try:
-                port = listener.getsockname()[1]
-                asyncio.run(traffic.ready(port, 120))
-                result = asyncio.run(overload(options, port, process.pid, batch / seconds))
-            finally:
-                process.terminate()
-                process.wait(30)
+    root = _copy(options, folder / "overload")
+    with sleeper.started(root, folder / "sleeper", seconds, batch) as (port, pid):
+        asyncio.run(traffic.ready(port, 120))
+        result = asyncio.run(overload(options, port, pid, batch / seconds))
     return {"inference_sleeps_s": seconds, "largest_batch": batch, **result}
 
 

@@ -2,11 +2,12 @@
 
 `python -m benchmarks.wrk --models models` needs the command wrk (Debian package `wrk`). Below the
 client's own limit both must agree within 10 %; above it locust says that it is the bottleneck, and
-wrk goes on.
+wrk goes on. Where client and service share the cores, `--sleep-ms` keeps them from competing.
 """
 
 from __future__ import annotations
 
+import asyncio
 import json
 import sys
 from collections.abc import Callable, Sequence
@@ -20,7 +21,7 @@ from typing import Any
 import numpy as np
 import tyro
 
-from benchmarks import load, processes, provenance, server, tables
+from benchmarks import load, processes, provenance, server, sleeper, tables, traffic
 from benchmarks.peers import wrk
 from benchmarks.peers.servers import Request
 from benchmarks.server import Server
@@ -43,6 +44,8 @@ class Wrk:
     """A running service instead."""
     model: str = ""
     """The model to ask; empty for the service's default."""
+    sleep_ms: float = 0.0
+    """That every inference sleeps besides, so that clients and model do not compete for cores."""
     clients: tuple[int, ...] = (1, 2, 4, 8)
     """Numbers of clients."""
     seconds: int = 4
@@ -61,11 +64,16 @@ def run(options: Wrk, say: Callable[[str], None]) -> list[dict[str, Any]]:
     data = datasets.load(options.data, say=lambda _: None)
     with ExitStack() as stack:
         folder = Path(stack.enter_context(TemporaryDirectory(prefix="labelcurve-wrk-")))
-        service = (
-            server.running(options.url)
-            if options.url
-            else stack.enter_context(server.started(options.models, folder / "serve.log", say))
-        )
+        if options.url:
+            service = server.running(options.url)
+        elif options.sleep_ms > 0:
+            port, _ = stack.enter_context(
+                sleeper.started(options.models, folder / "sleeper", options.sleep_ms / 1e3, 16)
+            )
+            asyncio.run(traffic.ready(port, 120))
+            service = server.running(f"http://127.0.0.1:{port}")
+        else:
+            service = stack.enter_context(server.started(options.models, folder / "serve.log", say))
         load.write_images(folder / "images", data, 1)
         (image,) = (folder / "images").iterdir()
         model = f"?model={options.model}" if options.model else ""
