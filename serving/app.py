@@ -22,7 +22,7 @@ from serving.decoder import Decoder
 from serving.device import Device
 from serving.errors import Overloaded, Problem
 from serving.model import Model
-from serving.request import Bodies, Claim, Upload
+from serving.request import MAX_TOP_K, Bodies, Claim, Upload
 from serving.settings import Settings
 from serving.tracing import Traces
 
@@ -191,8 +191,9 @@ def _query(parameters: QueryParams) -> tuple[str | None, int]:
 def _top_k(text: str | None) -> int:
     if text is None:
         return DEFAULT_TOP_K
-    if not (text.isascii() and text.isdigit() and len(text) < 10 and int(text) > 0):
-        raise Problem(f"top_k={text[:80]!r}: a whole number of at least 1 is needed")
+    digits = text.isascii() and text.isdigit() and len(text) < 100
+    if not (digits and 1 <= int(text) <= MAX_TOP_K):
+        raise Problem(f"top_k={text[:80]!r}: a whole number from 1 to {MAX_TOP_K} is needed")
     return int(text)
 
 

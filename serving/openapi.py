@@ -7,6 +7,13 @@ from importlib.metadata import version
 from typing import Any
 
 from bundle.preprocess import FORMATS, MAX_BYTES, MAX_PIXELS
+from serving.request import MAX_TOP_K
+
+EXAMPLE = (
+    "iVBORw0KGgoAAAANSUhEUgAAAAgAAAAICAAAAADhZOFXAAAAIUlEQVR42mNggAJGBob/DAyMDAxMMBEmBgZGGIMBBwMO"
+    "AD4WAQ3UJc3cAAAAAElFTkSuQmCC"
+)
+"""An image that may be sent, 8 x 8 pixels."""
 
 _REF = "#/components/schemas/"
 
@@ -43,7 +50,7 @@ def document(metrics: bool = True) -> dict[str, Any]:
 
 
 def _classify() -> dict[str, Any]:
-    image = {"type": "string", "contentMediaType": "image/*"}
+    image = {"type": "string", "contentMediaType": "image/*", "minLength": 1}
     return {
         "operationId": "classify",
         "summary": "Classes of one image, or of several, best first",
@@ -58,7 +65,12 @@ def _classify() -> dict[str, Any]:
                 "name": "top_k",
                 "in": "query",
                 "description": "Classes to answer; a JSON body's own top_k goes before it",
-                "schema": {"type": "integer", "minimum": 1, "default": 5},
+                "schema": {
+                    "type": "integer",
+                    "minimum": 1,
+                    "maximum": MAX_TOP_K,
+                    "default": 5,
+                },
             },
         ],
         "requestBody": {
@@ -121,12 +133,21 @@ def _schemas() -> dict[str, Any]:
         "Inputs": {
             **_object(
                 {
-                    "inputs": {"type": "string", "contentEncoding": "base64", "minLength": 1},
+                    "inputs": {
+                        "type": "string",
+                        "contentEncoding": "base64",
+                        "minLength": 1,
+                        "examples": [EXAMPLE],
+                    },
                     "parameters": {
                         "type": "object",
                         "additionalProperties": False,
                         "properties": {
-                            "top_k": {"type": ["integer", "null"], "minimum": 1},
+                            "top_k": {
+                                "type": ["integer", "null"],
+                                "minimum": 1,
+                                "maximum": MAX_TOP_K,
+                            },
                             "function_to_apply": {"enum": ["softmax", None]},
                         },
                     },

@@ -20,6 +20,8 @@ from serving.errors import Overloaded, Problem
 MAX_OVERHEAD = 64 * 2**10
 """Bytes that JSON or multipart may add to the image bytes (base64: beside its third)."""
 
+MAX_TOP_K = 999_999_999
+
 MAX_HELD = 256 * 2**20
 """Bytes of the bodies that a worker holds at the same time."""
 
@@ -37,7 +39,7 @@ class Upload:
 
 class _Parameters(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
-    top_k: int | None = Field(default=None, ge=1)
+    top_k: int | None = Field(default=None, ge=1, le=MAX_TOP_K)
     function_to_apply: Literal["softmax"] | None = None
 
 
