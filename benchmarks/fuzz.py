@@ -1,8 +1,8 @@
 """Damaged files by the hundred thousand: in the process, and over HTTP against a running `serve`.
 
 `python -m benchmarks.fuzz --models DIR` starts from real files of every accepted format (and some
-that are not), damages them, and counts what comes of it. Mutations are random, not guided by
-coverage.
+that are not), damages them at random, and counts what comes of it. `--guided` lets coverage guide
+the damage instead, in the process alone, to requests and images (guided.py).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import numpy as np
 import tyro
 from PIL import Image
 
-from benchmarks import traffic
+from benchmarks import guided, traffic
 from benchmarks.processes import child, command, tree
 from benchmarks.server import free_port
 from benchmarks.traffic import Answer, Client
@@ -31,6 +31,7 @@ from bundle import preprocess
 from bundle.errors import ImageError, LabelcurveError
 
 NUMBERS = (b"\x00\x00\x00\x00", b"\xff\xff\xff\xff", b"\x7f\xff\xff\xff", b"\x00\x00\xff\xff")
+RESULTS = Path("benchmarks/results/service")
 MEMORY = 170_000_000
 
 
@@ -38,14 +39,16 @@ MEMORY = 170_000_000
 class Options:
     """Feeds damaged images to the decoder and to the service."""
 
-    models: Path
-    """Folder of bundles."""
+    models: Path = Path("models")
+    """Folder of bundles, for the service."""
     inputs: int = 200_000
     """To the decoder, in this process."""
     requests: int = 10_000
     """To the service: damaged images, and damaged forms and JSON around them."""
-    out: Path = Path("benchmarks/results/service/fuzz.json")
-    """Where the result goes."""
+    guided: bool = False
+    """Only in this process, and guided by coverage: atheris is needed, which the extra dev has."""
+    out: Path | None = None
+    """Where the result goes; by default benchmarks/results/service/fuzz.json or guided.json."""
 
 
 def seeds() -> dict[str, bytes]:
@@ -173,7 +176,11 @@ async def over_http(port: int, pid: int, requests: int) -> dict[str, Any]:
 def main(args: Sequence[str] | None = None) -> None:
     """The command `python -m benchmarks.fuzz`."""
     options = tyro.cli(Options, args=args, prog="python -m benchmarks.fuzz")
+    out = options.out or RESULTS / ("guided.json" if options.guided else "fuzz.json")
     try:
+        if options.guided:
+            traffic.write_result(out, guided.run(options.inputs, seeds()))
+            return
         result = {"in_process": in_process(options.inputs)}
         port = free_port()
         arguments = [command("serve"), "--models", str(options.models), "--port", str(port)]
@@ -183,7 +190,7 @@ def main(args: Sequence[str] | None = None) -> None:
                 found = asyncio.run(over_http(port, process.pid, options.requests))
             text = Path(folder, "log").read_text(errors="replace")
         result["over_http"] = {**found, "tracebacks_in_the_log": text.count("Traceback")}
-        traffic.write_result(options.out, result)
+        traffic.write_result(out, result)
     except (LabelcurveError, OSError) as error:
         sys.exit(f"error: {error}")
 

@@ -8,7 +8,11 @@ HEADER = "| what was done to it | how much | errors of the service |\n| --- | --
 
 
 def markdown(
-    swaps: dict[str, Any], restarts: dict[str, Any], soak: dict[str, Any], fuzz: dict[str, Any]
+    swaps: dict[str, Any],
+    restarts: dict[str, Any],
+    soak: dict[str, Any],
+    fuzz: dict[str, Any],
+    guided: dict[str, Any],
 ) -> str:
     """A row for each run of `benchmarks.faults`, `soak` and `fuzz`, and where it was made."""
     asked = sum(restarts["statuses"].values()) + restarts["lost"]
@@ -40,6 +44,12 @@ def markdown(
             "damaged files",
             f"{inside['inputs']:,} in the process, {over['requests']:,} over HTTP",
             sum(inside["unexpected"].values()) + sum(over["unexpected"].values()),
+        ),
+        (
+            "requests and files, damaged as coverage guides",
+            f"{guided['inputs']:,} in the process; they took {guided['branches']['all']:,} "
+            f"branches of Python, undamaged ones {guided['branches']['seeds']:,}",
+            sum(guided["unexpected"].values()),
         ),
     ]
     table = HEADER + "".join(f"| {a} | {b} | {c} |\n" for a, b, c in rows)
