@@ -1,13 +1,15 @@
 """HTTP connections with limits: uvicorn's, which has none on what has not become a request yet.
 
 A client that is slow with its headers, sends too many of them, sends nothing at all, does not read
-its answer or hangs up gives its place back.
+its answer or hangs up gives its place back. What is answered here, before there is a request, has
+an id, the security headers and a line in the access log like every other answer.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import resource
 from http import HTTPStatus
 from typing import Any, ClassVar
@@ -15,6 +17,10 @@ from typing import Any, ClassVar
 import uvicorn.config
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from serving import metrics
+from serving.access import HEADERS
+from serving.logs import HEADER, LOGGED, REQUEST_ID, AccessLog, given, new_id
+from serving.problems import MEDIA_TYPE
 from serving.settings import Settings
 
 TASK = "labelcurve.task"
@@ -29,6 +35,10 @@ REST_BYTES = 64 * 2**20
 UNREAD_SECONDS = 30.0
 """That a client may leave its answer unread."""
 
+LINGER_SECONDS, LINGERING = 2.0, 128
+"""How long, and how many, refused connections are kept open for reading: closed with bytes unread,
+they would be reset, and their clients see that in place of the answer."""
+
 SPARE_FILES = 256
 """File descriptors that are left to other things than connections."""
 
@@ -42,11 +52,17 @@ class Connection(HttpToolsProtocol):
     head_seconds: ClassVar[float] = 10.0
     """That a request's line and headers may take, and the rest of a body that was refused."""
     everyone: ClassVar[set[Connection]] = set()
+    lingering: ClassVar[set[Connection]] = set()
+    """Those that were refused; they count no more."""
+    log: ClassVar[AccessLog | None] = None
 
     @classmethod
-    def install(cls, settings: Settings) -> None:
+    def install(cls, settings: Settings, log: AccessLog | None) -> None:
         """Makes uvicorn use this class, with as many connections as files may be open."""
         uvicorn.config.HTTP_PROTOCOLS["auto"] = f"{cls.__module__}:{cls.__name__}"
+        # A line in the log for whatever any client sends is for those who want one: the access log.
+        logging.getLogger("uvicorn.error").addFilter(_not_of_a_client)
+        cls.log = log
         _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         files = settings.connections + SPARE_FILES
         files = files if hard == resource.RLIM_INFINITY else min(files, hard)
@@ -59,6 +75,8 @@ class Connection(HttpToolsProtocol):
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         self._since: float | None = None
+        self._refused_at: float | None = None
+        self._reading = False
         self._bytes = 0
         self._unread = 0
         self._unread_since = 0.0
@@ -75,24 +93,35 @@ class Connection(HttpToolsProtocol):
         """It is gone: what it asked for is not computed any more."""
         super().connection_lost(exc)
         self.everyone.discard(self)
+        self.lingering.discard(self)
         if self.scope and (task := self.scope.get(TASK)) and not self.cycle.response_complete:
             self.scope[TASK] = None  # type: ignore[literal-required]
             task.cancel()  # type: ignore[attr-defined]
 
     def data_received(self, data: bytes) -> None:
         """Bytes of a request, of part of one, or of several."""
+        if self._refused_at is not None:
+            self._bytes += len(data)
+            if self._bytes > REST_BYTES:
+                self.transport.abort()
+            return
         idle = self.cycle is None or self.cycle.response_complete
         if idle:
             if self._since is None:
                 self._since, self._bytes = self.loop.time(), 0
             self._bytes += len(data)
         super().data_received(data)
-        if idle and self._since is not None:
+        if idle and self._since is not None and self._refused_at is None:
             if self._refused_body():
                 if self._bytes > REST_BYTES:
                     self.transport.abort()
             elif self._bytes > HEAD_BYTES:
                 self._refuse(431, f"the headers have more than {HEAD_BYTES} bytes")
+
+    def on_message_begin(self) -> None:
+        """A request's first line begins."""
+        super().on_message_begin()
+        self._reading = True
 
     def on_headers_complete(self) -> None:
         """A request begins."""
@@ -104,6 +133,7 @@ class Connection(HttpToolsProtocol):
     def on_message_complete(self) -> None:
         """A request's body ends."""
         super().on_message_complete()
+        self._reading = False
         self.cycle.more_body = False
 
     def on_response_complete(self) -> None:
@@ -123,16 +153,52 @@ class Connection(HttpToolsProtocol):
         return self.cycle is not None and self.cycle.more_body
 
     def _refuse(self, status: int, detail: str) -> None:
+        """Answers in place of the application, and ends the connection."""
+        begun = self.cycle is not None and not self.cycle.response_complete
+        if begun and (self.cycle.response_started or self.cycle.scope is not self.scope):
+            self.transport.abort()  # the place of another answer is none for this one
+            return
+        # Of what is being read, as far as it has come.
+        scope: dict[str, Any] = {"method": "-", "path": "-", "headers": []}
+        if self._reading:
+            path = self.url.partition(b"?")[0].decode("latin-1")
+            scope |= {"path": path or "-", **self.scope}
+        request_id = scope.get(REQUEST_ID) or (given(scope) or new_id()).decode()
         phrase = HTTPStatus(status).phrase
-        body = json.dumps(
-            {"type": "about:blank", "title": phrase, "status": status, "detail": detail}
-        )
-        again = "Retry-After: 1\r\n" if status == 503 else ""
-        self.transport.write(
-            f"HTTP/1.1 {status} {phrase}\r\nContent-Type: application/problem+json\r\n"
-            f"Content-Length: {len(body)}\r\n{again}Connection: close\r\n\r\n{body}".encode()
-        )
-        self.transport.close()
+        problem = {"type": "about:blank", "title": phrase, "status": status, "detail": detail}
+        body = json.dumps({**problem, "request_id": request_id}).encode()
+        headers = [
+            *self.server_state.default_headers,
+            (b"content-type", MEDIA_TYPE.encode()),
+            (b"content-length", b"%d" % len(body)),
+            (b"connection", b"close"),
+            *HEADERS,
+            (HEADER, request_id.encode()),
+        ]
+        if status == HTTPStatus.SERVICE_UNAVAILABLE:
+            headers.append((b"retry-after", b"1"))
+        lines = [b"HTTP/1.1 %d %s" % (status, phrase.encode())]
+        lines += [b"%s: %s" % header for header in headers]
+        self.transport.write(b"\r\n".join([*lines, b"", body]))
+        self._linger()
+        metrics.CONNECTIONS_REFUSED.labels(status).inc()
+        if begun:  # its body broke off: the application hears that its client is gone
+            self.scope[LOGGED] = True  # type: ignore[literal-required]
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
+        if self.log:
+            scope |= {REQUEST_ID: request_id, "client": self.client}
+            seconds = self.loop.time() - self._since if self._since is not None else 0.0
+            self.log.add(scope, {"status": status, "headers": headers}, seconds)
+
+    def _linger(self) -> None:
+        self.everyone.discard(self)
+        self._refused_at, self._bytes = self.loop.time(), 0
+        if len(self.lingering) < LINGERING and self.transport.can_write_eof():
+            self.lingering.add(self)
+            self.transport.write_eof()
+        else:
+            self.transport.close()
 
     @classmethod
     async def sweep(cls) -> None:
@@ -141,13 +207,16 @@ class Connection(HttpToolsProtocol):
         while True:
             await asyncio.sleep(1)
             now = loop.time()
-            for connection in list(cls.everyone):
+            for connection in [*cls.everyone, *cls.lingering]:
                 connection._check(now)
 
     def _check(self, now: float) -> None:
         if self.transport.is_closing():
             # What it still had to send may never be read.
             pass
+        elif self._refused_at is not None:
+            if now - self._refused_at > LINGER_SECONDS:
+                self.transport.abort()
         elif self._since is not None and now - self._since > self.head_seconds:
             if self._refused_body():
                 self.transport.abort()
@@ -160,3 +229,7 @@ class Connection(HttpToolsProtocol):
             self._unread, self._unread_since = unread, now
         elif now - self._unread_since > UNREAD_SECONDS:
             self.transport.abort()
+
+
+def _not_of_a_client(record: logging.LogRecord) -> bool:
+    return record.msg != "Invalid HTTP request received."

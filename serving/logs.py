@@ -24,6 +24,10 @@ HEADER = b"x-request-id"
 REQUEST_ID = "labelcurve.request_id"
 """Where the id stands in the scope; BentoML takes `request_id` for itself."""
 
+LOGGED = "labelcurve.logged"
+"""In the scope of a request that has its line already: what was wrong with it came before the end
+of its body."""
+
 PROBES = frozenset({"/livez", "/readyz", "/metrics"})
 """Asked every few seconds by machines: logged only when they do not answer 200."""
 
@@ -109,7 +113,7 @@ class Requests:
             await self._inner(scope, receive, send)
             return
         start = time.perf_counter()
-        request_id = given(scope) or b"%s-%x" % (_PREFIX, next(_numbers))
+        request_id = given(scope) or new_id()
         scope[REQUEST_ID] = request_id.decode()
         answer: Message | None = None
 
@@ -132,16 +136,21 @@ class Requests:
             if answer is None:
                 raise
         finally:
-            if self._log:
+            if self._log and LOGGED not in scope:
                 self._log.add(scope, answer, time.perf_counter() - start)
 
 
-def given(scope: Scope) -> bytes | None:
+def given(scope: Scope | dict[str, Any]) -> bytes | None:
     """The id that the client sent, if it is one."""
     for name, value in scope["headers"]:
         if name == HEADER:
             return value if _GIVEN.fullmatch(value) else None
     return None
+
+
+def new_id() -> bytes:
+    """An id that no other request has."""
+    return b"%s-%x" % (_PREFIX, next(_numbers))
 
 
 class AccessLog:

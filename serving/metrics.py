@@ -44,3 +44,8 @@ REFUSED = Counter(
     "Versions that could not be served",
     ["model"],
 )
+CONNECTIONS_REFUSED = Counter(
+    "labelcurve_connections_refused",
+    "Connections that were ended with an error before there was a request",
+    ["http_response_code"],
+)

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import contextlib
+import json
+import re
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -10,6 +12,7 @@ import httpx
 import pytest
 
 from bundle.preprocess import MAX_BYTES
+from serving.access import HEADERS
 from serving.connection import HEAD_BYTES
 from tests.models import digit_png
 from tests.serving.conftest import Service, wait_for
@@ -20,7 +23,9 @@ REQUEST = b"POST /classify HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%s" 
 
 @pytest.fixture(scope="module")
 def impatient(start_service: Callable[..., Service], digits_models: Path) -> Service:
-    service = start_service(digits_models, "--head-timeout", "0.5", "--connections", "8")
+    service = start_service(
+        digits_models, "--head-timeout", "0.5", "--connections", "8", "--access-log"
+    )
     service.wait_until_ready()
     return service
 
@@ -38,6 +43,24 @@ def connect(impatient: Service) -> Iterator[Callable[[], socket.socket]]:
         connection.close()
     # The service has seen that they are gone when it takes another.
     wait_for(lambda: httpx.get(f"{impatient.url}/livez", timeout=30).status_code == 200)
+
+
+def line_of(service: Service, answer: bytes) -> str:
+    """The line in the access log of an answer, which has what every answer has."""
+    head, _, body = answer.partition(b"\r\n\r\n")
+    lines = head.lower().split(b"\r\n")
+    assert {b"%s: %s" % (name, value.lower()) for name, value in HEADERS} <= set(lines)
+    (request_id,) = (line[14:].decode() for line in lines if line.startswith(b"x-request-id: "))
+    assert json.loads(body)["request_id"] == request_id
+    found: list[str] = []
+
+    def logged() -> bool:
+        found[:] = [line for line in service.output.splitlines() if line.endswith(f" {request_id}")]
+        return bool(found)
+
+    wait_for(logged)
+    (line,) = found
+    return line
 
 
 def received(connection: socket.socket) -> bytes:
@@ -78,14 +101,51 @@ def test_what_is_no_http_is_400(connect: Connect, junk: bytes) -> None:
     assert received(connection).startswith(b"HTTP/1.1 400 ")
 
 
+def test_what_has_no_request_yet_has_an_id_headers_and_a_line(
+    connect: Connect, impatient: Service
+) -> None:
+    def line(sent: bytes) -> str:
+        connection = connect()
+        connection.sendall(sent)
+        return line_of(impatient, received(connection))
+
+    assert re.search(r"Z 400 - - \d+\.\d\d ms 127\.0\.0\.1 [0-9a-f]{12}-", line(b"\x00\xff\n\n"))
+    head = b"POST /classify?top_k=2 HTTP/1.1\r\nHost: x\r\nX-Request-ID: of-mine\r\n"
+    large = head.replace(b"mine", b"large-head") + b"A: " + b"a" * 2 * HEAD_BYTES
+    assert " 431 - /classify " in (said := line(large))
+    assert said.endswith(" of-large-head")
+    assert " 408 - /classify " in line(head.replace(b"mine", b"slow-head"))
+    # The application has this one already, and is told that its client is gone.
+    broken = (
+        head.replace(b"mine", b"broken-body") + b"Transfer-Encoding: chunked\r\n\r\nno size\r\n"
+    )
+    assert " 400 POST /classify " in (said := line(broken))
+    assert said.endswith(" of-broken-body")
+    counted = httpx.get(f"{impatient.url}/metrics").text
+    for status in (400, 408, 431):
+        name = f'labelcurve_connections_refused_total{{http_response_code="{status}"}}'
+        assert f"{name} 0" not in counted
+        assert name in counted
+    assert "Invalid HTTP" not in impatient.output
+
+
 def test_beyond_the_limit_of_connections_is_503(connect: Connect, impatient: Service) -> None:
     held = [connect() for _ in range(8)]
-    surplus = connect()
-    answer = received(surplus)
-    assert answer.startswith(b"HTTP/1.1 503 ")
-    assert b"Retry-After: 1\r\n" in answer
+    for connection in held:  # that have sent nothing yet have little time
+        connection.sendall(REQUEST)
+        assert connection.recv(65536).startswith(b"HTTP/1.1 200 ")
+    answers = []
+    for _ in range(20):
+        surplus = connect()
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            surplus.sendall(REQUEST)  # as clients do: the answer comes all the same
+        answers.append(received(surplus))
     held[0].sendall(REQUEST)
     assert held[0].recv(65536).startswith(b"HTTP/1.1 200 ")
+    for answer in answers:
+        assert answer.startswith(b"HTTP/1.1 503 ")
+        assert b"retry-after: 1\r\n" in answer
+    assert " 503 - - " in line_of(impatient, answers[0])
 
 
 def test_a_refused_body_is_read_so_that_its_sender_sees_why(connect: Connect) -> None:
