@@ -12,7 +12,6 @@ import tyro
 from bundle import store
 from bundle.errors import LabelcurveError
 from serving import logs
-from serving.access import read_keys
 from serving.device import choose_device
 from serving.precision import choose
 from serving.selection import pick
@@ -72,6 +71,8 @@ def serve(settings: Settings) -> None:
             )
         address(replace(settings, port=settings.metrics_port))
     if settings.api_keys:
+        from serving.access import read_keys  # which brings Starlette along
+
         read_keys(settings.api_keys)
     bundles = store.read_all(settings.models)
     device = choose_device(settings.device)

@@ -24,17 +24,13 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from bundle.errors import LabelcurveError
-from serving import logs, tracing
+from serving import loading, logs, tracing
 from serving.access import Access
 from serving.app import App
-from serving.catalogue import Catalogue
 from serving.connection import Connection
-from serving.decoder import Decoder
-from serving.device import choose_device
+from serving.loading import catalogue, device, run_dir, settings
 from serving.logs import AccessLog, Requests
 from serving.problems import HANDLERS
-from serving.rundir import RunDir
-from serving.settings import Settings
 
 UNKNOWN = "/unknown"
 """The path under which the metrics count requests for paths that do not exist."""
@@ -47,20 +43,14 @@ methods, which are not used, and costs 6 % of a request that does nothing else."
 
 logger = logging.getLogger("labelcurve")
 logger.setLevel(logging.INFO)
-settings = Settings.from_environment()
-run_dir = RunDir.from_environment()
-if run_dir:
-    run_dir.follow_supervisor()
-device = choose_device(settings.device)
-catalogue = Catalogue(run_dir.serves) if run_dir else Catalogue()
 app = App(catalogue, device, settings)
 
 # BentoML has configured the logging by the time that it imports this.
 logging.getLogger("bentoml.serve").setLevel(logging.WARNING)
 logs.configure(settings.log_format)
 
-
-Connection.install(settings)
+access_log = AccessLog(settings.log_format) if settings.access_log else None
+Connection.install(settings, access_log)
 
 
 class Routed(bentoml.Service):  # type: ignore[misc]
@@ -100,7 +90,7 @@ class Routed(bentoml.Service):  # type: ignore[misc]
         inner: ASGIApp = KnownPaths(asgi, paths)
         if tracing.wanted(settings.otlp_endpoint):
             inner = app.traces = tracing.Traces(inner, settings.otlp_endpoint, paths)
-        return Requests(inner, AccessLog(settings.log_format) if settings.access_log else None)
+        return Requests(inner, access_log)
 
 
 class Traffic(RunnerTrafficMetricsMiddleware):
@@ -189,13 +179,7 @@ async def _live() -> None:
 
 async def _load() -> bool:
     try:
-        await asyncio.to_thread(Decoder.warm)
-        await asyncio.to_thread(
-            catalogue.load,
-            settings,
-            device,
-            run_dir.served() if run_dir else None,
-        )
+        await loading.ended()
         catalogue.warn_of_unlinked()
     except Exception as error:
         message = str(error)
@@ -212,6 +196,7 @@ async def _load() -> bool:
     gc.collect()
     gc.freeze()
     gc.set_threshold(50_000, 20, 20)
+    gc.enable()
     if run_dir:
         run_dir.ready()
     return True

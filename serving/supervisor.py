@@ -171,7 +171,7 @@ class _Supervised:
 def _worker_arguments(settings: Settings) -> list[str]:
     return [
         "-m",
-        "_bentoml_impl.worker.service",
+        "serving.worker",
         "serving.service:Classifier",
         "--fd",
         "$(circus.sockets.http)",

@@ -66,3 +66,32 @@ def test_bentomls_own_routes_are_closed(client: httpx.Client, path: str) -> None
 def test_no_line_for_each_request_unless_asked_for(client: httpx.Client, service: Service) -> None:
     client.get("/models")
     assert "/models" not in service.output
+
+
+def test_a_worker_imports_what_it_needs_and_the_rest_when_it_is_used(tmp_path: Path) -> None:
+    script = (
+        "import sys\n"
+        "from serving import deferred\n"
+        "deferred.defer()\n"
+        "import serving.service\n"
+        "print([name for name in ('aiohttp', 'httpx_ws', 'circus') if name in sys.modules])\n"
+        "from bentoml._internal.cloud import BentoCloudClient\n"
+        "from bentoml._internal.cloud.client import RestApiClient\n"
+        "from _bentoml_impl.server.proxy import create_proxy_app\n"
+        "print([each.__name__ for each in (BentoCloudClient, RestApiClient, create_proxy_app)])\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        env={
+            **os.environ,
+            "PROMETHEUS_MULTIPROC_DIR": str(tmp_path),
+            "BENTOML_HOME": str(tmp_path),
+        },
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    imported, used = done.stdout.splitlines()
+    assert imported == "[]"
+    assert used == "['BentoCloudClient', 'RestApiClient', 'create_proxy_app']"
