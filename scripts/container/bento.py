@@ -1,0 +1,111 @@
+"""BentoML's own way: `bentoml build` and `bentoml containerize`, with podman, and the image run."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import time
+from pathlib import Path
+
+from container.engine import CA_BUNDLE, ROOT, Engine, Failed, tail
+from container.report import Report
+from container.running import LOCKED, ask, logs, ready, wait
+
+TAG = "labelcurve-bento"
+
+# BentoML begins with Python's own image; there is no registry here, so one is made that has what it
+# takes from it: python, pip, and the certificates of whoever stands between here and the index.
+PYTHON = """FROM {base}
+RUN apt-get update && apt-get install -y --no-install-recommends \\
+    ca-certificates python3 python3-pip python3-venv && ln -s python3 /usr/bin/python
+COPY ca.crt /etc/ssl/certs/ca-certificates.crt
+ENV PIP_BREAK_SYSTEM_PACKAGES=1 PIP_CERT=/etc/ssl/certs/ca-certificates.crt \\
+    SSL_CERT_FILE=/etc/ssl/certs/ca-certificates.crt
+"""
+
+
+def bento(engine: Engine, report: Report, base: str, models: Path, digit: bytes) -> None:
+    """Builds the bento and its image as docs/deploying.md says, serves from it, and asks.
+
+    Args:
+        engine: where the images are.
+        report: for the checks.
+        base: name of the image that Python's is made of.
+        models: folder of bundles.
+        digit: an image to classify.
+    """
+    command = ROOT / ".venv/bin/bentoml"
+    if not command.exists():
+        report.check("bentoml build", False, f"no {command}: `make setup` installs it")
+        return
+    folder = engine.folder / "bento"
+    shutil.rmtree(folder, ignore_errors=True)
+    project = folder / "project"
+    for name in ("bundle", "serving"):
+        shutil.copytree(ROOT / name, project / name, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "bentofile.yaml", project)
+    shutil.copytree(models, project / "models", symlinks=True)
+    engine.environment["BENTOML_HOME"] = str(folder / "home")
+    engine.environment["BENTOML_DO_NOT_TRACK"] = "True"
+    with report.attempt("bentoml build"):
+        start = time.monotonic()
+        build = [str(command), "build", "--version", "1"]
+        done = engine.execute(build, timeout=300, folder=project)
+        said = tail(done.stdout + done.stderr)
+        what = f"`bentoml build` ({time.monotonic() - start:.0f} s)"
+        if not report.check(what, done.returncode == 0, said):
+            return
+        dockerfile = folder / "home/bentos/labelcurve/1/env/docker/Dockerfile"
+        (python,) = re.findall(r"(?mi)^FROM (\S+) AS", dockerfile.read_text())
+        stand_in(engine, base, python, folder)
+        start = time.monotonic()
+        options = ["--backend", "podman", "--image-tag", TAG]
+        # Of podman's defaults: the image is made in docker's format, over the host's network.
+        options += ["--opt", "format=docker", "--opt", "network=host"]
+        done = engine.execute(
+            [str(command), "containerize", "labelcurve:1", *options],
+            timeout=1500,
+            log=engine.folder / "logs/bento.log",
+        )
+        said = tail((engine.folder / "logs/bento.log").read_text())
+        what = f"`bentoml containerize --backend podman` ({time.monotonic() - start:.0f} s)"
+        if report.check(what, done.returncode == 0, said):
+            size = int(engine.output("image", "inspect", "--format", "{{.Size}}", TAG))
+            print(f"   {TAG}: {size / 1e6:,.0f} MB", flush=True)
+            run(engine, report, digit)
+
+
+def stand_in(engine: Engine, base: str, name: str, folder: Path) -> None:
+    """Makes the image `name` that BentoML wants to begin with.
+
+    Raises:
+        Failed: it could not be made.
+    """
+    context = folder / "python"
+    context.mkdir()
+    (context / "Dockerfile").write_text(PYTHON.format(base=base))
+    shutil.copy(os.environ.get("SSL_CERT_FILE", CA_BUNDLE), context / "ca.crt")
+    engine.build(["-t", name, "."], context, "python")
+
+
+def run(engine: Engine, report: Report, digit: bytes) -> None:
+    """Serves from the image with no network, as an unprivileged user, and asks."""
+    with report.attempt(f"{TAG} serves"):
+        # BentoML keeps notes in its home, which is in the image.
+        options = [option for option in LOCKED if option != "--read-only"]
+        container = engine.output("run", "--detach", *options, TAG).splitlines()[-1]
+        try:
+            start = time.monotonic()
+            pid = int(engine.output("inspect", "--format", "{{.State.Pid}}", container))
+            wait(lambda: ready(engine, container, pid), 120, f"/readyz of {TAG}")
+            report.check(f"{TAG}: ready after {time.monotonic() - start:.1f} s", True)
+            status, body = ask(pid, "POST", "/classify?top_k=10", digit)
+            answer = json.loads(body)
+            fine = status == 200 and abs(sum(row["score"] for row in answer) - 1) < 0.01
+            report.check(f"{TAG}: classifies over HTTP", fine and len(answer) == 10, (status, body))
+        except Failed as error:
+            raise Failed(f"{error}\n{tail(logs(engine, container))}") from error
+        finally:
+            engine.run("rm", "--force", "--time", "10", container)
