@@ -29,7 +29,7 @@ def run(self, images):
     return compute(self, images)
 
 Engine.run = run
-from _bentoml_impl.worker.service import main
+from serving.worker import main
 main()
 """
 
