@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import sys
+from collections.abc import MutableSequence
 from types import ModuleType
 from typing import Any
 
@@ -39,7 +40,7 @@ class _Deferred(ModuleType):
         vars(self).update({each: _Name(self, each) for each in taken})
 
     @property
-    def __path__(self) -> list[str]:
+    def __path__(self) -> MutableSequence[str]:  # type: ignore[override]
         """Where its submodules are; only packages are asked."""
         parent, _, last = self.__name__.rpartition(".")
         return [f"{folder}/{last}" for folder in importlib.import_module(parent).__path__]

@@ -14,6 +14,8 @@ ROOT = Path(__file__).parent.parent
 # bench reads the test images of `--data` through the data modules, which need no torch.
 # Two modules train themselves: to time it, and to study the recipe.
 TRAINS = {ROOT / "benchmarks" / "speed.py", ROOT / "benchmarks" / "study.py"}
+# One runs the service's own parsing and decoding, in a process of its own, to fuzz it.
+FUZZES = {ROOT / "benchmarks" / "guided.py"}
 # The peers run in environments of their own.
 PEERS = set((ROOT / "benchmarks" / "peers" / "apps").glob("*.py"))
 ALLOWED = {
@@ -46,7 +48,7 @@ def imports(path: Path) -> set[str]:
 
 
 def modules(package: str) -> list[Path]:
-    return sorted(set((ROOT / package).rglob("*.py")) - TRAINS - PEERS)
+    return sorted(set((ROOT / package).rglob("*.py")) - TRAINS - FUZZES - PEERS)
 
 
 @pytest.mark.parametrize("package", sorted(ALLOWED))
