@@ -44,12 +44,7 @@ def started(models: Path, folder: Path, seconds: float, batch: int) -> Iterator[
         seconds: that each inference sleeps.
         batch: the largest one.
     """
-    settings: dict[str, Any] = {
-        "models": str(models),
-        "run_dir": None,
-        "api_keys": None,
-        "cors": [],
-    }
+    settings: dict[str, Any] = {"models": str(models), "api_keys": None, "cors": []}
     (folder / "metrics").mkdir(parents=True)
     environment = {
         "LABELCURVE_SERVE": json.dumps(settings),

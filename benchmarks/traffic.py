@@ -158,9 +158,11 @@ async def ready(port: int, seconds: float = 60.0) -> None:
     """
     end = perf_counter() + seconds
     while perf_counter() < end:
-        with suppress(ConnectionError):
+        # A worker that died while it started leaves a socket that takes connections.
+        with suppress(ConnectionError, TimeoutError):
             client = await Client.connect(port)
-            status = (await client.ask(get("/readyz"))).status
+            async with asyncio.timeout(end - perf_counter()):
+                status = (await client.ask(get("/readyz"))).status
             client.close()
             if status == 200:
                 return
