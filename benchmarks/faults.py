@@ -326,8 +326,7 @@ def _swaps(options: Options, folder: Path) -> dict[str, Any]:
 
 def _overload(options: Options, folder: Path) -> dict[str, Any]:
     seconds, batch = 0.02, 4
-    root = _copy(options, folder / "overload")
-    with sleeper.started(root, folder / "sleeper", seconds, batch) as (port, pid):
+    with sleeper.started(options.models, folder, seconds, batch) as (port, pid):
         asyncio.run(traffic.ready(port, 120))
         result = asyncio.run(overload(options, port, pid, batch / seconds))
     return {"inference_sleeps_s": seconds, "largest_batch": batch, **result}

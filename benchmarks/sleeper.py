@@ -1,6 +1,6 @@
-"""A worker of `serve` whose every inference sleeps: load costs the machine next to nothing.
+"""A worker of `serve` whose model does nothing but sleep.
 
-What clients and connections do to the service shows without client and model competing for cores.
+What clients and connections do to the service shows without the model competing for the cores.
 """
 
 from __future__ import annotations
@@ -14,6 +14,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from benchmarks import null
+from bundle import store
 
 _WORKER = """
 import sys, time
@@ -36,16 +39,19 @@ main()
 
 @contextmanager
 def started(models: Path, folder: Path, seconds: float, batch: int) -> Iterator[tuple[int, int]]:
-    """The port and the process of a worker over `models`; it is ended at the end.
+    """The port and the process of a worker; it is ended at the end.
 
     Args:
-        models: folder of bundles.
+        models: folder of bundles; the null model resembles the last of them.
         folder: an empty one for its files; its output goes to `log` there.
         seconds: that each inference sleeps.
         batch: the largest one.
     """
-    settings: dict[str, Any] = {"models": str(models), "api_keys": None, "cors": []}
-    (folder / "metrics").mkdir(parents=True)
+    root = folder / "models"
+    root.mkdir()
+    null.publish(root, store.read_all(models)[-1])
+    settings: dict[str, Any] = {"models": str(root), "api_keys": None, "cors": []}
+    (folder / "metrics").mkdir()
     environment = {
         "LABELCURVE_SERVE": json.dumps(settings),
         "PROMETHEUS_MULTIPROC_DIR": str(folder / "metrics"),

@@ -161,9 +161,11 @@ async def ready(port: int, seconds: float = 60.0) -> None:
         # A worker that died while it started leaves a socket that takes connections.
         with suppress(ConnectionError, TimeoutError):
             client = await Client.connect(port)
-            async with asyncio.timeout(end - perf_counter()):
-                status = (await client.ask(get("/readyz"))).status
-            client.close()
+            try:
+                async with asyncio.timeout(end - perf_counter()):
+                    status = (await client.ask(get("/readyz"))).status
+            finally:
+                client.close()
             if status == 200:
                 return
         await asyncio.sleep(0.05)

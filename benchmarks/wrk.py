@@ -45,7 +45,7 @@ class Wrk:
     model: str = ""
     """The model to ask; empty for the service's default."""
     sleep_ms: float = 0.0
-    """That every inference sleeps besides, so that clients and model do not compete for cores."""
+    """A model that does nothing but sleep so long, which leaves the cores to client and service."""
     clients: tuple[int, ...] = (1, 2, 4, 8)
     """Numbers of clients."""
     seconds: int = 4
@@ -68,7 +68,7 @@ def run(options: Wrk, say: Callable[[str], None]) -> list[dict[str, Any]]:
             service = server.running(options.url)
         elif options.sleep_ms > 0:
             port, _ = stack.enter_context(
-                sleeper.started(options.models, folder / "sleeper", options.sleep_ms / 1e3, 16)
+                sleeper.started(options.models, folder, options.sleep_ms / 1e3, 16)
             )
             asyncio.run(traffic.ready(port, 120))
             service = server.running(f"http://127.0.0.1:{port}")

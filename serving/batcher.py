@@ -3,7 +3,8 @@
 There is no timer. A lone request runs at once; under load, batches grow by themselves to what
 arrived during the last one. Batches are put together on the event loop, once in each of its
 rounds: a thread that took them itself would run away with every first image, and the two would
-wake each other for single ones.
+wake each other for single ones. A full batch will not grow any more: it is handed to the thread
+while the one before still runs, so that a busy event loop does not keep the session waiting.
 """
 
 from __future__ import annotations
@@ -24,6 +25,10 @@ from numpy.typing import NDArray
 from serving import metrics
 from serving.engine import Engine
 from serving.errors import Overloaded
+
+AHEAD = 2
+"""Full batches that the thread has beside the one that runs. More would be closer to empty by the
+time that they run, where clients hang up."""
 
 
 class Prediction(NamedTuple):
@@ -58,9 +63,14 @@ class Batcher:
         self._limit = limit
         self._name = name
         self._waiting: deque[_Waiting] = deque()
-        self._busy = False
+        self._handed = 0
+        """Batches that the thread has: the one that runs, and full ones ahead of their time."""
+        self._ahead: deque[list[_Waiting]] = deque()
+        """Those ahead of their time; their images still count as waiting."""
         self._batch_seconds = 0.0
         self._purged = False
+        self._woken = False
+        """Whether `_next` is about to run."""
         self._batches: SimpleQueue[list[_Waiting] | None] = SimpleQueue()
         self._metrics = (
             metrics.QUEUE.labels(name),
@@ -87,8 +97,8 @@ class Batcher:
         now = perf_counter()
         futures = [loop.create_future() for _ in images]
         self._waiting.extend(map(_Waiting, images, futures, repeat(now)))
-        if not self._busy:
-            self._busy = True
+        if not self._woken and self._takes():
+            self._woken = True
             loop.call_soon(self._next)
         return futures
 
@@ -98,25 +108,29 @@ class Batcher:
         Raises:
             Overloaded: as `submit`.
         """
-        if self._waiting and self._too_many(n, within):
+        if (self._waiting or self._ahead) and self._too_many(n, within):
             # Those whose client is gone free their places, at most once a batch: it takes time.
             if not self._purged:
                 self._purged = True
                 self._waiting = deque(item for item in self._waiting if not item.future.done())
             if self._too_many(n, within):
                 raise Overloaded(
-                    f"{self._name} has {len(self._waiting)} images waiting: try again",
+                    f"{self._name} has {self._n_waiting()} images waiting: try again",
                     retry_after=max(1, ceil(self._wait(0))),
                 )
         elif n > self._limit:
             raise Overloaded(f"{n} images are more than the queue of {self._limit} holds")
 
     def _too_many(self, n: int, within: float) -> bool:
-        return len(self._waiting) + n > self._limit or self._wait(n) > within
+        return self._n_waiting() + n > self._limit or self._wait(n) > within
+
+    def _n_waiting(self) -> int:
+        ahead = sum(not item.future.done() for batch in self._ahead for item in batch)
+        return ahead + len(self._waiting)
 
     def _wait(self, n: int) -> float:
         """Seconds until `n` more images were computed, as far as the last batches tell."""
-        batches = 1 + ceil((len(self._waiting) + n) / self._engine.batch_sizes[-1])
+        batches = 1 + ceil((self._n_waiting() + n) / self._engine.batch_sizes[-1])
         return batches * self._batch_seconds
 
     def end(self) -> None:
@@ -128,27 +142,38 @@ class Batcher:
         self.end()
         self._thread.join()
 
+    def _takes(self) -> bool:
+        """Whether the thread should get what waits."""
+        full = len(self._waiting) >= self._engine.batch_sizes[-1]
+        return self._handed == 0 or (full and self._handed <= AHEAD)
+
     def _next(self) -> None:
-        batch: list[_Waiting] = []
-        self._purged = False
+        self._woken = False
         largest = self._engine.batch_sizes[-1]
-        while self._waiting and len(batch) < largest:
-            item = self._waiting.popleft()
-            if not item.future.done():
-                batch.append(item)
-        self._busy = bool(batch)
-        if batch:
-            self._batches.put(batch)
+        while self._waiting and self._takes():
+            batch: list[_Waiting] = []
+            while self._waiting and len(batch) < largest:
+                item = self._waiting.popleft()
+                if not item.future.done():
+                    batch.append(item)
+            if batch:
+                if self._handed:
+                    self._ahead.append(batch)
+                self._handed += 1
+                self._batches.put(batch)
 
     def _work(self) -> None:
         while (batch := self._batches.get()) is not None:
             loop = batch[0].future.get_loop()
+            # It may have waited here: whoever is gone by now is not computed.
+            batch = [item for item in batch if not item.future.done()]
             start = perf_counter()
-            result: NDArray[np.float32] | Exception
-            try:
-                result = self._engine.run([item.image for item in batch])
-            except Exception as error:  # the requests that wait must hear of any error
-                result = error
+            result: NDArray[np.float32] | Exception | None = None
+            if batch:
+                try:
+                    result = self._engine.run([item.image for item in batch])
+                except Exception as error:  # the requests that wait must hear of any error
+                    result = error
             end = perf_counter()
             with suppress(RuntimeError):  # the loop may be closed by now
                 loop.call_soon_threadsafe(self._deliver, batch, result, start, end)
@@ -156,12 +181,18 @@ class Batcher:
     def _deliver(
         self,
         batch: list[_Waiting],
-        result: NDArray[np.float32] | Exception,
+        result: NDArray[np.float32] | Exception | None,
         start: float,
         end: float,
     ) -> None:
-        self._batch_seconds += 0.2 * (end - start - self._batch_seconds)
+        self._handed -= 1
+        if self._ahead:
+            self._ahead.popleft()  # it runs now
+        self._purged = False
         self._next()
+        if result is None:
+            return
+        self._batch_seconds += 0.2 * (end - start - self._batch_seconds)
         if isinstance(result, Exception):
             for item in batch:
                 if not item.future.done():

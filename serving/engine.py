@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
@@ -52,6 +54,9 @@ class Engine:
         # Spinning threads would take the cores on which the service reads and decodes.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         options.log_severity_level = 3
+        if device.kind == "cpu":
+            _share_arena()
+            options.add_session_config_entry("session.use_env_allocators", "1")
         try:
             self._session = onnxruntime.InferenceSession(
                 graph,
@@ -111,6 +116,21 @@ class Engine:
         blank = np.zeros((self.size, self.size, 3), np.uint8)
         for n in sizes if self.provider == PROVIDERS["cuda"] else (sizes[-1], sizes[0]):
             self.run([blank] * n)
+
+
+@cache
+def _share_arena() -> None:
+    """Lets the sessions of this process have one arena: their batches need it in turns, mostly.
+
+    With 20 models it is 18.5 MB each in place of 26.0 (docs/log.md).
+    """
+    memory = onnxruntime.OrtMemoryInfo(
+        "Cpu",
+        onnxruntime.OrtAllocatorType.ORT_ARENA_ALLOCATOR,
+        0,
+        onnxruntime.OrtMemType.DEFAULT,
+    )
+    onnxruntime.create_and_register_allocator(memory, None)
 
 
 class _Bound:

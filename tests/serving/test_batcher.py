@@ -70,6 +70,48 @@ def test_what_arrives_during_a_batch_is_the_next_batch(engine: Gated, batcher: B
     np.testing.assert_allclose(rows, expected, atol=1e-6)
 
 
+def test_a_full_batch_does_not_wait_for_the_event_loop(engine: Gated, batcher: Batcher) -> None:
+    done = Event()
+    run = engine.run
+
+    def counted(images: list[NDArray[np.uint8]]) -> NDArray[np.float32]:
+        result = run(images)
+        if len(engine.batches) == 2:
+            done.set()
+        return result
+
+    engine.run = counted  # type: ignore[method-assign]
+
+    async def submit() -> None:
+        futures = batcher.submit(digits(1))
+        await asyncio.to_thread(engine.busy.wait)
+        futures += batcher.submit(digits(20))
+        await asyncio.sleep(0)
+        engine.gate.set()
+        assert done.wait(30)  # the loop stands still meanwhile
+        await asyncio.gather(*futures)
+
+    asyncio.run(submit())
+    assert engine.batches == [1, 16, 4]
+
+
+def test_what_was_cancelled_in_a_full_batch_is_not_computed(
+    engine: Gated, batcher: Batcher
+) -> None:
+    async def submit() -> None:
+        first = batcher.submit(digits(1))
+        await asyncio.to_thread(engine.busy.wait)
+        futures = batcher.submit(digits(16))
+        await asyncio.sleep(0)
+        for future in futures[:15]:
+            future.cancel()
+        engine.gate.set()
+        await asyncio.gather(*first, futures[15])
+
+    asyncio.run(submit())
+    assert engine.batches == [1, 1]
+
+
 def test_beyond_the_limit_all_or_nothing_is_queued(engine: Gated, batcher: Batcher) -> None:
     async def submit() -> None:
         first = batcher.submit(digits(1))
