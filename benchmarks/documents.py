@@ -16,7 +16,7 @@ from typing import Any
 import tyro
 from pydantic import ValidationError
 
-from benchmarks import curves, rows, service_tables, study_tables
+from benchmarks import curves, data_tables, rows, service_tables, study_tables
 from benchmarks.peers import table as peers_table
 from benchmarks.peers.record import Peers, Targets
 from benchmarks.record import Report
@@ -64,6 +64,7 @@ def tables(results: Path) -> dict[tuple[str, str], str]:
             )
         ),
         **_speed(results),
+        **_data(results),
         ("docs/results.md", "study"): study_tables.results(
             study, _json(speed) if speed.exists() else None
         ),
@@ -83,6 +84,16 @@ def _speed(results: Path) -> dict[tuple[str, str], str]:
     return {
         ("docs/speed.md", "peers"): peers_table.markdown(beside),
         ("docs/speed.md", "targets"): peers_table.targets(alone, beside),
+    }
+
+
+def _data(results: Path) -> dict[tuple[str, str], str]:
+    """The tables of docs/scale.md, of what has been measured."""
+    made = {"decoding": data_tables.decoding, "streaming": data_tables.streaming}
+    return {
+        ("docs/scale.md", name): table(_json(path))
+        for name, table in made.items()
+        if (path := results / f"{name}.json").exists()
     }
 
 

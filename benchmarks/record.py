@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Final, Literal
+from contextlib import suppress
+from statistics import fmean
+from typing import Any, Final, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, model_validator
 
 from bundle.manifest import Choice, Epoch
 
@@ -118,10 +120,23 @@ class Accuracy(_Record):
     f1_low: float | None = None
     f1_high: float | None = None
     """95 % interval from a bootstrap over test images."""
+    balanced_accuracy: float | None = None
+    """Mean of the recalls of the classes that occur, so that a rare class counts as a frequent one;
+    made from `confusion` where a report of an earlier release lacks it."""
     calibration: Calibration | None = None
     right: str | None = None
     """Which test images were right, a bit each in the order of the data set's rows, most
     significant first, in base64: what a paired test between two reports needs."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _with_balanced(cls, data: Any) -> Any:
+        if not isinstance(data, dict) or data.get("balanced_accuracy") is not None:
+            return data
+        with suppress(KeyError, TypeError):  # what is not as it must be is refused by name, later
+            recalls = [row[i] / sum(row) for i, row in enumerate(data["confusion"]) if sum(row)]
+            data = data | {"balanced_accuracy": fmean(recalls)}
+        return data
 
 
 class BatchLatency(_Record):

@@ -12,6 +12,7 @@ HEADER = (
     "fraction",
     "labels",
     "accuracy",
+    "balanced",
     "F1",
     "training time",
     "epochs",
@@ -44,6 +45,7 @@ def _row(models: Sequence[Model], several: bool) -> tuple[str, ...]:
         share if not several or first.variant == "default" else f"{share}, {first.variant}",
         f"{first.n_labels_train:,} + {first.n_labels_val:,}",
         _mean([model.accuracy.accuracy * 100 for model in models], "{:.2f}", " %"),
+        _mean([(model.accuracy.balanced_accuracy or 0) * 100 for model in models], "{:.2f}", " %"),
         _mean([model.accuracy.f1 for model in models], "{:.4f}"),
         duration(float(np.mean([model.train_seconds for model in models]))),
         _mean([model.epochs for model in models], "{:.0f}"),
@@ -89,7 +91,7 @@ def conditions(report: Report) -> str:
     seeds = {len(group) for group in groups(report)}
     runs = "one seed" if seeds == {1} else f"mean ± standard deviation over {max(seeds)} seeds"
     text = f"{report.dataset.name}, {report.dataset.n_test:,} test images, {runs}. "
-    text += "Labels: training + validation. "
+    text += "Labels: training + validation. Balanced: mean of the classes' recalls. "
     load = next((model.load for model in report.models if model.load), None)
     if load:
         text += (

@@ -31,6 +31,17 @@ def _quota(cgroup: Path) -> float:
         return math.inf
 
 
+def memory(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
+    """Bytes of memory that this process may use: the machine's, or the cgroup's limit if lower."""
+    found = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    for file in (cgroup / "memory.max", cgroup / "memory/memory.limit_in_bytes"):
+        try:
+            found = min(found, int(file.read_text()))
+        except (OSError, ValueError):  # not there, or `max`
+            continue
+    return found
+
+
 def cpu_name() -> str:
     """The processor's model name."""
     info = Path("/proc/cpuinfo")

@@ -12,8 +12,10 @@ import pytest
 ROOT = Path(__file__).parent.parent
 
 # bench reads the test images of `--data` through the data modules, which need no torch.
-# Two modules train themselves: to time it, and to study the recipe.
-TRAINS = {ROOT / "benchmarks" / "speed.py", ROOT / "benchmarks" / "study.py"}
+# These train or read images themselves: to time it, and to study the recipe.
+TRAINS = {
+    ROOT / "benchmarks" / f"{name}.py" for name in ("decoding", "speed", "streaming", "study")
+}
 # One runs the service's own parsing and decoding, in a process of its own, to fuzz it.
 FUZZES = {ROOT / "benchmarks" / "guided.py"}
 # The peers run in environments of their own.

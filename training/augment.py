@@ -15,6 +15,8 @@ def pad(images: Tensor, pixels: int) -> Tensor:
     Returns:
         uint8 [N, 3, H + 2 * pixels, W + 2 * pixels].
     """
+    if pixels == 0:
+        return images
     size = images.shape[-1]
     index = torch.arange(-pixels, size + pixels, device=images.device).abs()
     index = torch.where(index >= size, 2 * (size - 1) - index, index)

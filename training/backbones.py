@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from training.recipes import TORCHVISION, Backbone
+from training.stored import Images
 
 
 class Network(nn.Module):
@@ -166,7 +165,7 @@ def n_parameters(network: nn.Module) -> int:
     return sum(parameter.numel() for parameter in network.parameters() if parameter.requires_grad)
 
 
-def build(name: Backbone, images: NDArray[np.uint8], n_classes: int) -> Network:
+def build(name: Backbone, images: Images, n_classes: int) -> Network:
     """An untrained network; what it fits to the images needs no labels.
 
     Args:
@@ -185,7 +184,8 @@ def build(name: Backbone, images: NDArray[np.uint8], n_classes: int) -> Network:
         theirs, dim = imagenet.backbone(name, size)
         # Mean and deviation come with the weights.
         return Network(theirs, dim, n_classes, torch.zeros(3), torch.ones(3))
-    few = images[:: -(-len(images) // 10_000)]
+    most = max(100, 10_000 * 32**2 // max(32, size) ** 2)
+    few = images[:: -(-len(images) // most)]
     mean = torch.from_numpy((few / 255).mean((0, 1, 2))).float()
     std = torch.from_numpy((few / 255).std((0, 1, 2))).float().clamp_min(1e-3)
     backbone = ConvNet()

@@ -20,12 +20,13 @@ Trained on {m.fraction * 100:.6g} % of the labels of `{m.dataset.name}`: {m.n_la
 train, {m.n_labels_val:,} to choose the epoch and the temperature. No other label was used. The
 test images chose nothing.{_without_labels(m)}
 
-| split | images | accuracy | F1 (weighted) | precision | recall | loss |
-|---|---|---|---|---|---|---|
+| split | images | accuracy | balanced accuracy | F1 (weighted) | precision | recall | loss |
+|---|---|---|---|---|---|---|---|
 {_row("validation", m.val)}
-{_row("test", m.test) if m.test else "| test | left unread | | | | | |"}
+{_row("test", m.test) if m.test else "| test | left unread | | | | | | |"}
 
-One run with seed {m.seed}. The figures were measured on the ONNX graph in ONNX Runtime.
+One run with seed {m.seed}. Balanced accuracy is the mean of the classes' recalls. The figures were
+measured on the ONNX graph in ONNX Runtime.
 {_variants(m, run)}
 ## Use
 
@@ -94,7 +95,8 @@ def _variants(m: Manifest, run: Run) -> str:
 
 def _row(split: str, metrics: Metrics) -> str:
     m = metrics
+    balanced = "–" if m.balanced_accuracy is None else f"{m.balanced_accuracy:.4f}"
     return (
-        f"| {split} | {m.n:,} | {m.accuracy:.4f} | {m.f1:.4f} | {m.precision:.4f} | {m.recall:.4f} "
-        f"| {m.loss:.4f} |"
+        f"| {split} | {m.n:,} | {m.accuracy:.4f} | {balanced} | {m.f1:.4f} | {m.precision:.4f} "
+        f"| {m.recall:.4f} | {m.loss:.4f} |"
     )

@@ -7,24 +7,30 @@ import hashlib
 import json
 import shutil
 import tempfile
-import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from bundle import preprocess
-from bundle.errors import DataError, ImageError
+from bundle import machine, preprocess
+from bundle.errors import DataError
+from training import lock
+from training.decoding import decode, sort
 from training.folder import unlabelled
 from training.source import Rows, Say, Source
 from training.sources import open_source
+from training.stored import Images, encoded, in_file, take
 
 FORMAT = 2
 """Of the cached files: part of their key."""
+
+MEMORY_SHARE = 0.25
+"""Of the memory, for decoded images: a network, its optimiser and copies need the rest."""
+
+DISK = 1.3
+"""Times the bytes of the decoded images that must be free to write and sort them."""
 
 LISTED = 20
 """Unreadable images that a message names."""
@@ -34,8 +40,9 @@ LISTED = 20
 class Split:
     """Rows in an order that depends on the images alone, not on file names or formats."""
 
-    images: NDArray[np.uint8]
-    """[N, size, size, 3], as `bundle.preprocess.prepare` gives them; read-only."""
+    images: Images
+    """[N, size, size, 3], as `bundle.preprocess.prepare` gives them; read-only, and outside memory
+    where they are too many for it."""
     labels: NDArray[np.int64]
     """[N], indices into the data set's `class_names`."""
     digests: NDArray[np.void]
@@ -49,7 +56,7 @@ class Split:
         """The given rows, in the given order."""
         read, where = self.read, self.where
         return Split(
-            self.images[rows],
+            take(self.images, rows),
             self.labels[rows],
             self.digests[rows],
             lambda i: read(int(rows[i])),
@@ -76,7 +83,8 @@ class Data:
     @property
     def pixels_hash(self) -> str:
         """SHA-256 over the training images without their labels, whatever the order or format."""
-        return hashlib.sha256(b"".join(sorted(self.train.digests.tolist()))).hexdigest()
+        digests = self.train.digests
+        return hashlib.sha256(digests[sort(digests, self.train.labels)].tobytes()).hexdigest()
 
 
 def default_cache() -> Path:
@@ -93,6 +101,7 @@ def load(
     cache: Path | None = None,
     skip_unreadable: bool = False,
     labelled: bool = True,
+    memory: int | None = None,
     say: Say = print,
 ) -> Data:
     """Reads `digits`, `cifar10`, a folder of class folders or a folder of Parquet files.
@@ -106,6 +115,8 @@ def load(
         cache: folder of downloads and decoded pixels; None takes `default_cache()`.
         skip_unreadable: leave unreadable images out and count them instead of raising.
         labelled: else every image below the folder is for training, and none has a class.
+        memory: bytes that decoded images may take; more are read while they are used. None takes
+            `MEMORY_SHARE` of the machine's, or of what the cgroup allows.
         say: receives progress and findings, line by line.
 
     Raises:
@@ -124,10 +135,20 @@ def load(
         raise DataError(f"--image-size {size}: allowed are 8 to 1024 pixels")
     key = f"{FORMAT} {preprocess.VERSION} {size} {source.fingerprint} {source.class_names}"
     folder = cache / "pixels" / hashlib.sha256(key.encode()).hexdigest()[:20]
+    memory = memory or int(MEMORY_SHARE * machine.memory())
     if not (folder / "meta.json").exists():
-        folder = _decode_into(folder, source, size, say)
+        folder = _decode_into(folder, source, size, memory, say)
+    needed = _bytes(source, size)
+    if needed > memory:
+        say(
+            f"{source.name}: decoded images take {needed / 1e9:,.1f} GB, more than the "
+            f"{memory / 1e9:,.1f} GB of memory for them (--memory-gb): read while they are used"
+        )
     try:
-        loaded = {split: _open(folder, split, rows) for split, rows in source.splits.items()}
+        loaded = {
+            split: _open(folder, split, rows, size, memory, needed > memory)
+            for split, rows in source.splits.items()
+        }
         unreadable = json.loads((folder / "meta.json").read_text())["unreadable"]
     except (OSError, ValueError, EOFError) as error:
         raise DataError(
@@ -212,43 +233,63 @@ def _check_classes(data: str, source: Source, train: Split, test: Split) -> None
 def _hash(class_names: tuple[str, ...], train: Split, test: Split) -> str:
     total = hashlib.sha256("\n".join(class_names).encode())
     for split in (train, test):
-        lines = sorted(
-            digest + int(label).to_bytes(4, "big")
-            for digest, label in zip(split.digests.tolist(), split.labels, strict=True)
-        )
-        total.update(len(lines).to_bytes(8, "big") + b"".join(lines))
+        total.update(len(split).to_bytes(8, "big"))
+        order = sort(split.digests, split.labels)
+        lines = np.empty((len(split), 36), np.uint8)
+        lines[:, :32] = split.digests[order].view(np.uint8).reshape(-1, 32)
+        lines[:, 32:] = split.labels[order].astype(">u4").view(np.uint8).reshape(-1, 4)
+        total.update(lines.data)
     return total.hexdigest()
 
 
-def _decode_into(folder: Path, source: Source, size: int, say: Say) -> Path:
+def _decode_into(folder: Path, source: Source, size: int, memory: int, say: Say) -> Path:
     """Decodes every split beside `folder` and renames it into place; returns where it lies."""
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        beside = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-        beside.chmod(0o755)  # another user of the same cache may read it
+        tempfile.TemporaryFile(dir=folder.parent).close()
     except OSError as error:
         beside = Path(tempfile.mkdtemp(prefix="labelcurve-"))
         atexit.register(shutil.rmtree, beside, ignore_errors=True)
         say(f"the cache {folder.parent} cannot be written ({error.strerror}): decoding anew")
-        folder = beside
+        _fill(beside, source, size, memory, say)
+        return beside
+    busy = f"{{holder}} is decoding {source.name} into {folder.parent}: waiting"
+    with lock.hold(folder.parent / f".{folder.name}.lock", busy, wait=True, say=say):
+        if (folder / "meta.json").exists():
+            return folder
+        for left in folder.parent.glob(f".{folder.name}-*"):  # by a process that was killed
+            shutil.rmtree(left, ignore_errors=True)
+        beside = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+        beside.chmod(0o755)  # another user of the same cache may read it
+        try:
+            _fill(beside, source, size, memory, say)
+            _place(beside, folder)
+        finally:
+            shutil.rmtree(beside, ignore_errors=True)
+    return folder
+
+
+def _fill(folder: Path, source: Source, size: int, memory: int, say: Say) -> None:
     try:
+        needed, free = _bytes(source, size), shutil.disk_usage(folder).free
+        keep = needed <= memory or needed * DISK < free
+        if not keep:
+            say(
+                f"{source.name}: {needed / 1e9:,.1f} GB of decoded images do not fit into "
+                f"{folder.parent} ({free / 1e9:,.1f} GB free) nor into memory: they are decoded "
+                "again in each epoch. Another folder, --cache, would spare that"
+            )
         unreadable = {
-            split: _decode(beside, split, rows, size, source.name, say)
+            split: decode(folder, split, rows, size, source.name, say, memory=memory, keep=keep)
             for split, rows in source.splits.items()
         }
         _check_unchanged(source)
-        (beside / "meta.json").write_text(json.dumps({"unreadable": unreadable}))
-        if folder != beside:
-            _place(beside, folder)
-        return folder
+        (folder / "meta.json").write_text(json.dumps({"unreadable": unreadable}))
     except OSError as error:
         raise DataError(
-            f"cannot write decoded pixels to {beside}: {error.strerror or error}. Make room, or "
+            f"cannot write decoded pixels to {folder}: {error.strerror or error}. Make room, or "
             "name another folder with --cache"
         ) from error
-    finally:
-        if folder != beside:
-            shutil.rmtree(beside, ignore_errors=True)
 
 
 def _check_unchanged(source: Source) -> None:
@@ -272,53 +313,24 @@ def _place(beside: Path, folder: Path) -> None:
         beside.rename(folder)
 
 
-def _decode(
-    folder: Path, split: str, rows: Rows, size: int, name: str, say: Say
-) -> list[tuple[int, str]]:
-    n = len(rows.labels)
-    images = np.zeros((n, size, size, 3), np.uint8)
-    digests = np.zeros(n, "V32")
-    failures: list[tuple[int, str]] = []
-    bad = np.zeros(n, bool)
-
-    def decode_one(i: int) -> None:
-        try:
-            image = preprocess.decode(rows.read(i), size=size)
-            pixels = np.asarray(image)
-            shape = np.array(pixels.shape, np.int64).tobytes()
-            digests[i] = np.void(hashlib.sha256(shape + pixels.tobytes()).digest())
-            images[i] = preprocess.resize(image, size)
-        except ImageError as error:
-            bad[i] = True
-            failures.append((i, str(error)))
-
-    if n:
-        with suppress(ImageError):
-            rows.read(0)  # opens the files, so that the estimate does not count it
-    start = told = time.monotonic()
-    chunk = 512
-    with ThreadPoolExecutor() as pool:
-        for first in range(0, n, chunk):
-            list(pool.map(decode_one, range(first, min(n, first + chunk))))
-            now, done = time.monotonic(), min(n, first + chunk)
-            if now - told > 2 and done < n:
-                told = now
-                left = (now - start) / done * (n - done)
-                say(f"{name}: decoded {done:,} of {n:,} {split} images, {left:.0f} s left")
-    # The order of the digests: the same whatever the names, the folders or the file format.
-    keys = [(digest.tobytes(), label) for digest, label in zip(digests, rows.labels, strict=True)]
-    order = np.array(sorted(np.flatnonzero(~bad).tolist(), key=keys.__getitem__), np.int64)
-    np.save(folder / f"{split}-images.npy", images[order])
-    np.save(folder / f"{split}-digests.npy", digests[order])
-    np.save(folder / f"{split}-rows.npy", order)
-    return sorted(failures)
+def _bytes(source: Source, size: int) -> int:
+    """Of all images, decoded."""
+    return sum(len(rows.labels) for rows in source.splits.values()) * 3 * size * size
 
 
-def _open(folder: Path, split: str, rows: Rows) -> Split:
+def _open(folder: Path, split: str, rows: Rows, size: int, memory: int, stored: bool) -> Split:
     read, where = rows.read, rows.where
     order: NDArray[np.int64] = np.load(folder / f"{split}-rows.npy")
+    file = folder / f"{split}-images.npy"
+    images: Images
+    if not file.exists():
+        images = encoded(rows, order, size, memory)
+    elif stored:
+        images = in_file(file, memory)
+    else:
+        images = np.load(file, mmap_mode="r")
     return Split(
-        images=np.load(folder / f"{split}-images.npy", mmap_mode="r"),
+        images=images,
         labels=rows.labels[order],
         digests=np.load(folder / f"{split}-digests.npy"),
         read=lambda i: read(int(order[i])),

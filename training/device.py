@@ -8,12 +8,12 @@ from typing import Literal
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from bundle.errors import DeviceError
 from bundle.machine import cores, cpu_flags, cpu_name
 from bundle.manifest import Choice
+from training.stored import Images
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ def choose(wanted: Literal["auto", "cuda", "cpu"] = "auto") -> Device:
     return Device(torch.device("cpu"), torch.float32, choice, precision)
 
 
-def to_device(images: NDArray[np.uint8], device: Device) -> Tensor:
+def to_device(images: Images, device: Device) -> Tensor:
     """[N, H, W, 3] on the host to [N, 3, H, W] on the device, laid out as channels_last."""
     return torch.from_numpy(np.array(images)).to(device.device).permute(0, 3, 1, 2)
 

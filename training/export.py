@@ -20,6 +20,7 @@ from bundle import preprocess
 from bundle.errors import ExportError
 from bundle.manifest import Parity
 from training.backbones import Network
+from training.stored import Images
 
 BATCH_SIZES = (1, 2, 7, 32)
 TOLERANCE = 1e-4
@@ -86,9 +87,14 @@ def session(graph: bytes, threads: int = 0) -> ort.InferenceSession:
 
 
 def probabilities(
-    runtime: ort.InferenceSession, images: NDArray[np.uint8], batch: int = 64
+    runtime: ort.InferenceSession, images: Images, batch: int | None = None
 ) -> NDArray[np.float32]:
-    """Probabilities of uint8 [N, H, W, 3], float32 [N, K]."""
+    """Probabilities of uint8 [N, H, W, 3], float32 [N, K].
+
+    Args:
+        batch: images at a time; by default as many as have the pixels of 64 at a size of 64.
+    """
+    batch = batch or min(64, max(1, 64 * 64**2 // images.shape[1] ** 2))
     parts = [
         runtime.run(["probabilities"], {"images": np.ascontiguousarray(images[i : i + batch])})[0]
         for i in range(0, len(images), batch)
@@ -99,7 +105,7 @@ def probabilities(
 def check_parity(
     graph: bytes,
     served: Served,
-    images: NDArray[np.uint8],
+    images: Images,
     files: Sequence[bytes],
     class_names: tuple[str, ...],
 ) -> Parity:
@@ -122,7 +128,8 @@ def check_parity(
     served = served.eval().cpu().float()
     prepared = np.stack([preprocess.prepare(file, images.shape[1]) for file in files])
     with torch.inference_mode():
-        batches = torch.from_numpy(np.array(images)).split(250)
+        few = min(250, max(1, 250 * 64**2 // images.shape[1] ** 2))
+        batches = torch.from_numpy(np.array(images)).split(few)
         expected = torch.cat([served(part)[0] for part in batches]).numpy()
     worst, agreement = 0.0, 1.0
     for batch in BATCH_SIZES:

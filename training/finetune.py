@@ -23,9 +23,11 @@ from training.backbones import Network
 from training.checkpoint import Checkpoint, mix
 from training.device import Device, to_device
 from training.evaluate import scores
-from training.memory import EnoughMemory, Pixels, more_parts
+from training.memory import EnoughMemory, more_parts
 from training.optimizers import Optimizers
 from training.recipes import Recipe
+from training.stored import Images
+from training.stream import Batches
 
 HEADER = (
     "epoch      loss  accuracy  val loss  val accuracy  val F1       lr  images/s  seconds     left"
@@ -36,8 +38,8 @@ HEADER = (
 class Labelled:
     """Labelled images on the host."""
 
-    images: NDArray[np.uint8]
-    """[N, H, W, 3]"""
+    images: Images
+    """uint8 [N, H, W, 3]"""
     labels: NDArray[np.int64]
     """[N]"""
 
@@ -64,7 +66,7 @@ def finetune(
     device: Device,
     seed: int,
     *,
-    unlabelled: NDArray[np.uint8] | None = None,
+    unlabelled: Images | None = None,
     seconds: float | None = None,
     checkpoint: Checkpoint | None = None,
     say: Callable[[str], None] = print,
@@ -379,7 +381,7 @@ class _Stream:
 
     def __init__(
         self,
-        images: NDArray[np.uint8],
+        images: Images,
         batch: int,
         crop: int,
         seed: int,
@@ -387,28 +389,25 @@ class _Stream:
         say: Callable[[str], None],
     ) -> None:
         self._size = images.shape[1]
-        self._pixels = Pixels(images, round(crop * self._size / 32), device, say)
-        self._seed = seed
-        self.batch = min(batch, len(images))
-        self.steps = len(images) // self.batch
-        self._order: tuple[int, NDArray[np.int64]] | None = None
+        border = round(crop * self._size / 32)
+        self._batches = Batches(images, batch, border, [seed], device, say)
+        self.batch, self.steps = self._batches.batch, self._batches.steps
 
     def draw(self, number: int, flip: bool, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Batch `number` of the run: its rows, int64 [B], and crops of them, uint8 [B, 3, H, W]."""
-        epoch, place = divmod(number, self.steps)
-        if self._order is None or self._order[0] != epoch:
-            random = np.random.default_rng([self._seed, epoch])
-            self._order = epoch, random.permutation(len(self._pixels))
-        rows = self._order[1][place * self.batch : (place + 1) * self.batch]
-        padded, index = self._pixels.padded(rows)
-        crops = augment.crop_flip(padded, index, self._size, flip, generator)
-        return torch.from_numpy(rows).to(crops.device), crops
+        rows, padded, index = self._batches.draw(number)
+        return rows, augment.crop_flip(padded, index, self._size, flip, generator)
 
 
 def predict_logits(
-    network: Network, images: NDArray[np.uint8], device: Device, batch: int = 500
+    network: Network, images: Images, device: Device, batch: int | None = None
 ) -> NDArray[np.float64]:
-    """Logits of uint8 [N, H, W, 3] in the device's precision, float64 [N, K]."""
+    """Logits of uint8 [N, H, W, 3] in the device's precision, float64 [N, K].
+
+    Args:
+        batch: images at a time; by default as many as have the pixels of 500 at a size of 32.
+    """
+    batch = batch or min(500, max(8, 500 * 32**2 // images.shape[1] ** 2))
     network.eval()
     parts: list[Tensor] = []
     done = 0

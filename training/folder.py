@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -48,7 +48,8 @@ def folder(path: Path, say: Say) -> Source:
     for split, files in found.items():
         paths = [file for of_class in files.values() for file in of_class]
         labels = np.repeat(np.arange(len(files)), [len(of_class) for of_class in files.values()])
-        splits[split] = Rows(labels.astype(np.int64), _reader(paths), _namer(paths))
+        files_of = _Files(paths)
+        splits[split] = Rows(labels.astype(np.int64), files_of.read, files_of.where)
         with ThreadPoolExecutor() as pool:
             hashes = list(pool.map(_hash, paths))
         listing += [
@@ -77,13 +78,14 @@ def unlabelled(path: Path, say: Say) -> Source:
     changed = watch(paths)
     with ThreadPoolExecutor() as pool:
         hashes = list(pool.map(_hash, paths))
+    files_of = _Files(paths)
     listing = [f"{p.relative_to(path)} {h}" for p, h in zip(paths, hashes, strict=True)]
     return Source(
         name=name_of(path),
         fingerprint=hashlib.sha256("\n".join(["unlabelled", *listing]).encode()).hexdigest(),
         class_names=(),
         size=32,
-        splits={"train": Rows(np.zeros(len(paths), np.int64), _reader(paths), _namer(paths))},
+        splits={"train": Rows(np.zeros(len(paths), np.int64), files_of.read, files_of.where)},
         changed=changed,
     )
 
@@ -124,14 +126,18 @@ def _hidden(file: Path, root: Path) -> bool:
     return any(part.startswith(".") for part in file.relative_to(root).parts)
 
 
-def _reader(paths: list[Path]) -> Callable[[int], bytes]:
-    def read(i: int) -> bytes:
+@dataclass(frozen=True)
+class _Files:
+    paths: list[Path]
+
+    def read(self, i: int) -> bytes:
         try:
-            return paths[i].read_bytes()
+            return self.paths[i].read_bytes()
         except OSError as error:
             raise UnreadableImage(f"the file cannot be read: {error.strerror}") from error
 
-    return read
+    def where(self, i: int) -> str:
+        return str(self.paths[i])
 
 
 def _hash(path: Path) -> str:
@@ -139,7 +145,3 @@ def _hash(path: Path) -> str:
         return hash_file(path)
     except DataError:
         return "unreadable"  # decoding says so, and counts it
-
-
-def _namer(paths: list[Path]) -> Callable[[int], str]:
-    return lambda i: str(paths[i])

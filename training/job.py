@@ -34,6 +34,7 @@ from training.options import Options
 from training.progress import Bar
 from training.publication import Circumstances, publish
 from training.recipes import work
+from training.stored import take
 
 RUNS = ".runs"
 """Below `--out`: checkpoints, events and locks, a folder for each bundle's name."""
@@ -65,6 +66,7 @@ def run(
         size=options.image_size,
         cache=options.cache,
         skip_unreadable=options.skip_unreadable,
+        memory=options.memory,
         say=say,
     )
     say(
@@ -247,7 +249,7 @@ class _Model:
                     cell.recipe,
                     self.device,
                     cell.seed,
-                    unlabelled=images.train.images[self.others],
+                    unlabelled=take(images.train.images, self.others),
                     seconds=seconds,
                     checkpoint=self.checkpoint,
                     say=say,

@@ -40,6 +40,9 @@ class ImageOptions:
     ~/.cache/labelcurve on Linux."""
     clear_cache: Flag = False
     """Remove the decoded pixels from the cache first."""
+    memory_gb: float | None = None
+    """Decoded images that take more are read from the cache while they are used; by default a
+    quarter of the memory of the machine or the container."""
 
 
 @dataclass(frozen=True)
@@ -144,6 +147,12 @@ class Options(OutputOptions, TrainingOptions, LabelOptions, ImageOptions):
                 "leave one of the two out"
             )
         _check_common(self.seed, self.image_size, self.checkpoint_seconds)
+        _bytes(self.memory_gb)
+
+    @property
+    def memory(self) -> int | None:
+        """Bytes of memory for decoded images; None leaves it to `training.data`."""
+        return _bytes(self.memory_gb)
 
     @property
     def fractions(self) -> tuple[float, ...]:
@@ -188,6 +197,9 @@ class PretrainImageOptions:
     ~/.cache/labelcurve on Linux."""
     clear_cache: Flag = False
     """Remove the decoded pixels from the cache first."""
+    memory_gb: float | None = None
+    """Decoded images that take more are read from the cache while they are used; by default a
+    quarter of the memory of the machine or the container."""
 
 
 @dataclass(frozen=True)
@@ -244,6 +256,12 @@ class PretrainOptions(PretrainOutputOptions, PretrainTrainingOptions, PretrainIm
         if self.out is not None and self.out.suffix != ".safetensors":
             raise LabelcurveError(f"--out {self.out}: allowed is a file name in .safetensors")
         _check_common(self.seed, self.image_size, self.checkpoint_seconds)
+        _bytes(self.memory_gb)
+
+    @property
+    def memory(self) -> int | None:
+        """Bytes of memory for decoded images; None leaves it to `training.data`."""
+        return _bytes(self.memory_gb)
 
 
 def parse_pretrain(arguments: Sequence[str] | None = None) -> PretrainOptions:
@@ -293,6 +311,14 @@ def parse_quantize(arguments: Sequence[str] | None = None) -> QuantizeOptions:
 def _check_minutes(minutes: float | None) -> None:
     if minutes is not None and not 0 < minutes < math.inf:
         raise LabelcurveError(f"--max-minutes {minutes:g}: allowed are values above 0")
+
+
+def _bytes(memory_gb: float | None) -> int | None:
+    if memory_gb is None:
+        return None
+    if not 0 < memory_gb < math.inf:
+        raise LabelcurveError(f"--memory-gb {memory_gb:g}: allowed are values above 0")
+    return max(1, int(memory_gb * 1e9))
 
 
 def _check_common(seed: int, image_size: int | None, checkpoint_seconds: float) -> None:

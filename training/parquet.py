@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable
+import threading
+from collections import OrderedDict
 from dataclasses import dataclass
-from functools import cache
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,9 @@ import numpy as np
 
 from bundle.errors import DataError
 from training.source import Rows, Say, Source, hash_file, name_of, watch
+
+KEPT_BYTES = 256 * 2**20
+"""Of row groups that are kept once they are read."""
 
 
 @dataclass(frozen=True)
@@ -75,10 +79,12 @@ def parquet(path: Path, say: Say) -> Source:
                     f"{path}: {split} row {row} has label {value!r}; the class names allow 0 to "
                     f"{len(class_names) - 1} ({', '.join(class_names[:5])}, ...)"
                 )
+        groups = _Groups([(file, layouts[file].image) for file in files])
         splits[split] = Rows(
             np.array([index[value] for value in labels[split]], np.int64),
-            _reader([(file, layouts[file].image) for file in files]),
-            _row_namer(path, split),
+            groups.read,
+            partial(_row_name, path, split),
+            groups.starts,
         )
     listing = [f"{file.name} {hash_file(file)}" for files in by_split.values() for file in files]
     return Source(
@@ -166,26 +172,64 @@ def _column(file: Path, name: str) -> Any:
         raise DataError(f"cannot read {file} as Parquet: {error}") from error
 
 
-def _reader(files: list[tuple[Path, str]]) -> Callable[[int], bytes]:
-    @cache
-    def values() -> Any:
-        import pyarrow as pa
-        import pyarrow.compute as pc
+class _Groups:
+    """File bytes of the rows of a split, read by row groups; those used last are kept.
 
-        chunks = []
-        for file, name in files:
-            column = _column(file, name)
-            if pa.types.is_struct(column.type):
-                column = pc.struct_field(column, "bytes")
-            chunks += column.cast(pa.large_binary()).chunks
-        return pa.chunked_array(chunks, pa.large_binary())
+    Args:
+        files: each with the name of its image column.
+    """
 
-    def read(i: int) -> bytes:
-        data = values()[i].as_py()
+    def __init__(self, files: list[tuple[Path, str]]) -> None:
+        import pyarrow.parquet as pq
+
+        self._files = files
+        self._metadata = {file: pq.read_metadata(file) for file, _ in files}
+        self._groups = [
+            (file, name, number)
+            for file, name in files
+            for number in range(self._metadata[file].num_row_groups)
+        ]
+        sizes = [
+            self._metadata[file].row_group(number).num_rows for file, _, number in self._groups
+        ]
+        self.starts = np.cumsum([0, *sizes], dtype=np.int64)[:-1]
+        self._kept: OrderedDict[int, Any] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def __reduce__(self) -> tuple[type[_Groups], tuple[list[tuple[Path, str]]]]:
+        return _Groups, (self._files,)
+
+    def read(self, row: int) -> bytes:
+        """The file bytes of a row; none where it has none."""
+        group = int(np.searchsorted(self.starts, row, side="right")) - 1
+        data = self._values(group)[row - int(self.starts[group])].as_py()
         return data if isinstance(data, bytes) else b""
 
-    return read
+    def _values(self, group: int) -> Any:
+        with self._lock:
+            if group in self._kept:
+                self._kept.move_to_end(group)
+                return self._kept[group]
+            found = self._kept[group] = self._load(*self._groups[group])
+            # Threads are at work on two groups where one ends.
+            while len(self._kept) > 2 and sum(v.nbytes for v in self._kept.values()) > KEPT_BYTES:
+                self._kept.popitem(last=False)
+            return found
+
+    def _load(self, file: Path, name: str, number: int) -> Any:
+        import pyarrow as pa
+        import pyarrow.compute as pc
+        import pyarrow.parquet as pq
+
+        try:
+            with pq.ParquetFile(file, metadata=self._metadata[file]) as opened:
+                column = opened.read_row_group(number, columns=[name]).column(0)
+        except (pa.ArrowException, OSError) as error:
+            raise DataError(f"cannot read {file} as Parquet: {error}") from error
+        if pa.types.is_struct(column.type):
+            column = pc.struct_field(column, "bytes")
+        return column.cast(pa.large_binary())
 
 
-def _row_namer(path: Path, split: str) -> Callable[[int], str]:
-    return lambda i: f"{path} {split} row {i}"
+def _row_name(path: Path, split: str, row: int) -> str:
+    return f"{path} {split} row {row}"

@@ -9,10 +9,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import nn
 
 from bundle.errors import DivergedError
 from training.backbones import Network
@@ -22,6 +20,8 @@ from training.objectives import Objective
 from training.optimizers import Optimizers
 from training.probe import Probe
 from training.recipes import Pretraining
+from training.stored import Images
+from training.stream import Batches
 
 HEADER = "   epoch      loss    k-NN        lr   views/s  seconds     left"
 
@@ -43,7 +43,7 @@ class Result:
 def pretrain(
     network: Network,
     objective: Objective,
-    images: Tensor,
+    images: Images,
     recipe: Pretraining,
     device: Device,
     seed: int,
@@ -57,7 +57,7 @@ def pretrain(
     """Trains `network`'s backbone in place; its classifier stays as it is.
 
     Args:
-        images: uint8 [N, 3, H, W] on the device.
+        images: to learn from.
         probe: judges the backbone at each tenth of the run.
         checkpoint: the run goes on from it.
         seconds: the run ends then at the latest, with the learning rate at its end.
@@ -69,8 +69,8 @@ def pretrain(
     assert isinstance(objective, nn.Module)
     objective.to(device.device)
     generator = torch.Generator(device.device)
-    batch = min(recipe.batch_size, len(images))
-    steps = len(images) // batch
+    batches = Batches(images, recipe.batch_size, 0, [seed], device, say)
+    batch, steps = batches.batch, batches.steps
     total = max(1, round(recipe.epochs * steps))
     modules = nn.ModuleDict({"backbone": network.backbone, "objective": objective})
     optimizers = Optimizers([(modules, 1.0)], recipe, device.dtype)
@@ -106,7 +106,6 @@ def pretrain(
     of = "" if seconds is not None else f"/{recipe.epochs:g}"
     say(HEADER)
     loss_shown = math.nan
-    order: tuple[int, Tensor] | None = None
     while True:
         elapsed = before + time.monotonic() - start
         progress = step / total if seconds is None else max(step / total, elapsed / seconds)
@@ -135,16 +134,13 @@ def pretrain(
             if progress >= 1:
                 break
         on_step(min(1.0, progress), elapsed * (1 / progress - 1) if 0 < progress < 1 else 0.0)
-        epoch, place = divmod(step, steps)
-        if order is None or order[0] != epoch:
-            order = (epoch, _permutation(len(images), seed, epoch).to(device.device))
         # The randomness of a step depends on nothing but its number: a run that goes on after an
         # interruption is the same run.
         generator.manual_seed(mix(seed, step))
         torch.manual_seed(mix(seed, step))
-        rows = order[1][place * batch : (place + 1) * batch]
+        _, pixels, index = batches.draw(step)
         optimizers.begin(progress)
-        loss = objective(network, images[rows], generator)
+        loss = objective(network, pixels[index], generator)
         loss.backward()
         optimizers.step()
         losses += loss.detach()
@@ -159,8 +155,3 @@ def pretrain(
         seconds=before + time.monotonic() - start,
         loss=loss_shown,
     )
-
-
-def _permutation(n: int, seed: int, epoch: int) -> Tensor:
-    order: NDArray[np.int64] = np.random.default_rng([seed, epoch, n]).permutation(n)
-    return torch.from_numpy(order)

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from bundle.errors import DivergedError, LabelcurveError
 from bundle.machine import git_commit, versions
-from training import checkpoint, compilation, data, extractor, interruption, lock
+from training import checkpoint, compilation, data, extractor, fractions, interruption, lock
 from training.backbones import build
 from training.checkpoint import Checkpoint
 from training.data import Data
@@ -36,12 +36,16 @@ from training.pretrain import pretrain
 from training.probe import Probe
 from training.progress import Bar
 from training.recipes import TORCHVISION, Objective, Pretraining, Recipe, pretraining
+from training.stored import take
 from training.views import Views
 
 PACKAGES = ("labelcurve", "lightly", "numpy", "torch")
 
 HELD_OUT = 5_000
 """Training images that judge the embedding, at most; or a tenth."""
+
+PROBED_BYTES = 2**30
+"""Of the images to learn from, so many are on the device to judge it."""
 
 SMALLEST = 200
 """Training images; from fewer, nothing is learnt without labels."""
@@ -89,6 +93,7 @@ def run(options: PretrainOptions, start: float | None = None) -> dict[str, Any]:
         cache=options.cache,
         skip_unreadable=options.skip_unreadable,
         labelled=not options.unlabelled,
+        memory=options.memory,
         say=say,
     )
     say(
@@ -253,16 +258,17 @@ def make(
     recipe = request.recipe
     learn, held = split(len(images.train))
     torch.manual_seed(request.seed)
-    network = build(recipe.backbone, images.train.images[learn], 2)
+    pixels = take(images.train.images, learn)
+    network = build(recipe.backbone, pixels, 2)
     if request.start is not None:
         request.start.load_into(network)
     network = network.to(device.device).to(memory_format=torch.channels_last)
-    pixels = to_device(images.train.images[learn], device)
     probe = None
     if request.labelled and len(held):
+        bank = fractions.spread(learn, max(HELD_OUT, PROBED_BYTES * len(learn) // pixels.nbytes))
         probe = Probe(
-            pixels,
-            images.train.labels[learn],
+            to_device(images.train.images[bank], device),
+            images.train.labels[bank],
             to_device(images.train.images[held], device),
             images.train.labels[held],
             device,

@@ -23,9 +23,11 @@ class Bar:
 
     def __init__(self, title: str, console: Console | None = None) -> None:
         console = console or Console()
+        self.shown = console.is_terminal
+        """Whether there is a terminal to draw on."""
         self._drawn = -EVERY
         self._progress: Progress | None = None
-        if console.is_terminal:
+        if self.shown:
             self._progress = Progress(
                 TextColumn("{task.description}"),
                 BarColumn(),

@@ -28,6 +28,8 @@ class Rows:
     """File bytes of a row."""
     where: Callable[[int], str]
     """Where a row comes from, for messages: a path, or a file and a row number."""
+    starts: NDArray[np.int64] | None = None
+    """First rows of the groups that are read at once; None where each row is read alone."""
 
 
 @dataclass(frozen=True)

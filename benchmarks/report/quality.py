@@ -45,6 +45,7 @@ def _scores(report: Report) -> Section:
                 count(a.n),
                 percent(a.accuracy),
                 interval(a.accuracy_low, a.accuracy_high),
+                NONE if a.balanced_accuracy is None else percent(a.balanced_accuracy),
                 f"{a.f1:.4f}",
                 NONE if a.f1_low is None or a.f1_high is None
                 else f"{a.f1_low:.4f} to {a.f1_high:.4f}",
@@ -53,11 +54,21 @@ def _scores(report: Report) -> Section:
                 NONE if a.difference is None else f"{a.difference:+.4f}",
             )
         )  # fmt: skip
-    header = ("model", "n", "accuracy", "95 % interval", "F1", "95 % interval", "precision")
+    header = (
+        "model",
+        "n",
+        "accuracy",
+        "95 % interval",
+        "balanced",
+        "F1",
+        "95 % interval",
+        "precision",
+    )
     blocks: list[Block] = [
         Text(
             f"From file bytes through ONNX Runtime on the CPU, all {report.dataset.n_test:,} test "
-            "images. F1, precision and recall are weighted by class frequency. Intervals are over "
+            "images. F1, precision and recall are weighted by class frequency; balanced accuracy "
+            "is the mean of the classes' recalls, where all count the same. Intervals are over "
             "test images (accuracy: Wilson; F1: 1,000 bootstrap resamples); they say nothing of "
             "other seeds. The last column holds the accuracy against what training wrote into the "
             "manifest."

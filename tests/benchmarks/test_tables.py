@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from statistics import fmean
+
 import pytest
 
 from benchmarks import tables
@@ -12,7 +14,10 @@ def test_a_row_a_fraction(measured: Report) -> None:
     assert [row[1] for row in rows] == ["144 + 16", "718 + 79", "1,437 + 159"]
     assert all(len(row) == len(tables.HEADER) for row in rows)
     assert all(row[-3:] == ("–", "–", "–") for row in rows)
-    assert rows[0][2] == f"{measured.models[0].accuracy.accuracy * 100:.2f} %"
+    score = measured.models[0].accuracy
+    assert rows[0][2] == f"{score.accuracy * 100:.2f} %"
+    recalls = [of_class.recall for of_class in score.per_class.values()]
+    assert rows[0][3] == f"{fmean(recalls) * 100:.2f} %"
 
 
 def test_variants_of_one_fraction_have_a_row_each_and_say_what_they_are(measured: Report) -> None:
@@ -38,6 +43,7 @@ def test_several_seeds_give_mean_and_deviation(measured: Report) -> None:
     changed = measured.model_copy(update={"models": models})
     (row,) = tables.rows(changed)
     assert row[2] == "81.00 ± 1.00 %"
+    assert row[3].endswith(" ± 0.00 %")
     assert "over 3 seeds" in tables.conditions(changed)
 
 

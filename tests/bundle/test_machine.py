@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from bundle.machine import cores, cpu_name, git_commit, versions
+from bundle.machine import cores, cpu_name, git_commit, memory, versions
 
 
 def test_cgroup_v2_quota_limits_the_cores(tmp_path: Path) -> None:
@@ -25,6 +25,16 @@ def test_cgroup_v1_quota_limits_the_cores(tmp_path: Path) -> None:
     assert cores(tmp_path) == 1
     (tmp_path / "cpu/cpu.cfs_quota_us").write_text("-1")
     assert cores(tmp_path) == unlimited
+
+
+@pytest.mark.parametrize("file", ["memory.max", "memory/memory.limit_in_bytes"])
+def test_the_cgroup_limits_the_memory(tmp_path: Path, file: str) -> None:
+    unlimited = memory(tmp_path)
+    assert unlimited > 2**28
+    (tmp_path / file).parent.mkdir(exist_ok=True)
+    for text, expected in (("1000000\n", 1_000_000), ("max\n", unlimited), (str(2**62), unlimited)):
+        (tmp_path / file).write_text(text)
+        assert memory(tmp_path) == expected
 
 
 def test_the_processor_has_a_name() -> None:

@@ -43,6 +43,7 @@ def write_parquet(
     rows: Iterable[Row],
     names: Sequence[str] | None = NAMES,
     image: str = "image",
+    rows_per_group: int | None = None,
 ) -> Path:
     """One Parquet file in the layout of the Hub; without `names` the labels stand alone."""
     rows = list(rows)
@@ -58,5 +59,5 @@ def write_parquet(
             {"huggingface": json.dumps({"info": {"features": features}})}
         )
     file.parent.mkdir(parents=True, exist_ok=True)
-    pq.write_table(table, file)
+    pq.write_table(table, file, row_group_size=rows_per_group)
     return file

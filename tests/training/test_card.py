@@ -26,7 +26,10 @@ def test_the_card_says_what_the_model_is_and_how_good(manifest: Manifest, record
     assert "10 % of the labels of `digits`" in text
     assert f"{manifest.n_labels_train:,} to\ntrain, {manifest.n_labels_val:,} to choose" in text
     assert manifest.test is not None
-    assert f"| test | 360 | {manifest.test.accuracy:.4f} |" in text
+    assert f"| test | 360 | {manifest.test.accuracy:.4f} | – | " in text, "made before it was there"
+    measured = manifest.test.model_copy(update={"balanced_accuracy": 0.4321})
+    text = card.write(manifest.model_copy(update={"test": measured}), record)
+    assert f"| test | 360 | {manifest.test.accuracy:.4f} | 0.4321 | " in text
     assert record.command in text
     assert "uint8 [N, 8, 8, 3]" in text
     assert "at most 1.0e-06 from torch" in text

@@ -191,7 +191,7 @@ def test_files_that_are_prepared_otherwise_than_in_training_are_refused(
     digits: Data, served: Served, graph: bytes
 ) -> None:
     rows, files = some(digits)
-    shifted = np.roll(rows.images, 1, axis=2)
+    shifted = np.roll(np.asarray(rows.images), 1, axis=2)
     assert np.array_equal(preprocess.prepare(files[0], 8), rows.images[0])
     with pytest.raises(ExportError, match="not the same function"):
         export.check_parity(graph, served, shifted, files, NAMES)

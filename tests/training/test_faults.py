@@ -201,15 +201,15 @@ def test_files_that_change_while_they_are_read_are_not_cached(
 ) -> None:
     folder = write_folder(tmp_path / "mine", digit_rows(30)[:90])
     changed = folder / "0" / "00000.png"
-    real = data._decode
+    real = data.decode
 
-    def meddle(*arguments: Any) -> Any:
-        found = real(*arguments)
+    def meddle(*arguments: Any, **options: Any) -> Any:
+        found = real(*arguments, **options)
         changed.write_bytes(digit_rows(30)[-1][1])
         os.utime(changed, (1, 1))
         return found
 
-    monkeypatch.setattr(data, "_decode", meddle)
+    monkeypatch.setattr(data, "decode", meddle)
     with pytest.raises(DataError, match=r"1 files changed while they were read:\n  .*00000\.png"):
         data.load(str(folder), size=8, cache=tmp_path / "cache", say=lambda _: None)
     assert list((tmp_path / "cache" / "pixels").iterdir()) == []

@@ -3,7 +3,6 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import pytest
@@ -18,6 +17,7 @@ from training.data import Data
 from training.device import FP32_CPU, choose
 from training.finetune import Labelled, Result
 from training.recipes import Recipe, recipe
+from training.stored import Images
 
 RECIPE = Recipe(
     backbone="convnet",
@@ -80,7 +80,7 @@ def test_digits_are_learnt_in_a_few_epochs(digits: Data, recipe: Recipe) -> None
     assert result.history[-1].train_loss < result.history[0].train_loss
 
 
-def accuracy(result: Result, images: NDArray[np.uint8], labels: NDArray[np.int64]) -> float:
+def accuracy(result: Result, images: Images, labels: NDArray[np.int64]) -> float:
     logits = finetune.predict_logits(result.network, images, FP32_CPU)
     return float((logits.argmax(1) == labels).mean())
 
@@ -237,7 +237,8 @@ def test_any_number_of_labels_can_be_trained_on(digits: Data, n: int) -> None:
 
 def test_training_leaves_the_images_and_labels_alone(digits: Data) -> None:
     train, val = labelled(digits, 0.3)
-    arrays: list[NDArray[Any]] = [train.images, train.labels, val.images, val.labels]
+    arrays = [np.array(train.images), train.labels, np.array(val.images), val.labels]
+    train, val = Labelled(arrays[0], arrays[1]), Labelled(arrays[2], arrays[3])
     before = [array.copy() for array in arrays]
     finetune.finetune(network(), train, val, RECIPE, FP32_CPU, 0, say=lambda _: None)
     assert all(np.array_equal(a, b) for a, b in zip(before, arrays, strict=True))
@@ -262,7 +263,7 @@ SEMI = replace(RECIPE, consistency=1.0, unlabelled_ratio=2, confidence=0.5, shar
 def semi(
     digits: Data,
     recipe: Recipe,
-    unlabelled: NDArray[np.uint8] | None,
+    unlabelled: Images | None,
     seed: int = 0,
     net: Network | None = None,
 ) -> Result:

@@ -313,3 +313,25 @@ def test_a_bundle_of_other_classes_is_not_replaced_unless_by_another_name(
     grid.check_replaced(first, digits, cells, said.append)
     assert said == []
     assert (tmp_path / "digits-scratch-20" / "current").readlink() == current
+
+
+def test_images_that_do_not_fit_into_memory_train_on_the_same_rows(
+    tmp_path: Path, cache: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = {}
+    for name, memory_gb in (("inside", None), ("outside", 1e-4), ("again", 1e-4)):
+        chosen = options(
+            tmp_path / name, cache, fraction=(0.9,), epochs=3, no_flip=True, memory_gb=memory_gb
+        )
+        (entry,) = job.run(chosen)["bundles"]
+        made[name] = store.read(tmp_path / name, entry["name"]).manifest
+        said = "digits: decoded images take 0.0 GB, more than the 0.0 GB of memory for them"
+        assert (said in capsys.readouterr().out) == (memory_gb is not None)
+    inside, outside, again = made.values()
+    assert outside.indices_hash == inside.indices_hash
+    assert outside.dataset == inside.dataset
+    assert outside == again, "the same order twice"
+    assert outside.test is not None
+    assert inside.test is not None
+    assert outside.test.accuracy > 0.8
+    assert abs(outside.test.accuracy - inside.test.accuracy) < 0.1

@@ -18,6 +18,7 @@ from training.device import FP32_CPU
 from training.extractor import Extractor
 from training.pretrain_job import Request, make, obtain, short, split
 from training.recipes import pretraining, recipe
+from training.stored import Stored
 
 
 @pytest.fixture(autouse=True)
@@ -333,3 +334,23 @@ def test_a_run_that_went_on_began_when_its_first_part_did(
     saved["state"]["started"] = "2001-02-03T04:05:06+00:00"
     torch.save(saved, checkpoint)
     assert made(some, out).card.runs[-1].started == "2001-02-03T04:05:06+00:00"
+
+
+def test_images_that_do_not_fit_into_memory_teach_without_labels(
+    digits: Data, cache: Path, tmp_path: Path
+) -> None:
+    outside = data.load("digits", size=8, cache=cache, memory=50_000, say=lambda _: None)
+    assert isinstance(outside.train.images, Stored)
+    plan = replace(pretraining("contrastive", len(outside.train), 8), epochs=2)
+    found, again = (
+        make(outside, Request(plan, False), FP32_CPU, tmp_path / f"{name}.safetensors")
+        for name in "ab"
+    )
+    inside = make(digits, Request(plan, False), FP32_CPU, tmp_path / "c.safetensors")
+    assert found.version == again.version
+    assert (found.card.pixels_hash, found.card.n_images, found.card.n_held_out) == (
+        *(inside.card.pixels_hash, inside.card.n_images),
+        inside.card.n_held_out,
+    )
+    assert found.card.knn is not None
+    assert found.card.knn > 0.5

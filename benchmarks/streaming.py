@@ -1,0 +1,214 @@
+"""Memory of reading data sets that do not fit into it.
+
+`python -m benchmarks.streaming` generates small images as Parquet files, 50,000 and 1,000,000 of
+them, and reads each set in processes of their own with a small budget of memory: the first start,
+which decodes them into the cache; an epoch from the cache; and an epoch that decodes them anew from
+the row groups. It states each process' peak of resident memory: that of the large set must be that
+of the small one, but for some bytes a row of labels and order. Nothing that it writes stays. The
+last line on stdout is one JSON document.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import tyro
+from PIL import Image
+
+from bundle.machine import cores, cpu_name, git_commit, versions
+from training import data
+from training.device import FP32_CPU
+from training.sources import open_source
+from training.stored import Images, encoded, take
+from training.stored import in_order as in_threads
+from training.stream import Batches
+
+Stage = Literal["decode", "cache", "anew"]
+
+STAGES: tuple[Stage, ...] = ("decode", "cache", "anew")
+PER_GROUP = 1_000
+PER_FILE = 100_000
+CLASSES = 10
+BATCH = 256
+
+
+@dataclass
+class Streaming:
+    """Peak memory of reading 50,000 and 1,000,000 images."""
+
+    images: tuple[int, ...] = (50_000, 1_000_000)
+    """Sizes of the data sets."""
+    image_size: int = 32
+    """Side of the images in pixels."""
+    memory_gb: float = 0.1
+    """As for `train`."""
+    out: Path | None = None
+    """File for the JSON document, such as benchmarks/results/streaming.json."""
+    stage: tuple[Stage, Path, Path] | None = None
+    """Used by the command itself: what a process of its own does, the data and the cache."""
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One process."""
+
+    images: int
+    stage: str
+    decoded_bytes: int
+    """Of the training images."""
+    file_bytes: int
+    read: int
+    """Images that passed by."""
+    seconds: float
+    opened_bytes: int
+    """Resident once the data set is open, before the first batch."""
+    peak_bytes: int
+    """Resident at most, over the whole process."""
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """The command `python -m benchmarks.streaming`."""
+    options = tyro.cli(Streaming, args=args, prog="python -m benchmarks.streaming")
+    if options.stage is not None:
+        print(json.dumps(asdict(_read(options, *options.stage))))
+        return
+    figures = []
+    for n in options.images:
+        with tempfile.TemporaryDirectory(prefix="labelcurve-") as scratch:
+            folder = Path(scratch) / "images"
+            print(f"generating {n:,} images", flush=True)
+            generate(folder, n, options.image_size)
+            for stage in STAGES:
+                figure = _in_process(options, stage, folder, Path(scratch) / "cache")
+                print(
+                    f"{n:>9,} {stage:7} peak {figure.peak_bytes / 1e6:7,.0f} MB, opened with "
+                    f"{figure.opened_bytes / 1e6:7,.0f} MB; {figure.read:,} images in "
+                    f"{figure.seconds:,.0f} s",
+                    flush=True,
+                )
+                figures.append(figure)
+    document = {
+        "cpu": cpu_name(),
+        "cores": cores(),
+        "load_average": round(os.getloadavg()[0], 1),
+        "date": datetime.now(UTC).date().isoformat(),
+        "git_commit": git_commit(Path(__file__)),
+        "image_size": options.image_size,
+        "memory_gb": options.memory_gb,
+        "batch": BATCH,
+        "per_group": PER_GROUP,
+        "packages": versions(("torch", "pyarrow", "pillow", "numpy")),
+        "figures": [asdict(figure) for figure in figures],
+    }
+    if options.out is not None:
+        options.out.write_text(json.dumps(document, indent=1) + "\n")
+    print(json.dumps(document))
+
+
+def generate(folder: Path, n: int, size: int) -> None:
+    """Writes `n` different small JPEG images in the layout of the Hub, a fiftieth as test."""
+    folder.mkdir(parents=True)
+    test = max(CLASSES, n // 50)
+    for split, first, last in (("test", 0, test), ("train", test, n)):
+        for begin in range(first, last, PER_FILE):
+            path = folder / f"{split}-{begin:09d}.parquet"
+            end = min(last, begin + PER_FILE)
+            schema = pa.schema(
+                [("image", pa.struct([("bytes", pa.binary())])), ("label", pa.int64())]
+            )
+            with pq.ParquetWriter(path, schema, compression="none") as writer:
+                for start in range(begin, end, PER_GROUP):
+                    rows = range(start, min(end, start + PER_GROUP))
+                    files = list(in_threads(lambda row: _jpeg(row, size), rows))
+                    writer.write_table(
+                        pa.table(
+                            {
+                                "image": [{"bytes": file} for file in files],
+                                "label": [row % CLASSES for row in rows],
+                            },
+                            schema,
+                        )
+                    )
+
+
+def _jpeg(row: int, size: int) -> bytes:
+    few = np.random.default_rng(row).integers(0, 256, (4, 4, 3), np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(few).resize((size, size)).save(buffer, "JPEG", quality=90)
+    return buffer.getvalue()
+
+
+def _in_process(options: Streaming, stage: Stage, folder: Path, cache: Path) -> Figure:
+    command = [sys.executable, "-m", "benchmarks.streaming"]
+    command += ["--image-size", str(options.image_size), "--memory-gb", str(options.memory_gb)]
+    command += ["--stage", stage, str(folder), str(cache)]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    return Figure(**json.loads(done.stdout.splitlines()[-1]))
+
+
+def _read(options: Streaming, stage: Stage, folder: Path, cache: Path) -> Figure:
+    """In a process of its own: opens the data set, reads an epoch of it, looks at its memory."""
+    memory, size = int(options.memory_gb * 1e9), options.image_size
+    since = time.perf_counter()
+    found = data.load(str(folder), size=size, cache=cache, memory=memory, say=_quiet)
+    opened, seconds, read = _resident("VmRSS"), time.perf_counter() - since, len(found.train)
+    if stage != "decode":
+        images: Images = found.train.images
+        if stage == "anew":
+            rows = open_source(str(folder), cache, _quiet).splits["train"]
+            (order,) = cache.glob("pixels/*/train-rows.npy")
+            images = encoded(rows, np.load(order), size, memory)
+        # As `train` has it: a tenth is for validation.
+        learn = take(images, np.flatnonzero(np.arange(len(images)) % 10))
+        since = time.perf_counter()
+        read = sum(len(index) for index in _epoch(learn))
+        seconds = time.perf_counter() - since
+    return Figure(
+        images=len(found.train) + len(found.test),
+        stage=stage,
+        decoded_bytes=found.train.images.nbytes,
+        file_bytes=sum(path.stat().st_size for path in folder.iterdir()),
+        read=read,
+        seconds=seconds,
+        opened_bytes=opened,
+        peak_bytes=_resident("VmHWM"),
+    )
+
+
+def _epoch(images: Images) -> Iterator[Sequence[int]]:
+    batches = Batches(images, BATCH, 4, [0], FP32_CPU, _quiet)
+    assert batches.resident is None
+    for number in range(batches.steps):
+        _, padded, index = batches.draw(number)
+        assert padded.shape[0] == BATCH
+        yield index.tolist()
+
+
+def _resident(which: Literal["VmRSS", "VmHWM"]) -> int:
+    """Bytes of this process, now or at most, as Linux counts them."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(which):
+            return int(line.split()[1]) * 1024
+    raise RuntimeError("this benchmark needs Linux: /proc/self/status")
+
+
+def _quiet(_: str) -> None:
+    return
+
+
+if __name__ == "__main__":
+    main()

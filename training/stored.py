@@ -1,0 +1,256 @@
+"""Images that stay outside memory, and the order in which they are read."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bundle import preprocess
+from bundle.errors import DataError, ImageError
+from bundle.machine import cores
+from training.source import Rows
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+BLOCK_BYTES = 4 * 2**20
+"""Rows of a file that are read at once."""
+
+TAKEN_SHARE = 0.25
+"""Of the memory for images: rows that take less are read into it and stay there."""
+
+
+class Images(Protocol):
+    """uint8 [N, H, W, 3]: an array, or `Stored`, which is indexed like one."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of an array that holds them all."""
+
+    @property
+    def nbytes(self) -> int:
+        """Decoded."""
+
+    @property
+    def dtype(self) -> np.dtype[np.uint8]:
+        """uint8"""
+
+    def __len__(self) -> int: ...
+
+    def __iter__(self) -> Iterator[Any]: ...
+
+    def __getitem__(self, wanted: Any, /) -> Any: ...
+
+    def __array__(self) -> NDArray[np.uint8]: ...
+
+
+@dataclass(frozen=True)
+class Stored:
+    """Images in a file or still encoded, uint8 [N, size, size, 3]; indexed like an array."""
+
+    fetch: Callable[[NDArray[np.int64]], NDArray[np.uint8]]
+    """Rows of the whole, in the order asked for, [M, size, size, 3]."""
+    blocks: NDArray[np.int32]
+    """For each row of the whole, the number of the block that is read for it."""
+    rows: NDArray[np.int64]
+    """[N] Those of the whole that these images are."""
+    size: int
+    memory: int
+    """Bytes that images may take."""
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """As of an array."""
+        return len(self.rows), self.size, self.size, 3
+
+    @property
+    def dtype(self) -> np.dtype[np.uint8]:
+        """As of an array."""
+        return np.dtype(np.uint8)
+
+    @property
+    def nbytes(self) -> int:
+        """As of an array."""
+        return len(self.rows) * 3 * self.size**2
+
+    def take(self, rows: NDArray[np.int64]) -> Images:
+        """Some of them, in memory where they are few."""
+        part = replace(self, rows=self.rows[rows])
+        return part[:] if part.nbytes <= TAKEN_SHARE * self.memory else part
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __iter__(self) -> Iterator[NDArray[np.uint8]]:
+        return (self[i] for i in range(len(self)))
+
+    def __getitem__(self, wanted: Any, /) -> NDArray[np.uint8]:
+        found = self.rows[wanted]
+        if np.ndim(found) == 0:
+            one: NDArray[np.uint8] = self.fetch(np.array([found]))[0]
+            return one
+        return self.fetch(found)
+
+    def __array__(
+        self, dtype: np.dtype[Any] | None = None, copy: bool | None = None
+    ) -> NDArray[np.uint8]:
+        return np.asarray(self.fetch(self.rows), dtype)
+
+
+def take(images: Images, rows: NDArray[np.int64]) -> Images:
+    """Some of the images, in the given order."""
+    if isinstance(images, Stored):
+        return images.take(rows)
+    found: Images = images[rows]
+    return found
+
+
+def in_file(path: Path, memory: int) -> Stored:
+    """The images in a `.npy` file, read by blocks and never mapped.
+
+    Raises:
+        OSError, ValueError, EOFError: no such file, or another kind.
+    """
+    with path.open("rb") as file:
+        version = np.lib.format.read_magic(file)
+        if version != (1, 0):
+            raise ValueError(f"{path.name} has format {version}")
+        shape, _, dtype = np.lib.format.read_array_header_1_0(file)
+        begin = file.tell()
+    n, size = shape[:2]
+    if dtype != np.uint8 or shape != (n, size, size, 3):
+        raise ValueError(f"{path.name} holds {dtype} {shape}")
+    if path.stat().st_size != begin + n * 3 * size * size:
+        raise EOFError(f"{path.name} is cut off")
+    file_of = _File(path, begin, size, max(1, BLOCK_BYTES // (3 * size * size)))
+    return Stored(
+        fetch=file_of,
+        blocks=(np.arange(n) // file_of.per_block).astype(np.int32),
+        rows=np.arange(n),
+        size=size,
+        memory=memory,
+    )
+
+
+@dataclass(frozen=True)
+class _File:
+    path: Path
+    begin: int
+    """Of the first image, in bytes."""
+    size: int
+    per_block: int
+    """Images."""
+
+    def __call__(self, rows: NDArray[np.int64]) -> NDArray[np.uint8]:
+        shape = self.size, self.size, 3
+        each = math.prod(shape)
+        out = np.empty((len(rows), *shape), np.uint8)
+        order = rows.argsort(kind="stable")
+        ascending = rows[order]
+        # What lies in one block is read at once, with the gaps between.
+        cuts = np.flatnonzero(np.diff(ascending // self.per_block)) + 1
+        descriptor = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            for part, where in zip(np.split(ascending, cuts), np.split(order, cuts), strict=True):
+                if not len(part):
+                    continue
+                first, count = int(part[0]), int(part[-1] - part[0]) + 1
+                found = self._read(descriptor, self.begin + first * each, count * each)
+                out[where] = found.reshape(count, *shape)[part - first]
+        finally:
+            os.close(descriptor)
+        return out
+
+    def _read(self, descriptor: int, offset: int, count: int) -> NDArray[np.uint8]:
+        buffer = np.empty(count, np.uint8)
+        done = 0
+        while done < count:
+            got = os.preadv(descriptor, [buffer[done:].data], offset + done)
+            if not got:
+                raise DataError(
+                    f"{self.path} was cut off while it was read: give the same command again"
+                )
+            done += got
+        return buffer
+
+
+def encoded(source: Rows, order: NDArray[np.int64], size: int, memory: int) -> Stored:
+    """Images that are decoded whenever they are read, by threads.
+
+    Args:
+        source: where they come from.
+        order: [N] the row of the source that each is.
+        size: side in pixels.
+        memory: bytes that images may take.
+    """
+    blocks = order
+    if source.starts is not None:
+        blocks = np.searchsorted(source.starts, order, side="right") - 1
+    return Stored(
+        fetch=_Encoded(source, order, size),
+        blocks=blocks.astype(np.int32),
+        rows=np.arange(len(order)),
+        size=size,
+        memory=memory,
+    )
+
+
+@dataclass(frozen=True)
+class _Encoded:
+    source: Rows
+    order: NDArray[np.int64]
+    size: int
+
+    def __call__(self, rows: NDArray[np.int64]) -> NDArray[np.uint8]:
+        out = np.empty((len(rows), self.size, self.size, 3), np.uint8)
+        wanted = self.order[rows]
+        # In the order of the source: what is read at once is read once.
+        places = wanted.argsort(kind="stable")
+        found = in_order(self._one, wanted[places].tolist())
+        for place, pixels in zip(places.tolist(), found, strict=True):
+            out[place] = pixels
+        return out
+
+    def _one(self, row: int) -> NDArray[np.uint8]:
+        try:
+            return preprocess.prepare(self.source.read(row), self.size)
+        except ImageError as error:
+            raise DataError(
+                f"{self.source.where(row)} changed while it was in use: {error}. Put it back and "
+                "give the same command again"
+            ) from error
+
+
+def in_order(
+    work: Callable[[Item], Result], items: Iterable[Item], ahead: int = 4
+) -> Iterator[Result]:
+    """`map` by as many threads as there are cores, a few items ahead and no more."""
+    workers = cores()
+    with ThreadPoolExecutor(workers) as pool:
+        waiting: deque[Future[Result]] = deque()
+        try:
+            for item in items:
+                waiting.append(pool.submit(work, item))
+                if len(waiting) > ahead * workers:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()
+
+
+def by_blocks(images: Stored, random: np.random.Generator) -> NDArray[np.int64]:
+    """The rows in a random order of their blocks: neighbours are read at once, int64 [N]."""
+    blocks = images.blocks[images.rows]
+    place = random.permutation(int(blocks.max()) + 1 if len(blocks) else 0).astype(np.int32)
+    return place[blocks].argsort(kind="stable")

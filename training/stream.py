@@ -1,0 +1,217 @@
+"""Batches without end, from images on the device or read ahead of it."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from bundle import machine
+from training import augment
+from training.device import Device, to_device
+from training.memory import EnoughMemory
+from training.stored import Images, Stored, by_blocks
+
+RESIDENT_SHARE = 0.3
+"""Of the device's free memory; images beyond that are moved there batch by batch."""
+
+WINDOW_BYTES = 128 * 2**20
+"""Of images that are shuffled together, and read ahead."""
+
+WINDOW_SHARE = 0.1
+"""Of the memory for images, likewise, where that is less."""
+
+
+class Batches:
+    """Each image once an epoch, with a reflected border.
+
+    They are on the device where they fit. Else a thread reads the next window of them (decoding
+    them in more threads, where they are not decoded) while the device works on this one.
+
+    A batch depends on nothing but its number, so that a run can go on anywhere.
+
+    Args:
+        images: uint8 [N, H, W, 3].
+        batch: images of a batch, in all processes; fewer where there are not so many.
+        border: in pixels, on each side.
+        seed: of the order; the number of the epoch is added.
+        device: of the batches.
+        say: is told where they stay outside.
+        rank: of this process, of several that share each batch.
+        world: number of processes.
+    """
+
+    def __init__(
+        self,
+        images: Images,
+        batch: int,
+        border: int,
+        seed: Sequence[int],
+        device: Device,
+        say: Callable[[str], None] = print,
+        rank: int = 0,
+        world: int = 1,
+    ) -> None:
+        self._images, self._border, self._device = images, border, device
+        self._seed = tuple(seed)
+        self.batch = min(batch, len(images))
+        """Images of a batch, those of all processes."""
+        self.steps = len(images) // self.batch
+        """Of an epoch."""
+        self._part = slice(self.batch * rank // world, self.batch * (rank + 1) // world)
+        self._own = self._part.stop - self._part.start
+        self.waited = 0.0
+        """Seconds in which no images were there to go on with."""
+        room = WINDOW_BYTES
+        if isinstance(images, Stored):
+            room = min(room, int(WINDOW_SHARE * images.memory))
+        self.window = max(1, room // (self._own * 3 * images.shape[1] ** 2)) * self._own
+        """Images that are read at a time."""
+        self._gpu = torch.cuda.current_device() if device.device.type == "cuda" else None
+        self._order: tuple[int, NDArray[np.int64]] | None = None
+        self._now: tuple[int, _Window] | None = None
+        self._next: tuple[int, _Reading] | None = None
+        self.resident = self._whole(say)
+        """All images on the device, uint8 [N, 3, P, P], where they fit."""
+
+    def _whole(self, say: Callable[[str], None]) -> Tensor | None:
+        images = self._images
+        if isinstance(images, Stored):
+            return None
+        side = images.shape[1] + 2 * self._border
+        size, room = len(images) * 3 * side * side, _room(self._device)
+        if size > room:
+            say(
+                f"{len(images):,} images are {size / 2**30:.1f} GiB on the device, more than the "
+                f"{room / 2**30:.1f} GiB that are kept for them: moved there batch by batch"
+            )
+            return None
+        resident = None
+        with EnoughMemory() as enough:
+            resident = augment.pad(to_device(images, self._device), self._border)
+        if not enough:
+            say(f"{len(images):,} images do not fit into the GPU's memory: moved batch by batch")
+        return resident
+
+    def draw(self, number: int) -> tuple[Tensor, Tensor, Tensor]:
+        """A batch of the run.
+
+        Args:
+            number: of the batch, from 0.
+
+        Returns:
+            Rows of this process, int64 [B]; images, uint8 [M, 3, P, P]; and the index of each row
+            among them, int64 [B].
+        """
+        epoch, place = divmod(number, self.steps)
+        first = place * self._own
+        if self.resident is not None:
+            rows = torch.from_numpy(self._rows(epoch)[first : first + self._own])
+            index = rows.to(self.resident.device)
+            return index, self.resident, index
+        found = self._read(epoch, first // self.window)
+        part = slice(first % self.window, first % self.window + self._own)
+        on = self._device.device
+        pixels = found.pixels[part].to(on, non_blocking=True).permute(0, 3, 1, 2)
+        padded = augment.pad(pixels, self._border)
+        rows = torch.from_numpy(found.rows[part])
+        return rows.to(on), padded, torch.arange(self._own, device=on)
+
+    def _rows(self, epoch: int) -> NDArray[np.int64]:
+        """Of an epoch of this process, in their order, int64 [steps * own]."""
+        if self._order is None or self._order[0] != epoch:
+            self._order = epoch, self._shuffled(np.random.default_rng([*self._seed, epoch]))
+        return self._order[1]
+
+    def _shuffled(self, random: np.random.Generator) -> NDArray[np.int64]:
+        if not isinstance(self._images, Stored):
+            order = random.permutation(len(self._images))[: self.steps * self.batch]
+            return order.reshape(self.steps, self.batch)[:, self._part].ravel()
+        # Each process has blocks of its own, and mixes the rows of a few of them at a time.
+        order = by_blocks(self._images, random)
+        order = order[self.steps * self._part.start : self.steps * self._part.stop]
+        for first in range(0, len(order), self.window):
+            random.shuffle(order[first : first + self.window])
+        return order
+
+    def _read(self, epoch: int, window: int) -> _Window:
+        per_epoch = -(-self.steps * self._own // self.window)
+        number = epoch * per_epoch + window
+        if self._now is None or self._now[0] != number:
+            since = time.monotonic()
+            ahead = self._next
+            if ahead is None or ahead[0] != number:
+                if ahead is not None:  # one reads at a time
+                    ahead[1].wait()
+                ahead = number, _Reading(lambda: self._load(*divmod(number, per_epoch)))
+            self._now = None  # its memory is free while the next one is waited for
+            self._now = number, ahead[1].result()
+            after = number + 1
+            self._next = after, _Reading(lambda: self._load(*divmod(after, per_epoch)))
+            self.waited += time.monotonic() - since
+        return self._now[1]
+
+    def _load(self, epoch: int, window: int) -> _Window:
+        first = window * self.window
+        rows = self._rows(epoch)[first : first + self.window]
+        images = self._images
+        if isinstance(images, Stored):
+            pixels = images[rows]
+        else:
+            # In the order of the file, which is faster where it is read from a disk.
+            order = rows.argsort()
+            pixels = np.empty((len(rows), *images.shape[1:]), np.uint8)
+            pixels[order] = images[rows[order]]
+        tensor = torch.from_numpy(pixels)
+        if self._gpu is not None:
+            with torch.cuda.device(self._gpu):
+                tensor = tensor.pin_memory()  # copied while the device computes
+        return _Window(rows, tensor)
+
+
+@dataclass(frozen=True)
+class _Window:
+    rows: NDArray[np.int64]
+    pixels: Tensor
+    """uint8 [N, H, W, 3]"""
+
+
+class _Reading:
+    """A window that a thread reads. It does not keep an interrupted process alive."""
+
+    def __init__(self, load: Callable[[], _Window]) -> None:
+        self._load = load
+        self._found: _Window | BaseException | None = None
+        self._thread = threading.Thread(target=self._run, name="read-ahead", daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        try:
+            self._found = self._load()
+        except BaseException as error:
+            self._found = error
+
+    def wait(self) -> None:
+        """Until it is read or has failed."""
+        self._thread.join()
+
+    def result(self) -> _Window:
+        """What was read; raises what the thread raised."""
+        self.wait()
+        assert self._found is not None
+        if isinstance(self._found, BaseException):
+            raise self._found
+        return self._found
+
+
+def _room(device: Device) -> float:
+    if device.device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info()
+        return RESIDENT_SHARE * free
+    return RESIDENT_SHARE * machine.memory()
