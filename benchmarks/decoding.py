@@ -34,6 +34,7 @@ from training import augment, data
 from training.backbones import build
 from training.data import Split
 from training.device import Device, choose, hardware
+from training.folder import unlabelled
 from training.optimizers import Optimizers
 from training.recipes import TORCHVISION, recipe
 from training.stored import Images, Stored, encoded, in_file
@@ -181,7 +182,7 @@ def _figure(folder: Path, size: int, scratch: Path, options: Decoding, device: D
     memory = int(2.5 * BATCH * 3 * size * size / WINDOW_SHARE)
     (file,) = (scratch / "pixels").glob("*/train-images.npy")
     order = np.load(file.with_name("train-rows.npy"))
-    rows = data.unlabelled(folder, _quiet).splits["train"]
+    rows = unlabelled(folder, _quiet).splits["train"]
     kinds: dict[str, Images] = {
         "resident": split.images,
         "cache": in_file(file, memory),

@@ -7,14 +7,16 @@ import pytest
 from PIL import Image
 
 from benchmarks import data_tables, decoding
+from tests.training.sets import digit_rows, write_folder
 
 
 def test_each_size_is_decoded_and_trained_on(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
+    images = write_folder(tmp_path / "images", digit_rows(4)[:34])
     decoding.main(
         [
-            *("--photos", "34", "--sizes", "8", "--backbones", "convnet", "--seconds", "0.05"),
+            *("--data", str(images), "--sizes", "8", "--backbones", "convnet", "--seconds", "0.05"),
             *("--rounds", "1", "--device", "cpu", "--out", str(tmp_path / "decoding.json")),
         ]
     )
@@ -31,9 +33,9 @@ def test_each_size_is_decoded_and_trained_on(
 
 
 def test_the_photos_are_what_cameras_make(tmp_path: Path) -> None:
-    decoding.generate(tmp_path, 4)
+    decoding.generate(tmp_path, 2)
     paths = sorted(tmp_path.rglob("*.jpg"))
-    assert len({path.parent for path in paths}) == 4
+    assert len({path.parent for path in paths}) == 2
     for path in paths:
         with Image.open(path) as photo:
             assert photo.format == "JPEG"
