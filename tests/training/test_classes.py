@@ -56,7 +56,6 @@ def test_a_thousand_classes(tmp_path: Path) -> None:
     assert (manifest.n_labels_train, manifest.n_labels_val) == (3000, 1000)
     assert manifest.test is not None
     assert manifest.test.n == 1000
-    assert manifest.test.accuracy > 0.01, "ten times chance"
     card = (bundle.path / "README.md").read_text()
     assert "1000 classes: species 0, species 1, " in card
     assert "species 49 and 950 more." in card

@@ -19,7 +19,7 @@ from tests.training import test_job
 from tests.training.conftest import SMALL, TRAIN, environment
 from tests.training.sets import digit_rows, write_folder
 from tests.training.test_job import published
-from training import data, finetune, job, publication
+from training import data, decoding, finetune, job, publication
 from training.checkpoint import Checkpoint
 from training.data import Data
 from training.grid import Cell
@@ -201,7 +201,7 @@ def test_files_that_change_while_they_are_read_are_not_cached(
 ) -> None:
     folder = write_folder(tmp_path / "mine", digit_rows(30)[:90])
     changed = folder / "0" / "00000.png"
-    real = data.decode
+    real = decoding.decode
 
     def meddle(*arguments: Any, **options: Any) -> Any:
         found = real(*arguments, **options)

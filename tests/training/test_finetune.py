@@ -3,6 +3,7 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -237,7 +238,7 @@ def test_any_number_of_labels_can_be_trained_on(digits: Data, n: int) -> None:
 
 def test_training_leaves_the_images_and_labels_alone(digits: Data) -> None:
     train, val = labelled(digits, 0.3)
-    arrays = [np.array(train.images), train.labels, np.array(val.images), val.labels]
+    arrays: list[Any] = [np.array(train.images), train.labels, np.array(val.images), val.labels]
     train, val = Labelled(arrays[0], arrays[1]), Labelled(arrays[2], arrays[3])
     before = [array.copy() for array in arrays]
     finetune.finetune(network(), train, val, RECIPE, FP32_CPU, 0, say=lambda _: None)

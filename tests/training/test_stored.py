@@ -5,6 +5,7 @@ import pickle
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -59,9 +60,7 @@ def images(
     ],
     ids=str,
 )
-def test_rows_are_those_of_an_array(
-    images: tuple[Stored, NDArray[np.uint8]], wanted: object
-) -> None:
+def test_rows_are_those_of_an_array(images: tuple[Stored, NDArray[np.uint8]], wanted: Any) -> None:
     found, known = images
     assert (found.shape, found.nbytes, found.dtype) == (known.shape, known.nbytes, known.dtype)
     assert np.array_equal(found[wanted], known[wanted])
