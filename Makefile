@@ -10,7 +10,7 @@ demo: $(READY)
 	@exec $(BIN)/python -m benchmarks.demo
 
 test: $(READY) lint
-	$(BIN)/pytest --numprocesses auto --maxprocesses 4 --dist loadfile
+	$(BIN)/pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 lint: $(READY)
 	$(BIN)/ruff check

@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import Sequence
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,16 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import compare, job, processes, render, tables
-from benchmarks.job import Bench
-from benchmarks.peers import cli as peers
+from benchmarks import processes, tables
+from benchmarks.options import Bench
 from benchmarks.record import Report
 from bundle.errors import LabelcurveError
+
+OTHERS = {
+    "compare": "benchmarks.compare",
+    "render": "benchmarks.render",
+    "peers": "benchmarks.peers.cli",
+}
 
 
 def show(result: Report, paths: dict[str, Path]) -> None:
@@ -62,11 +68,12 @@ def main(args: Sequence[str] | None = None) -> None:
     render A` makes a report's page again.
     """
     given = list(sys.argv[1:] if args is None else args)
-    others = {"compare": compare.main, "render": render.main, "peers": peers.main}
-    if given and (other := others.get(given[0])):
-        other(given[1:])
+    if given and (other := OTHERS.get(given[0])):
+        import_module(other).main(given[1:])
         return
     bench = tyro.cli(Bench, args=args, prog="bench")
+    from benchmarks import job  # takes seconds, which help and a typing error need not wait for
+
     processes.end_on_signals()
     try:
         result, paths = job.run(bench, partial(print, flush=True))

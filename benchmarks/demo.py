@@ -20,7 +20,7 @@ import httpx
 import tyro
 
 from benchmarks import cli, job, server
-from benchmarks.job import Bench
+from benchmarks.options import Bench
 from benchmarks.processes import child, command, end_on_signals
 from bundle.errors import LabelcurveError
 from training import data as datasets

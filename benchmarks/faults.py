@@ -146,23 +146,22 @@ async def overload(options: Options, port: int, pid: int, capacity: float) -> di
         latencies: list[float] = []
         begin = time.monotonic()
         warm = min(3.0, seconds / 3)
+        until = begin + seconds
 
         def heard(_: int, answer: Answer | ConnectionError) -> Any:
-            if time.monotonic() - begin > warm:
+            # After the end the clients wait for their last answers and ask no more.
+            if begin + warm < time.monotonic() < until:
                 failed = isinstance(answer, ConnectionError)
                 statuses["connection" if failed else str(answer.status)] += 1  # type: ignore[union-attr]
                 if isinstance(answer, Answer) and answer.status == 200:
                     latencies.append(answer.seconds)
             return asyncio.sleep(pause * random.uniform(0.5, 1.5)) if pause else None
 
-        until = begin + seconds
         await traffic.closed_loop(port, clients, lambda: time.monotonic() > until, requests, heard)
-        measured = time.monotonic() - begin - warm
-        return Counter({k: round(v / measured, 1) for k, v in statuses.items()}), latencies
+        return Counter({k: round(v / (seconds - warm), 1) for k, v in statuses.items()}), latencies
 
     async def timed(clients: int, seconds: float, pause: float) -> dict[str, Any]:
         before = (cpu_seconds(pid) or 0.0, time.process_time(), time.monotonic())
-        # Nobody waits for the last answers: the clients hang up.
         rates, latencies = await run(clients, seconds, pause)
         took = time.monotonic() - before[2]
         ordered = sorted(latencies) or [0.0]

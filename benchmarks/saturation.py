@@ -18,12 +18,12 @@ import httpx
 import numpy as np
 
 from benchmarks import load
+from benchmarks.options import CLIENTS
 from benchmarks.processes import cpu_seconds
 from benchmarks.record import Saturation, Step
 from benchmarks.server import Server
 from benchmarks.windows import BUSY, knee, step
 
-USERS = (1, 2, 4, 8, 16, 32, 64)
 SHARES = (0.3, 0.6, 0.9)
 """Fixed rates, as shares of the best rate of the closed loop."""
 SECONDS_A_STEP = 1.5
@@ -95,7 +95,7 @@ def measure(
     folder: Path,
     model: str,
     *,
-    users: Sequence[int] = USERS,
+    users: Sequence[int] = CLIENTS,
     shares: Sequence[float] = SHARES,
     seconds: float,
     say: Callable[[str], None] = print,

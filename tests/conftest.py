@@ -31,6 +31,23 @@ def digits_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+LONG = (
+    "test_readme",
+    "training/test_job",
+    "training/test_cli",
+    "training/test_faults",
+    "training/test_pretrain_job",
+    "benchmarks/test_cli",
+    "benchmarks/test_faults",
+)
+"""Files that take minutes, each on one worker: they begin first, so that none is the last."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    places = {f"tests/{name}.py": place for place, name in enumerate(LONG)}
+    items.sort(key=lambda item: places.get(item.nodeid.partition("::")[0], len(places)))
+
+
 ALLOWED_SKIPS = ("no NVIDIA GPU", "data set not here")
 """How the reason of a skip begins that is allowed where CI is set."""
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import cli, job
+from benchmarks.options import Bench
 from benchmarks.record import Report
 from benchmarks.server import Server
 from bundle.errors import LabelcurveError
@@ -94,7 +95,7 @@ def test_what_it_started_ends_with_it(digits_models: Path, cache: Path, tmp_path
 def test_another_service_is_refused(service: Server, tmp_path: Path) -> None:
     publish_digits(tmp_path, fraction=0.2)
     with pytest.raises(LabelcurveError, match="does not serve digits-20@"):
-        job.run(job.Bench(models=tmp_path, data="digits", url=service.url), print)
+        job.run(Bench(models=tmp_path, data="digits", url=service.url), print)
 
 
 @pytest.mark.parametrize(
