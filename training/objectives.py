@@ -7,7 +7,6 @@ from typing import Protocol
 
 import torch
 import torch.nn.functional as F
-from lightly.loss import NTXentLoss
 from torch import Tensor, nn
 
 from training.backbones import Network, ReferenceNet
@@ -31,6 +30,8 @@ class Contrastive(nn.Module):
     def __init__(
         self, dim: int, views: Views, n_views: int, temperature: float, device: Device
     ) -> None:
+        from lightly.loss import NTXentLoss  # with torchvision's models and seconds to import
+
         super().__init__()
         self.views, self.n_views, self.device = views, n_views, device
         self.projector = nn.Sequential(

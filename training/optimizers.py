@@ -57,14 +57,26 @@ def orthogonal(matrix: Tensor, dtype: torch.dtype = torch.bfloat16, steps: int =
 
     Newton-Schulz iteration of the fifth order with the coefficients of the source of `Muon`. It
     needs no precision, so bfloat16 does; a processor without bf16 arithmetic is faster in float32.
+    There the iteration runs on the product of the matrix with its transpose, which is small, and
+    meets the matrix itself at the end alone: the same polynomial, too inexact in bfloat16.
     """
     tall = matrix.shape[0] > matrix.shape[1]
     x = matrix.to(dtype)
     x = x.T if tall else x
     x = x / (x.norm() + 1e-7)
-    for _ in range(steps):
+    if dtype == torch.float32:
         gram = x @ x.T
-        x = 3.4445 * x + (-4.7750 * gram + 2.0315 * gram @ gram) @ x
+        product = torch.eye(len(gram), device=gram.device)
+        for _ in range(steps):
+            polynomial = torch.addmm(gram, gram, gram, beta=-4.7750, alpha=2.0315)
+            polynomial.diagonal().add_(3.4445)
+            product = polynomial @ product
+            gram = polynomial @ gram @ polynomial
+        x = product @ x
+    else:
+        for _ in range(steps):
+            gram = x @ x.T
+            x = 3.4445 * x + (-4.7750 * gram + 2.0315 * gram @ gram) @ x
     out: Tensor = x.T if tall else x
     return out.to(matrix.dtype)
 

@@ -42,9 +42,7 @@ class Finished:
 def environment(cache: Path) -> dict[str, str]:
     """For a real command; without git, whose state may change between two runs."""
     env = os.environ | {"OMP_NUM_THREADS": "1", "GIT_DIR": os.devnull}
-    if env.pop("PYTHONDONTWRITEBYTECODE", None):
-        # Every process would compile torch's thousands of modules anew.
-        env["PYTHONPYCACHEPREFIX"] = str(cache / "bytecode")
+    env.pop("PYTHONDONTWRITEBYTECODE", None)  # each process would compile our modules anew
     return env
 
 

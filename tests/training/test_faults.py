@@ -299,10 +299,11 @@ def test_a_disk_without_room_is_an_error_before_the_training(tmp_path: Path, cac
 FILLING = """
 mount -t tmpfs -o size=120m tmpfs "$1"
 ( while [ ! -e "$1"/.runs/*/checkpoint.pt ]; do sleep 0.05; done
-  head -c 200m /dev/zero > "$1/.filler" 2>/dev/null || true ) &
+  while true; do head -c 200m /dev/zero >> "$1/.filler" 2>/dev/null || sleep 0.01; done ) &
+filler=$!
 "$2" --out "$1" --cache "$3" --data digits --image-size 8 --device cpu --extractor none \
   --epochs 3 --fraction 0.2 --checkpoint-seconds 0 || echo "exit $?"
-wait
+kill $filler
 find "$1" -name model.onnx; find "$1" -name '*.part'
 rm "$1/.filler"
 echo again

@@ -79,6 +79,15 @@ def test_an_orthogonal_matrix_has_singular_values_near_1(
         assert values.min() > 0.6
 
 
+@pytest.mark.parametrize("shape", [(8, 40), (40, 8), (24, 24)])
+def test_the_short_way_in_float32_gives_what_the_long_one_gives(shape: tuple[int, int]) -> None:
+    matrix = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    found, wanted = orthogonal(matrix), orthogonal(matrix.double(), torch.float64)
+    assert (found - wanted).abs().max() > 1e-4, "bfloat16, for comparison"
+    found = orthogonal(matrix, torch.float32)
+    assert (found - wanted).abs().max() < 1e-4
+
+
 def test_an_orthogonal_matrix_keeps_its_singular_vectors() -> None:
     torch.manual_seed(0)
     matrix = torch.randn(12, 30)
