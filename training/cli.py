@@ -1,18 +1,27 @@
-"""The commands `train`, `pretrain` and `quantize`."""
+"""The commands `train`, `pretrain`, `sweep` and `quantize`."""
 
 from __future__ import annotations
 
 import json
+import os
+import signal
 import sys
 import time
 from collections.abc import Callable
-from typing import Any
+from contextlib import redirect_stderr, redirect_stdout
+from pathlib import Path
+from typing import Any, TypeVar
 
 from bundle.errors import LabelcurveError
 from training import interruption, options
 
+T = TypeVar("T")
+
 STARTED = time.monotonic()
 """Of the process, near enough."""
+
+FIRST = os.environ.get("RANK", "0") == "0"
+"""Whether this process is the first of several, or the only one."""
 
 
 def main() -> None:
@@ -22,14 +31,17 @@ def main() -> None:
     SIGTERM; bundles that were published before stay.
     """
 
-    def run() -> dict[str, Any]:
-        chosen = options.parse()
+    def run() -> dict[str, Any] | None:
+        chosen = _parsed(options.parse)
         # torch is imported only now: `--help` and typing errors answer at once.
-        from training import job, selftest
+        from training import distributed, job, selftest
 
-        if chosen.self_test:
-            return selftest.run(chosen.device)
-        return job.run(chosen, STARTED)
+        def work() -> dict[str, Any]:
+            if chosen.self_test:
+                return selftest.run(chosen.device)
+            return job.run(chosen, STARTED)
+
+        return distributed.run(work, chosen.device)
 
     _main(run, "bundles that were published before stay, and the same command goes on from here")
 
@@ -37,13 +49,25 @@ def main() -> None:
 def pretrain() -> None:
     """Runs `pretrain`; exits as `train` does."""
 
-    def run() -> dict[str, Any]:
-        chosen = options.parse_pretrain()
-        from training import pretrain_job
+    def run() -> dict[str, Any] | None:
+        chosen = _parsed(options.parse_pretrain)
+        from training import distributed, pretrain_job
 
-        return pretrain_job.run(chosen, STARTED)
+        return distributed.run(lambda: pretrain_job.run(chosen, STARTED), chosen.device)
 
     _main(run, "the same command goes on from here")
+
+
+def sweep() -> None:
+    """Runs `sweep`; exits as `train` does."""
+
+    def run() -> dict[str, Any]:
+        chosen, others = options.parse_sweep()
+        from training import sweep
+
+        return sweep.run(chosen, others)
+
+    _main(run, "bundles that were published before stay, and the same command goes on from here")
 
 
 def quantize() -> None:
@@ -58,7 +82,18 @@ def quantize() -> None:
     _main(run, "bundles that were published before stay")
 
 
-def _main(run: Callable[[], dict[str, Any]], hint: str) -> None:
+def _parsed(parse: Callable[[], T]) -> T:
+    """The options. What is wrong with them, the first of several processes says alone."""
+    if FIRST:
+        return parse()
+    with Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
+        try:
+            return parse()
+        except LabelcurveError:
+            sys.exit(1)
+
+
+def _main(run: Callable[[], dict[str, Any] | None], hint: str) -> None:
     # As the first process of a container, too, where the kernel ignores SIGTERM without this.
     interruption.install()
     try:
@@ -67,10 +102,10 @@ def _main(run: Callable[[], dict[str, Any]], hint: str) -> None:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
     except interruption.Stopped as stopped:
-        print(f"\nstopped; {hint}", file=sys.stderr)
+        for signum in interruption.CODES:  # it ends already
+            signal.signal(signum, signal.SIG_IGN)
+        if FIRST:
+            print(f"\nstopped; {hint}", file=sys.stderr)
         sys.exit(stopped.code)
-    print(json.dumps(document))
-
-
-if __name__ == "__main__":
-    main()
+    if document is not None:  # of several processes, the first has it
+        print(json.dumps(document))

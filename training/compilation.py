@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from bundle.manifest import Choice
+from training import distributed
 from training.backbones import Network
 from training.device import Device
 
@@ -25,6 +26,8 @@ def choose(device: Device, steps: float) -> Choice:
     """Whether a run of so many steps is compiled, and why."""
     if device.device.type != "cuda":
         return Choice(value="off", reason="not used on a CPU")
+    if distributed.size() > 1:
+        return Choice(value="off", reason="not tried with several processes")
     if steps < WORTH:
         return Choice(value="off", reason=f"it is taken not to pay under {WORTH:,} steps")
     if os.environ.get("TORCH_COMPILE_DISABLE") == "1":

@@ -13,6 +13,7 @@ from torch import Tensor
 from bundle.errors import DeviceError
 from bundle.machine import cores, cpu_flags, cpu_name
 from bundle.manifest import Choice
+from training import distributed
 from training.stored import Images
 
 
@@ -54,7 +55,7 @@ def choose(wanted: Literal["auto", "cuda", "cpu"] = "auto") -> Device:
         )
     if wanted != "cpu" and torch.cuda.is_available():
         name = torch.cuda.get_device_name()
-        choice = Choice(value="cuda", reason=f"torch sees {name}")
+        choice = Choice(value="cuda", reason=f"torch sees {name}{_processes()}")
         if torch.cuda.is_bf16_supported(including_emulation=False):
             precision = Choice(value="bf16", reason=f"{name} computes it in hardware")
             return Device(torch.device("cuda"), torch.bfloat16, choice, precision)
@@ -62,7 +63,8 @@ def choose(wanted: Literal["auto", "cuda", "cpu"] = "auto") -> Device:
         return Device(torch.device("cuda"), torch.float32, choice, precision)
     torch.set_num_threads(min(torch.get_num_threads(), cores()))
     reason = "asked for" if wanted == "cpu" else "torch sees no NVIDIA GPU"
-    choice = Choice(value="cpu", reason=f"{reason}; {torch.get_num_threads()} threads")
+    threads = f"{torch.get_num_threads()} threads{_processes()}"
+    choice = Choice(value="cpu", reason=f"{reason}; {threads}")
     flags = cpu_flags()
     bf16 = next((flag for flag in ("amx_bf16", "avx512_bf16") if flag in flags), None)
     if bf16:
@@ -79,7 +81,12 @@ def to_device(images: Images, device: Device) -> Tensor:
 
 def hardware(device: Device) -> str:
     """The processor and, where it is used, the GPU: for people to read."""
-    cpu = f"{cpu_name()}, {torch.get_num_threads()} threads"
+    cpu = f"{cpu_name()}, {torch.get_num_threads()} threads{_processes()}"
     if device.device.type == "cuda":
         return f"{torch.cuda.get_device_name()}; {cpu}"
     return cpu
+
+
+def _processes() -> str:
+    n = distributed.size()
+    return f", {n} processes" if n > 1 else ""

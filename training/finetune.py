@@ -18,7 +18,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from bundle.errors import DeviceError, DivergedError
 from bundle.manifest import Epoch
-from training import augment
+from training import augment, distributed
 from training.backbones import Network
 from training.checkpoint import Checkpoint, mix
 from training.device import Device, to_device
@@ -26,7 +26,7 @@ from training.evaluate import scores
 from training.memory import EnoughMemory, more_parts
 from training.optimizers import Optimizers
 from training.recipes import Recipe
-from training.stored import Images
+from training.stored import Images, take
 from training.stream import Batches
 
 HEADER = (
@@ -92,8 +92,13 @@ def finetune(
     """
     generator = torch.Generator(device.device)
     network = network.to(device.device).to(memory_format=torch.channels_last)
+    distributed.join(network)
     size = train.images.shape[1]
     labelled = _Stream(train.images, recipe.batch_size, recipe.crop, seed, device, say)
+    distributed.check(labelled.batch)
+    own_val = val.images
+    if distributed.size() > 1:
+        own_val = take(val.images, np.arange(len(val.images))[distributed.part(len(val.images))])
     labels = torch.from_numpy(train.labels).to(device.device)
     others = None
     if unlabelled is not None and len(unlabelled) and recipe.consistency > 0:
@@ -122,7 +127,7 @@ def finetune(
             "position": asdict(at),
         }
 
-    if checkpoint is not None and (found := checkpoint.read()) is not None:
+    if (found := distributed.share(checkpoint and checkpoint.read())) is not None:
         network.load_state_dict(found["network"])
         if averaged is not None:
             averaged.load_state_dict(found["averaged"])
@@ -131,7 +136,8 @@ def finetune(
         history = [Epoch.model_validate(row) for row in found["history"]]
         at = _Position(**found["position"])
         at.loss, at.correct = at.loss.to(device.device), at.correct.to(device.device)
-        say(f"going on at epoch {at.step / steps:.1f} from {checkpoint.path}")
+        at.micro_batches = -(-at.micro_batches // distributed.size())
+        say(f"going on at epoch {at.step / steps:.1f} from {checkpoint and checkpoint.path}")
     before, start = at.seconds, time.monotonic()
 
     def clock() -> float:
@@ -143,7 +149,7 @@ def finetune(
     def progress() -> float:
         """Of the run, from 0 to 1 and above."""
         done = at.step / total
-        return done if at.limit is None else max(done, clock() / at.limit)
+        return done if at.limit is None else max(done, distributed.agree(clock()) / at.limit)
 
     def left() -> float:
         """Seconds, estimated."""
@@ -165,14 +171,15 @@ def finetune(
             while True:
                 # The randomness of a step depends on nothing but its number: a run that goes on
                 # after an interruption is the same run.
-                generator.manual_seed(mix(seed, 2, at.step))
-                torch.manual_seed(mix(seed, 3, at.step))
+                generator.manual_seed(mix(seed, 2, at.step, *distributed.salt()))
+                torch.manual_seed(mix(seed, 3, at.step, *distributed.salt()))
                 optimizers.begin(min(done, 1 - 1e-6))
                 with EnoughMemory() as enough:
                     rows, pixels = labelled.draw(at.step, recipe.flip, generator)
                     images = augment.cutout(network.normalise(pixels), cut, generator)
-                    batch = _Batch(images, labels[rows])
+                    batch = _Batch(images, labels[rows], labelled.batch)
                     if others is not None and teach:
+                        batch.n_others = others.batch
                         _, batch.others = others.draw(at.taught, recipe.flip, generator)
                         batch.views = augment.cutout(
                             network.normalise(batch.others), cut, generator
@@ -180,17 +187,19 @@ def finetune(
                     loss, correct = _accumulate(
                         network, judged, batch, at.micro_batches, recipe, device
                     )
+                    distributed.total_gradients(network, loss, correct)
                 if enough:
                     break
                 at.micro_batches = more_parts(at.micro_batches, labelled.batch, device, say)
             optimizers.step()
             if averaged is not None:
                 averaged.update_parameters(network)
-            at.loss += loss * len(rows)
+            at.loss += loss * labelled.batch
             at.correct += correct
             at.step += 1
             at.in_epoch += 1
             at.taught += teach
+            distributed.heed()
             if checkpoint is not None:
                 checkpoint.save(state, healthy=lambda: bool(torch.isfinite(at.loss)))
         if at.in_epoch == 0:  # the time ran out between two epochs
@@ -200,7 +209,8 @@ def finetune(
         number = len(history) + 1
         train_loss = float(at.loss) / seen
         _check_finite("training", train_loss, number, optimizers.lr)
-        val_scores = scores(predict_logits(judged, val.images, device), val.labels)
+        val_logits = distributed.gathered(predict_logits(judged, own_val, device))
+        val_scores = scores(val_logits, val.labels)
         _check_finite("validation", val_scores.loss, number, optimizers.lr)
         row = Epoch(
             epoch=number,
@@ -243,6 +253,7 @@ def finetune(
     if recipe.schedule == "linear" and at.best_accuracy - history[-1].val_accuracy <= error:
         at.best_epoch, best_state = len(history), judged.state_dict()
     network.load_state_dict(best_state)
+    distributed.part_with(network)
     return Result(
         network=network.cpu().float().eval(),
         history=tuple(history),
@@ -289,6 +300,10 @@ class _Batch:
     """Normalised, float32 [B, 3, H, W]."""
     targets: Tensor
     """int64 [B]"""
+    n: int
+    """Labelled images of the whole batch, of which these are a part: the mean is over all."""
+    n_others: int = 0
+    """Of those without labels, likewise."""
     others: Tensor | None = None
     """Images without labels as they are, uint8 [C, 3, H, W]."""
     views: Tensor | None = None
@@ -303,7 +318,7 @@ class _Batch:
         for images, targets, others, views in zip(*pieces, strict=True):
             assert images is not None
             assert targets is not None
-            yield _Batch(images, targets, others, views)
+            yield _Batch(images, targets, self.n, self.n_others, others, views)
 
 
 def _accumulate(
@@ -314,17 +329,16 @@ def _accumulate(
     recipe: Recipe,
     device: Device,
 ) -> tuple[Tensor, Tensor]:
-    """Adds the gradients of the mean loss over the batch, part by part.
+    """Adds the gradients of these images' share of the mean loss over the batch, part by part.
 
     Returns:
-        The loss, and how many images are told correctly, both scalars without gradient.
+        That share, and how many images are told correctly, both scalars without gradient.
     """
     loss_sum, correct = torch.zeros((2,), device=batch.images.device)
     for part in batch.split(parts):
-        share = len(part.images) / len(batch.images)
+        share = len(part.images) / part.n
         if part.others is not None and part.views is not None:
-            assert batch.others is not None
-            weight = recipe.consistency * len(part.others) / len(batch.others)
+            weight = recipe.consistency * len(part.others) / part.n_others
             loss, logits = _semi_supervised(network, teacher, part, share, weight, recipe, device)
         else:
             with device.autocast():
@@ -372,8 +386,10 @@ def _semi_supervised(
         logits = network(torch.cat([batch.images, batch.views]))
     own, theirs = logits.float().split([len(batch.images), len(batch.views)])
     supervised = F.cross_entropy(own, batch.targets, label_smoothing=recipe.label_smoothing)
-    taught = (F.cross_entropy(theirs, guess, reduction="none") * sure).mean()
-    return share * supervised + weight * taught, own
+    loss = share * supervised
+    if len(theirs):  # of few, other processes may have all
+        loss = loss + weight * (F.cross_entropy(theirs, guess, reduction="none") * sure).mean()
+    return loss, own
 
 
 class _Stream:
@@ -390,11 +406,24 @@ class _Stream:
     ) -> None:
         self._size = images.shape[1]
         border = round(crop * self._size / 32)
-        self._batches = Batches(images, batch, border, [seed], device, say)
+        self._batches = Batches(
+            images,
+            batch,
+            border,
+            [seed],
+            device,
+            say,
+            rank=distributed.rank(),
+            world=distributed.size(),
+        )
         self.batch, self.steps = self._batches.batch, self._batches.steps
 
     def draw(self, number: int, flip: bool, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Batch `number` of the run: its rows, int64 [B], and crops of them, uint8 [B, 3, H, W]."""
+        """Batch `number` of the run, or this process' part of it.
+
+        Returns:
+            Its rows, int64 [B], and crops of them, uint8 [B, 3, H, W].
+        """
         rows, padded, index = self._batches.draw(number)
         return rows, augment.crop_flip(padded, index, self._size, flip, generator)
 
@@ -411,7 +440,7 @@ def predict_logits(
     network.eval()
     parts: list[Tensor] = []
     done = 0
-    while done < len(images):
+    while done < len(images) or not parts:
         with EnoughMemory() as enough, torch.inference_mode(), device.autocast():
             pixels = to_device(images[done : done + batch], device)
             parts.append(network(network.normalise(pixels)).double().cpu())

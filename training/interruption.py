@@ -63,6 +63,17 @@ def pending() -> bool:
     return _came is not None
 
 
+def came() -> int:
+    """The number of the signal that waits; 0 for none."""
+    return _came or 0
+
+
+def come(signum: signal.Signals) -> None:
+    """As if the signal had come to this process: it waits."""
+    global _came
+    _came = signum
+
+
 def stop() -> NoReturn:
     """Ends the run by the signal that waits.
 
@@ -77,7 +88,8 @@ def stop() -> NoReturn:
 
 def _handle(signum: int, _: object) -> None:
     global _came
-    again, _came = _came is not None, signal.Signals(signum)
+    # A launcher may hand on a SIGTERM that all its processes have had already.
+    again, _came = _came is not None and signum == signal.SIGINT, signal.Signals(signum)
     if not _waits or again:
         stop()
 

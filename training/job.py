@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from bundle.errors import BundleError, DivergedError
 from bundle.machine import git_commit
 from bundle.manifest import Epoch
-from training import data, finetune, grid, interruption, lock, pretrain_job
+from training import data, distributed, finetune, grid, interruption, lock, pretrain_job
 from training.backbones import build
 from training.budget import Budget
 from training.checkpoint import Checkpoint
@@ -43,7 +43,11 @@ say = partial(print, flush=True)
 
 
 def run(
-    options: Options, start: float | None = None, changes: Mapping[str, Any] | None = None
+    options: Options,
+    start: float | None = None,
+    changes: Mapping[str, Any] | None = None,
+    *,
+    part: bool = False,
 ) -> dict[str, Any]:
     """Trains and publishes one bundle for each fraction and seed.
 
@@ -51,6 +55,8 @@ def run(
         options: of the command.
         start: of the process, by `time.monotonic`; None means now.
         changes: fields of the recipe that shall have other values; for studies of the recipe.
+        part: of a sweep: what was published stays marked until all of it is done, and where another
+            process trains the same model (taken for dead, and not dead yet), waits for its end.
 
     Returns:
         The JSON document for the last line on stdout.
@@ -87,8 +93,13 @@ def run(
                 f"{{holder}} is training {cell.name} in {options.out} right now: wait for it, or "
                 "name another folder with --out"
             )
-            locks.enter_context(lock.hold(_folder(options, cell) / "lock", busy, say=say))
+            locks.enter_context(
+                lock.hold(_folder(options, cell) / "lock", busy, wait=part, say=say)
+            )
         bundles = _train(options, images, cells, start)
+        if not part:
+            for cell in cells:
+                Finished(_folder(options, cell)).remove()
     document: dict[str, Any] = {"bundles": bundles}
     if len(options.all_seeds) > 1:
         document["summary"] = grid.summary(bundles, say)
@@ -149,8 +160,6 @@ def _train(
         model.command_began = start
     for model in waiting:
         entries[model.cell.name] = model.train(budget)
-    for cell in cells:
-        Finished(_folder(options, cell)).remove()
     return [entries[cell.name] for cell in cells]
 
 
@@ -242,7 +251,8 @@ class _Model:
             interruption.deferred(),
         ):
             try:
-                result = finetune.finetune(
+                result: finetune.Result = distributed.together(
+                    finetune.finetune,
                     network,
                     finetune.Labelled(train.images, train.labels),
                     finetune.Labelled(val.images, val.labels),
@@ -251,10 +261,12 @@ class _Model:
                     cell.seed,
                     unlabelled=take(images.train.images, self.others),
                     seconds=seconds,
-                    checkpoint=self.checkpoint,
-                    say=say,
-                    on_epoch=partial(self._on_epoch, writer),
-                    on_step=bar.update,
+                    mine={
+                        "checkpoint": self.checkpoint,
+                        "say": say,
+                        "on_epoch": partial(self._on_epoch, writer),
+                        "on_step": bar.update,
+                    },
                 )
             except DivergedError:
                 self.checkpoint.remove()

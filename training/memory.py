@@ -8,6 +8,7 @@ from types import TracebackType
 import torch
 
 from bundle.errors import DeviceError
+from training import distributed
 from training.device import Device
 
 
@@ -41,6 +42,12 @@ def more_parts(parts: int, batch: int, device: Device, say: Callable[[str], None
     """
     if device.device.type == "cuda":
         torch.cuda.empty_cache()
+    if distributed.size() > 1:  # the others wait inside the step for this one
+        raise DeviceError(
+            f"out of GPU memory in a training step on the {batch} images of a batch that "
+            f"{distributed.size()} processes share: more processes make each part smaller "
+            "(torchrun --nproc-per-node), a smaller --image-size needs less"
+        )
     if batch // (2 * parts) < 2:
         raise DeviceError(
             f"the memory of {device.choice.value} is too small for a training step on "

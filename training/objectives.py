@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from training import distributed
 from training.backbones import Network, ReferenceNet
 from training.device import Device
 from training.views import Views
@@ -17,8 +18,14 @@ from training.views import Views
 class Objective(Protocol):
     """A module whose parameters are trained beside the backbone's and then thrown away."""
 
-    def __call__(self, network: Network, images: Tensor, generator: torch.Generator) -> Tensor:
-        """The loss of uint8 [N, 3, H, W], a scalar."""
+    def __call__(
+        self, network: Network, images: Tensor, generator: torch.Generator, whole: int | None = None
+    ) -> Tensor:
+        """The loss of uint8 [N, 3, H, W], a scalar.
+
+        Args:
+            whole: images of the batch, where other processes have a part of it.
+        """
 
 
 class Contrastive(nn.Module):
@@ -43,13 +50,18 @@ class Contrastive(nn.Module):
         )
         self.nt_xent = NTXentLoss(temperature=temperature)
 
-    def forward(self, network: Network, images: Tensor, generator: torch.Generator) -> Tensor:
-        """The loss of uint8 [N, 3, H, W], a scalar."""
+    def forward(
+        self, network: Network, images: Tensor, generator: torch.Generator, whole: int | None = None
+    ) -> Tensor:
+        """The loss of the whole batch, against the negatives of all processes."""
         pixels = torch.cat([self.views(images, generator) for _ in range(self.n_views)])
         normalised = network.standardise(pixels).contiguous(memory_format=torch.channels_last)
         with self.device.autocast():
             embedding = network.embed(normalised)
-        projections = self.projector(embedding.float()).chunk(self.n_views)
+        projections = [
+            distributed.gather(view, whole or len(view))
+            for view in self.projector(embedding.float()).chunk(self.n_views)
+        ]
         losses = [self.nt_xent(a, b) for a, b in combinations(projections, 2)]
         return torch.stack(losses).mean()
 
@@ -77,7 +89,9 @@ class RelativePosition(nn.Module):
             nn.Linear(512, 4),
         )
 
-    def forward(self, network: Network, images: Tensor, generator: torch.Generator) -> Tensor:
+    def forward(
+        self, network: Network, images: Tensor, generator: torch.Generator, whole: int | None = None
+    ) -> Tensor:
         """The loss of uint8 [N, 3, H, W], a scalar."""
         assert isinstance(network.backbone, ReferenceNet)
         n, size = len(images), self.size

@@ -1,4 +1,4 @@
-"""The options of `train`, `pretrain` and `quantize`, in the groups that their help shows.
+"""The options of `train`, `pretrain`, `sweep` and `quantize`, in the groups that their help shows.
 
 The text below each option becomes its help.
 """
@@ -9,7 +9,7 @@ import inspect
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -212,6 +212,9 @@ class PretrainTrainingOptions:
     """Passes over the images, instead of the recipe's."""
     max_minutes: float | None = None
     """End after so many minutes instead, with the learning rate at its end."""
+    batch_size: int | None = None
+    """Images of a batch, instead of the recipe's; fewer need less memory and are fewer to tell
+    apart."""
     start: Path | None = None
     """Begin with the weights of this extractor."""
     seed: int = 0
@@ -253,6 +256,8 @@ class PretrainOptions(PretrainOutputOptions, PretrainTrainingOptions, PretrainIm
         _check_minutes(self.max_minutes)
         if self.epochs is not None and self.max_minutes is not None:
             raise LabelcurveError("--epochs and --max-minutes exclude each other: give one of them")
+        if self.batch_size is not None and self.batch_size < 2:
+            raise LabelcurveError(f"--batch-size {self.batch_size}: allowed are 2 and more")
         if self.out is not None and self.out.suffix != ".safetensors":
             raise LabelcurveError(f"--out {self.out}: allowed is a file name in .safetensors")
         _check_common(self.seed, self.image_size, self.checkpoint_seconds)
@@ -277,6 +282,59 @@ def parse_pretrain(arguments: Sequence[str] | None = None) -> PretrainOptions:
     return tyro.cli(
         gather, prog="pretrain", description=inspect.getdoc(PretrainOptions), args=arguments
     )
+
+
+@dataclass(frozen=True)
+class SweepOptions:
+    """Trains the grid of data, fractions and seeds as independent jobs on Ray.
+
+    Any option of `train` may follow and holds for each job, such as --out, --epochs and
+    --max-minutes. Bundles, checkpoints and the jobs' logs (.runs/sweep/) lie in --out; give the
+    same command again after an interruption. The last line on stdout is one JSON document.
+    """
+
+    data: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """As for `train`; repeat it for several data sets. Without it: cifar10."""
+    fraction: tyro.conf.UseAppendAction[tuple[float, ...]] = ()
+    """As for `train`; repeat it. Without it: 0.1, 0.5 and 1.0."""
+    seed: int = 0
+    """The first one."""
+    seeds: int = 1
+    """So many, one job each."""
+    address: str | None = None
+    """Of a Ray cluster, HOST:PORT of its head, or `auto` on one of its machines, which must all
+    have Labelcurve and see --data and --out under the same paths. Without it, Ray starts on this
+    machine alone, and ends with the command."""
+    cpus: float = 1
+    """Of each job; also its threads."""
+    gpus: float | None = None
+    """Of each job; by default 1 where the cluster has GPUs. With 0.25, four jobs share one."""
+    retries: int = 3
+    """Times that a job runs again whose worker or machine died; it goes on from its checkpoint."""
+
+    def __post_init__(self) -> None:
+        """Checks what no type can say.
+
+        Raises:
+            LabelcurveError: names the flag, the value and what is allowed.
+        """
+        if self.seeds < 1:
+            raise LabelcurveError(f"--seeds {self.seeds}: allowed are 1 and more")
+        if not 0 < self.cpus < math.inf:
+            raise LabelcurveError(f"--cpus {self.cpus:g}: allowed are values above 0")
+        if self.gpus is not None and not 0 <= self.gpus < math.inf:
+            raise LabelcurveError(f"--gpus {self.gpus:g}: allowed are 0 and more")
+        if self.retries < 0:
+            raise LabelcurveError(f"--retries {self.retries}: allowed are 0 and more")
+
+
+def parse_sweep(arguments: Sequence[str] | None = None) -> tuple[SweepOptions, list[str]]:
+    """The options of `sweep`, and those that are left for `train`."""
+    found: tuple[SweepOptions, list[str]] = tyro.cli(
+        SweepOptions, prog="sweep", args=arguments, return_unknown_args=True
+    )
+    chosen, others = found
+    return replace(chosen, data=chosen.data or ("cifar10",)), others
 
 
 @dataclass(frozen=True)

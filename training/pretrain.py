@@ -12,10 +12,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from bundle.errors import DivergedError
+from bundle.errors import DeviceError, DivergedError
+from training import distributed
 from training.backbones import Network
 from training.checkpoint import Checkpoint, mix
 from training.device import Device
+from training.memory import EnoughMemory
 from training.objectives import Objective
 from training.optimizers import Optimizers
 from training.probe import Probe
@@ -69,20 +71,31 @@ def pretrain(
     assert isinstance(objective, nn.Module)
     objective.to(device.device)
     generator = torch.Generator(device.device)
-    batches = Batches(images, recipe.batch_size, 0, [seed], device, say)
+    batches = Batches(
+        images,
+        recipe.batch_size,
+        0,
+        [seed],
+        device,
+        say,
+        rank=distributed.rank(),
+        world=distributed.size(),
+    )
     batch, steps = batches.batch, batches.steps
+    distributed.check(batch)
     total = max(1, round(recipe.epochs * steps))
     modules = nn.ModuleDict({"backbone": network.backbone, "objective": objective})
+    distributed.join(modules)
     optimizers = Optimizers([(modules, 1.0)], recipe, device.dtype)
     step, before, losses, shown = 0, 0.0, torch.zeros((), device=device.device), 0
     loss_step, started = 0, datetime.now(UTC).isoformat(timespec="seconds")
-    if checkpoint is not None and (state := checkpoint.read()) is not None:
+    if (state := distributed.share(checkpoint and checkpoint.read())) is not None:
         modules.load_state_dict(state["modules"])
         optimizers.load_state_dict(state["optimizers"])
         step, before, shown = state["step"], state["seconds"], state["shown"]
         loss_step, started = state["loss_step"], state["started"]
         losses = state["losses"].to(device.device)
-        say(f"going on at epoch {step / steps:.1f} from {checkpoint.path}")
+        say(f"going on at epoch {step / steps:.1f} from {checkpoint and checkpoint.path}")
 
     def healthy() -> bool:
         return bool(torch.isfinite(losses))
@@ -108,6 +121,8 @@ def pretrain(
     loss_shown = math.nan
     while True:
         elapsed = before + time.monotonic() - start
+        if seconds is not None:
+            elapsed = distributed.agree(elapsed)
         progress = step / total if seconds is None else max(step / total, elapsed / seconds)
         tenth = min(10, int(progress * 10 + 1e-9))
         if tenth > shown or progress >= 1:
@@ -136,17 +151,28 @@ def pretrain(
         on_step(min(1.0, progress), elapsed * (1 / progress - 1) if 0 < progress < 1 else 0.0)
         # The randomness of a step depends on nothing but its number: a run that goes on after an
         # interruption is the same run.
-        generator.manual_seed(mix(seed, step))
-        torch.manual_seed(mix(seed, step))
-        _, pixels, index = batches.draw(step)
+        generator.manual_seed(mix(seed, step, *distributed.salt()))
+        torch.manual_seed(mix(seed, step, *distributed.salt()))
         optimizers.begin(progress)
-        loss = objective(network, pixels[index], generator)
-        loss.backward()
+        with EnoughMemory() as enough:
+            _, pixels, index = batches.draw(step)
+            loss = objective(network, pixels[index], generator, batch) * (len(index) / batch)
+            loss.backward()
+            distributed.total_gradients(modules, loss.detach())
+        if not enough:
+            raise DeviceError(
+                f"the memory of {device.choice.value} is too small for a step on {len(index)} of "
+                f"the {batch} images of a batch, which its objective needs at once: a smaller "
+                "--batch-size or --image-size needs less, more processes share it (torchrun "
+                "--nproc-per-node), and --device cpu takes the machine's memory"
+            )
         optimizers.step()
         losses += loss.detach()
         step += 1
+        distributed.heed()
         if checkpoint is not None:
             checkpoint.save(state_now, healthy=healthy)
+    distributed.part_with(modules)
     network.eval()
     return Result(
         started=started,

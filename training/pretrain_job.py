@@ -12,6 +12,7 @@ import shutil
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -24,19 +25,28 @@ from numpy.typing import NDArray
 
 from bundle.errors import DivergedError, LabelcurveError
 from bundle.machine import git_commit, versions
-from training import checkpoint, compilation, data, extractor, fractions, interruption, lock
-from training.backbones import build
+from training import (
+    checkpoint,
+    compilation,
+    data,
+    distributed,
+    extractor,
+    fractions,
+    interruption,
+    lock,
+)
+from training.backbones import Network, build
 from training.checkpoint import Checkpoint
 from training.data import Data
 from training.device import Device, choose, hardware, to_device
 from training.extractor import Card, Extractor
 from training.objectives import Contrastive, RelativePosition
 from training.options import PretrainOptions
-from training.pretrain import pretrain
+from training.pretrain import Result, pretrain
 from training.probe import Probe
 from training.progress import Bar
 from training.recipes import TORCHVISION, Objective, Pretraining, Recipe, pretraining
-from training.stored import take
+from training.stored import Images, take
 from training.views import Views
 
 PACKAGES = ("labelcurve", "lightly", "numpy", "torch")
@@ -108,6 +118,8 @@ def run(options: PretrainOptions, start: float | None = None) -> dict[str, Any]:
         recipe = replace(recipe, epochs=options.epochs)
     elif options.max_minutes is not None:
         recipe = replace(recipe, epochs=10_000)
+    if options.batch_size is not None:
+        recipe = replace(recipe, batch_size=options.batch_size)
     request = Request(
         recipe,
         flip=not options.no_flip and options.data != "digits",
@@ -262,28 +274,18 @@ def make(
     network = build(recipe.backbone, pixels, 2)
     if request.start is not None:
         request.start.load_into(network)
-    network = network.to(device.device).to(memory_format=torch.channels_last)
-    probe = None
+    judges = None
     if request.labelled and len(held):
         bank = fractions.spread(learn, max(HELD_OUT, PROBED_BYTES * len(learn) // pixels.nbytes))
-        probe = Probe(
-            to_device(images.train.images[bank], device),
-            images.train.labels[bank],
-            to_device(images.train.images[held], device),
-            images.train.labels[held],
-            device,
+        judges = tuple(
+            part
+            for rows in (bank, held)
+            for part in (images.train.images[rows], images.train.labels[rows])
         )
     say(
         f"\n{recipe.objective} on {len(learn):,} images; {len(held):,} held out "
-        + ("to judge by k-NN" if probe else "(no labels to judge by)")
+        + ("to judge by k-NN" if judges else "(no labels to judge by)")
     )
-    objective: Contrastive | RelativePosition
-    if recipe.objective == "relative-position":
-        objective = RelativePosition(images.size, device)
-    else:
-        side = max(8, round(recipe.view_share * images.size))
-        views = Views(size=side, flip=request.flip)
-        objective = Contrastive(network.dim, views, recipe.n_views, recipe.temperature, device)
     saved = Checkpoint(
         path or out.with_name(f".{out.stem}.checkpoint"),
         _key(images, request, learn),
@@ -292,36 +294,20 @@ def make(
     )
     if fresh:
         saved.remove()
-    steps = recipe.epochs * len(learn) / recipe.batch_size
-    if request.seconds is not None and request.seconds < 300:
-        steps = 0  # the time is needed for them
-    choice = compilation.choose(device, steps)
-    say(f"compilation: {choice.value} ({choice.reason})")
     try:
-        with (
-            compilation.applied(network, choice),
-            Bar("pretraining") as bar,
-            interruption.deferred(),
-        ):
-            result = pretrain(
+        with Bar("pretraining") as bar, interruption.deferred():
+            result, knn, linear = distributed.together(
+                learn_from,
                 network,
-                objective,
                 pixels,
-                recipe,
+                replace(request, start=None),
                 device,
-                request.seed,
-                probe=probe,
-                checkpoint=saved,
-                seconds=request.seconds,
-                say=say,
-                on_step=bar.update,
+                mine={"judges": judges, "checkpoint": saved, "say": say, "on_step": bar.update},
             )
     except DivergedError:
         saved.remove()
         raise
-    knn = linear = None
-    if probe is not None:
-        knn, linear = probe.knn(network), probe.linear(network)
+    if knn is not None:
         say(f"k-NN {knn:.4f}, linear probe {linear:.4f} on {len(held):,} held-out training images")
     this = extractor.Pretraining(
         command=shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
@@ -353,6 +339,66 @@ def make(
     extractor.write(out, network, card)
     saved.remove()
     return extractor.read(out)
+
+
+def learn_from(
+    network: Network,
+    images: Images,
+    request: Request,
+    device: Device,
+    *,
+    judges: Sequence[NDArray[Any]] | None = None,
+    checkpoint: Checkpoint | None = None,
+    say: Callable[[str], None] = print,
+    on_step: Callable[[float, float], None] = lambda *_: None,
+) -> tuple[Result, float | None, float | None]:
+    """Trains `network` in place; in every process, where there are several.
+
+    Args:
+        images: to learn from, [N, H, W, 3].
+        judges: some of them with their labels, and held-out images with theirs.
+
+    Returns:
+        The result, the accuracy of k-NN and that of a linear probe.
+    """
+    recipe = request.recipe
+    size = images.shape[1]
+    network.to(device.device).to(memory_format=torch.channels_last)
+    probe = None
+    if judges is not None:
+        bank, labels, held_out, held_out_labels = judges
+        probe = Probe(
+            to_device(bank, device), labels, to_device(held_out, device), held_out_labels, device
+        )
+    objective: Contrastive | RelativePosition
+    if recipe.objective == "relative-position":
+        objective = RelativePosition(size, device)
+    else:
+        side = max(8, round(recipe.view_share * size))
+        views = Views(size=side, flip=request.flip)
+        objective = Contrastive(network.dim, views, recipe.n_views, recipe.temperature, device)
+    steps = recipe.epochs * len(images) / recipe.batch_size
+    if request.seconds is not None and request.seconds < 300:
+        steps = 0  # the time is needed for them
+    choice = compilation.choose(device, steps)
+    say(f"compilation: {choice.value} ({choice.reason})")
+    with compilation.applied(network, choice):
+        result = pretrain(
+            network,
+            objective,
+            images,
+            recipe,
+            device,
+            request.seed,
+            probe=probe,
+            checkpoint=checkpoint,
+            seconds=request.seconds,
+            say=say,
+            on_step=on_step,
+        )
+    if probe is None:
+        return result, None, None
+    return result, probe.knn(network), probe.linear(network)
 
 
 def split(n: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

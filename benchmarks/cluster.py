@@ -1,0 +1,202 @@
+"""Does a sweep on a cluster that loses a machine end with the models of one that loses none?
+
+`python -m benchmarks.cluster` runs `sweep` on scikit-learn's digits undisturbed, with Ray on this
+machine alone. Then it starts a Ray cluster of two nodes, both on the loopback interface, runs the
+same sweep there, kills one node with SIGKILL (its raylet, and so the job on it) when both have
+written a checkpoint, and compares the bundles' versions. The last line on stdout is one JSON
+document.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import tyro
+
+from benchmarks import provenance
+from benchmarks.processes import command
+from bundle.errors import LabelcurveError
+
+SWEEP = (
+    *("sweep", "--data", "digits", "--fraction", "0.2", "--image-size", "8", "--device", "cpu"),
+    *("--extractor", "none", "--no-unlabelled", "--checkpoint-seconds", "0"),
+)
+
+# As a machine of its own would: with one node's address, and nothing that listens elsewhere.
+NODE = """
+import sys
+from ray.cluster_utils import Cluster
+cluster = Cluster(initialize_head=True, head_node_args={
+    "num_cpus": 1, "include_dashboard": False, "node_ip_address": "127.0.0.1",
+    "object_store_memory": 128 * 2**20, "temp_dir": sys.argv[1]})
+other = cluster.add_node(num_cpus=1, node_ip_address="127.0.0.1",
+    object_store_memory=128 * 2**20)
+cluster.wait_for_nodes()
+print(cluster.address, flush=True)
+for line in sys.stdin:
+    other.kill_raylet(check_alive=False)
+    print("killed", flush=True)
+other.kill_all_processes(check_alive=False, allow_graceful=False)
+cluster.head_node.kill_all_processes(check_alive=False, allow_graceful=False)
+"""
+
+LONGEST = 900.0
+"""Seconds that one sweep may take."""
+
+
+@dataclass
+class Options:
+    """Kills a node of a Ray cluster in the middle of a sweep and compares what it ends with."""
+
+    seeds: int = 4
+    """Jobs."""
+    epochs: int = 12
+    """Of each."""
+    out: Path | None = None
+    """Also write the JSON document to this file."""
+
+
+def main(options: Options) -> dict[str, Any]:
+    """Both sweeps, one after the other."""
+    given = (*SWEEP, "--seeds", f"{options.seeds}", "--epochs", f"{options.epochs}")
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        expected = _finish(_start(given, folder, "undisturbed"))
+        print(f"undisturbed: {expected}", flush=True)
+        with _cluster(folder) as (address, kill):
+            process = _start((*given, "--address", address), folder, "disturbed")
+            try:
+                runs = folder / "disturbed" / ".runs"
+                while len(list(runs.glob("*/checkpoint.pt"))) < 2:
+                    if process.poll() is not None:
+                        raise LabelcurveError(f"it ended too soon: {process.communicate()[1]}")
+                    time.sleep(0.05)
+                listening = _listening()
+                kill()
+                found = _finish(process)
+            finally:
+                process.kill()
+                process.communicate()
+        logs = [path.read_text() for path in sorted((runs / "sweep").glob("*.log"))]
+    print(f"one node killed: {found}", flush=True)
+    return {
+        "jobs": options.seeds,
+        "same_versions": sum(expected[name] == found.get(name) for name in expected),
+        "run_again": sum(len(re.findall(r"(?m)^data: ", log)) > 1 for log in logs),
+        "went_on_from_a_checkpoint": sum("going on at epoch" in log for log in logs),
+        "listening": listening,
+        "versions": found,
+        "command": " ".join(given),
+    }
+
+
+@contextmanager
+def _cluster(folder: Path) -> Iterator[tuple[str, Any]]:
+    """Two nodes: the address, and what kills the second."""
+    with tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp") as short:
+        process = subprocess.Popen(
+            [sys.executable, "-c", NODE, short],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=_environment(),
+            cwd=folder,
+            start_new_session=True,
+        )
+        assert process.stdin is not None
+        assert process.stdout is not None
+
+        def kill() -> None:
+            assert process.stdin is not None
+            assert process.stdout is not None
+            process.stdin.write("kill\n")
+            process.stdin.flush()
+            process.stdout.readline()
+
+        try:
+            yield process.stdout.readline().strip(), kill
+        finally:
+            process.stdin.close()
+            try:
+                process.wait(30)
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+
+
+def _listening() -> list[str]:
+    """Addresses other than loopback on which Ray's processes listen."""
+    found = set()
+    for process in psutil.process_iter(["cmdline"]):
+        words = " ".join(process.info["cmdline"] or ())
+        if "ray" not in words:
+            continue
+        try:
+            sockets = process.net_connections("inet")
+        except psutil.Error:
+            continue
+        for socket in sockets:
+            if socket.status == psutil.CONN_LISTEN and socket.laddr.ip not in ("127.0.0.1", "::1"):
+                found.add(f"{Path(words.split()[0]).name} {socket.laddr.ip}")
+    return sorted(found)
+
+
+def _start(given: Sequence[str], folder: Path, name: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [
+            command(given[0]),
+            *given[1:],
+            *("--out", str(folder / name), "--cache", str(folder / "cache")),
+        ],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=_environment(),
+    )
+
+
+def _environment() -> dict[str, str]:
+    # A commit made meanwhile would be in the manifest.
+    return os.environ | {
+        "GIT_DIR": os.devnull,
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # 127.0.0.1 stays 127.0.0.1
+    }
+
+
+def _finish(process: subprocess.Popen[str]) -> dict[str, str]:
+    """Versions by name."""
+    try:
+        stdout, stderr = process.communicate(timeout=LONGEST)
+    finally:
+        process.kill()
+    print(stdout, flush=True)
+    if process.returncode:
+        raise LabelcurveError(f"sweep failed: {stderr.strip()}")
+    document = json.loads(stdout.splitlines()[-1])
+    return {bundle["name"]: bundle["version"] for bundle in document["bundles"]}
+
+
+if __name__ == "__main__":
+    chosen = tyro.cli(Options, prog="python -m benchmarks.cluster")
+    document = {
+        "cluster": main(chosen),
+        "provenance": provenance.here(None).model_dump(mode="json"),
+    }
+    if chosen.out is not None:
+        chosen.out.write_text(json.dumps(document, indent=1) + "\n")
+    print(json.dumps(document))

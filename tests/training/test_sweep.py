@@ -1,0 +1,182 @@
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+
+import psutil
+import pytest
+
+from bundle import store
+from bundle.errors import LabelcurveError
+from tests.training.conftest import QUICK, environment, finished
+from training import options, sweep
+from training.options import SweepOptions, parse_sweep
+
+SWEEP = Path(sys.executable).with_name("sweep")
+
+
+def jobs(*arguments: str) -> list[sweep.Job]:
+    chosen, others = parse_sweep(arguments)
+    return sweep._jobs(chosen, options.parse(others), others)
+
+
+def test_the_grid_is_every_data_set_with_every_fraction_and_seed() -> None:
+    found = jobs(
+        *("--data", "digits", "--data", "a/photos", "--fraction", "1", "--fraction", "0.1"),
+        *("--seed", "3", "--seeds", "2", "--epochs", "4", "--out", "there"),
+    )
+    assert {(job.data, job.fraction, job.seed) for job in found} == {
+        (data, fraction, seed)
+        for data in ("digits", "a/photos")
+        for fraction in (0.1, 1.0)
+        for seed in (3, 4)
+    }
+    assert len(found) == 8
+    for job in found:
+        given = options.parse(job.arguments)
+        assert (given.data, given.fractions, list(given.all_seeds)) == (
+            job.data,
+            (job.fraction,),
+            [job.seed],
+        )
+        assert (given.epochs, given.out) == (4, Path("there"))
+
+
+def test_without_options_it_is_what_train_does() -> None:
+    found = jobs()
+    assert [(job.data, job.fraction, job.seed) for job in found] == [
+        ("cifar10", fraction, 0) for fraction in options.DEFAULT_FRACTIONS
+    ]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--data", "a/x", "--data", "b/x"), "two of them would have the same bundles' names"),
+        (("--data", "a", "--data", "b", "--name", "c"), "--name c: allowed with one --data"),
+        (("--fraction", "2"), "--fraction 2: allowed are values above 0 and up to 1"),
+        (("--dry-run",), "--dry-run and --self-test are options of `train` alone"),
+        (("--seeds", "0"), "--seeds 0: allowed are 1 and more"),
+        (("--cpus", "0"), "--cpus 0: allowed are values above 0"),
+        (("--gpus", "-1"), "--gpus -1: allowed are 0 and more"),
+        (("--retries", "-1"), "--retries -1: allowed are 0 and more"),
+    ],
+)
+def test_a_bad_value_names_the_flag_and_what_is_allowed(
+    arguments: tuple[str, ...], message: str
+) -> None:
+    with pytest.raises(LabelcurveError, match=re.escape(message)):
+        jobs(*arguments)
+
+
+def test_a_typing_error_proposes_the_right_option(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        jobs("--epoch", "3")
+    assert re.search(r"--epochs\b", capsys.readouterr().err)
+
+
+def test_every_option_has_its_line_of_help(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        jobs("--help")
+    text = capsys.readouterr().out
+    for name in vars(SweepOptions()):
+        assert f" --{name}" in text
+
+
+def test_mean_and_spread_are_over_the_seeds() -> None:
+    def entry(data: str, accuracy: float, test: bool = True) -> dict[str, object]:
+        figures = {"accuracy": accuracy}
+        return {
+            "data": data,
+            "fraction": 0.1,
+            "val": figures if not test else {"accuracy": 0.0},
+            "test": figures if test else None,
+        }
+
+    one, two = sweep.summarise([entry("a", 0.5), entry("b", 0.9, test=False), entry("a", 0.7)])
+    assert (one["data"], one["seeds"]) == ("a", 2)
+    assert one["mean"] == pytest.approx(0.6)
+    assert one["std"] == pytest.approx(0.1414, abs=1e-4)
+    assert two == {"data": "b", "fraction": 0.1, "seeds": 1, "mean": 0.9, "std": None}
+
+
+def test_a_second_attempt_goes_on_and_finds_what_the_first_published(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GIT_DIR", os.devnull)
+    monkeypatch.setattr(sys, "argv", ["sweep"])
+    (job,) = jobs(
+        *QUICK, "--fraction", "0.1", "--out", str(tmp_path), "--cache", str(cache), "--fresh"
+    )
+    first = sweep.train(job)
+    log = tmp_path / ".runs" / "sweep" / job.log
+    assert log.read_text().count("  2/2 ") == 1
+    assert sweep.train(job) == first
+    assert "was published before the interruption" in log.read_text()
+    assert log.read_text().count("  2/2 ") == 1
+    # Another sweep starts over, as --fresh says.
+    again = sweep.train(replace(job, sweep="later"))
+    assert again["version"] == first["version"]
+    assert log.read_text().count("  2/2 ") == 1
+    assert log.read_text().startswith("later\n")
+    run = store.read_run(store.read(tmp_path, first["name"]).path)
+    assert run.command.startswith("train --data digits --fraction 0.1 --seed 0 ")
+
+
+def listening(parent: psutil.Process) -> set[str]:
+    """Addresses on which a process and those below it listen."""
+    found = set()
+    for process in [parent, *parent.children(recursive=True)]:
+        with suppress(psutil.NoSuchProcess):
+            found |= {
+                socket.laddr.ip
+                for socket in process.net_connections("inet")
+                if socket.status == psutil.CONN_LISTEN
+            }
+    return found
+
+
+def test_a_sweep_on_this_machine_says_each_result_and_each_failure(
+    tmp_path: Path, cache: Path
+) -> None:
+    command = [
+        *(str(SWEEP), *QUICK[2:], "--fraction", "0.1", "--cpus", "0.5"),
+        *("--out", str(tmp_path)),
+    ]
+    process = subprocess.Popen(
+        [*command, "--data", "digits", "--data", "nowhere", "--cache", str(cache)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment(cache),
+    )
+    try:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if "/2 " in line:
+                break
+        assert listening(psutil.Process(process.pid)) == {"127.0.0.1"}
+        rest, stderr = process.communicate(timeout=240)
+    finally:
+        process.kill()
+        process.wait()
+    assert process.returncode == 1
+    assert "error: 1 of 2 jobs failed; the same command runs them again:" in stderr
+    assert "--data nowhere --fraction 0.1 --seed 0: --data nowhere: no such folder" in stderr
+    assert "Traceback" not in stderr
+    row = r"(?m)^ +\d/2 +digits +10 % +0 +0\.\d{4} +0\.\d{4} +\w{12} "
+    assert re.search(row, line + rest)
+    # What was published is not trained again, until all of it is there.
+    assert (tmp_path / ".runs" / "digits-scratch-10" / "finished.json").exists()
+    done = finished(tmp_path, cache, *command, "--data", "digits")
+    assert done.code == 0, done.stderr
+    (entry,) = done.document["bundles"]
+    assert entry["version"] == store.read(tmp_path, "digits-scratch-10").version
+    log = (tmp_path / ".runs" / "sweep" / "digits-0.1-s0.log").read_text()
+    assert "was published before the interruption" in log
+    assert not (tmp_path / ".runs" / "digits-scratch-10" / "finished.json").exists()
