@@ -149,8 +149,9 @@ def _listening() -> list[str]:
         except psutil.Error:
             continue
         for socket in sockets:
-            if socket.status == psutil.CONN_LISTEN and socket.laddr.ip not in ("127.0.0.1", "::1"):
-                found.add(f"{Path(words.split()[0]).name} {socket.laddr.ip}")
+            address = socket.laddr.ip.removeprefix("::ffff:")  # IPv4 by a socket of IPv6
+            if socket.status == psutil.CONN_LISTEN and address not in ("127.0.0.1", "::1"):
+                found.add(f"{Path(words.split()[0]).name} {address}")
     return sorted(found)
 
 

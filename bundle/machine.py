@@ -32,14 +32,18 @@ def _quota(cgroup: Path) -> float:
 
 
 def memory(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
-    """Bytes of memory that this process may use: the machine's, or the cgroup's limit if lower."""
+    """Bytes of memory that this process may use.
+
+    The machine's, or the cgroup's limit if lower, divided by the processes that a launcher such as
+    `torchrun` started on this machine.
+    """
     found = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     for file in (cgroup / "memory.max", cgroup / "memory/memory.limit_in_bytes"):
         try:
             found = min(found, int(file.read_text()))
         except (OSError, ValueError):  # not there, or `max`
             continue
-    return found
+    return found // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
 def cpu_name() -> str:

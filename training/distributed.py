@@ -92,9 +92,12 @@ def run(work: Callable[[], dict[str, Any]], device: str) -> dict[str, Any] | Non
         return work()
     try:
         _join(device)
-        document = work() if rank() == 0 else _follow()
+        document = None
         if rank() == 0:
+            document = work()
             _send(None)
+        else:
+            _follow()
         _leave()
         return document
     except interruption.Stopped as stopped:
@@ -342,7 +345,7 @@ def _receive() -> Any:
         if len(piece):
             dist.broadcast(piece, 0, group=_control)
     message, *buffers = (piece.numpy() for piece in pieces)
-    return pickle.loads(message, buffers=buffers)
+    return pickle.loads(message.data, buffers=buffers)
 
 
 def _is_loss(error: Exception) -> bool:

@@ -13,10 +13,12 @@ import http.client
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from bundle.errors import DataError
 from training.folder import folder
@@ -76,7 +78,7 @@ def digits() -> Source:
         fingerprint=hashlib.sha256(pixels.tobytes() + labels.tobytes()).hexdigest(),
         class_names=tuple(str(name) for name in bunch.target_names),
         size=16,  # twice the pixels: the backbone halves three times
-        splits={"train": Rows(labels, lambda i: png(pixels[i]), lambda i: f"digit {i}")},
+        splits={"train": Rows(labels, partial(_png, pixels), "digit {}".format)},
     )
 
 
@@ -94,12 +96,8 @@ def cifar10(downloads: Path, say: Say) -> Source:
     parts = {"train": train, "test": dataset(train=False)}
 
     def rows(split: str) -> Rows:
-        pixels = parts[split].data
-        return Rows(
-            np.asarray(parts[split].targets, np.int64),
-            lambda i: png(pixels[i]),
-            lambda i: f"cifar10 {split} row {i}",
-        )
+        labels = np.asarray(parts[split].targets, np.int64)
+        return Rows(labels, partial(_png, parts[split].data), f"cifar10 {split} row {{}}".format)
 
     return Source(
         name="cifar10",
@@ -108,6 +106,10 @@ def cifar10(downloads: Path, say: Say) -> Source:
         size=32,
         splits={split: rows(split) for split in parts},
     )
+
+
+def _png(pixels: NDArray[np.uint8], row: int) -> bytes:
+    return png(pixels[row])
 
 
 def _download_cifar10(downloads: Path, train: bool, say: Say) -> Any:

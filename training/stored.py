@@ -158,7 +158,13 @@ class _File:
         ascending = rows[order]
         # What lies in one block is read at once, with the gaps between.
         cuts = np.flatnonzero(np.diff(ascending // self.per_block)) + 1
-        descriptor = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            descriptor = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as error:
+            raise DataError(
+                f"{self.path} cannot be read any more ({error.strerror}): give the same command "
+                "again. Of several machines, all must see --cache under the same path"
+            ) from error
         try:
             for part, where in zip(np.split(ascending, cuts), np.split(order, cuts), strict=True):
                 if not len(part):

@@ -6,6 +6,7 @@ checkpoint, where `--out` is a volume that all machines see.
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import signal
@@ -14,7 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, redirect_stdout, suppress
+from contextlib import ExitStack, contextmanager, redirect_stdout, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
@@ -25,7 +26,7 @@ from rich.console import Console
 from rich.table import Table
 
 from bundle.errors import LabelcurveError
-from bundle.machine import cores
+from bundle.machine import cores, memory
 from training import options
 from training.finished import Finished
 from training.options import Options, SweepOptions
@@ -35,6 +36,9 @@ HEADER = "done     data            fraction  seed  accuracy  balanced  version  
 
 RUNS, LOGS = ".runs", "sweep"
 """Below `--out`: as in `training.job`, which takes a while to import; and below that."""
+
+ATTEMPTS = 3
+"""To start Ray: on a busy machine its processes may be too late for each other."""
 
 say = partial(print, flush=True)
 
@@ -48,6 +52,7 @@ class Job:
     seed: int
     arguments: tuple[str, ...]
     """Of the command."""
+    cpus: float
     folder: Path
     """In which the sweep was started."""
     sweep: str
@@ -123,12 +128,16 @@ def run(chosen: SweepOptions, others: Sequence[str]) -> dict[str, Any]:
 
 def train(job: Job) -> dict[str, Any]:
     """One job, in a worker: the bundle's entry, with the data and the node."""
+    from training import data
     from training import job as jobs
 
     # A cluster's machines may not have the folder; then paths are absolute.
     with suppress(OSError):
         os.chdir(job.folder)
     chosen = options.parse(job.arguments)
+    if chosen.memory_gb is None:  # a machine has as many jobs as cores for them
+        share = data.MEMORY_SHARE * min(1.0, job.cpus / cores())
+        chosen = replace(chosen, memory_gb=share * memory() / 1e9)
     logs = chosen.out / RUNS / LOGS
     logs.mkdir(parents=True, exist_ok=True)
     log = logs / job.log
@@ -178,7 +187,7 @@ def _jobs(chosen: SweepOptions, base: Options, others: Sequence[str]) -> list[Jo
                 arguments = ("--data", data, "--fraction", f"{fraction!r}", "--seed", f"{seed}")
                 options.parse(arguments)
                 given = (*arguments, *others)
-                jobs.append(Job(data, fraction, seed, given, Path.cwd(), sweep))
+                jobs.append(Job(data, fraction, seed, given, chosen.cpus, Path.cwd(), sweep))
     return jobs
 
 
@@ -198,35 +207,53 @@ def _ray(chosen: SweepOptions) -> Iterator[Any]:
             "none"
         ) from error
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    own = None
-    try:
-        if chosen.address is None:
-            own = tempfile.mkdtemp(prefix="ray-", dir="/tmp")  # sockets have short paths
+    with ExitStack() as folders:
+        try:
+            if chosen.address is None:
+                _start(ray, folders)
+            else:
+                _connect(ray, chosen.address)
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+            yield ray
+        finally:
+            ray.shutdown()
+
+
+def _start(ray: Any, folders: ExitStack) -> None:
+    for attempt in range(1, ATTEMPTS + 1):
+        own = tempfile.mkdtemp(prefix="ray-", dir="/tmp")  # sockets have short paths
+        folders.callback(shutil.rmtree, own, ignore_errors=True)
+        try:
             ray.init(
                 address="local",
                 num_cpus=cores(),
                 include_dashboard=False,
                 log_to_driver=False,
-                logging_level="ERROR",
+                logging_level=logging.ERROR,
                 object_store_memory=128 * 2**20,
                 _node_ip_address="127.0.0.1",
                 _temp_dir=own,
             )
-        else:
-            try:
-                ray.init(address=chosen.address, log_to_driver=False, logging_level="ERROR")
-            except (ConnectionError, ValueError, RuntimeError) as error:
+        except Exception as error:  # it raises no narrower class
+            if attempt == ATTEMPTS:
                 raise LabelcurveError(
-                    f"--address {chosen.address}: no Ray cluster answers there ({error}). Without "
-                    "--address, Ray starts on this machine"
+                    f"Ray does not start on this machine: {error}. It gives its processes 15 s "
+                    "each: try it when less other work runs, or train --seeds, which needs no Ray"
                 ) from error
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
-        yield ray
-    finally:
-        ray.shutdown()
-        if own is not None:
-            shutil.rmtree(own, ignore_errors=True)
+            say("Ray did not start in time: once more")
+        else:
+            return
+
+
+def _connect(ray: Any, address: str) -> None:
+    try:
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        raise LabelcurveError(
+            f"--address {address}: no Ray cluster answers there ({error}). Without --address, Ray "
+            "starts on this machine"
+        ) from error
 
 
 def _called(job: Job) -> str:

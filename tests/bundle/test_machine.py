@@ -37,6 +37,14 @@ def test_the_cgroup_limits_the_memory(tmp_path: Path, file: str) -> None:
         assert memory(tmp_path) == expected
 
 
+def test_processes_of_a_launcher_share_the_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alone = memory(tmp_path)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    assert memory(tmp_path) == alone // 4
+
+
 def test_the_processor_has_a_name() -> None:
     assert cpu_name().strip()
 

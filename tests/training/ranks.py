@@ -11,17 +11,19 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from tests.training.test_finetune import RECIPE, labelled, network
-from training import data, distributed, finetune
+from training import data, distributed, finetune, sources
 from training.data import Data
 from training.device import FP32_CPU
 from training.finetune import Labelled
 from training.objectives import Contrastive
 from training.pretrain import pretrain
 from training.recipes import pretraining
+from training.stored import Images, encoded
 from training.views import Views
 
 # Without random changes to the images, the number of processes must not matter.
@@ -54,7 +56,7 @@ def tuned(digits: Data, **mine: Any) -> Any:
     )
 
 
-def learn(images: Tensor, say: Any = print) -> dict[str, Any]:
+def learn(images: Images, say: Any = print) -> dict[str, Any]:
     torch.manual_seed(distributed.rank())  # the leader's weights are to count
     net = network(distributed.rank())
     objective = Contrastive(net.dim, Shades(8), 2, 0.2, FP32_CPU)
@@ -72,9 +74,8 @@ def learn(images: Tensor, say: Any = print) -> dict[str, Any]:
     }
 
 
-def rows(n: int, say: Any = print) -> list[Any]:
+def rows(images: Images, say: Any = print) -> list[Any]:
     """The rows of three epochs that each process draws."""
-    images = torch.zeros(n, 8, 8, 3, dtype=torch.uint8).numpy()
     stream = finetune._Stream(images, 7, 0, 0, FP32_CPU, say)
     generator = torch.Generator()
     drawn = [stream.draw(i, False, generator)[0].tolist() for i in range(3 * stream.steps)]
@@ -88,13 +89,17 @@ def rows(n: int, say: Any = print) -> list[Any]:
 def work(out: Path, cache: Path) -> dict[str, Any]:
     digits = data.load("digits", size=8, cache=cache, say=lambda _: None)
     result = tuned(digits, say=lambda _: None)
-    images = torch.from_numpy(digits.train.images[:90].copy()).permute(0, 3, 1, 2)
+    images = digits.train.images[:90]
+    # Encoded, as where neither memory nor disk have room for them; a window is one batch.
+    source = sources.digits().splits["train"]
+    outside = encoded(source, np.arange(30), 8, 1)
     found = {
         "weights": result.network.state_dict(),
         "before": network().state_dict(),
         "history": [row.model_dump() for row in result.history],
         "extractor": distributed.together(learn, images, mine={"say": lambda _: None}),
-        "rows": distributed.together(rows, 30, mine={}),
+        "rows": distributed.together(rows, digits.train.images[:30], mine={}),
+        "rows_outside": distributed.together(rows, outside, mine={}),
     }
     torch.save(found, out)
     return {}

@@ -72,6 +72,13 @@ def test_two_processes_are_one_run(tmp_path: Path, cache: Path, digits: object) 
     assert both(first, second) == whole
     assert not set(map(tuple, first)) & set(map(tuple, second))
     assert len(first) == 12
+    # What is outside memory, too, though in parts of their own.
+    first, second = two["rows_outside"]
+    for epoch in range(0, 12, 4):
+        seen = [
+            row for rows in first[epoch : epoch + 4] + second[epoch : epoch + 4] for row in rows
+        ]
+        assert len(seen) == len(set(seen)) == 28
     assert moved_alike(one["before"], one["weights"], two["weights"]) > 10
     learnt, both_learnt = one["extractor"], two["extractor"]
     assert moved_alike(learnt["before"], learnt["projector"], both_learnt["projector"]) > 3
@@ -125,7 +132,8 @@ def until(process: subprocess.Popen[str], start: str) -> None:
 def test_a_signal_to_one_ends_both_at_a_checkpoint_and_two_go_on_to_what_one_reaches(
     tmp_path: Path, cache: Path, trained: Finished
 ) -> None:
-    command = (*QUICK, "--fraction", "1.0", "--out", str(tmp_path))
+    # So little memory that the images stay outside.
+    command = (*QUICK, "--fraction", "1.0", "--memory-gb", "0.0002", "--out", str(tmp_path))
     with two(cache, *command) as (leader, follower):
         until(leader, "epoch ")
         began = time.monotonic()
@@ -136,11 +144,11 @@ def test_a_signal_to_one_ends_both_at_a_checkpoint_and_two_go_on_to_what_one_rea
     assert "the same command goes on from here" in said[0][1]
     assert "Traceback" not in said[0][1] + said[1][1]
     folder = tmp_path / ".runs" / "digits-scratch-100"
-    assert [path.name for path in folder.iterdir() if "tfevents" not in path.name] == [
-        "checkpoint.pt"
-    ]
+    assert (folder / "checkpoint.pt").exists()
+    assert len(list(folder.rglob("*tfevents*"))) == 1, "one process writes"
     done = finished(tmp_path, cache, *TORCHRUN, "-m", "training", *command)
     assert done.code == 0, done.stderr
+    assert "(--memory-gb): read while they are used" in done.stdout
     assert re.search(r"going on at epoch \d\.\d from .*checkpoint\.pt", done.stdout)
     assert done.stdout.count("published ") == done.stdout.count("  2/2 ") == 1
     (entry,) = done.document["bundles"]

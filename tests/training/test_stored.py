@@ -99,6 +99,11 @@ def test_a_file_that_is_cut_off_meanwhile_is_an_error(tmp_path: Path) -> None:
     os.truncate(path, 5_000)
     with pytest.raises(DataError, match=r"images\.npy was cut off while it was read"):
         found[N - 10 :]
+    path.unlink()
+    with pytest.raises(
+        DataError, match=r"images\.npy cannot be read any more .*all must see --cache"
+    ):
+        found[:3]
 
 
 def test_an_image_that_goes_meanwhile_is_named() -> None:

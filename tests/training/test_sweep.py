@@ -134,7 +134,7 @@ def listening(parent: psutil.Process) -> set[str]:
     for process in [parent, *parent.children(recursive=True)]:
         with suppress(psutil.NoSuchProcess):
             found |= {
-                socket.laddr.ip
+                socket.laddr.ip.removeprefix("::ffff:")  # IPv4 by a socket of IPv6
                 for socket in process.net_connections("inet")
                 if socket.status == psutil.CONN_LISTEN
             }
@@ -164,7 +164,7 @@ def test_a_sweep_on_this_machine_says_each_result_and_each_failure(
         rest, stderr = process.communicate(timeout=240)
     finally:
         process.kill()
-        process.wait()
+        process.communicate()
     assert process.returncode == 1
     assert "error: 1 of 2 jobs failed; the same command runs them again:" in stderr
     assert "--data nowhere --fraction 0.1 --seed 0: --data nowhere: no such folder" in stderr
