@@ -1,9 +1,10 @@
-"""Does a sweep on a cluster that loses a machine end with the models of one that loses none?
+"""Do two processes train as well as one, and does a sweep outlive the loss of a machine?
 
-`python -m benchmarks.cluster` runs `sweep` on scikit-learn's digits undisturbed, with Ray on this
-machine alone. Then it starts a Ray cluster of two nodes, both on the loopback interface, runs the
-same sweep there, kills one node with SIGKILL (its raylet, and so the job on it) when both have
-written a checkpoint, and compares the bundles' versions. The last line on stdout is one JSON
+`python -m benchmarks.cluster` trains scikit-learn's digits with several seeds, by one process and
+by two (`torchrun`, gloo), and compares the accuracies on test. Then it runs `sweep` undisturbed,
+with Ray on this machine alone, starts a Ray cluster of two nodes, both on the loopback interface,
+runs the same sweep there, kills one node with SIGKILL (its raylet, and so the job on it) when both
+have written a checkpoint, and compares the bundles' versions. The last line on stdout is one JSON
 document.
 """
 
@@ -21,6 +22,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import mean, stdev
 from typing import Any
 
 import psutil
@@ -31,8 +33,18 @@ from benchmarks.processes import command
 from bundle.errors import LabelcurveError
 
 SWEEP = (
-    *("sweep", "--data", "digits", "--fraction", "0.2", "--image-size", "8", "--device", "cpu"),
+    *("--data", "digits", "--fraction", "0.2", "--image-size", "8", "--device", "cpu"),
     *("--extractor", "none", "--no-unlabelled", "--checkpoint-seconds", "0"),
+)
+
+TRAIN = (
+    *("--data", "digits", "--fraction", "1.0", "--image-size", "8", "--device", "cpu"),
+    *("--extractor", "none"),
+)
+
+TORCHRUN = (
+    *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
+    *("--nproc-per-node", "2", "-m", "training"),
 )
 
 # As a machine of its own would: with one node's address, and nothing that listens elsewhere.
@@ -59,25 +71,50 @@ LONGEST = 900.0
 
 @dataclass
 class Options:
-    """Kills a node of a Ray cluster in the middle of a sweep and compares what it ends with."""
+    """Compares two processes with one, and a sweep that loses a node with one that loses none."""
 
-    seeds: int = 4
-    """Jobs."""
+    seeds: int = 5
+    """Of both comparisons; for the second they are the jobs."""
     epochs: int = 12
-    """Of each."""
+    """Of each model."""
     out: Path | None = None
     """Also write the JSON document to this file."""
 
 
-def main(options: Options) -> dict[str, Any]:
+def processes(options: Options) -> dict[str, Any]:
+    """Accuracies on test by one process and by two, seed by seed."""
+    given = (*TRAIN, "--seeds", f"{options.seeds}", "--epochs", f"{options.epochs}")
+    found: dict[str, list[float]] = {}
+    with tempfile.TemporaryDirectory() as name:
+        for number, start in (("one", (command("train"),)), ("two", TORCHRUN)):
+            document = _finish(_start((*start, *given), Path(name), number))
+            found[number] = [bundle["test"]["accuracy"] for bundle in document["bundles"]]
+            print(f"{number}: {found[number]}", flush=True)
+    differences = [two - one for one, two in zip(found["one"], found["two"], strict=True)]
+    return {
+        **{
+            number: {"accuracy": values, "mean": mean(values), "std": _spread(values)}
+            for number, values in found.items()
+        },
+        "mean_difference": mean(differences),
+        "standard_error": _spread(differences) / len(differences) ** 0.5,
+        "command": " ".join(("train", *given)),
+    }
+
+
+def _spread(values: Sequence[float]) -> float:
+    return stdev(values) if len(values) > 1 else 0.0
+
+
+def lost_node(options: Options) -> dict[str, Any]:
     """Both sweeps, one after the other."""
     given = (*SWEEP, "--seeds", f"{options.seeds}", "--epochs", f"{options.epochs}")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        expected = _finish(_start(given, folder, "undisturbed"))
+        expected = _versions(_finish(_start((command("sweep"), *given), folder, "undisturbed")))
         print(f"undisturbed: {expected}", flush=True)
         with _cluster(folder) as (address, kill):
-            process = _start((*given, "--address", address), folder, "disturbed")
+            process = _start((command("sweep"), *given, "--address", address), folder, "disturbed")
             try:
                 runs = folder / "disturbed" / ".runs"
                 while len(list(runs.glob("*/checkpoint.pt"))) < 2:
@@ -86,7 +123,7 @@ def main(options: Options) -> dict[str, Any]:
                     time.sleep(0.05)
                 listening = _listening()
                 kill()
-                found = _finish(process)
+                found = _versions(_finish(process))
             finally:
                 process.kill()
                 process.communicate()
@@ -99,7 +136,7 @@ def main(options: Options) -> dict[str, Any]:
         "went_on_from_a_checkpoint": sum("going on at epoch" in log for log in logs),
         "listening": listening,
         "versions": found,
-        "command": " ".join(given),
+        "command": " ".join(("sweep", *given)),
     }
 
 
@@ -158,8 +195,7 @@ def _listening() -> list[str]:
 def _start(given: Sequence[str], folder: Path, name: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [
-            command(given[0]),
-            *given[1:],
+            *given,
             *("--out", str(folder / name), "--cache", str(folder / "cache")),
         ],
         stdin=subprocess.DEVNULL,
@@ -179,23 +215,28 @@ def _environment() -> dict[str, str]:
     }
 
 
-def _finish(process: subprocess.Popen[str]) -> dict[str, str]:
-    """Versions by name."""
+def _versions(document: dict[str, Any]) -> dict[str, str]:
+    return {bundle["name"]: bundle["version"] for bundle in document["bundles"]}
+
+
+def _finish(process: subprocess.Popen[str]) -> dict[str, Any]:
     try:
         stdout, stderr = process.communicate(timeout=LONGEST)
     finally:
         process.kill()
     print(stdout, flush=True)
     if process.returncode:
-        raise LabelcurveError(f"sweep failed: {stderr.strip()}")
-    document = json.loads(stdout.splitlines()[-1])
-    return {bundle["name"]: bundle["version"] for bundle in document["bundles"]}
+        raise LabelcurveError(f"a command failed: {stderr.strip()}")
+    document: dict[str, Any] = json.loads(stdout.splitlines()[-1])
+    return document
 
 
 if __name__ == "__main__":
     chosen = tyro.cli(Options, prog="python -m benchmarks.cluster")
     document = {
-        "cluster": main(chosen),
+        "processes": processes(chosen),
+        "cluster": lost_node(chosen),
+        "load_average": round(os.getloadavg()[0], 1),
         "provenance": provenance.here(None).model_dump(mode="json"),
     }
     if chosen.out is not None:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import os
 import pickle
 import signal
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from datetime import timedelta
@@ -292,6 +293,9 @@ def _normalise(norm: _BatchNorm, x: Tensor) -> Tensor:
 def _join(device: str) -> None:
     global _control
     gpus = torch.cuda.device_count() if device != "cpu" else 0
+    if os.environ.get("LOCAL_WORLD_SIZE") == os.environ["WORLD_SIZE"]:
+        # All on this machine. By itself, gloo asks for the address of the host's name.
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo0" if sys.platform == "darwin" else "lo")
     dist.init_process_group("cpu:gloo,cuda:nccl" if gpus else "gloo")
     _control = dist.new_group(backend="gloo", timeout=PATIENCE)
     local, here = (int(os.environ.get(f"LOCAL_{name}", "0")) for name in ("RANK", "WORLD_SIZE"))

@@ -10,6 +10,7 @@ import logging
 import os
 import shutil
 import signal
+import socket
 import statistics
 import sys
 import tempfile
@@ -199,12 +200,16 @@ def _ray(chosen: SweepOptions) -> Iterator[Any]:
         # What macOS has by default: without it, Ray replaces 127.0.0.1 by an address of the network
         # and listens on all of them.
         os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
+    elif chosen.address != "auto":
+        with _reaching(chosen.address):  # Ray itself would look for more than a minute
+            host, _, port = chosen.address.rpartition(":")
+            socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
     try:
         import ray
     except ImportError as error:
         raise LabelcurveError(
-            "Ray is not installed: pip install 'labelcurve[scale]', or train --seeds, which needs "
-            "none"
+            "Ray is not installed. It is the extra `scale`: pip install '.[train,scale]' in a "
+            "clone of Labelcurve, or train --seeds, which needs none"
         ) from error
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     with ExitStack() as folders:
@@ -212,7 +217,10 @@ def _ray(chosen: SweepOptions) -> Iterator[Any]:
             if chosen.address is None:
                 _start(ray, folders)
             else:
-                _connect(ray, chosen.address)
+                with _reaching(chosen.address):
+                    ray.init(
+                        address=chosen.address, log_to_driver=False, logging_level=logging.ERROR
+                    )
             for number, handler in handlers.items():
                 signal.signal(number, handler)
             yield ray
@@ -246,10 +254,11 @@ def _start(ray: Any, folders: ExitStack) -> None:
             return
 
 
-def _connect(ray: Any, address: str) -> None:
+@contextmanager
+def _reaching(address: str) -> Iterator[None]:
     try:
-        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
-    except (ConnectionError, ValueError, RuntimeError) as error:
+        yield
+    except (OSError, ValueError, RuntimeError) as error:
         raise LabelcurveError(
             f"--address {address}: no Ray cluster answers there ({error}). Without --address, Ray "
             "starts on this machine"

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import re
+import socket
 import subprocess
 import sys
 from contextlib import suppress
@@ -65,6 +66,7 @@ def test_without_options_it_is_what_train_does() -> None:
         (("--cpus", "0"), "--cpus 0: allowed are values above 0"),
         (("--gpus", "-1"), "--gpus -1: allowed are 0 and more"),
         (("--retries", "-1"), "--retries -1: allowed are 0 and more"),
+        (("--address", "head"), "--address head: allowed are HOST:PORT of the cluster's head"),
     ],
 )
 def test_a_bad_value_names_the_flag_and_what_is_allowed(
@@ -72,6 +74,22 @@ def test_a_bad_value_names_the_flag_and_what_is_allowed(
 ) -> None:
     with pytest.raises(LabelcurveError, match=re.escape(message)):
         jobs(*arguments)
+
+
+def test_without_ray_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(LabelcurveError, match=r"Ray is not installed\. It is the extra `scale`"):
+        sweep.run(SweepOptions(data=("digits",)), [])
+
+
+def test_an_address_where_nothing_listens_is_said_at_once() -> None:
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{closed.getsockname()[1]}"
+        with pytest.raises(
+            LabelcurveError, match=rf"--address {address}: no Ray cluster answers .*refused"
+        ):
+            sweep.run(SweepOptions(data=("digits",), address=address), [])
 
 
 def test_a_typing_error_proposes_the_right_option(capsys: pytest.CaptureFixture[str]) -> None:
