@@ -53,7 +53,7 @@ import sys
 from ray.cluster_utils import Cluster
 cluster = Cluster(initialize_head=True, head_node_args={
     "num_cpus": 1, "include_dashboard": False, "node_ip_address": "127.0.0.1",
-    "object_store_memory": 128 * 2**20, "temp_dir": sys.argv[1]})
+    "object_store_memory": 128 * 2**20})
 other = cluster.add_node(num_cpus=1, node_ip_address="127.0.0.1",
     object_store_memory=128 * 2**20)
 cluster.wait_for_nodes()
@@ -145,11 +145,11 @@ def _cluster(folder: Path) -> Iterator[tuple[str, Any]]:
     """Two nodes: the address, and what kills the second."""
     with tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp") as short:
         process = subprocess.Popen(
-            [sys.executable, "-c", NODE, short],
+            [sys.executable, "-c", NODE],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            env=_environment(),
+            env=_environment() | {"RAY_TMPDIR": short},
             cwd=folder,
             start_new_session=True,
         )
@@ -164,7 +164,10 @@ def _cluster(folder: Path) -> Iterator[tuple[str, Any]]:
             process.stdout.readline()
 
         try:
-            yield process.stdout.readline().strip(), kill
+            address = process.stdout.readline().strip()
+            if not address:
+                raise LabelcurveError("the cluster did not start")
+            yield address, kill
         finally:
             process.stdin.close()
             try:
@@ -175,7 +178,7 @@ def _cluster(folder: Path) -> Iterator[tuple[str, Any]]:
 
 
 def _listening() -> list[str]:
-    """Addresses other than loopback on which Ray's processes listen."""
+    """Addresses on which Ray's processes listen."""
     found = set()
     for process in psutil.process_iter(["cmdline"]):
         words = " ".join(process.info["cmdline"] or ())
@@ -187,8 +190,8 @@ def _listening() -> list[str]:
             continue
         for socket in sockets:
             address = socket.laddr.ip.removeprefix("::ffff:")  # IPv4 by a socket of IPv6
-            if socket.status == psutil.CONN_LISTEN and address not in ("127.0.0.1", "::1"):
-                found.add(f"{Path(words.split()[0]).name} {address}")
+            if socket.status == psutil.CONN_LISTEN:
+                found.add(address)
     return sorted(found)
 
 

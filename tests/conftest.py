@@ -36,6 +36,8 @@ LONG = (
     "training/test_job",
     "training/test_cli",
     "training/test_faults",
+    "training/test_distributed",
+    "training/test_sweep",
     "training/test_pretrain_job",
     "benchmarks/test_cli",
     "benchmarks/test_faults",

@@ -320,10 +320,10 @@ class SweepOptions:
         """
         if self.seeds < 1:
             raise LabelcurveError(f"--seeds {self.seeds}: allowed are 1 and more")
-        if not re.fullmatch(r"auto|\S+:\d+", self.address or "auto"):
+        if self.address is not None and not re.fullmatch(r"auto|\S+:\d+", self.address):
             raise LabelcurveError(
-                f"--address {self.address}: allowed are HOST:PORT of the cluster's head, and `auto` on "
-                "one of its machines"
+                f"--address {self.address}: allowed are HOST:PORT of the cluster's head, and "
+                "`auto` on one of its machines"
             )
         if not 0 < self.cpus < math.inf:
             raise LabelcurveError(f"--cpus {self.cpus:g}: allowed are values above 0")

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from bundle import machine
-from training import augment
+from training import augment, distributed
 from training.device import Device, to_device
 from training.memory import EnoughMemory
 from training.stored import Images, Stored, by_blocks
@@ -64,7 +64,7 @@ class Batches:
         """Images of a batch, those of all processes."""
         self.steps = len(images) // self.batch
         """Of an epoch."""
-        self._part = slice(self.batch * rank // world, self.batch * (rank + 1) // world)
+        self._part = distributed.part(self.batch, (rank, world))
         self._own = self._part.stop - self._part.start
         self.waited = 0.0
         """Seconds in which no images were there to go on with."""

@@ -160,11 +160,13 @@ class Counting(torch.nn.Module):
         self.inner = objective
         self.batches: list[Tensor] = []
 
-    def forward(self, network: Network, images: Tensor, generator: torch.Generator) -> Tensor:
+    def forward(
+        self, network: Network, images: Tensor, generator: torch.Generator, whole: int | None = None
+    ) -> Tensor:
         """The loss of the wrapped objective."""
         self.batches.append(images.clone())
         assert network.backbone.training
-        return self.inner(network, images, generator)
+        return self.inner(network, images, generator, whole)
 
 
 @pytest.mark.parametrize(
@@ -236,11 +238,13 @@ class Fragile(Counting):
         super().__init__(objective)
         self.after = after
 
-    def forward(self, network: Network, images: Tensor, generator: torch.Generator) -> Tensor:
+    def forward(
+        self, network: Network, images: Tensor, generator: torch.Generator, whole: int | None = None
+    ) -> Tensor:
         """The loss, until it is enough."""
         if len(self.batches) == self.after:
             raise Stopped
-        return super().forward(network, images, generator)
+        return super().forward(network, images, generator, whole)
 
 
 def interrupted(
@@ -428,10 +432,12 @@ class Slow(Counting):
         super().__init__(objective)
         self.clock = clock
 
-    def forward(self, network: Network, images: Tensor, generator: torch.Generator) -> Tensor:
+    def forward(
+        self, network: Network, images: Tensor, generator: torch.Generator, whole: int | None = None
+    ) -> Tensor:
         """The loss, a second later."""
         self.clock.now += 1
-        return super().forward(network, images, generator)
+        return super().forward(network, images, generator, whole)
 
 
 def test_the_seconds_end_the_run_and_the_learning_rate_has_come_down(

@@ -66,6 +66,7 @@ def test_without_options_it_is_what_train_does() -> None:
         (("--cpus", "0"), "--cpus 0: allowed are values above 0"),
         (("--gpus", "-1"), "--gpus -1: allowed are 0 and more"),
         (("--retries", "-1"), "--retries -1: allowed are 0 and more"),
+        (("--address", ""), "--address : allowed are HOST:PORT"),
         (("--address", "head"), "--address head: allowed are HOST:PORT of the cluster's head"),
     ],
 )
