@@ -121,7 +121,7 @@ def lost_node(options: Options) -> dict[str, Any]:
                     if process.poll() is not None:
                         raise LabelcurveError(f"it ended too soon: {process.communicate()[1]}")
                     time.sleep(0.05)
-                listening = _listening()
+                listening = _listening(process.pid)
                 kill()
                 found = _versions(_finish(process))
             finally:
@@ -177,12 +177,12 @@ def _cluster(folder: Path) -> Iterator[tuple[str, Any]]:
                 process.wait()
 
 
-def _listening() -> list[str]:
-    """Addresses on which Ray's processes listen."""
+def _listening(driver: int) -> list[str]:
+    """Addresses on which Ray's processes listen, and the command."""
     found = set()
     for process in psutil.process_iter(["cmdline"]):
         words = " ".join(process.info["cmdline"] or ())
-        if "ray" not in words:
+        if process.pid != driver and "/ray/" not in words and not words.startswith("ray::"):
             continue
         try:
             sockets = process.net_connections("inet")
