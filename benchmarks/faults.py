@@ -25,7 +25,7 @@ import numpy as np
 import tyro
 
 from benchmarks import sleeper, traffic
-from benchmarks.processes import child, command, cpu_seconds
+from benchmarks.processes import child, command, cpu_seconds, end_on_signals
 from benchmarks.server import free_port
 from benchmarks.traffic import Answer, Client
 from bundle import store
@@ -343,6 +343,7 @@ def _copy(options: Options, root: Path) -> Path:
 def main(args: Sequence[str] | None = None) -> None:
     """The command `python -m benchmarks.faults`."""
     options = tyro.cli(Options, args=args, prog="python -m benchmarks.faults")
+    end_on_signals()
     kinds = {"swaps": _swaps, "overload": _overload, "restarts": _restarts}
     for name in options.only:
         if name not in kinds:
