@@ -28,7 +28,7 @@ $(READY): pyproject.toml requirements.lock
 	@sed -n '/^uv==/,/[^\\]$$/p' requirements.lock > .venv/uv.lock
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r .venv/uv.lock
 	$(BIN)/uv pip install --python .venv --constraint requirements.lock \
-	  --build-constraint requirements.lock --compile-bytecode --editable '.[train,scale,serve,bench,dev]'
+	  --build-constraint requirements.lock --compile-bytecode --editable '.[train,scale,mlflow,serve,bench,dev]'
 	@touch $(READY)
 
 # One lock for all extras, Python 3.11 and newer, Linux and macOS; hashes, no addresses.

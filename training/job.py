@@ -35,6 +35,7 @@ from training.progress import Bar
 from training.publication import Circumstances, publish
 from training.recipes import work
 from training.stored import take
+from training.tracking import Tracking, connect
 
 RUNS = ".runs"
 """Below `--out`: checkpoints, events and locks, a folder for each bundle's name."""
@@ -86,6 +87,8 @@ def run(
     ]
     if options.dry_run:
         return grid.dry_run(images, cells, say)
+    if options.mlflow is not None:
+        connect(options.mlflow)
     _make(options.out)
     with ExitStack() as locks:
         for cell in cells:
@@ -193,6 +196,7 @@ class _Model:
         self.started = datetime.now(UTC).isoformat(timespec="seconds")
         self.interruptions = 0
         self.epochs = 0
+        self.mlflow_run: str | None = None
 
     def _about(self) -> dict[str, Any]:
         return {
@@ -201,6 +205,7 @@ class _Model:
             "epochs": self.epochs,
             "command": time.monotonic() - self.command_began,
             "where": self._where(),
+            "mlflow": self.mlflow_run,
         }
 
     def _where(self) -> str:
@@ -220,6 +225,7 @@ class _Model:
             return 0.0
         self.started, self.interruptions = about["started"], about["interruptions"] + 1
         self.epochs = about["epochs"]
+        self.mlflow_run = about.get("mlflow")
         if about["where"] != self._where():
             say(
                 f"{self.cell.name} was begun on {about['where']} and goes on on {self._where()}: "
@@ -229,6 +235,23 @@ class _Model:
 
     def train(self, budget: Budget) -> dict[str, Any]:
         """Trains and publishes it."""
+        params = {
+            "data": self.images.name,
+            "data_hash": self.images.hash,
+            "fraction": self.cell.subset.fraction,
+            "seed": self.cell.seed,
+            "extractor": self.extractor.version if self.extractor else None,
+            "n_labels_train": len(self.cell.subset.train),
+            "n_unlabelled": len(self.others),
+            **asdict(self.cell.recipe),
+        }
+        with Tracking(self.options.mlflow, self.cell.name, params, self.mlflow_run, say) as run:
+            self.mlflow_run = run.run_id
+            entry = self._train(budget, run)
+            run.published(entry)
+        return entry
+
+    def _train(self, budget: Budget, run: Tracking) -> dict[str, Any]:
         images, cell, options = self.images, self.cell, self.options
         began = time.monotonic()
         subset = cell.subset
@@ -264,7 +287,7 @@ class _Model:
                     mine={
                         "checkpoint": self.checkpoint,
                         "say": say,
-                        "on_epoch": partial(self._on_epoch, writer),
+                        "on_epoch": partial(self._on_epoch, writer, run),
                         "on_step": bar.update,
                     },
                 )
@@ -293,8 +316,9 @@ class _Model:
         self.checkpoint.remove()
         return entry
 
-    def _on_epoch(self, writer: EventWriter, row: Epoch) -> None:
+    def _on_epoch(self, writer: EventWriter, run: Tracking, row: Epoch) -> None:
         writer.write(row)
+        run.epoch(row)
         self.epochs = row.epoch
 
 

@@ -105,6 +105,9 @@ class OutputOptions:
     """Start over where an interrupted run left a checkpoint; without it the run goes on."""
     checkpoint_seconds: float = 45.0
     """Between two checkpoints: about so much work is lost when the machine goes away."""
+    mlflow: str | None = None
+    """Experiment of MLflow that each model becomes a run of, at MLFLOW_TRACKING_URI; needs the
+    extra `mlflow`."""
 
 
 @dataclass(frozen=True)
