@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from bundle import machine, preprocess
 from bundle.errors import DataError
 from training import lock
-from training.decoding import decode, sort
+from training.decoding import AT_ONCE, decode, sort, word
 from training.folder import unlabelled
 from training.source import Rows, Say, Source
 from training.sources import open_source
@@ -176,7 +176,7 @@ def load(
             f"{source.name}: no test split, so a stratified fifth is test: "
             f"{len(test):,} of {len(held):,} images"
         )
-    shared = int(np.isin(train.digests, test.digests).sum())
+    shared = _shared(train, test)
     if shared:
         say(f"{source.name}: {shared} train images are also in test (same pixels)")
     if labelled:
@@ -195,6 +195,13 @@ def load(
 def clear(cache: Path | None = None) -> None:
     """Removes the cached pixels; downloads stay."""
     shutil.rmtree((cache or default_cache()) / "pixels", ignore_errors=True)
+
+
+def _shared(train: Split, test: Split) -> int:
+    """Train images whose pixels are in test, too."""
+    # By their first eight bytes before all of them, which takes less memory.
+    likely = train.digests[np.isin(word(train.digests, 0), word(test.digests, 0))]
+    return int(np.isin(likely, test.digests).sum())
 
 
 def _report_two_classes(source: Source, train: Split, say: Say) -> None:
@@ -234,11 +241,13 @@ def _hash(class_names: tuple[str, ...], train: Split, test: Split) -> str:
     total = hashlib.sha256("\n".join(class_names).encode())
     for split in (train, test):
         total.update(len(split).to_bytes(8, "big"))
-        order = sort(split.digests, split.labels)
-        lines = np.empty((len(split), 36), np.uint8)
-        lines[:, :32] = split.digests[order].view(np.uint8).reshape(-1, 32)
-        lines[:, 32:] = split.labels[order].astype(">u4").view(np.uint8).reshape(-1, 4)
-        total.update(lines.data)
+        whole = sort(split.digests, split.labels)
+        for first in range(0, len(whole), AT_ONCE):
+            order = whole[first : first + AT_ONCE]
+            lines = np.empty((len(order), 36), np.uint8)
+            lines[:, :32] = split.digests[order].view(np.uint8).reshape(-1, 32)
+            lines[:, 32:] = split.labels[order].astype(">u4").view(np.uint8).reshape(-1, 4)
+            total.update(lines.data)
     return total.hexdigest()
 
 
