@@ -8,7 +8,7 @@ from typing import Any
 from benchmarks import rows
 from benchmarks.record import Model, Report
 from benchmarks.rows import Row, Study
-from benchmarks.tables import conditions, duration, markdown
+from benchmarks.tables import COLUMNS, conditions, duration, markdown
 
 NONE = "–"
 
@@ -94,7 +94,7 @@ def opening(report: Report, study: Study, reference: Mapping[str, Any]) -> str:
         f"{report.dataset.name}, {n_test:,} official test images, which chose nothing; one seed "
         "where no n is given, else mean ± standard deviation over n seeds. "
     )
-    text += conditions(report).partition("Labels: training + validation. ")[2]
+    text += conditions(report).partition(COLUMNS)[2]
     text += (
         f" Reference experiment: {reference['note']} ([source]({reference['url']})); under our "
         "protocol it has a fixed tenth of the labels, and its test images choose nothing: "

@@ -85,13 +85,17 @@ def markdown(header: Sequence[str], body: Sequence[Sequence[object]]) -> str:
     return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
 
 
+COLUMNS = "Labels: training + validation. Balanced: mean of the classes' recalls. "
+"""What the table's columns are."""
+
+
 def conditions(report: Report) -> str:
     """One sentence a figure cannot do without: n, seeds, clients, hardware, versions, command."""
     made = report.provenance
     seeds = {len(group) for group in groups(report)}
     runs = "one seed" if seeds == {1} else f"mean ± standard deviation over {max(seeds)} seeds"
     text = f"{report.dataset.name}, {report.dataset.n_test:,} test images, {runs}. "
-    text += "Labels: training + validation. Balanced: mean of the classes' recalls. "
+    text += COLUMNS
     load = next((model.load for model in report.models if model.load), None)
     if load:
         text += (
