@@ -27,8 +27,11 @@ $(READY): pyproject.toml requirements.lock
 	$(PYTHON) -m venv .venv
 	@sed -n '/^uv==/,/[^\\]$$/p' requirements.lock > .venv/uv.lock
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r .venv/uv.lock
-	$(BIN)/uv pip install --python .venv --constraint requirements.lock \
-	  --build-constraint requirements.lock --compile-bytecode --editable '.[train,scale,mlflow,serve,bench,dev]'
+	$(BIN)/uv pip install --python .venv --constraint requirements.lock --compile-bytecode \
+	  --requirements pyproject.toml --all-extras
+	@# Ray brings a command named serve, too, so the project's own commands come last.
+	$(BIN)/uv pip install --quiet --python .venv --build-constraint requirements.lock \
+	  --no-deps --reinstall --editable .
 	@touch $(READY)
 
 # One lock for all extras, Python 3.11 and newer, Linux and macOS; hashes, no addresses.

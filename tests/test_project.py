@@ -99,3 +99,10 @@ def test_no_module_is_above_20_kb() -> None:
     assert files
     large = [str(path) for path in files if path.exists() and path.stat().st_size > 20_480]
     assert not large
+
+
+def test_the_commands_in_the_environment_are_ours(project: dict[str, Any]) -> None:
+    for name, place in project["scripts"].items():
+        module, function = place.split(":")
+        script = Path(sys.executable).with_name(name).read_text()
+        assert f"from {module} import {function}" in script, name
