@@ -9,11 +9,10 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
-from torch import Tensor
+from torch import Tensor, nn
 
 from bundle import files
 from bundle.errors import LabelcurveError
-from training.backbones import Network
 
 SHIPPED = Path(__file__).with_name("extractors")
 """Made by `pretrain` and part of the package."""
@@ -72,16 +71,16 @@ class Card(BaseModel):
 
 @dataclass(frozen=True)
 class Extractor:
-    """Weights for `Network`, all but the classifier."""
+    """Weights of a `training.backbones.Network`, all but the classifier."""
 
     card: Card
     weights: dict[str, Tensor]
-    """float32, on the CPU, by the names in `Network.state_dict()`."""
+    """float32, on the CPU, by the names in its `state_dict()`."""
     path: Path
     version: str
     """First 12 digits of a SHA-256 over the weights."""
 
-    def load_into(self, network: Network) -> None:
+    def load_into(self, network: nn.Module) -> None:
         """Replaces all weights of `network` but the classifier's.
 
         Raises:
@@ -105,7 +104,7 @@ class Extractor:
         network.load_state_dict(self.weights, strict=False)
 
 
-def write(path: Path, network: Network, card: Card) -> None:
+def write(path: Path, network: nn.Module, card: Card) -> None:
     """Writes `path` and a card for people beside it (`.md`), each beside and renamed.
 
     Matrices and convolutions are kept in float16, half the size; vectors in float32.
