@@ -97,10 +97,13 @@ class Engine:
         # podman asks for more than the host may allow.
         files = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
         processes = Path("/proc/sys/kernel/pid_max").read_text().strip()
+        # On cores that others use, threads that wait for one another stall small networks.
+        threads = os.environ.get("OMP_NUM_THREADS")
+        env = f'env = ["OMP_NUM_THREADS={threads}"]\n' if threads else ""
         (self.folder / name).write_text(
             "[containers]\n"
             f'default_ulimits = ["nofile={files}:{files}", "nproc={processes}:{processes}"]\n'
-            f'netns = "{network}"\nlog_driver = "k8s-file"\n'
+            f'netns = "{network}"\nlog_driver = "k8s-file"\n{env}'
             '[engine]\nruntime = "runc"\ncgroup_manager = "cgroupfs"\nevents_logger = "file"\n'
             # Locks and state of another podman on this machine are not ours.
             f'lock_type = "file"\ntmp_dir = "{self.folder / "run" / "libpod"}"\n'

@@ -50,7 +50,9 @@ def play(engine: Engine, report: Report, root: Path, digit: bytes) -> None:
         )
     down(engine, pod)
     deployment["spec"]["replicas"] = 1
-    for container in deployment["spec"]["template"]["spec"]["containers"]:
+    spec = deployment["spec"]["template"]["spec"]
+    spec["restartPolicy"] = "OnFailure"  # else podman 4.3 starts an init container again and again
+    for container in spec["containers"]:
         for key in ("ports", "startupProbe", "readinessProbe", "livenessProbe"):
             del container[key]
     with report.attempt("podman plays the deployment"):

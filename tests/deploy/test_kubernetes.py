@@ -16,6 +16,7 @@ import yaml
 
 from serving import metrics, openapi
 from serving.settings import Settings
+from tests.models import publish_digits
 from training.options import Options
 
 FOLDER = Path(__file__).parents[2] / "deploy/kubernetes"
@@ -103,12 +104,14 @@ def test_pods_are_locked_down(manifests: list[dict[str, Any]]) -> None:
         spec = pod["spec"]
         assert spec["securityContext"]["runAsNonRoot"]
         assert spec["automountServiceAccountToken"] is False
+        for container in (*spec["containers"], *spec.get("initContainers", ())):
+            context = container["securityContext"]
+            assert context["readOnlyRootFilesystem"]
+            assert context["allowPrivilegeEscalation"] is False
+            assert context["capabilities"]["drop"] == ["ALL"]
+            assert "memory" in container["resources"]["limits"]
         (container,) = spec["containers"]
-        context = container["securityContext"]
-        assert context["readOnlyRootFilesystem"]
-        assert context["allowPrivilegeEscalation"] is False
-        assert context["capabilities"]["drop"] == ["ALL"]
-        assert "memory" in container["resources"]["limits"]
+        assert "cpu" in container["resources"]["limits"]  # the number of threads
         written = {mount["mountPath"] for mount in container["volumeMounts"]}
         assert "/tmp" in written
 
@@ -161,6 +164,23 @@ def test_probes_ask_routes_that_exist_on_the_port_that_is_served(
         assert path in openapi.document()["paths"]
 
 
+def test_the_service_waits_for_a_bundle(manifests: list[dict[str, Any]], tmp_path: Path) -> None:
+    spec = only(manifests, "Deployment")["spec"]["template"]["spec"]
+    (waiting,), (serving,) = spec["initContainers"], spec["containers"]
+    assert waiting["image"] == serving["image"]
+    command = [word.replace("/models", str(tmp_path)) for word in waiting["command"]]
+    (tmp_path / ".runs/digits-10").mkdir(parents=True)
+    (tmp_path / ".runs/digits-10/manifest.json").touch()
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout
+        assert process.stdout.readline().startswith("waiting for a bundle")
+        assert process.poll() is None
+        publish_digits(tmp_path)
+        out, _ = process.communicate(timeout=60)
+    assert process.returncode == 0
+    assert "manifest.json" in out
+
+
 def test_there_is_time_to_drain(manifests: list[dict[str, Any]]) -> None:
     spec = only(manifests, "Deployment")["spec"]["template"]["spec"]
     (container,) = spec["containers"]
@@ -187,6 +207,16 @@ def test_scaling_is_by_a_metric_that_is_exported(manifests: list[dict[str, Any]]
     assert rule["name"]["matches"] == f"^({name})_sum$"
     assert f"{name}_sum{{" in rule["seriesQuery"]
     assert f"{name}_count{{" in rule["metricsQuery"]
+
+
+def test_the_pod_monitor_finds_the_pods_and_their_port(manifests: list[dict[str, Any]]) -> None:
+    monitor = yaml.safe_load((FOLDER / "podmonitor.yaml").read_text())["spec"]
+    template = only(manifests, "Deployment")["spec"]["template"]
+    assert monitor["selector"]["matchLabels"].items() <= template["metadata"]["labels"].items()
+    (endpoint,) = monitor["podMetricsEndpoints"]
+    (container,) = template["spec"]["containers"]
+    assert endpoint["port"] == container["ports"][0]["name"]
+    assert endpoint["path"] == template["metadata"]["annotations"]["prometheus.io/path"]
 
 
 def test_gpus_are_asked_for_in_one_overlay(rendered: dict[str, list[dict[str, Any]]]) -> None:
