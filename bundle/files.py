@@ -6,6 +6,8 @@ import os
 import tempfile
 from pathlib import Path
 
+from bundle.errors import LabelcurveError
+
 
 def replace(path: Path, content: bytes | memoryview) -> None:
     """Writes a file so that readers see the old content or the new, never a part.
@@ -30,6 +32,21 @@ def replace(path: Path, content: bytes | memoryview) -> None:
 def unfinished(path: Path) -> list[Path]:
     """What killed processes left of their attempts to replace `path`."""
     return list(path.parent.glob(f"{_prefix(path)}*.part"))
+
+
+def check_temporary() -> None:
+    """Before the work that needs one: a folder for temporary files.
+
+    Raises:
+        LabelcurveError: none can be written.
+    """
+    try:
+        tempfile.gettempdir()
+    except FileNotFoundError as error:
+        raise LabelcurveError(
+            f"no folder for temporary files can be written: {error.strerror}; TMPDIR names another "
+            "(docker: --tmpfs /tmp)"
+        ) from error
 
 
 def _prefix(path: Path) -> str:

@@ -107,19 +107,27 @@ def names(root: Path) -> list[str]:
     In a copy that lost every link, the only version of a name is its current one.
 
     Raises:
-        BundleError: `root` is no folder, or holds no bundle.
+        BundleError: `root` is no folder, cannot be read, or holds no bundle.
     """
-    if not root.is_dir():
-        raise BundleError(f"no folder {root}: name the folder that `train --out` wrote")
-    found = sorted(
-        entry.name
-        for entry in root.iterdir()
-        if not entry.name.startswith(".") and (entry / CURRENT).is_symlink()
-    ) or sorted(_unlinked(root))
+    try:
+        if not root.is_dir():
+            raise BundleError(
+                f"no folder {root}: name the folder that `train --out` wrote with --models"
+            )
+        found = sorted(
+            entry.name
+            for entry in root.iterdir()
+            if not entry.name.startswith(".") and (entry / CURRENT).is_symlink()
+        ) or sorted(_unlinked(root))
+    except OSError as error:
+        raise BundleError(
+            f"cannot read the folder {error.filename}: {error.strerror} for user {os.geteuid()}. "
+            "Change its mode, or run as its owner (docker: --user)"
+        ) from error
     if not found:
         raise BundleError(
-            f"no bundle in {root}: it should hold NAME/VERSION/{GRAPH} with a link NAME/{CURRENT}; "
-            f"`train --out {root}` writes one"
+            f"no bundle in {root.absolute()}: it should hold NAME/VERSION/{GRAPH} with a link "
+            f"NAME/{CURRENT}; `train --out {root}` writes one, --models names another folder"
         )
     return found
 

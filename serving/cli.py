@@ -9,7 +9,7 @@ from functools import partial
 
 import tyro
 
-from bundle import store
+from bundle import files, store
 from bundle.errors import LabelcurveError
 from serving import logs
 from serving.device import choose_device
@@ -74,6 +74,7 @@ def serve(settings: Settings) -> None:
         from serving.access import read_keys  # which brings Starlette along
 
         read_keys(settings.api_keys)
+    files.check_temporary()
     bundles = store.read_all(settings.models)
     device = choose_device(settings.device)
     chosen = [choose(bundle, device, settings.precision) for bundle in bundles]

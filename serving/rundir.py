@@ -46,7 +46,8 @@ class RunDir:
             (folder / "metrics").mkdir()
         except OSError as error:
             raise LabelcurveError(
-                f"no folder for temporary files can be written: {error}; TMPDIR names another"
+                f"no folder for temporary files can be written: {error}; TMPDIR names another "
+                "(docker: --tmpfs /tmp)"
             ) from error
         try:
             with lock:

@@ -12,6 +12,7 @@ from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any, TypeVar
 
+from bundle import files
 from bundle.errors import LabelcurveError
 from training import interruption, options
 
@@ -97,6 +98,7 @@ def _main(run: Callable[[], dict[str, Any] | None], hint: str) -> None:
     # As the first process of a container, too, where the kernel ignores SIGTERM without this.
     interruption.install()
     try:
+        files.check_temporary()
         document = run()
     except LabelcurveError as error:
         print(f"error: {error}", file=sys.stderr)

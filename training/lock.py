@@ -61,8 +61,9 @@ def _open(path: Path) -> int:
         return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
     except OSError as error:
         raise LabelcurveError(
-            f"{path} cannot be written: {error.strerror}. Change the owner of the folder, make "
-            "room, or name another one"
+            f"{path} cannot be written: {error.strerror} for user {os.geteuid()}. Change the owner "
+            "of the folder or the user (docker: --user), make room, or name another folder (--out, "
+            "--cache)"
         ) from error
 
 

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 
 import pytest
 
 from bundle import files
+from bundle.errors import LabelcurveError
 
 
 def test_the_new_content_takes_the_place_of_the_old(tmp_path: Path) -> None:
@@ -28,6 +30,16 @@ def test_a_write_that_is_interrupted_leaves_the_old_file_and_no_other(
     with pytest.raises(KeyboardInterrupt):
         files.replace(tmp_path / "a", b"new")
     assert {each.name: each.read_bytes() for each in tmp_path.iterdir()} == {"a": b"old"}
+
+
+def test_no_folder_for_temporary_files_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # As in a read-only image without a tmpfs.
+    monkeypatch.setattr(tempfile, "_candidate_tempdir_list", lambda: [str(tmp_path / "gone")])
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    with pytest.raises(LabelcurveError, match=r"temporary files .* --tmpfs /tmp"):
+        files.check_temporary()
 
 
 def test_hidden_files_and_others_names_are_told_apart(tmp_path: Path) -> None:

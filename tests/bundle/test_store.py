@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -239,6 +240,19 @@ def test_a_missing_folder_names_the_remedy(tmp_path: Path) -> None:
 def test_an_empty_folder_says_what_it_should_hold(tmp_path: Path) -> None:
     with pytest.raises(BundleError, match=r"no bundle in .*NAME/VERSION/model.onnx.*train --out"):
         store.names(tmp_path)
+
+
+def test_a_folder_that_cannot_be_read_names_the_remedy(root: Path) -> None:
+    user = os.geteuid()
+    root.chmod(0)
+    if user == 0:  # whom no mode keeps out
+        os.seteuid(65534)
+    try:
+        with pytest.raises(BundleError, match=r"cannot read the folder .* for user \d+\. .*--user"):
+            store.names(root)
+    finally:
+        os.seteuid(user)
+        root.chmod(0o755)
 
 
 def test_an_output_folder_that_cannot_be_written_is_named(
