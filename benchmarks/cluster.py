@@ -21,6 +21,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -28,9 +29,9 @@ from typing import Any
 import psutil
 import tyro
 
-from benchmarks import provenance
 from benchmarks.processes import command
 from bundle.errors import LabelcurveError
+from bundle.machine import cores, cpu_name, git_commit, versions
 
 SWEEP = (
     *("--data", "digits", "--fraction", "0.2", "--image-size", "8", "--device", "cpu"),
@@ -239,8 +240,11 @@ if __name__ == "__main__":
     document = {
         "processes": processes(chosen),
         "cluster": lost_node(chosen),
-        "load_average": round(os.getloadavg()[0], 1),
-        "provenance": provenance.here(None).model_dump(mode="json"),
+        "cpu": cpu_name(),
+        "cores": cores(),
+        "date": datetime.now(UTC).date().isoformat(),
+        "git_commit": git_commit(Path(__file__)),
+        "packages": versions(("torch", "ray", "numpy")),
     }
     if chosen.out is not None:
         chosen.out.write_text(json.dumps(document, indent=1) + "\n")

@@ -1,4 +1,4 @@
-"""The tables of docs/scale.md: decoding beside training, and memory that stays flat."""
+"""The tables of docs/scale.md: decoding, memory, several processes and machines."""
 
 from __future__ import annotations
 
@@ -66,6 +66,32 @@ def streaming(document: dict[str, Any]) -> str:
         f"groups of {document['per_group']:,}, `--memory-gb {document['memory_gb']:g}`; resident "
         "memory of the whole process, of which torch and pyarrow are the larger part. "
         f"{document['cpu']}{_conditions(document)}"
+    )
+
+
+def cluster(document: dict[str, Any]) -> str:
+    """What `benchmarks.cluster` found: a row for each number of processes, and the lost node."""
+    both, lost = document["processes"], document["cluster"]
+    body = [
+        (f"{name} process{'es' * (name != 'one')}", f"{found['mean']:.4f} ± {found['std']:.4f}")
+        for name in ("one", "two")
+        for found in (both[name],)
+    ]
+    body.append(
+        (
+            "difference, seed by seed",
+            f"{both['mean_difference']:+.4f}, standard error {both['standard_error']:.4f}",
+        )
+    )
+    n = len(both["one"]["accuracy"])
+    packages = ", ".join(f"{name} {version}" for name, version in document["packages"].items())
+    return (
+        f"{markdown(('`' + both['command'] + '`', f'accuracy on test, {n} seeds'), body)}\n"
+        f"A sweep of {lost['jobs']} jobs on two nodes, one of them killed: {lost['run_again']} "
+        f"job(s) ran again, {lost['went_on_from_a_checkpoint']} from a checkpoint; "
+        f"{lost['same_versions']} of {lost['jobs']} bundles are those of an undisturbed sweep. "
+        f"Ray listened on {', '.join(lost['listening'])} and nowhere else. {document['cpu']}, "
+        f"{document['cores']} cores, {packages}, {document['date']}."
     )
 
 

@@ -89,7 +89,11 @@ def _speed(results: Path) -> dict[tuple[str, str], str]:
 
 def _data(results: Path) -> dict[tuple[str, str], str]:
     """The tables of docs/scale.md, of what has been measured."""
-    made = {"decoding": data_tables.decoding, "streaming": data_tables.streaming}
+    made = {
+        "decoding": data_tables.decoding,
+        "streaming": data_tables.streaming,
+        "cluster": data_tables.cluster,
+    }
     return {
         ("docs/scale.md", name): table(_json(path))
         for name, table in made.items()
