@@ -89,6 +89,7 @@ def run(chosen: SweepOptions, others: Sequence[str]) -> dict[str, Any]:
         gpus = chosen.gpus
         if gpus is None:
             gpus = 1.0 if there.get("GPU") and base.device != "cpu" else 0.0
+        _check_room(chosen, gpus, ray.nodes())
         say(
             f"{len(jobs)} jobs of {chosen.cpus:g} CPU(s) and {gpus:g} GPU(s) on "
             f"{len(ray.nodes())} machine(s) with {there.get('CPU', 0):g} CPUs; their output is in "
@@ -190,6 +191,20 @@ def _jobs(chosen: SweepOptions, base: Options, others: Sequence[str]) -> list[Jo
                 given = (*arguments, *others)
                 jobs.append(Job(data, fraction, seed, given, chosen.cpus, Path.cwd(), sweep))
     return jobs
+
+
+def _check_room(chosen: SweepOptions, gpus: float, nodes: Sequence[dict[str, Any]]) -> None:
+    """Ray itself would wait without a word for a machine that is large enough."""
+    resources = [node["Resources"] for node in nodes if node["Alive"]]
+    if any(of.get("CPU", 0) >= chosen.cpus and of.get("GPU", 0) >= gpus for of in resources):
+        return
+    wanted = f"--cpus {chosen.cpus:g} and --gpus {gpus:g}"
+    have = ", ".join(
+        sorted({f"{of.get('CPU', 0):g} CPUs and {of.get('GPU', 0):g} GPUs" for of in resources})
+    )
+    if chosen.address is None:
+        raise LabelcurveError(f"{wanted}: this machine has {have}")
+    say(f"{wanted}: the machines have {have}; the jobs wait for a larger one")
 
 
 @contextmanager

@@ -93,6 +93,23 @@ def test_an_address_where_nothing_listens_is_said_at_once() -> None:
             sweep.run(SweepOptions(data=("digits",), address=address), [])
 
 
+def test_jobs_that_no_machine_has_room_for_are_an_error_or_wait_aloud(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    nodes = [
+        {"Alive": True, "Resources": {"CPU": 2.0, "GPU": 1.0}},
+        {"Alive": False, "Resources": {"CPU": 64.0}},
+    ]
+    sweep._check_room(SweepOptions(cpus=2), 0.5, nodes)
+    with pytest.raises(
+        LabelcurveError,
+        match="--cpus 4 and --gpus 0: this machine has 2 CPUs and 1 GPUs",
+    ):
+        sweep._check_room(SweepOptions(cpus=4), 0, nodes)
+    sweep._check_room(SweepOptions(address="head:6379"), 2, nodes)
+    assert "the jobs wait for a larger one" in capsys.readouterr().out
+
+
 def test_a_typing_error_proposes_the_right_option(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="2"):
         jobs("--epoch", "3")
