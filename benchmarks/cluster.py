@@ -66,7 +66,7 @@ other.kill_all_processes(check_alive=False, allow_graceful=False)
 cluster.head_node.kill_all_processes(check_alive=False, allow_graceful=False)
 """
 
-LONGEST = 900.0
+LONGEST = 1800.0
 """Seconds that one sweep may take."""
 
 

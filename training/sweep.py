@@ -28,7 +28,7 @@ from rich.table import Table
 
 from bundle.errors import LabelcurveError
 from bundle.machine import cores, memory
-from training import options
+from training import interruption, options
 from training.finished import Finished
 from training.options import Options, SweepOptions
 from training.progress import Bar, duration
@@ -84,7 +84,8 @@ def run(chosen: SweepOptions, others: Sequence[str]) -> dict[str, Any]:
     bundles: list[dict[str, Any]] = []
     failed: list[str] = []
     began = time.monotonic()
-    with _ray(chosen) as ray, Bar("sweep") as bar:
+    # A signal must not raise inside Ray, which would make an error of its own of it.
+    with _ray(chosen) as ray, Bar("sweep") as bar, interruption.deferred():
         there = ray.cluster_resources()
         gpus = chosen.gpus
         if gpus is None:
@@ -99,6 +100,8 @@ def run(chosen: SweepOptions, others: Sequence[str]) -> dict[str, Any]:
         waiting = {remote.remote(job): job for job in jobs}
         while waiting:
             ended, _ = ray.wait(list(waiting), timeout=1.0)
+            if interruption.pending():
+                interruption.stop()
             for reference in ended:
                 job = waiting.pop(reference)
                 done = f"{len(jobs) - len(waiting):3d}/{len(jobs):<3d}"

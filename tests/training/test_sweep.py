@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -177,6 +178,22 @@ def listening(parent: psutil.Process) -> set[str]:
     return found
 
 
+def started(command: list[str], cache: Path, until: str) -> tuple[subprocess.Popen[str], str]:
+    """A sweep with the line of its output that it has come to."""
+    process = subprocess.Popen(
+        [*command, "--cache", str(cache)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment(cache),
+    )
+    assert process.stdout is not None
+    line = next((line for line in process.stdout if until in line), None)
+    if line is None:
+        raise AssertionError(f"it ended before {until!r}: {process.communicate()[1]}")
+    return process, line
+
+
 def test_a_sweep_on_this_machine_says_each_result_and_each_failure(
     tmp_path: Path, cache: Path
 ) -> None:
@@ -184,18 +201,18 @@ def test_a_sweep_on_this_machine_says_each_result_and_each_failure(
         *(str(SWEEP), *QUICK[2:], "--fraction", "0.1", "--cpus", "0.5"),
         *("--out", str(tmp_path)),
     ]
-    process = subprocess.Popen(
-        [*command, "--data", "digits", "--data", "nowhere", "--cache", str(cache)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=environment(cache),
-    )
+    both = [*command, "--data", "digits", "--data", "nowhere"]
+    process, _ = started(both, cache, sweep.HEADER)
+    below = psutil.Process(process.pid).children(recursive=True)
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=120)
+    assert process.returncode == 130, stderr
+    assert "\nstopped; bundles that were published before stay, and the same command" in stderr
+    assert "Traceback" not in stderr
+    assert below
+    assert psutil.wait_procs(below, timeout=30)[1] == []
+    process, line = started(both, cache, "/2 ")
     try:
-        assert process.stdout is not None
-        for line in process.stdout:
-            if "/2 " in line:
-                break
         assert listening(psutil.Process(process.pid)) == {"127.0.0.1"}
         rest, stderr = process.communicate(timeout=240)
     finally:
