@@ -19,7 +19,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -157,6 +157,8 @@ def _cluster(folder: Path) -> Iterator[tuple[str, Any]]:
         assert process.stdin is not None
         assert process.stdout is not None
 
+        below: list[psutil.Process] = []
+
         def kill() -> None:
             assert process.stdin is not None
             assert process.stdout is not None
@@ -168,6 +170,7 @@ def _cluster(folder: Path) -> Iterator[tuple[str, Any]]:
             address = process.stdout.readline().strip()
             if not address:
                 raise LabelcurveError("the cluster did not start")
+            below += psutil.Process(process.pid).children(recursive=True)
             yield address, kill
         finally:
             process.stdin.close()
@@ -176,6 +179,9 @@ def _cluster(folder: Path) -> Iterator[tuple[str, Any]]:
             except subprocess.TimeoutExpired:
                 os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
+            for left in below:  # the agents of the killed node outlive it
+                with suppress(psutil.NoSuchProcess):
+                    left.kill()
 
 
 def _listening(driver: int) -> list[str]:
