@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from contextlib import suppress
-from statistics import fmean
 from typing import Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, model_validator
@@ -135,7 +134,7 @@ class Accuracy(_Record):
             return data
         with suppress(KeyError, TypeError):  # what is not as it must be is refused by name, later
             recalls = [row[i] / sum(row) for i, row in enumerate(data["confusion"]) if sum(row)]
-            data = data | {"balanced_accuracy": fmean(recalls)}
+            data = data | {"balanced_accuracy": sum(recalls) / len(recalls)}
         return data
 
 

@@ -93,6 +93,8 @@ class Tracking:
     def published(self, entry: Mapping[str, Any]) -> None:
         """Adds the version of the bundle and its figures on each split, from the entry of
         `publish`."""
+        if self._client is None:
+            return
         for split in ("val", "test"):
             figures = {k: v for k, v in (entry[split] or {}).items() if k != "n"}
             self._metrics({f"{split}_{key}": value for key, value in figures.items()}, 0)
