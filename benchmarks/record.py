@@ -132,7 +132,8 @@ class Accuracy(_Record):
     def _with_balanced(cls, data: Any) -> Any:
         if not isinstance(data, dict) or data.get("balanced_accuracy") is not None:
             return data
-        with suppress(KeyError, TypeError):  # what is not as it must be is refused by name, later
+        # What is not as it must be is refused by name, later.
+        with suppress(KeyError, TypeError, ZeroDivisionError):
             recalls = [row[i] / sum(row) for i, row in enumerate(data["confusion"]) if sum(row)]
             data = data | {"balanced_accuracy": sum(recalls) / len(recalls)}
         return data
