@@ -100,7 +100,6 @@ def fuzz(folder: Path, inputs: int) -> None:
     with atheris.instrument_imports(include=SEEN):
         from PIL import Image
         from starlette.datastructures import QueryParams
-        from starlette.requests import Request
 
         from bundle import preprocess
         from bundle.errors import ImageError
@@ -120,7 +119,7 @@ def fuzz(folder: Path, inputs: int) -> None:
 
         scope = {"type": "http", "method": "POST", "path": "/classify", "headers": headers}
         claim = request.Claim(request.Bodies())
-        return finished(request.read(Request(scope, receive), claim))
+        return finished(request.read(scope, receive, claim))
 
     def upload(way: str, data: bytes) -> Upload:
         form = (b"content-type", b"multipart/form-data; boundary=x")

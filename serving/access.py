@@ -16,7 +16,8 @@ from pathlib import Path
 from time import monotonic
 
 from starlette.requests import Request
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.responses import Response
+from starlette.types import Scope
 
 from bundle.errors import LabelcurveError
 from serving.problems import respond
@@ -94,42 +95,32 @@ def read_keys(path: Path) -> list[Key]:
 
 
 class Access:
-    """ASGI: lets through what may pass, and adds the security headers."""
+    """Who may pass."""
 
-    def __init__(self, inner: ASGIApp, keys: Path | None = None, workers: int = 1) -> None:
-        self._inner = inner
+    def __init__(self, keys: Path | None = None, workers: int = 1) -> None:
+        """Reads the file of keys; without one everybody passes.
+
+        Raises:
+            LabelcurveError: as `read_keys`.
+        """
         self._path = keys
         self._share = 1 / workers
         self._keys = read_keys(keys) if keys else None
         self._stamp = self._stamped()
         self._looked = monotonic()
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """ASGI."""
-        if scope["type"] != "http":
-            await self._inner(scope, receive, send)
-            return
-
-        async def secured(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                there = {name for name, _ in message["headers"]}
-                added = [header for header in HEADERS if header[0] not in there]
-                message["headers"] = [*message["headers"], *added]
-            await send(message)
-
-        if self._keys is not None and not self._open(scope):
-            answer = self._check(Request(scope))
-            if answer is not None:
-                await answer(scope, receive, secured)
-                return
-        await self._inner(scope, receive, secured)
+    def refusal(self, scope: Scope) -> Response | None:
+        """The answer to a request that may not pass; None for one that may."""
+        if self._keys is None or self._open(scope):
+            return None
+        return self._check(Request(scope))
 
     @staticmethod
     def _open(scope: Scope) -> bool:
         path: str = scope["path"]
         return path in OPEN or path.startswith("/page/") or scope["method"] == "OPTIONS"
 
-    def _check(self, request: Request) -> ASGIApp | None:
+    def _check(self, request: Request) -> Response | None:
         self._look()
         headers = request.headers
         kind, _, token = headers.get("authorization", "").partition(" ")

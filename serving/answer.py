@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import TypedDict
 
 import numpy as np
@@ -26,6 +27,28 @@ def ranked(
         class_names: K names.
         top_k: how many; more than K gives K.
     """
-    scores: list[float] = probabilities.tolist()
-    order = sorted(range(len(scores)), key=scores.__getitem__, reverse=True)
-    return [{"label": class_names[i], "score": scores[i]} for i in order[:top_k]]
+    best = _best(probabilities, top_k)
+    return [{"label": class_names[i], "score": score} for i, score in best]
+
+
+def heads(class_names: tuple[str, ...]) -> tuple[str, ...]:
+    """What `body` writes before the score of each class."""
+    quoted = (json.dumps(name, ensure_ascii=False) for name in class_names)
+    return tuple(f'{{"label": {name}, "score": ' for name in quoted)
+
+
+def body(probabilities: NDArray[np.float32], heads: tuple[str, ...], top_k: int) -> str:
+    """The JSON of `ranked`, at a third of what `json.dumps` costs.
+
+    Args:
+        probabilities: float32 [K].
+        heads: of the K classes.
+        top_k: how many; more than K gives K.
+    """
+    best = _best(probabilities, top_k)
+    return f"[{', '.join([f'{heads[i]}{score!r}}}' for i, score in best])}]"
+
+
+def _best(probabilities: NDArray[np.float32], top_k: int) -> list[tuple[int, float]]:
+    order = (-probabilities).argsort(kind="stable")[:top_k]
+    return list(zip(order.tolist(), probabilities[order].tolist(), strict=True))

@@ -67,6 +67,8 @@ class Batcher:
         """Batches that the thread has: the one that runs, and full ones ahead of their time."""
         self._ahead: deque[list[_Waiting]] = deque()
         """Those ahead of their time; their images still count as waiting."""
+        self._n_ahead = 0
+        """Their images, those of clients that are gone included until they are in the way."""
         self._batch_seconds = 0.0
         self._purged = False
         self._woken = False
@@ -108,25 +110,28 @@ class Batcher:
         Raises:
             Overloaded: as `submit`.
         """
-        if (self._waiting or self._ahead) and self._too_many(n, within):
+        if not self._waiting and not self._ahead:
+            if n > self._limit:
+                raise Overloaded(f"{n} images are more than the queue of {self._limit} holds")
+            return
+        if self._too_many(n, within):
             # Those whose client is gone free their places, at most once a batch: it takes time.
             if not self._purged:
                 self._purged = True
                 self._waiting = deque(item for item in self._waiting if not item.future.done())
+                gone = sum(item.future.done() for batch in self._ahead for item in batch)
+                self._n_ahead = sum(map(len, self._ahead)) - gone
             if self._too_many(n, within):
                 raise Overloaded(
                     f"{self._name} has {self._n_waiting()} images waiting: try again",
                     retry_after=max(1, ceil(self._wait(0))),
                 )
-        elif n > self._limit:
-            raise Overloaded(f"{n} images are more than the queue of {self._limit} holds")
 
     def _too_many(self, n: int, within: float) -> bool:
         return self._n_waiting() + n > self._limit or self._wait(n) > within
 
     def _n_waiting(self) -> int:
-        ahead = sum(not item.future.done() for batch in self._ahead for item in batch)
-        return ahead + len(self._waiting)
+        return self._n_ahead + len(self._waiting)
 
     def _wait(self, n: int) -> float:
         """Seconds until `n` more images were computed, as far as the last batches tell."""
@@ -159,6 +164,7 @@ class Batcher:
             if batch:
                 if self._handed:
                     self._ahead.append(batch)
+                    self._n_ahead += len(batch)
                 self._handed += 1
                 self._batches.put(batch)
 
@@ -188,6 +194,7 @@ class Batcher:
         self._handed -= 1
         if self._ahead:
             self._ahead.popleft()  # it runs now
+            self._n_ahead = sum(map(len, self._ahead))
         self._purged = False
         self._next()
         if result is None:
@@ -199,9 +206,9 @@ class Batcher:
                     item.future.set_exception(result)
             return
         queue_ms, inference_ms, size = self._metrics
-        inference_ms.observe((end - start) * 1000)
-        size.observe(len(batch))
+        metrics.observe(inference_ms, ((end - start) * 1000,))
+        metrics.observe(size, (len(batch),))
+        metrics.observe(queue_ms, [(start - item.since) * 1000 for item in batch])
         for row, item in zip(result, batch, strict=True):
-            queue_ms.observe((start - item.since) * 1000)
             if not item.future.done():
                 item.future.set_result(Prediction(row, start - item.since, end - start))

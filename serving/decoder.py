@@ -70,7 +70,7 @@ class Decoder:
             except ImageTooLarge:
                 return await self._in_thread(data, size)
         finally:
-            metrics.DECODE.observe((perf_counter() - start) * 1000)
+            metrics.observe(metrics.DECODE, ((perf_counter() - start) * 1000,))
 
     async def _in_thread(self, data: bytes, size: int) -> NDArray[np.uint8]:
         if self._waiting >= MAX_DECODING:

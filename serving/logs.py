@@ -16,7 +16,7 @@ from itertools import count
 from json.encoder import encode_basestring_ascii as quoted
 from typing import Any, Literal
 
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import Message, Scope
 
 Format = Literal["text", "json"]
 
@@ -38,8 +38,6 @@ between those of other workers (PIPE_BUF is 4096)."""
 _GIVEN = re.compile(rb"[A-Za-z0-9._:/+=@-]{1,128}")
 _PREFIX = os.urandom(6).hex().encode()
 _numbers = count()
-
-logger = logging.getLogger("labelcurve")
 
 
 def rfc3339(timestamp: float) -> str:
@@ -94,50 +92,6 @@ def configure(form: Format) -> None:
         for handler in found.handlers:
             handler.setFormatter(JsonLines())
     logging.captureWarnings(True)
-
-
-class Requests:
-    """ASGI: gives each request an id, and a line in the log if that is asked for.
-
-    The id is the client's `X-Request-ID` where it has one of at most 128 letters, digits and
-    `._:/+=@-`. It stands in the scope, and in the answer's header.
-    """
-
-    def __init__(self, inner: ASGIApp, log: AccessLog | None) -> None:
-        self._inner = inner
-        self._log = log
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """ASGI."""
-        if scope["type"] != "http":
-            await self._inner(scope, receive, send)
-            return
-        start = time.perf_counter()
-        request_id = given(scope) or new_id()
-        scope[REQUEST_ID] = request_id.decode()
-        answer: Message | None = None
-
-        async def with_id(message: Message) -> None:
-            nonlocal answer
-            if message["type"] == "http.response.start":
-                answer = message
-                message["headers"] = [*message["headers"], (HEADER, request_id)]
-            await send(message)
-
-        try:
-            await self._inner(scope, receive, with_id)
-        except Exception:
-            fields = {"request_id": scope[REQUEST_ID], "path": scope["path"]}
-            logger.exception(
-                "request %s: an error of the service",
-                fields["request_id"],
-                extra={"fields": fields},
-            )
-            if answer is None:
-                raise
-        finally:
-            if self._log and LOGGED not in scope:
-                self._log.add(scope, answer, time.perf_counter() - start)
 
 
 def given(scope: Scope | dict[str, Any]) -> bytes | None:

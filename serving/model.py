@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from bundle.store import Bundle
+from serving.answer import heads
 from serving.batcher import Batcher
 from serving.device import Device
 from serving.engine import Engine
@@ -21,6 +22,8 @@ class Model:
     batcher: Batcher
     headers: tuple[tuple[bytes, bytes], ...]
     """`X-Model-Name` and `X-Model-Version`, as ASGI takes them."""
+    heads: tuple[str, ...] = ()
+    """Of its classes, as `answer.body` takes them."""
     precision: str = "fp32"
     """Of the graph that answers."""
     users: int = 0
@@ -110,6 +113,7 @@ def open_model(
         engine=engine,
         precision=choose(bundle, device, precision)[0],
         batcher=Batcher(engine, bundle.name, queue),
+        heads=heads(bundle.manifest.class_names),
         headers=(
             (b"x-model-name", bundle.name.encode()),
             (b"x-model-version", bundle.version.encode()),

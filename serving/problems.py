@@ -77,3 +77,10 @@ HANDLERS: dict[type[Exception], ExceptionHandler] = {
     Exception: _unexpected,
 }
 """For Starlette: what turns an exception into its answer."""
+
+
+def answer(request: Request, error: Exception) -> Response:
+    """The answer of the first of `HANDLERS` that is meant for `error`."""
+    handler: Any = next(found for kind, found in HANDLERS.items() if isinstance(error, kind))
+    response: Response = handler(request, error)
+    return response

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect
+from starlette.types import Receive, Scope
 
 from bundle.preprocess import MAX_BYTES
 from serving import form
@@ -24,6 +25,8 @@ MAX_TOP_K = 999_999_999
 
 MAX_HELD = 256 * 2**20
 """Bytes of the bodies that a worker holds at the same time."""
+
+_HEADERS = frozenset((b"content-encoding", b"content-length", b"content-type"))
 
 
 @dataclass(frozen=True)
@@ -83,40 +86,49 @@ class Claim:
         self._held = 0
 
 
-async def read(request: Request, claim: Claim) -> Upload:
-    """The images in the body of `request`, whatever way they were sent.
+async def read(scope: Scope, receive: Receive, claim: Claim) -> Upload:
+    """The images in the body of a request, whatever way they were sent.
 
     Raises:
         Problem: 400 for a body that is not what its content type says, 413 for one too large, 415
             for an encoded one.
         Overloaded: the bodies of all requests are too large together.
+        ClientDisconnect: the client hung up.
     """
-    encoding = request.headers.get("content-encoding", "identity").strip().lower()
+    said = {name: value for name, value in reversed(scope["headers"]) if name in _HEADERS}
+    encoding = said.get(b"content-encoding", b"identity").decode("latin-1").strip().lower()
     if encoding != "identity":
         raise Problem(
             f"Content-Encoding {encoding[:80]!r} is not accepted: send the body as it is",
             status=415,
             headers={"Accept-Encoding": "identity"},
         )
-    content_type = request.headers.get("content-type", "")
+    content_type = said.get(b"content-type", b"").decode("latin-1")
+    announced = said.get(b"content-length", b"")
     kind = content_type.partition(";")[0].strip().lower()
     if kind == "application/json":
-        return _from_json(await _body(request, MAX_BYTES * 4 // 3 + MAX_OVERHEAD, claim))
+        limit = MAX_BYTES * 4 // 3 + MAX_OVERHEAD
+        return _from_json(await _body(receive, announced, limit, claim))
     if kind.startswith("multipart/"):
-        body = await _body(request, MAX_BYTES + MAX_OVERHEAD, claim)
+        body = await _body(receive, announced, MAX_BYTES + MAX_OVERHEAD, claim)
         return _from_multipart(form.parse(body, content_type))
-    body = await _body(request, MAX_BYTES, claim)
+    body = await _body(receive, announced, MAX_BYTES, claim)
     if not body:
         raise Problem("the body is empty: send the bytes of an image")
     return Upload([body], several=False, top_k=None)
 
 
-async def _body(request: Request, limit: int, claim: Claim) -> bytes:
-    announced = request.headers.get("content-length", "")
+async def _body(receive: Receive, announced: bytes, limit: int, claim: Claim) -> bytes:
     if announced.isdigit() and int(announced) > limit:
         raise _too_large(int(announced), limit)
     chunks, found = [], 0
-    async for chunk in request.stream():
+    more = True
+    while more:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise ClientDisconnect
+        chunk: bytes = message.get("body", b"")
+        more = message.get("more_body", False)
         found += len(chunk)
         if found > limit:
             raise _too_large(found, limit)

@@ -1,7 +1,10 @@
-"""The BentoML service: its worker process, middlewares, metrics and life cycle around our routes.
+"""The BentoML service: its worker process, metrics and life cycle around our routes.
 
 BentoML's typed API methods are not used: they cost half of the throughput. Its application is
-taken as it is and its routes are exchanged, which also closes those that show its insides.
+taken as it is; its routes are exchanged, which also closes those that show its insides, and its
+middlewares left out. Its timeout leaves a timer for each request until it has run out, and its
+spans are recorded even where nobody exports them: the two together stall the event loop in garbage
+collections of 100 to 500 ms. What the others do is in front.py, at a fraction of their cost.
 """
 
 from __future__ import annotations
@@ -11,39 +14,32 @@ import gc
 import logging
 import os
 import signal
-from functools import lru_cache
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import bentoml
-from _bentoml_impl.server.app import ContextMiddleware
 from bentoml._internal.server.http.instruments import RunnerTrafficMetricsMiddleware
-from bentoml._internal.server.http.traffic import TimeoutMiddleware
-from opentelemetry.instrumentation.asgi import OpenTelemetryMiddleware
-from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+from starlette.types import ASGIApp
 
 from bundle.errors import LabelcurveError
-from serving import loading, logs, tracing
+from serving import loading, logs, metrics, tracing
 from serving.access import Access
 from serving.app import App
 from serving.connection import Connection
+from serving.front import Front, Gate
 from serving.loading import catalogue, device, run_dir, settings
-from serving.logs import AccessLog, Requests
+from serving.logs import AccessLog
 from serving.problems import HANDLERS
-
-UNKNOWN = "/unknown"
-"""The path under which the metrics count requests for paths that do not exist."""
-
-_LEFT_OUT = (TimeoutMiddleware, OpenTelemetryMiddleware, ContextMiddleware)
-"""BentoML's timeout leaves a timer for each request until it has run out (`App.classify` takes its
-own back when the request is done), and spans are recorded even where nobody exports them: the two
-together stall the event loop in garbage collections of 100 to 500 ms. The context is for typed API
-methods, which are not used, and costs 6 % of a request that does nothing else."""
+from serving.traffic import Traffic
 
 logger = logging.getLogger("labelcurve")
 logger.setLevel(logging.INFO)
 app = App(catalogue, device, settings)
+traffic = Traffic()
 
 # BentoML has configured the logging by the time that it imports this.
 logging.getLogger("bentoml.serve").setLevel(logging.WARNING)
@@ -53,69 +49,60 @@ access_log = AccessLog(settings.log_format) if settings.access_log else None
 Connection.install(settings, access_log)
 
 
+Endpoint = Callable[[Request], Awaitable[Response]]
+
+
 class Routed(bentoml.Service):  # type: ignore[misc]
     """A BentoML service that answers our routes and BentoML's `/metrics`, and no others."""
 
     def to_asgi(self, is_main: bool = True) -> ASGIApp:
         """BentoML's application with its routes exchanged."""
         asgi: Any = super().to_asgi(is_main)
-        theirs = [route for route in asgi.router.routes if route.name == "metrics"]
-        if settings.metrics_port:
-            theirs = []
-        asgi.router.routes[:] = [*app.routes(), *theirs]
-        asgi.user_middleware[:] = [
-            Middleware(Traffic, *m.args, **m.kwargs)
-            if m.cls is RunnerTrafficMetricsMiddleware
-            else m
-            for m in asgi.user_middleware
-            if m.cls not in _LEFT_OUT
-        ]
+        for middleware in asgi.user_middleware:
+            if middleware.cls is RunnerTrafficMetricsMiddleware:
+                traffic.take(middleware.cls(asgi, *middleware.args, **middleware.kwargs))
+        asgi.user_middleware.clear()
+        theirs = {route.name: route for route in asgi.router.routes}
+        asgi.router.routes[:] = app.routes()
+        if not settings.metrics_port:
+            asgi.router.routes.append(Route("/metrics", _up_to_date(theirs["metrics"].endpoint)))
+        asgi.router.redirect_slashes = False
+        for kind, handler in HANDLERS.items():
+            asgi.add_exception_handler(kind, handler)
+        paths = frozenset(("/classify", *(route.path for route in asgi.router.routes)))
+        access = Access(settings.api_keys, settings.workers)
+        inner: ASGIApp = Gate(access, app.classify, asgi)
         if settings.cors:
-            asgi.add_middleware(
-                CORSMiddleware,
+            inner = CORSMiddleware(
+                inner,
                 allow_origins=settings.cors,
                 allow_methods=["GET", "POST"],
                 allow_headers=["authorization", "content-type", "x-api-key", "x-request-id"],
-                expose_headers=[
-                    "x-model-name",
-                    "x-model-version",
-                    "server-timing",
-                    "x-request-id",
-                ],
+                expose_headers=["x-model-name", "x-model-version", "server-timing", "x-request-id"],
             )
-        asgi.user_middleware.append(Middleware(Access, settings.api_keys, settings.workers))
-        for kind, handler in HANDLERS.items():
-            asgi.add_exception_handler(kind, handler)
-        paths = frozenset(route.path for route in asgi.router.routes)
-        inner: ASGIApp = KnownPaths(asgi, paths)
         if tracing.wanted(settings.otlp_endpoint):
             inner = app.traces = tracing.Traces(inner, settings.otlp_endpoint, paths)
-        return Requests(inner, access_log)
+        return Front(inner, paths=paths, traffic=traffic, log=access_log)
 
 
-class Traffic(RunnerTrafficMetricsMiddleware):
-    """BentoML's request metrics, which look the same labels up again for each request."""
+def _up_to_date(answer: Endpoint) -> Endpoint:
+    async def endpoint(request: Request) -> Response:
+        write_metrics()
+        return await answer(request)
 
-    def _setup(self, *arguments: Any, **named: Any) -> None:
-        super()._setup(*arguments, **named)
-        for name, metric in vars(self).items():
-            if name.startswith("metrics_") and hasattr(metric, "labels"):
-                # Paths are known ones (`KnownPaths`): there are few combinations.
-                metric.labels = lru_cache(1024)(metric.labels)
+    return endpoint
 
 
-class KnownPaths:
-    """Gives paths that do not exist one name: the metrics have a label for each path."""
+def write_metrics() -> None:
+    """Brings the metrics up to date."""
+    metrics.write()
+    traffic.write()
 
-    def __init__(self, inner: ASGIApp, paths: frozenset[str]) -> None:
-        self._inner = inner
-        self._paths = paths
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """ASGI."""
-        if "path" in scope and scope["path"] not in self._paths:
-            scope = {**scope, "path": UNKNOWN, "raw_path": UNKNOWN.encode()}
-        await self._inner(scope, receive, send)
+async def _write_metrics() -> None:
+    while True:
+        await asyncio.sleep(metrics.WRITE_SECONDS)
+        write_metrics()
 
 
 @bentoml.service(
@@ -150,13 +137,15 @@ class Classifier:
     async def begin(self) -> None:
         """Starts to load the models; `/livez` answers meanwhile."""
         asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, leave)
-        self._tasks = [asyncio.create_task(run) for run in (_live(), Connection.sweep())]
+        runs = (_live(), _write_metrics(), Connection.sweep())
+        self._tasks = [asyncio.create_task(run) for run in runs]
 
     @bentoml.on_shutdown  # type: ignore[untyped-decorator]
     async def end(self) -> None:
         """Ends the threads."""
         for task in self._tasks:
             task.cancel()
+        write_metrics()
         catalogue.close()
         app.close()
 

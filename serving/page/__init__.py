@@ -75,12 +75,10 @@ def read(path: Path) -> File:
         "content-type": MEDIA_TYPES[path.suffix],
         "etag": f'"{hashlib.sha256(content).hexdigest()[:16]}"',
         "cache-control": "no-cache",
-        "x-content-type-options": "nosniff",
     }
     if path.suffix == ".html":
         headers |= {
             "content-security-policy": POLICY,
-            "referrer-policy": "no-referrer",
             "vary": "Accept",
         }
     return File(content, headers)

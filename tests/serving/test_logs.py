@@ -11,7 +11,9 @@ from typing import Any
 import httpx
 import pytest
 
-from serving.logs import AccessLog, Requests, timings
+from serving.front import Front
+from serving.logs import AccessLog, timings
+from serving.traffic import Traffic
 from tests.models import digit_png
 from tests.serving.conftest import SERVE, Service, wait_for
 from tests.serving.test_request import problem
@@ -114,7 +116,11 @@ def test_what_stops_it_is_a_line_too(tmp_path: Path) -> None:
     assert str(tmp_path / "none") in line["message"]
 
 
-async def ask(app: Requests, path: str = "/x", headers: Any = ()) -> list[Any]:
+def front(inner: Any, log: AccessLog | None = None) -> Front:
+    return Front(inner, paths=frozenset(), traffic=Traffic(), log=log)
+
+
+async def ask(app: Front, path: str = "/x", headers: Any = ()) -> list[Any]:
     sent: list[Any] = []
 
     async def receive() -> Any:
@@ -150,7 +156,7 @@ def test_lines_are_written_in_pieces_that_a_pipe_takes_whole(
         flush = staticmethod(lambda: None)
 
     async def many() -> None:
-        app = Requests(answer, AccessLog("json"))
+        app = front(answer, AccessLog("json"))
         await asyncio.gather(*(ask(app, "/" + "x" * 400) for _ in range(40)))
 
     monkeypatch.setattr("sys.stdout", Output)
@@ -165,7 +171,7 @@ def test_an_error_of_the_service_is_logged_with_its_id(caplog: pytest.LogCapture
         await answer(scope, receive, send)
         raise RuntimeError("unforeseen")
 
-    asyncio.run(ask(Requests(broken, None), headers=[(b"x-request-id", b"mine")]))
+    asyncio.run(ask(front(broken), headers=[(b"x-request-id", b"mine")]))
     (record,) = caplog.records
     assert vars(record)["fields"]["request_id"] == "mine"
     assert record.exc_info
@@ -173,7 +179,7 @@ def test_an_error_of_the_service_is_logged_with_its_id(caplog: pytest.LogCapture
 
 def test_a_path_cannot_forge_a_line(capsys: pytest.CaptureFixture[str]) -> None:
     for form in ("text", "json"):
-        asyncio.run(ask(Requests(answer, AccessLog(form)), "/a\n\x1b[31m\u00e4"))
+        asyncio.run(ask(front(answer, AccessLog(form)), "/a\n\x1b[31m\u00e4"))
         out = capsys.readouterr().out
         assert out.count("\n") == 1
         assert out.isprintable() or out[:-1].isprintable()

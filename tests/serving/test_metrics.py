@@ -3,8 +3,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import httpx
+from prometheus_client import CollectorRegistry, Histogram
 from prometheus_client.parser import text_string_to_metric_families
 
+from serving import metrics
 from tests.models import digit_png
 
 
@@ -50,3 +52,19 @@ def test_unknown_paths_share_one_label(client: httpx.Client) -> None:
     sample = "bentoml_service_request_total"
     assert grown(client, scan, sample, endpoint="/unknown") == 5
     assert "wp-admin" not in client.get("/metrics").text
+
+
+def test_many_observations_at_once_are_what_they_are_one_by_one() -> None:
+    values = [0.0, 5.0, 0.5, 1.0, 1.5, -1.0, 5.1, 1e9]
+    one, many = (
+        Histogram("x", "x", buckets=(0.5, 1, 5), registry=CollectorRegistry()) for _ in range(2)
+    )
+    for value in values:
+        one.observe(value)
+    metrics.observe_all(many, [*values])
+
+    def samples(histogram: Histogram) -> list[tuple[str, dict[str, str], float]]:
+        (family,) = histogram.collect()
+        return [(s.name, s.labels, s.value) for s in family.samples if s.name != "x_created"]
+
+    assert samples(many) == samples(one)
