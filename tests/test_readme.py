@@ -2,9 +2,10 @@
 
 Stated substitutions: `make test` is this very run, so its block is looked at and not run again;
 `make demo` has a test of its own (tests/benchmarks/test_demo.py); CIFAR-10 needs a download, so
-digits stand in for it, for one epoch and a short load; `pretrain` has two epochs, not a hundred;
-`serve` runs in the background until the end. The block with docker is that of docs/deploying.md,
-which scripts/containers runs: with podman, on digits and without a GPU.
+digits stand in for it, for one epoch, without an extractor and with a short load; `train` on images
+has two epochs, and so has `pretrain`, not a hundred; `serve` runs in the background until the end.
+The block with docker is that of docs/deploying.md, which scripts/containers runs: with podman, on
+digits and without a GPU.
 """
 
 from __future__ import annotations
@@ -36,7 +37,9 @@ READY_SECONDS = 60
 def substituted(block: str, port: int) -> str:
     block = block.replace("source .venv/bin/activate\n", "")  # the tests' environment is on PATH
     block = block.replace("127.0.0.1:3000", f"127.0.0.1:{port}")
-    block = re.sub(r"^(train .*)--data cifar10", r"\1--epochs 1 --data digits", block, flags=re.M)
+    digits = r"\1--epochs 1 --extractor none --data digits"
+    block = re.sub(r"^(train .*)--data cifar10", digits, block, flags=re.M)
+    block = re.sub(r"^(train --data path/to/images)", r"\1 --epochs 2", block, flags=re.M)
     block = re.sub(r"^(pretrain .*)--epochs 100", r"\1--epochs 2", block, flags=re.M)
     block = re.sub(r"^(bench .*)--data cifar10", r"\1--data digits", block, flags=re.M)
     return re.sub(
