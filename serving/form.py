@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING
 
 from python_multipart.exceptions import FormParserError
@@ -11,6 +12,9 @@ from serving.errors import Problem
 
 if TYPE_CHECKING:
     from python_multipart.multipart import MultipartCallbacks
+
+# A line in the log for whatever any client sends is for those who want one: the access log.
+logging.getLogger("python_multipart").setLevel(logging.ERROR)
 
 MAX_PARTS = 64
 """Parts, that is images, in one request."""
