@@ -60,7 +60,7 @@ def tables(results: Path) -> dict[tuple[str, str], str]:
         ("README.md", "service"): service_tables.markdown(
             *(
                 _json(results / "service" / f"{name}.json")
-                for name in ("swaps", "restarts", "soak", "fuzz", "guided")
+                for name in ("swaps", "restarts", "overload", "soak", "fuzz", "guided")
             )
         ),
         **_speed(results),

@@ -29,11 +29,10 @@ def here(command: Sequence[str] | None = None) -> Provenance:
     """Describes this machine and environment, now.
 
     Args:
-        command: what to repeat for the same figures; None takes the arguments of this process.
+        command: what to repeat for the same figures; None takes that of this process.
     """
-    argv = [Path(sys.argv[0]).name, *sys.argv[1:]] if command is None else command
     return Provenance(
-        command=shlex.join(argv),
+        command=shlex.join(_command() if command is None else command),
         date=datetime.now(UTC).isoformat(timespec="seconds"),
         git_commit=git_commit(Path(__file__)),
         cpu=cpu_name(),
@@ -43,3 +42,10 @@ def here(command: Sequence[str] | None = None) -> Provenance:
         python=platform.python_version(),
         packages=versions(PACKAGES),
     )
+
+
+def _command() -> list[str]:
+    spec = sys.modules["__main__"].__spec__
+    begin = ["python", "-m", spec.name] if spec else [Path(sys.argv[0]).name]
+    # Folders by their last part: where they lie on this machine says nothing.
+    return [*begin, *(Path(part).name if part.startswith("/") else part for part in sys.argv[1:])]

@@ -10,6 +10,7 @@ HEADER = "| what was done to it | how much | errors of the service |\n| --- | --
 def markdown(
     swaps: dict[str, Any],
     restarts: dict[str, Any],
+    overload: dict[str, Any],
     soak: dict[str, Any],
     fuzz: dict[str, Any],
     guided: dict[str, Any],
@@ -17,6 +18,7 @@ def markdown(
     """A row for each run of `benchmarks.faults`, `soak` and `fuzz`, and where it was made."""
     asked = sum(restarts["statuses"].values()) + restarts["lost"]
     good, bad = (sum(soak["statuses"][kind].values()) for kind in ("good", "bad"))
+    most = overload["overload"]
     inside, over = fuzz["in_process"], fuzz["over_http"]
     memory, descriptors = soak["memory_mb"], soak["descriptors"]
     unlike = swaps["answers_unlike_the_version_that_they_name"]
@@ -31,6 +33,13 @@ def markdown(
             "restarts of two copies behind a proxy",
             f"{restarts['restarts']} restarts, {asked:,} requests",
             restarts["lost"],
+        ),
+        (
+            f"{most['connections']:,} connections at {overload['offered_of_capacity']:.0f} times "
+            "its capacity",
+            f"{overload['goodput_of_peak']:.0%} of its best number of answers a second, the rest "
+            f"503; answers again {overload['seconds_to_recover']:.2f} s after it",
+            sum(overload["server_errors_other_than_503"].values()),
         ),
         (
             "mixed traffic with swaps and bad input",

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-import sys
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -227,9 +226,6 @@ def probabilities(answer: Answer, class_names: Sequence[str]) -> NDArray[np.floa
 def write_result(path: Path, result: dict[str, Any]) -> None:
     """A result with where it was measured, as JSON."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Folders by their last part: where they lie on this machine says nothing.
-    given = [Path(each).name if each.startswith("/") else each for each in sys.argv[1:]]
-    command = ["python", "-m", f"benchmarks.{Path(sys.argv[0]).stem}", *given]
-    content = {**result, "provenance": here(command).model_dump()}
+    content = {**result, "provenance": here().model_dump()}
     path.write_text(json.dumps(content, indent=2) + "\n")
     print(f"{path}: written")
