@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,6 +12,9 @@ from serving.batcher import Batcher
 from serving.device import Device
 from serving.engine import Engine
 from serving.precision import Precision, choose
+
+_malloc_trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+"""Of glibc: gives back what a session took only while it was made, 5 MB beside a graph of 7.5."""
 
 
 @dataclass(eq=False)
@@ -108,6 +112,8 @@ def open_model(
         BundleError, DeviceError: as `Engine`.
     """
     engine = open_engine(bundle, device, threads, precision)
+    if _malloc_trim:
+        _malloc_trim(0)
     return Model(
         bundle=replace(bundle, graph=b"", variants={}),  # the session has a copy of its own
         engine=engine,
