@@ -6,6 +6,7 @@ import ctypes
 import http.client
 import json
 import os
+import re
 import shlex
 import threading
 import time
@@ -103,13 +104,21 @@ def named_volumes(engine: Engine, report: Report) -> None:
             report.check(f"named volumes for {who}", done.returncode == 0, tail(done.stderr))
 
 
-def stopping(engine: Engine, report: Report) -> None:
-    """`docker stop` ends a training at once, and with its own status."""
+def stopping(engine: Engine, report: Report, work: Path) -> None:
+    """`docker stop` ends a training at once, with its own status, and it goes on from there."""
+    models = work / "stopped"
+    models.mkdir()
+    os.chown(models, *STRANGER)
+    command = ["run", *LOCKED, "--user", "{}:{}".format(*STRANGER), "--volume", f"{models}:/models"]
+    arguments = shlex.split("train --data digits --fraction 1 --epochs 4 --cache /tmp/data")
+    arguments += ["--extractor", "none", "--no-unlabelled"]
     with report.attempt("train stops when told to"):
-        arguments = shlex.split("--data digits --fraction 1.0 --out /tmp/models --cache /tmp/data")
-        container = engine.output("run", "--detach", *LOCKED, "train", *arguments)
-        container = container.splitlines()[-1]
-        wait(lambda: "labels to train" in logs(engine, container), 120, "training to begin")
+        container = engine.output(*command, "--detach", *arguments).splitlines()[-1]
+        wait(
+            lambda: re.search(r"^ *1/4 ", logs(engine, container), re.MULTILINE) is not None,
+            200,
+            "an epoch",
+        )
         start = time.monotonic()
         engine.output("stop", "--time", "30", container)
         seconds, status = time.monotonic() - start, exit_status(engine, container)
@@ -119,6 +128,14 @@ def stopping(engine: Engine, report: Report) -> None:
             tail(logs(engine, container)),
         )
         engine.run("rm", "--force", container)
+    with report.attempt("the same command goes on"):
+        done = engine.run(*command, "--rm", *arguments, timeout=400)
+        published = list(models.glob("digits-scratch-100/current/manifest.json"))
+        report.check(
+            "the same command goes on where it was stopped, and publishes",
+            done.returncode == 0 and "going on at epoch" in done.stdout and published,
+            tail(done.stdout + done.stderr),
+        )
 
 
 def serve(engine: Engine, report: Report, tag: str, work: Path) -> None:

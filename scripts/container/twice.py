@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import subprocess
 from pathlib import Path
@@ -39,8 +40,16 @@ def twice(engine: Engine, report: Report, arguments: list[str]) -> None:
         report.check(
             f"two builds have the same {len(one):,} files", not differ, "\n    ".join(differ)
         )
-        ids = [engine.output("image", "inspect", "--format", "{{.Id}}", tag) for tag in tags]
-        report.check("two builds are the same image", len(set(ids)) == 1, ids)
+        images = [json.loads(engine.output("image", "inspect", tag))[0] for tag in tags]
+        first, second = (image["RootFS"]["Layers"] for image in images)
+        same = [a == b for a, b in zip(first, second, strict=True)]
+        what = f"two builds have the same {len(same)} layers"
+        report.check(what, all(same), f"the same, from the base up: {same}")
+        for image in images:
+            del image["RepoTags"], image["NamesHistory"]
+        unlike = [key for key in images[0] if images[0][key] != images[1].get(key)]
+        pairs = [f"{key}: {images[0][key]} | {images[1].get(key)}" for key in unlike]
+        report.check("two builds are the same image", not unlike, "\n    ".join(pairs))
     for tag in tags:
         engine.run("rmi", "--force", tag)
 
