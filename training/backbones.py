@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from training.recipes import TORCHVISION, Backbone
 from training.stored import Images
@@ -59,12 +60,20 @@ class Group(nn.Module):
     def __init__(self, c_in: int, c_out: int) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(c_in, c_out, 3, padding=1, bias=False)
-        self.norm1 = BatchNorm(c_out)
+        self.norm1: nn.Module = BatchNorm(c_out)
         self.conv2 = nn.Conv2d(c_out, c_out, 3, padding=1, bias=False)
-        self.norm2 = BatchNorm(c_out)
+        self.norm2: nn.Module = BatchNorm(c_out)
         for conv in (self.conv1, self.conv2):
             # The first filters hand their input on (partial identity, Jordan 2024).
             nn.init.dirac_(conv.weight.data[: conv.in_channels])
+
+    def fold(self) -> None:
+        """Puts the norms into the convolutions before them, for good; in evaluation mode only."""
+        assert isinstance(self.norm1, BatchNorm)
+        assert isinstance(self.norm2, BatchNorm)
+        self.conv1 = fuse_conv_bn_eval(self.conv1, self.norm1)
+        self.conv2 = fuse_conv_bn_eval(self.conv2, self.norm2)
+        self.norm1, self.norm2 = nn.Identity(), nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
         """[N, C_in, H, W] to [N, C_out, H // 2, W // 2], at least one pixel."""

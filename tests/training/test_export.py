@@ -29,6 +29,15 @@ def network(backbone: str = "convnet", seed: int = 0) -> Network:
     return Network(net, net.dim, 10, torch.tensor([0.3, 0.4, 0.5]), torch.tensor([0.3, 0.2, 0.1]))
 
 
+def trained(seed: int) -> Served:
+    """One whose every weight has been trained: none is 0."""
+    net = network(seed=seed)
+    for name, tensor in net.state_dict().items():
+        if name.endswith(("bias", "running_mean")):
+            torch.nn.init.uniform_(tensor)
+    return Served(net, 1.7 + seed).eval()
+
+
 @pytest.fixture(scope="module")
 def served() -> Served:
     return Served(network(), 1.7).eval()
@@ -136,6 +145,27 @@ def test_the_graph_holds_no_path_and_no_trace_of_the_machine(graph: bytes) -> No
 
 def test_the_same_weights_give_the_same_bytes(graph: bytes) -> None:
     assert export.to_onnx(Served(network(), 1.7), 8, NAMES) == graph
+
+
+def test_a_graph_that_was_traced_before_is_filled_to_the_same_bytes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    other = trained(seed=2)
+    alone = export.to_onnx(other, 8, NAMES)
+    monkeypatch.setattr(export, "_traced", {})
+    export.to_onnx(trained(seed=3), 8, NAMES)
+    monkeypatch.setattr(export, "_trace", None)
+    assert export.to_onnx(other, 8, NAMES) == alone
+
+
+def test_weights_that_the_exporter_leaves_out_are_traced_anew(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    plain = Served(trained(seed=2).network, 1.0).eval()
+    export.to_onnx(trained(seed=3), 8, NAMES)
+    filled = export.to_onnx(plain, 8, NAMES)
+    monkeypatch.setattr(export, "_traced", {})
+    assert export.to_onnx(plain, 8, NAMES) == filled
 
 
 def test_exporting_says_nothing(served: Served, capfd: pytest.CaptureFixture[str]) -> None:
