@@ -1,4 +1,8 @@
-"""Metrics, per-class report, confusion matrix and temperature."""
+"""Metrics, per-class report, confusion matrix and temperature.
+
+scikit-learn and scipy's optimisers are imported where they are used: that takes a second, which a
+command that ends with an error or a dry run need not wait for.
+"""
 
 from __future__ import annotations
 
@@ -6,14 +10,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax
-from sklearn.metrics import (
-    accuracy_score,
-    classification_report,
-    confusion_matrix,
-    precision_recall_fscore_support,
-)
 
 from bundle.manifest import Metrics
 
@@ -23,6 +20,8 @@ PRIOR_STD = 0.5
 
 def scores(logits: NDArray[np.float64], labels: NDArray[np.int64]) -> Metrics:
     """Metrics of logits (or log-probabilities), float [N, K]; F1, precision, recall weighted."""
+    from sklearn.metrics import accuracy_score, precision_recall_fscore_support
+
     predicted = logits.argmax(1)
     precision, recall, f1, _ = precision_recall_fscore_support(
         labels, predicted, average="weighted", zero_division=0.0
@@ -57,6 +56,8 @@ def temperature(logits: NDArray[np.float64], labels: NDArray[np.int64]) -> float
         labels: int64 [N].
     """
 
+    from scipy.optimize import minimize_scalar
+
     def objective(log_t: float) -> float:
         log_probabilities = log_softmax(logits / np.exp(log_t), axis=1)
         likelihood = log_probabilities[np.arange(len(labels)), labels].sum()
@@ -70,6 +71,8 @@ def report(
     predicted: NDArray[np.int64], labels: NDArray[np.int64], class_names: tuple[str, ...]
 ) -> dict[str, Any]:
     """Per-class precision, recall, F1 and support, with scikit-learn's averages."""
+    from sklearn.metrics import classification_report
+
     out: dict[str, Any] = classification_report(
         labels,
         predicted,
@@ -85,5 +88,7 @@ def confusion(
     predicted: NDArray[np.int64], labels: NDArray[np.int64], n_classes: int
 ) -> tuple[tuple[int, ...], ...]:
     """Counts; rows are true classes, columns predicted ones."""
+    from sklearn.metrics import confusion_matrix
+
     matrix = confusion_matrix(labels, predicted, labels=np.arange(n_classes))
     return tuple(tuple(int(count) for count in row) for row in matrix)

@@ -6,11 +6,12 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
-from typing import Self
-
-from torch.utils.tensorboard import SummaryWriter
+from typing import TYPE_CHECKING, Self
 
 from bundle.manifest import Epoch
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
 
 
 class EventWriter:
@@ -23,6 +24,8 @@ class EventWriter:
     """
 
     def __init__(self, folder: Path, after: int = 0, say: Callable[[str], None] = print) -> None:
+        from torch.utils.tensorboard import SummaryWriter  # takes half a second
+
         self._folder, self._say = folder, say
         self._writer: SummaryWriter | None = None
         try:

@@ -8,10 +8,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from sklearn.linear_model import RidgeClassifier
-from sklearn.neighbors import KNeighborsClassifier
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
 from training.backbones import Network
@@ -35,6 +31,8 @@ class Probe:
 
     def knn(self, network: Network) -> float:
         """Accuracy of the 20 nearest by cosine, weighted by nearness (Wu et al., 2018)."""
+        from sklearn.neighbors import KNeighborsClassifier
+
         step = -(-len(self.images) // BANK)
         bank = embed(network, self.images[::step], self.device)
         queries = embed(network, self.held_out, self.device)
@@ -49,6 +47,10 @@ class Probe:
 
     def linear(self, network: Network) -> float:
         """Accuracy of ridge regression on the standardised embedding of all training images."""
+        from sklearn.linear_model import RidgeClassifier
+        from sklearn.pipeline import make_pipeline
+        from sklearn.preprocessing import StandardScaler
+
         model = make_pipeline(StandardScaler(), RidgeClassifier(alpha=100.0))
         model.fit(embed(network, self.images, self.device), self.labels)
         found = model.predict(embed(network, self.held_out, self.device))

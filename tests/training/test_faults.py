@@ -299,7 +299,7 @@ def test_a_disk_without_room_is_an_error_before_the_training(tmp_path: Path, cac
 FILLING = """
 mount -t tmpfs -o size=120m tmpfs "$1"
 ( while [ ! -e "$1"/.runs/*/checkpoint.pt ]; do sleep 0.05; done
-  while true; do head -c 200m /dev/zero >> "$1/.filler" 2>/dev/null || sleep 0.01; done ) &
+  while true; do head -c 200m /dev/zero >> "$1/.filler" 2>/dev/null || sleep 0.1; done ) &
 filler=$!
 "$2" --out "$1" --cache "$3" --data digits --image-size 8 --device cpu --extractor none \
   --epochs 3 --fraction 0.2 --checkpoint-seconds 0 || echo "exit $?"
