@@ -11,9 +11,11 @@ import asyncio
 import json
 import logging
 import resource
+import sys
 from http import HTTPStatus
 from typing import Any, ClassVar
 
+import httptools
 import uvicorn.config
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
@@ -38,6 +40,9 @@ UNREAD_SECONDS = 30.0
 LINGER_SECONDS, LINGERING = 2.0, 128
 """How long, and how many, refused connections are kept open for reading: closed with bytes unread,
 they would be reset, and their clients see that in place of the answer."""
+
+OFFERS = frozenset((b"upgrade", b"http2-settings"))
+"""Headers of a client that would rather speak another protocol."""
 
 SPARE_FILES = 256
 """File descriptors that are left to other things than connections."""
@@ -77,6 +82,8 @@ class Connection(HttpToolsProtocol):
         self._since: float | None = None
         self._refused_at: float | None = None
         self._reading = False
+        self._offered = False
+        self._fed = b""
         self._bytes = 0
         self._unread = 0
         self._unread_since = 0.0
@@ -110,7 +117,9 @@ class Connection(HttpToolsProtocol):
             if self._since is None:
                 self._since, self._bytes = self.loop.time(), 0
             self._bytes += len(data)
+        self._fed = data
         super().data_received(data)
+        self._fed = b""
         if idle and self._since is not None and self._refused_at is None:
             if self._refused_body():
                 if self._bytes > REST_BYTES:
@@ -126,15 +135,24 @@ class Connection(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         """A request begins."""
         self._since = None
+        if self.parser.should_upgrade() and self.parser.get_method() != b"CONNECT":
+            self._offered = True
+            return
         super().on_headers_complete()
         if self.leaving:
             self.cycle.keep_alive = False
 
     def on_message_complete(self) -> None:
         """A request's body ends."""
+        if self._offered:
+            return
         super().on_message_complete()
         self._reading = False
         self.cycle.more_body = False
+        # uvicorn pauses it when a body is large and has not been fetched, and would not hear then
+        # that the client hangs up. Another request on its heels pauses it again.
+        if not self.pipeline and not self.transport.is_closing():
+            self.flow.resume_reading()
 
     def on_response_complete(self) -> None:
         """The answer is complete; the body of a request that was refused may not be."""
@@ -146,8 +164,27 @@ class Connection(HttpToolsProtocol):
         """The bytes are no HTTP."""
         self._refuse(400, "the request is no valid HTTP")
 
+    def _should_upgrade(self) -> bool:
+        """Never, whatever libraries are installed."""
+        return False
+
     def _unsupported_upgrade_warning(self) -> None:
-        """No line in the log for what any client may send."""
+        """Goes on with HTTP/1.1, as clients that offer HTTP/2 expect; no line in the log for it.
+
+        The parser takes a body for the other protocol's and nothing after it: what it was given is
+        given to a new one, without the offer.
+        """
+        if not self._offered:
+            return
+        self._offered = False
+        rest = self._fed[sys.exception().args[0] :]  # type: ignore[union-attr]
+        method, version = self.parser.get_method(), self.parser.get_http_version().encode()
+        head = [b"%s %s HTTP/%s" % (method, self.url, version)]
+        head += [b"%s: %s" % header for header in self.headers if header[0] not in OFFERS]
+        self.parser = httptools.HttpRequestParser(self)
+        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn has it
+        self._fed = b"\r\n".join([*head, b"", rest])
+        HttpToolsProtocol.data_received(self, self._fed)
 
     def _refused_body(self) -> bool:
         return self.cycle is not None and self.cycle.more_body

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Set
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +31,8 @@ class Refusals:
     """What was refused, by NAME@VERSION."""
 
     def __init__(self, root: Path) -> None:
-        self._prefixes = {f"{root.resolve()}/", f"{root}/"} - {"./"}
+        roots = (re.escape(f"{each}/") for each in (root.resolve(), root) if str(each) != ".")
+        self._root = re.compile(rf"(?<![\w./-])({'|'.join(roots)})")
         self._refused: dict[str, _Refusal] = {}
 
     def note(self, name: str, version: str, stamp: Stamp, error: Exception) -> None:
@@ -45,9 +47,7 @@ class Refusals:
         key = f"{name}@{version}"
         before = self._refused.get(key)
         # Where the models lie on this machine is not for clients.
-        text = str(error)
-        for prefix in self._prefixes:
-            text = text.replace(prefix, "")
+        text = self._root.sub("", str(error))
         if before is None or before.error != text:
             unexpected = None if isinstance(error, LabelcurveError) else error
             logger.error("%s is refused: %s", key, error, exc_info=unexpected)

@@ -41,7 +41,10 @@ logger.setLevel(logging.INFO)
 app = App(catalogue, device, settings)
 traffic = Traffic()
 
-# BentoML has configured the logging by the time that it imports this.
+# BentoML has configured the logging by the time that it imports this, and with it turned off every
+# logger that there was: that of the service, since its models load meanwhile.
+for name in ("labelcurve", "asyncio"):
+    logging.getLogger(name).disabled = False
 logging.getLogger("bentoml.serve").setLevel(logging.WARNING)
 logs.configure(settings.log_format)
 
@@ -78,7 +81,13 @@ class Routed(bentoml.Service):  # type: ignore[misc]
                 allow_origins=settings.cors,
                 allow_methods=["GET", "POST"],
                 allow_headers=["authorization", "content-type", "x-api-key", "x-request-id"],
-                expose_headers=["x-model-name", "x-model-version", "server-timing", "x-request-id"],
+                expose_headers=[
+                    "retry-after",
+                    "server-timing",
+                    "x-model-name",
+                    "x-model-version",
+                    "x-request-id",
+                ],
             )
         if tracing.wanted(settings.otlp_endpoint):
             inner = app.traces = tracing.Traces(inner, settings.otlp_endpoint, paths)

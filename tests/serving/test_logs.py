@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -49,6 +50,25 @@ def test_the_events_of_its_life_are_lines_of_json(
     for line in found:
         assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", line["time"])
         assert line["level"] == "info"
+
+
+@pytest.mark.parametrize("form", ["text", "json"])
+def test_what_becomes_of_models_is_logged(
+    form: str, start_service: Callable[..., Service], digits_models: Path, tmp_path: Path
+) -> None:
+    models = tmp_path / "models"
+    shutil.copytree(digits_models, models, symlinks=True)
+    service = start_service(models, "--watch", "0.1", "--log-format", form)
+    wait_for(lambda: f"{service.url}/classify" in service.output or '"ready"' in service.output)
+    link = models / "digits-10" / "current"
+    link.unlink()
+    link.symlink_to("0123456789ab")
+    shutil.rmtree(models / "digits-50")
+    wait_for(lambda: "digits-50 was removed from the folder" in service.output)
+    wait_for(lambda: "digits-10@0123456789ab is refused" in service.output)
+    if form == "json":
+        found = [line for line in lines(service) if line["event"] == "log"]
+        assert {line["level"] for line in found} == {"warning", "error"}
 
 
 def test_a_request_is_a_line_that_says_who_answered_and_where_the_time_went(
