@@ -128,16 +128,18 @@ def doubts(a: Report, b: Report) -> list[str]:
 def markdown(a: Report, b: Report) -> str:
     """The comparison for people."""
     body = []
+    comparable = a.dataset.hash == b.dataset.hash
     for pair in pairs(a, b):
         name = pair.a.name if pair.a.name == pair.b.name else f"{pair.a.name}, {pair.b.name}"
         same = " (same version)" if pair.a.version == pair.b.version else ""
         one, other = pair.a.accuracy.accuracy, pair.b.accuracy.accuracy
+        change = f"{(other - one) * 100:+.2f}" if comparable else "–"
         body.append(
             (
                 name + same,
                 f"{one:.2%}",
                 f"{other:.2%}",
-                _points(pair.accuracy) if pair.accuracy else f"{(other - one) * 100:+.2f}",
+                _points(pair.accuracy) if pair.accuracy else change,
                 _p(pair.accuracy.p_value) if pair.accuracy else "–",
                 _times(pair.rate),
                 _times(pair.p50),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from math import inf
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -260,7 +261,7 @@ def check(bench: Bench) -> None:
             raise LabelcurveError(f"--{name.replace('_', '-')} {value}: at least 1 is needed")
     for name in ("latency_seconds", "step_seconds", "robustness_images"):
         value = getattr(bench, name)
-        if value < 0:
+        if not 0 <= value < inf:
             raise LabelcurveError(f"--{name.replace('_', '-')} {value:g}: at least 0 is needed")
     if 0 < bench.step_seconds < 1:
         raise LabelcurveError(
@@ -275,8 +276,8 @@ def check(bench: Bench) -> None:
             )
     for name in ("price_per_hour", "price_per_label"):
         price = getattr(bench, name)
-        if price is not None and price < 0:
-            raise LabelcurveError(f"--{name.replace('_', '-')} {price:g}: below nothing")
+        if price is not None and not 0 <= price < inf:
+            raise LabelcurveError(f"--{name.replace('_', '-')} {price:g}: at least 0 is needed")
     # Now, not after minutes of measuring.
     try:
         bench.out.mkdir(parents=True, exist_ok=True)

@@ -284,6 +284,7 @@ def _target(accuracy: float, best: Law, law: Law, points: Sequence[CurvePoint]) 
     n = float(best.labels(1 - accuracy)[0])
     low, high = np.percentile(law.labels(1 - accuracy), LEVEL, method="nearest")
     share = percent(accuracy)
+    reached = [p.n_labels for p in points if np.mean(p.accuracies) >= accuracy]
     if n > REACH * most:
         if isfinite(n):
             text = f"{share} lies beyond what this curve can tell: over {REACH:g} times the labels"
@@ -298,7 +299,8 @@ def _target(accuracy: float, best: Law, law: Law, points: Sequence[CurvePoint]) 
             text += f", {count(low)} to {count(high)}"
         else:
             text += f", at least {count(low)}; no upper bound follows from these points"
-    reached = [p.n_labels for p in points if np.mean(p.accuracies) >= accuracy]
+            if reached:
+                text += f", but {reached[0]:,} had it"
     if reached and n > reached[0]:
         text = f"{share} was measured with {reached[0]:,} labels already"
         if n <= REACH * most:
@@ -323,8 +325,8 @@ def _words(curve: Curve, price: float | None) -> tuple[str, ...]:
     words = (
         f"Twice the labels ({count(double.n_labels)}) would give "
         f"{percent(double.accuracy.value, 1)} ({percent(double.accuracy.low, 1)} to "
-        f"{percent(double.accuracy.high, 1)}): {gain:+.1f} "
-        f"points for {most.n_labels:,} more labels"
+        f"{percent(double.accuracy.high, 1)}), {gain:+.1f} points on the curve, which has "
+        f"{percent(at.accuracy.value, 1)} at {most.n_labels:,}: {most.n_labels:,} more labels"
     )
     if price is not None:
         cost = most.n_labels * price

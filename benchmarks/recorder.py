@@ -141,7 +141,9 @@ class Recorder:
             )
         if (at := knee(steps)) is not None:
             own = at.client_cpu > BUSY * max(1, len(self.workers))
+            last = at.users == max(found.users or 0 for found in steps)
             print(
                 f"knee: {at.users} users, {at.requests_per_s:,.0f} requests/s"
                 + (" (the load generator's own limit)" if own else "")
+                + (", the most that were tried: it may lie beyond" if last else "")
             )

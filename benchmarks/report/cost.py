@@ -119,7 +119,13 @@ def _saturation(report: Report) -> Section | None:
     if knee:
         text += (
             f" The knee is at {knee.users} clients and {count(knee.requests_per_s)} requests/s: "
-            "the fewest clients with 95 % of the best rate; more of them only wait longer."
+            "the fewest clients with 95 % of the best rate; "
+        )
+        last = knee.users == max(step.users or 0 for step in found.steps)
+        text += (
+            "**no more were tried (`--clients`), so it may lie beyond.**"
+            if last
+            else "more of them only wait longer."
         )
     if found.client_bound:
         text += " **The load generator was the limit there, not the service.**"

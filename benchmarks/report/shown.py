@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from benchmarks import tables
 from benchmarks.record import Model, Report
 
 
@@ -23,6 +24,12 @@ def main_models(report: Report) -> list[Model]:
         if model.variant == variant:
             chosen.setdefault(model.n_labels, model)
     return list(chosen.values())
+
+
+def seeds(report: Report, model: Model) -> list[Model]:
+    """The models that differ from `model` in nothing but the seed, and itself."""
+    groups = tables.groups(report)
+    return next(g for g in groups if any(each.name == model.name for each in g))
 
 
 def loaded(report: Report) -> list[Model]:

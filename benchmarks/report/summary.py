@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from benchmarks import tables
 from benchmarks.record import Model, Report
 from benchmarks.report.blocks import Block, Card, Cards, Points, Rows, Section, Text, percent
 from benchmarks.report.cost import per_million
 from benchmarks.report.drawing import colour
-from benchmarks.report.shown import main_models, variants
+from benchmarks.report.shown import main_models, seeds, variants
 
 
 def section(report: Report) -> Section:
@@ -27,13 +29,17 @@ def section(report: Report) -> Section:
 
 def _card(report: Report, model: Model) -> Card:
     score = model.accuracy
-    below = [
-        f"with {model.n_labels:,} labels",
-        f"95 % interval {score.accuracy_low * 100:.1f} to {score.accuracy_high * 100:.1f}",
-    ]
+    group = seeds(report, model)
+    accuracies = np.asarray([each.accuracy.accuracy for each in group])
+    spread = f"95 % interval {score.accuracy_low * 100:.1f} to {score.accuracy_high * 100:.1f}"
+    if len(group) > 1:
+        deviation = accuracies.std(ddof=1) * 100
+        spread = f"mean of {len(group)} seeds, ±\N{NO-BREAK SPACE}{deviation:.1f}"
+    below = [f"with {model.n_labels:,} labels", spread]
     if report.price_per_label is not None:
         below.append(f"{model.n_labels * report.price_per_label:,.0f} for the labels")
-    return Card(model.name, percent(score.accuracy, 1), tuple(below), colour(report, model))
+    figure = percent(float(accuracies.mean()), 1)
+    return Card(model.name, figure, tuple(below), colour(report, model))
 
 
 def findings(report: Report) -> list[str]:
@@ -57,11 +63,13 @@ def findings(report: Report) -> list[str]:
         )
         if pair:
             d = pair.difference
+            several = max(len(seeds(report, model)) for model in (few, many)) > 1
             found.append(
                 f"From {few.n_labels:,} to {many.n_labels:,} labels accuracy changes by "
                 f"{d.value * 100:+.2f} points ({d.low * 100:+.2f} to {d.high * 100:+.2f}; McNemar "
                 f"p {'< 0.001' if pair.p_value < 0.001 else f'= {pair.p_value:.3f}'}, "
-                f"n = {pair.n:,})."
+                f"n = {pair.n:,}"
+                + (f"; {many.name} against {few.name}, of several seeds)." if several else ").")
             )
         names = report.dataset.class_names
         gains = {

@@ -111,6 +111,8 @@ def test_another_service_is_refused(service: Server, tmp_path: Path) -> None:
         (["--target", "95"], "--target 95: an accuracy between 0 and 1"),
         (["--step-seconds", "0.5"], "--step-seconds 0.5: at least 1"),
         (["--price-per-hour", "-1"], "--price-per-hour -1"),
+        (["--price-per-label", "inf"], "--price-per-label inf"),
+        (["--step-seconds", "nan"], "--step-seconds nan"),
         (["--robustness-images", "-1"], "--robustness-images -1"),
         (["--url", "127.0.0.1:1"], "http://HOST:PORT"),
     ],

@@ -80,3 +80,5 @@ def test_what_cannot_be_compared_is_said(measured: Report, tmp_path: Path) -> No
     other = measured.model_copy(update={"dataset": data})
     assert compare.pairs(measured, other)[0].accuracy is None
     assert "accuracies cannot be compared" in compare.doubts(measured, other)[0]
+    assert "+0.00" in compare.markdown(measured, measured)
+    assert "+0.00" not in compare.markdown(measured, other)

@@ -99,6 +99,29 @@ def test_pictures_are_shown_when_asked_for(
     assert "data:image" not in page.html(measured)
 
 
+def test_cards_are_means_over_seeds_as_the_table_below_them(measured: Report) -> None:
+    first, *others = measured.models
+    worse = first.accuracy.model_copy(update={"accuracy": first.accuracy.accuracy - 0.2})
+    again = first.model_copy(update={"name": "again", "seed": 1, "accuracy": worse})
+    report = measured.model_copy(update={"models": (first, again, *others)})
+    mean = first.accuracy.accuracy - 0.1
+    text = page.html(report)
+    assert f"{mean * 100:.1f} %" in text
+    assert "mean of 2 seeds, ±\N{NO-BREAK SPACE}14.1" in text
+    assert "of several seeds)" in text
+    assert "seeds, ±" not in page.html(measured)
+
+
+def test_a_knee_at_the_most_clients_is_no_promise(loaded: Report) -> None:
+    assert loaded.saturation is not None
+    assert "more of them only wait longer" in page.markdown(loaded)
+    most = loaded.saturation.steps[-1].users
+    rising = loaded.saturation.model_copy(update={"knee": most})
+    text = page.markdown(loaded.model_copy(update={"saturation": rising}))
+    assert "it may lie beyond" in text
+    assert "only wait longer" not in text
+
+
 def test_every_file_has_the_findings(loaded: Report) -> None:
     for text in (page.html(loaded), page.markdown(loaded)):
         assert "No curve is fitted: that takes 5 fractions" in text

@@ -5,7 +5,7 @@ import pytest
 from numpy.typing import NDArray
 
 from benchmarks import power_law
-from benchmarks.record import Curve, Model, Report
+from benchmarks.record import Curve, CurvePoint, Model, Report
 
 LABELS = (2_500, 5_000, 10_000, 15_000, 25_000, 50_000)
 N = 10_000
@@ -89,6 +89,18 @@ def test_a_target_that_was_measured_is_not_foretold_higher(measured: Report) -> 
     (result,) = power_law.curves(found, right, targets=(best,))
     target = result.targets[0]
     assert "50,000 labels already" in target.text or "needs about" in target.text
+
+
+def test_what_was_measured_stands_beside_no_upper_bound() -> None:
+    best = power_law.Law(np.zeros(1), np.full(1, 50.0), np.ones(1))
+    law = power_law.Law(np.repeat((0.0, 0.1), 50), np.full(100, 50.0), np.ones(100))
+    points = [
+        CurvePoint(n_labels=n, fraction=n / 2000, accuracies=(accuracy,), seconds=(1.0,))
+        for n, accuracy in ((500, 0.9), (2000, 0.96))
+    ]
+    text = power_law._target(0.95, best, law, points).text
+    assert text.startswith("95 % needs about 1,000 labels, at least 1,000; no upper bound")
+    assert text.endswith(", but 2,000 had it")
 
 
 def test_few_fractions_are_not_fitted_and_five_are_not_checked(measured: Report) -> None:
