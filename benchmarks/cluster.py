@@ -30,6 +30,7 @@ import psutil
 import tyro
 
 from benchmarks.processes import command
+from benchmarks.provenance import check_out
 from bundle.errors import LabelcurveError
 from bundle.machine import cores, cpu_name, git_commit, versions
 
@@ -243,6 +244,7 @@ def _finish(process: subprocess.Popen[str]) -> dict[str, Any]:
 
 if __name__ == "__main__":
     chosen = tyro.cli(Options, prog="python -m benchmarks.cluster")
+    check_out(chosen.out)
     document = {
         "processes": processes(chosen),
         "cluster": lost_node(chosen),

@@ -29,6 +29,7 @@ import tyro
 from PIL import Image
 from torch import nn
 
+from benchmarks.provenance import check_out
 from bundle.machine import cores, git_commit, versions
 from training import augment, data
 from training.backbones import build
@@ -108,6 +109,7 @@ class Figure:
 def main(args: Sequence[str] | None = None) -> None:
     """The command `python -m benchmarks.decoding`."""
     options = tyro.cli(Decoding, args=args, prog="python -m benchmarks.decoding")
+    check_out(options.out)
     device = choose(options.device)
     with ExitStack() as stack:
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="labelcurve-")))

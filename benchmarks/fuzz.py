@@ -25,6 +25,7 @@ from PIL import Image
 
 from benchmarks import guided, traffic
 from benchmarks.processes import child, command, tree
+from benchmarks.provenance import check_out
 from benchmarks.server import free_port
 from benchmarks.traffic import Answer, Client
 from bundle import preprocess
@@ -176,6 +177,7 @@ async def over_http(port: int, pid: int, requests: int) -> dict[str, Any]:
 def main(args: Sequence[str] | None = None) -> None:
     """The command `python -m benchmarks.fuzz`."""
     options = tyro.cli(Options, args=args, prog="python -m benchmarks.fuzz")
+    check_out(options.out)
     out = options.out or RESULTS / ("guided.json" if options.guided else "fuzz.json")
     try:
         if options.guided:

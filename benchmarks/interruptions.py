@@ -217,6 +217,7 @@ def document(kills: Sequence[Kill], argv: Sequence[str] | None) -> dict[str, obj
 
 if __name__ == "__main__":
     chosen = tyro.cli(Interruptions, prog="python -m benchmarks.interruptions")
+    provenance.check_out(chosen.out)
     found = document(main(chosen), None)
     if chosen.out is not None:
         chosen.out.write_text(json.dumps(found, indent=1) + "\n")

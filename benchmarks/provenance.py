@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import shlex
 import sys
@@ -42,6 +43,22 @@ def here(command: Sequence[str] | None = None) -> Provenance:
         python=platform.python_version(),
         packages=versions(PACKAGES),
     )
+
+
+def check_out(out: Path | None) -> None:
+    """Ends the command before its work where its result could not be written after it."""
+    if out is None:
+        return
+    if out.is_dir():
+        sys.exit(
+            f"error: --out {out} is a folder: name a file in it, such as {out / 'result.json'}"
+        )
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        sys.exit(f"error: --out {out} cannot be written: {error.strerror}")
+    if not os.access(out if out.exists() else out.parent, os.W_OK):
+        sys.exit(f"error: --out {out} cannot be written: no permission")
 
 
 def _command() -> list[str]:

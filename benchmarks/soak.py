@@ -26,6 +26,7 @@ import tyro
 
 from benchmarks import traffic
 from benchmarks.processes import child, command, cpu_seconds, end_on_signals, tree
+from benchmarks.provenance import check_out
 from benchmarks.server import free_port
 from benchmarks.traffic import Answer, Client
 from bundle import store
@@ -224,6 +225,7 @@ def _summary(samples: Sequence[dict[str, float]], latencies: list[float]) -> dic
 def main(args: Sequence[str] | None = None) -> None:
     """The command `python -m benchmarks.soak`."""
     options = tyro.cli(Options, args=args, prog="python -m benchmarks.soak")
+    check_out(options.out)
     end_on_signals()
     try:
         with TemporaryDirectory() as folder:

@@ -25,6 +25,7 @@ import tyro
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from benchmarks.provenance import check_out
 from bundle.machine import cores, git_commit, versions
 from training import augment
 from training.backbones import build
@@ -68,6 +69,7 @@ ROUNDS = 3
 def main() -> None:
     """The command `python -m benchmarks.speed`."""
     options = tyro.cli(Speed, prog="python -m benchmarks.speed")
+    check_out(options.out)
     device = choose(options.device)
     size = options.image_size
     pixels = np.random.default_rng(0).integers(0, 256, (2048, size, size, 3), dtype=np.uint8)

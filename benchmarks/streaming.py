@@ -29,6 +29,7 @@ import pyarrow.parquet as pq
 import tyro
 from PIL import Image
 
+from benchmarks.provenance import check_out
 from bundle.machine import cores, cpu_name, git_commit, versions
 from training import data
 from training.device import FP32_CPU
@@ -83,6 +84,7 @@ class Figure:
 def main(args: Sequence[str] | None = None) -> None:
     """The command `python -m benchmarks.streaming`."""
     options = tyro.cli(Streaming, args=args, prog="python -m benchmarks.streaming")
+    check_out(options.out)
     if options.stage is not None:
         print(json.dumps(asdict(_read(options, *options.stage))))
         return

@@ -2,8 +2,10 @@ from __future__ import annotations
 
 import platform
 import re
+from pathlib import Path
 
 import onnxruntime
+import pytest
 
 from benchmarks import provenance
 
@@ -19,3 +21,16 @@ def test_says_what_a_figure_needs() -> None:
     assert {"labelcurve", "bentoml", "locust", "numpy"} <= found.packages.keys()
     assert found.date.endswith("+00:00")
     assert found.git_commit is None or re.fullmatch(r"[0-9a-f]{40}\+?", found.git_commit)
+
+
+def test_a_result_that_could_not_be_written_ends_the_command_before_its_work(
+    tmp_path: Path,
+) -> None:
+    provenance.check_out(None)
+    provenance.check_out(tmp_path / "new" / "result.json")
+    assert (tmp_path / "new").is_dir()
+    with pytest.raises(SystemExit, match="is a folder: name a file in it"):
+        provenance.check_out(tmp_path)
+    (tmp_path / "file").touch()
+    with pytest.raises(SystemExit, match="cannot be written: Not a directory|File exists"):
+        provenance.check_out(tmp_path / "file" / "result.json")
