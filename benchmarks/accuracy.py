@@ -28,6 +28,7 @@ from bundle.machine import cores, cpu_name
 from bundle.preprocess import prepare
 from bundle.store import Bundle
 from training.data import Data, Split
+from training.source import Index
 
 CHUNK = 256
 """Images decoded at a time: bounds memory whatever the size of the split."""
@@ -52,7 +53,7 @@ class Predictions:
     brier: NDArray[np.float32]
     """[N] squared distance of the probabilities from the truth, summed over the classes."""
 
-    def right(self, truth: NDArray[np.int64]) -> NDArray[np.bool_]:
+    def right(self, truth: Index) -> NDArray[np.bool_]:
         """bool [N]: which images have their true class first."""
         found: NDArray[np.bool_] = self.labels == truth
         return found
@@ -173,7 +174,7 @@ def _chunks(test: Split, size: int, pool: ThreadPoolExecutor) -> Iterator[NDArra
         yield np.stack(list(pool.map(read, range(start, min(n, start + CHUNK)))))
 
 
-def _predictions(probabilities: NDArray[np.float32], labels: NDArray[np.int64]) -> Predictions:
+def _predictions(probabilities: NDArray[np.float32], labels: Index) -> Predictions:
     two = np.sort(probabilities, axis=1)[:, -2:]
     true = probabilities[np.arange(len(labels)), labels]
     return Predictions(

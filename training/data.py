@@ -12,14 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from bundle import machine, preprocess
 from bundle.errors import DataError
-from training import lock
-from training.decoding import AT_ONCE, decode, sort, word
+from training import digests, lock
+from training.decoding import decode
+from training.digests import AT_ONCE, Digests, word
 from training.folder import unlabelled
-from training.source import Rows, Say, Source
+from training.source import Index, Rows, Say, Source
 from training.sources import open_source
 from training.stored import Images, encoded, in_file, take
 
@@ -38,27 +38,27 @@ LISTED = 20
 
 @dataclass(frozen=True)
 class Split:
-    """Rows in an order that depends on the images alone, not on file names or formats."""
+    """Rows in the order of their digests, whatever the names and formats of the files."""
 
     images: Images
     """[N, size, size, 3], as `bundle.preprocess.prepare` gives them; read-only, and outside memory
     where they are too many for it."""
-    labels: NDArray[np.int64]
+    labels: Index
     """[N], indices into the data set's `class_names`."""
-    digests: NDArray[np.void]
-    """[N] SHA-256 of the pixels before resizing, 32 bytes each."""
+    digests: Digests
+    """[N] of the pixels before resizing."""
     read: Callable[[int], bytes]
     """The original file bytes of a row."""
     where: Callable[[int], str]
     """Where a row comes from, for messages."""
 
-    def take(self, rows: NDArray[np.int64]) -> Split:
+    def take(self, rows: Index) -> Split:
         """The given rows, in the given order."""
-        read, where = self.read, self.where
+        read, where, rows = self.read, self.where, rows.astype(np.int32, copy=False)
         return Split(
             take(self.images, rows),
             self.labels[rows],
-            self.digests[rows],
+            self.digests.take(rows),
             lambda i: read(int(rows[i])),
             lambda i: where(int(rows[i])),
         )
@@ -83,8 +83,10 @@ class Data:
     @property
     def pixels_hash(self) -> str:
         """SHA-256 over the training images without their labels, whatever the order or format."""
-        digests = self.train.digests
-        return hashlib.sha256(digests[sort(digests, self.train.labels)].tobytes()).hexdigest()
+        total = hashlib.sha256()
+        for _, part in self.train.digests.parts():
+            total.update(part.tobytes())
+        return total.hexdigest()
 
 
 def default_cache() -> Path:
@@ -199,22 +201,33 @@ def clear(cache: Path | None = None) -> None:
 
 def _shared(train: Split, test: Split) -> int:
     """Train images whose pixels are in test, too."""
+    if not len(test):
+        return 0
     # By their first eight bytes before all of them, which takes less memory.
-    likely = train.digests[np.isin(word(train.digests, 0), word(test.digests, 0))]
-    return int(np.isin(likely, test.digests).sum())
+    there, shared = np.concatenate([word(part, 0) for _, part in test.digests.parts()]), 0
+    for _, part in train.digests.parts():
+        first = word(part, 0)
+        place = there.searchsorted(first).clip(max=len(there) - 1)
+        likely = there[place] == first
+        shared += int((part[likely] == test.digests[place[likely]]).sum())
+    return shared
 
 
 def _report_two_classes(source: Source, train: Split, say: Say) -> None:
     """The same pixels under two classes teach nothing but doubt: most often a mistake."""
     # Rows are in the order of their digests: equal ones are neighbours.
-    same = train.digests[1:] == train.digests[:-1]
-    first = np.flatnonzero(same & (train.labels[1:] != train.labels[:-1]))
-    if not len(first):
+    first: list[int] = []
+    for begin in range(0, len(train), AT_ONCE):
+        rows = slice(begin, begin + AT_ONCE + 1)
+        part, labels = train.digests[rows], train.labels[rows]
+        twice = (part[1:] == part[:-1]) & (labels[1:] != labels[:-1])
+        first += (begin + np.flatnonzero(twice)).tolist()
+    if not first:
         return
     lines = [
         f"  {train.where(i)} ({source.class_names[train.labels[i]]}) and {train.where(i + 1)} "
         f"({source.class_names[train.labels[i + 1]]})"
-        for i in first[:LISTED].tolist()
+        for i in first[:LISTED]
     ]
     if len(first) > LISTED:
         lines.append(f"  and {len(first) - LISTED} more")
@@ -241,12 +254,11 @@ def _hash(class_names: tuple[str, ...], train: Split, test: Split) -> str:
     total = hashlib.sha256("\n".join(class_names).encode())
     for split in (train, test):
         total.update(len(split).to_bytes(8, "big"))
-        whole = sort(split.digests, split.labels)
-        for first in range(0, len(whole), AT_ONCE):
-            order = whole[first : first + AT_ONCE]
-            lines = np.empty((len(order), 36), np.uint8)
-            lines[:, :32] = split.digests[order].view(np.uint8).reshape(-1, 32)
-            lines[:, 32:] = split.labels[order].astype(">u4").view(np.uint8).reshape(-1, 4)
+        for first, part in split.digests.parts():
+            labels = split.labels[first : first + len(part)]
+            lines = np.empty((len(part), 36), np.uint8)
+            lines[:, :32] = part.view(np.uint8).reshape(-1, 32)
+            lines[:, 32:] = labels.astype(">u4").view(np.uint8).reshape(-1, 4)
             total.update(lines.data)
     return total.hexdigest()
 
@@ -329,7 +341,10 @@ def _bytes(source: Source, size: int) -> int:
 
 def _open(folder: Path, split: str, rows: Rows, size: int, memory: int, stored: bool) -> Split:
     read, where = rows.read, rows.where
-    order: NDArray[np.int64] = np.load(folder / f"{split}-rows.npy")
+    path = folder / f"{split}-rows.npy"
+    order = np.load(path).astype(np.int32)
+    # Looked up for a few rows alone, of which the others are not in memory then.
+    looked_up = np.load(path, mmap_mode="r")
     file = folder / f"{split}-images.npy"
     images: Images
     if not file.exists():
@@ -341,9 +356,9 @@ def _open(folder: Path, split: str, rows: Rows, size: int, memory: int, stored: 
     return Split(
         images=images,
         labels=rows.labels[order],
-        digests=np.load(folder / f"{split}-digests.npy"),
-        read=lambda i: read(int(order[i])),
-        where=lambda i: where(int(order[i])),
+        digests=digests.in_file(folder / f"{split}-digests.npy", len(order)),
+        read=lambda i: read(int(looked_up[i])),
+        where=lambda i: where(int(looked_up[i])),
     )
 
 

@@ -7,12 +7,14 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
 from bundle import preprocess
 from bundle.errors import ImageError
+from training.digests import sort
 from training.progress import Bar, duration
 from training.source import Rows, Say
 from training.stored import in_order
@@ -22,9 +24,6 @@ CHUNK = 16
 
 BUCKETS = (4, 128)
 """Files that are open at a time; beside what is sorted already, one of them is on the disk."""
-
-AT_ONCE = 65_536
-"""Digests that are copied at a time."""
 
 EVERY = 2.0
 """Seconds between two lines of progress, where there is no terminal."""
@@ -64,73 +63,48 @@ def decode(
         OSError: the files cannot be written.
     """
     n = len(rows.labels)
-    bytes_each = 3 * size * size
+    shape = (size, size, 3) if keep else (0,)
+    record = np.dtype([("row", "<i8"), ("digest", "V32"), ("pixels", "u1", shape)])
     least, most = BUCKETS
-    count = min(most, max(least, -(-4 * n * bytes_each // max(1, memory))))
-    digests = np.zeros(n, "V32")
+    count = min(most, max(least, -(-4 * n * record.itemsize // max(1, memory))))
     failures: list[tuple[int, str]] = []
-    bucket_of = np.full(n, -1, np.int16)  # -1: unreadable
     with ExitStack() as stack:
-        paths = [folder / f"{split}-{number}.part" for number in range(count if keep else 0)]
+        paths = [folder / f"{split}-{number}.part" for number in range(count)]
         parts = [stack.enter_context(path.open("wb")) for path in paths]
         for row, digest, pixels in _decoded(rows, size, f"{name}: {split}", say):
             if isinstance(pixels, str):
                 failures.append((row, pixels))
                 continue
-            bucket = int.from_bytes(digest[:2]) * count >> 16
-            digests[row], bucket_of[row] = np.void(digest), bucket
+            part = parts[int.from_bytes(digest[:2]) * count >> 16]
+            part.write(row.to_bytes(8, "little") + digest)
             if keep:
-                parts[bucket].write(pixels.data)
-    order = np.empty(n - len(failures), np.int64)
+                part.write(pixels.data)
+    there = n - len(failures)
     with ExitStack() as stack:
-        if keep:
-            out = stack.enter_context((folder / f"{split}-images.npy").open("wb"))
-            header = {"descr": "|u1", "fortran_order": False, "shape": (len(order), size, size, 3)}
-            np.lib.format.write_array_header_1_0(out, header)
-        done, start = 0, time.monotonic()
+
+        def begin(what: str, kind: str, shape: tuple[int, ...]) -> BinaryIO:
+            file = stack.enter_context((folder / f"{split}-{what}.npy").open("wb"))
+            header = {"descr": kind, "fortran_order": False, "shape": shape}
+            np.lib.format.write_array_header_1_0(file, header)
+            return file
+
+        order, digests = begin("rows", "<i8", (there,)), begin("digests", "|V32", (there,))
+        images = begin("images", "|u1", (there, size, size, 3)) if keep else None
+        start = time.monotonic()
         bar = stack.enter_context(Bar(f"{name}: {split}, sorting"))
-        for bucket in range(count):
-            there = np.flatnonzero(bucket_of == bucket)
-            places = sort(digests[there], rows.labels[there])
-            order[done : done + len(there)] = there[places]
-            done += len(there)
-            if keep:
-                pixels = np.fromfile(paths[bucket], np.uint8).reshape(-1, bytes_each)
+        for bucket, path in enumerate(paths):
+            found = np.fromfile(path, record)
+            path.unlink()
+            places = sort(found["digest"], rows.labels[found["row"]])
+            order.write(found["row"][places].tobytes())
+            digests.write(found["digest"][places].tobytes())
+            if images is not None:
+                pixels = found["pixels"]
                 for place in places.tolist():
-                    out.write(pixels[place].data)
-                paths[bucket].unlink()
+                    images.write(pixels[place].data)
             left = (time.monotonic() - start) * (count / (bucket + 1) - 1)
             bar.update((bucket + 1) / count, left)
-    with (folder / f"{split}-digests.npy").open("wb") as out:
-        header = {"descr": digests.dtype.str, "fortran_order": False, "shape": order.shape}
-        np.lib.format.write_array_header_1_0(out, header)
-        for first in range(0, len(order), AT_ONCE):
-            out.write(digests[order[first : first + AT_ONCE]].tobytes())
-    np.save(folder / f"{split}-rows.npy", order)
     return failures
-
-
-def sort(digests: NDArray[np.void], labels: NDArray[np.int64]) -> NDArray[np.int64]:
-    """The order of digests, those of the same pixels by label; stable.
-
-    By their first eight bytes, which differ unless the pixels are the same, so that it takes little
-    memory beside the digests themselves.
-    """
-    first = word(digests, 0)
-    order = first.argsort(kind="stable")
-    first = first[order]
-    same = np.flatnonzero(first[1:] == first[:-1])
-    places = np.union1d(same, same + 1)
-    rows = order[places]
-    keys = [word(digests[rows], number) for number in (3, 2, 1, 0)]
-    order[places] = rows[np.lexsort((labels[rows], *keys))]
-    return order
-
-
-def word(digests: NDArray[np.void], number: int) -> NDArray[np.uint64]:
-    """Eight of the bytes of each digest, as a number of the same order."""
-    words = np.ascontiguousarray(digests).view(">u8").reshape(-1, 4)
-    return words[:, number].astype(np.uint64)
 
 
 def _decoded(

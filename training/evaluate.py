@@ -13,12 +13,13 @@ from numpy.typing import NDArray
 from scipy.special import log_softmax
 
 from bundle.manifest import Metrics
+from training.source import Index
 
 PRIOR_STD = 0.5
 """Of log temperature; keeps a handful of validation labels from driving it to zero."""
 
 
-def scores(logits: NDArray[np.float64], labels: NDArray[np.int64]) -> Metrics:
+def scores(logits: NDArray[np.float64], labels: Index) -> Metrics:
     """Metrics of logits (or log-probabilities), float [N, K]; F1, precision, recall weighted."""
     from sklearn.metrics import accuracy_score, precision_recall_fscore_support
 
@@ -38,14 +39,14 @@ def scores(logits: NDArray[np.float64], labels: NDArray[np.int64]) -> Metrics:
     )
 
 
-def _balanced(predicted: NDArray[np.int64], labels: NDArray[np.int64]) -> float:
+def _balanced(predicted: NDArray[np.int64], labels: Index) -> float:
     """Mean of the recalls of the classes that occur."""
     there = np.bincount(labels)
     right = np.bincount(labels[predicted == labels], minlength=len(there))
     return float((right[there > 0] / there[there > 0]).mean())
 
 
-def temperature(logits: NDArray[np.float64], labels: NDArray[np.int64]) -> float:
+def temperature(logits: NDArray[np.float64], labels: Index) -> float:
     """The temperature that minimises the negative log-likelihood (Guo et al., 2017).
 
     A normal prior on its logarithm, of mean 0 and standard deviation `PRIOR_STD`, makes it the
@@ -68,7 +69,7 @@ def temperature(logits: NDArray[np.float64], labels: NDArray[np.int64]) -> float
 
 
 def report(
-    predicted: NDArray[np.int64], labels: NDArray[np.int64], class_names: tuple[str, ...]
+    predicted: NDArray[np.int64], labels: Index, class_names: tuple[str, ...]
 ) -> dict[str, Any]:
     """Per-class precision, recall, F1 and support, with scikit-learn's averages."""
     from sklearn.metrics import classification_report
@@ -85,7 +86,7 @@ def report(
 
 
 def confusion(
-    predicted: NDArray[np.int64], labels: NDArray[np.int64], n_classes: int
+    predicted: NDArray[np.int64], labels: Index, n_classes: int
 ) -> tuple[tuple[int, ...], ...]:
     """Counts; rows are true classes, columns predicted ones."""
     from sklearn.metrics import confusion_matrix

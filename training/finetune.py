@@ -26,6 +26,7 @@ from training.losses import Batch, accumulate
 from training.memory import EnoughMemory, more_parts
 from training.optimizers import Optimizers
 from training.recipes import Recipe
+from training.source import Index
 from training.stored import Images, take
 from training.stream import Batches
 
@@ -40,7 +41,7 @@ class Labelled:
 
     images: Images
     """uint8 [N, H, W, 3]"""
-    labels: NDArray[np.int64]
+    labels: Index
     """[N]"""
 
 
@@ -177,7 +178,7 @@ def finetune(
                 with EnoughMemory() as enough:
                     rows, pixels = labelled.draw(at.step, recipe.flip, generator)
                     images = augment.cutout(network.normalise(pixels), cut, generator)
-                    batch = Batch(images, labels[rows], labelled.batch)
+                    batch = Batch(images, labels[rows].long(), labelled.batch)
                     if others is not None and teach:
                         batch.n_others = others.batch
                         _, batch.others = others.draw(at.taught, recipe.flip, generator)

@@ -47,9 +47,10 @@ def folder(path: Path, say: Say) -> Source:
     splits, listing = {}, []
     for split, files in found.items():
         paths = [file for of_class in files.values() for file in of_class]
-        labels = np.repeat(np.arange(len(files)), [len(of_class) for of_class in files.values()])
+        labels = np.arange(len(files), dtype=np.int32)
+        labels = labels.repeat([len(of_class) for of_class in files.values()])
         files_of = _Files(paths)
-        splits[split] = Rows(labels.astype(np.int64), files_of.read, files_of.where)
+        splits[split] = Rows(labels, files_of.read, files_of.where)
         with ThreadPoolExecutor() as pool:
             hashes = list(pool.map(_hash, paths))
         listing += [
@@ -85,7 +86,7 @@ def unlabelled(path: Path, say: Say) -> Source:
         fingerprint=hashlib.sha256("\n".join(["unlabelled", *listing]).encode()).hexdigest(),
         class_names=(),
         size=32,
-        splits={"train": Rows(np.zeros(len(paths), np.int64), files_of.read, files_of.where)},
+        splits={"train": Rows(np.zeros(len(paths), np.int32), files_of.read, files_of.where)},
         changed=changed,
     )
 

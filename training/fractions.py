@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from bundle.errors import DataError
 from training.data import Split
+from training.source import Index
 
 HELD_OUT = 10
 """One in so many labels is for validation."""
@@ -27,9 +28,9 @@ class Subset:
     """Rows of the train split; nothing else of the labels may be looked at."""
 
     fraction: float
-    train: NDArray[np.int64]
-    val: NDArray[np.int64]
-    val_pool: NDArray[np.int64]
+    train: NDArray[np.int32]
+    val: NDArray[np.int32]
+    val_pool: NDArray[np.int32]
     """Rows held out at fraction 1; `val` is a part of them. Usable as images without labels."""
     hash: str
     """SHA-256 over the digests of the rows in `train` and `val`."""
@@ -63,29 +64,33 @@ def subset(split: Split, class_names: tuple[str, ...], fraction: float, seed: in
             "without a training and a validation label; the smallest fraction possible here is "
             f"{smallest:g}"
         )
-    train, val, pool = [], [], []
+    train, val, pool = (np.zeros(len(split), bool) for _ in range(3))
     for label in range(len(class_names)):
         rows = np.flatnonzero(split.labels == label)
         order = np.random.default_rng([seed, label]).permutation(rows)
         n_pool = counts(len(rows), 1.0)[1]
         n_train, n_val = counts(len(rows), fraction)
-        pool.append(order[:n_pool])
-        val.append(order[:n_val])
-        train.append(order[n_pool : n_pool + n_train])
-    rows_train, rows_val = np.sort(np.concatenate(train)), np.sort(np.concatenate(val))
+        pool[order[:n_pool]] = True
+        val[order[:n_val]] = True
+        train[order[n_pool : n_pool + n_train]] = True
+    rows_train, rows_val, rows_pool = (
+        np.flatnonzero(these).astype(np.int32) for these in (train, val, pool)
+    )
     digest = hashlib.sha256()
-    for rows in (rows_train, rows_val):
-        digest.update(len(rows).to_bytes(8, "big") + split.digests[rows].tobytes())
+    for labelled in (rows_train, rows_val):
+        digest.update(len(labelled).to_bytes(8, "big"))
+        for _, part in split.digests.take(labelled).parts():
+            digest.update(part.tobytes())
     return Subset(
         fraction=fraction,
         train=rows_train,
         val=rows_val,
-        val_pool=np.sort(np.concatenate(pool)),
+        val_pool=rows_pool,
         hash=digest.hexdigest(),
     )
 
 
-def spread(rows: NDArray[np.int64], most: int) -> NDArray[np.int64]:
+def spread(rows: Index, most: int) -> Index:
     """At most `most` of the rows, evenly spaced."""
     if len(rows) <= most:
         return rows

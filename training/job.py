@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from bundle.errors import BundleError, DivergedError
 from bundle.machine import git_commit
@@ -34,6 +33,7 @@ from training.options import Options
 from training.progress import Bar
 from training.publication import Circumstances, publish
 from training.recipes import work
+from training.source import Index
 from training.stored import take
 from training.tracking import Tracking, connect
 
@@ -326,19 +326,20 @@ def _folder(options: Options, cell: Cell) -> Path:
     return options.out / RUNS / cell.name
 
 
-def _others(images: Data, cell: Cell) -> NDArray[np.int64]:
+def _others(images: Data, cell: Cell) -> Index:
     """Rows of the training split of which no label is used; those held out stay out."""
     if cell.recipe.consistency == 0:
-        return np.zeros(0, np.int64)
-    used = np.concatenate([cell.subset.train, cell.subset.val_pool])
-    return np.setdiff1d(np.arange(len(images.train)), used)
+        return np.zeros(0, np.int32)
+    left = np.ones(len(images.train), bool)
+    left[cell.subset.train] = left[cell.subset.val_pool] = False
+    return np.flatnonzero(left).astype(np.int32)
 
 
 def _key(
     options: Options,
     images: Data,
     cell: Cell,
-    others: NDArray[np.int64],
+    others: Index,
     extractor: Extractor | None,
 ) -> dict[str, object]:
     """What a model depends on, by the names that the user knows."""

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from bundle.errors import DataError
 from training.source import Rows, Say, Source, hash_file, name_of, watch
@@ -31,6 +32,16 @@ class _Layout:
     """From the metadata that `datasets` writes; None where there is none."""
 
 
+@dataclass(frozen=True)
+class _Labels:
+    """Of a file."""
+
+    values: list[Any]
+    """Each once; None where a row has none."""
+    rows: NDArray[np.int32]
+    """[N] The value of each row, an index."""
+
+
 def parquet(path: Path, say: Say) -> Source:
     """A folder of Parquet files: a struct column `img` or `image` with `bytes`, and `label`.
 
@@ -40,12 +51,12 @@ def parquet(path: Path, say: Say) -> Source:
     by_split = _by_split(path, say)
     changed = watch([file for files in by_split.values() for file in files])
     layouts: dict[Path, _Layout] = {}
-    labels: dict[str, list[Any]] = {}
+    labels: dict[str, list[_Labels]] = {}
     for split, files in by_split.items():
         labels[split] = []
         for file in files:
             layouts[file] = _layout(file)
-            labels[split] += _column(file, "label").to_pylist()
+            labels[split].append(_labels(file))
     first, *others = layouts
     for file in others:
         if layouts[file].class_names != layouts[first].class_names:
@@ -61,7 +72,7 @@ def parquet(path: Path, say: Say) -> Source:
     class_names = layouts[first].class_names
     if class_names is None:
         values = sorted(
-            {value for column in labels.values() for value in column if value is not None}
+            {value for found in labels.values() for of in found for value in of.values} - {None}
         )
         class_names = tuple(str(value) for value in values)
         index = {value: number for number, value in enumerate(values)}
@@ -73,15 +84,19 @@ def parquet(path: Path, say: Say) -> Source:
         )
     splits = {}
     for split, files in by_split.items():
-        for row, value in enumerate(labels[split]):
-            if value not in index:
+        classes: list[NDArray[np.int32]] = []
+        for found in labels[split]:
+            classes.append(np.array([index.get(v, -1) for v in found.values], np.int32)[found.rows])
+            if -1 in classes[-1]:
+                bad = int(np.argmin(classes[-1]))
                 raise DataError(
-                    f"{path}: {split} row {row} has label {value!r}; the class names allow 0 to "
+                    f"{path}: {split} row {sum(map(len, classes[:-1])) + bad} has label "
+                    f"{found.values[found.rows[bad]]!r}; the class names allow 0 to "
                     f"{len(class_names) - 1} ({', '.join(class_names[:5])}, ...)"
                 )
         groups = _Groups([(file, layouts[file].image) for file in files])
         splits[split] = Rows(
-            np.array([index[value] for value in labels[split]], np.int64),
+            np.concatenate(classes),
             groups.read,
             partial(_row_name, path, split),
             groups.starts,
@@ -162,14 +177,18 @@ def _names_in(schema: Any) -> tuple[str, ...] | None:
     return tuple(str(name) for name in names)
 
 
-def _column(file: Path, name: str) -> Any:
+def _labels(file: Path) -> _Labels:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
-        return pq.read_table(file, columns=[name]).column(0)
+        column = pq.read_table(file, columns=["label"]).column(0)
     except (pa.ArrowException, OSError) as error:
         raise DataError(f"cannot read {file} as Parquet: {error}") from error
+    if pa.types.is_dictionary(column.type):
+        column = column.cast(column.type.value_type)
+    found = column.combine_chunks().dictionary_encode(null_encoding="encode")
+    return _Labels(found.dictionary.to_pylist(), np.array(found.indices, np.int32))
 
 
 class _Groups:

@@ -401,12 +401,14 @@ def learn_from(
     return result, probe.knn(network), probe.linear(network)
 
 
-def split(n: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def split(n: int) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
     """Rows to learn from and rows held out, evenly spaced in the order of the digests."""
     if n < 20:
         raise LabelcurveError(f"{n} training images: pretraining needs 20 at least")
-    held = np.linspace(0, n - 1, min(HELD_OUT, n // 10)).astype(np.int64)
-    return np.setdiff1d(np.arange(n), held), held
+    held = np.linspace(0, n - 1, min(HELD_OUT, n // 10)).astype(np.int32)
+    learn = np.ones(n, bool)
+    learn[held] = False
+    return np.flatnonzero(learn).astype(np.int32), held
 
 
 def short(recipe: Pretraining, n_images: int) -> Pretraining:
@@ -420,7 +422,7 @@ def _lock(out: Path) -> Path:
     return out.with_name(f".{out.stem}.lock")
 
 
-def _key(images: Data, request: Request, learn: NDArray[np.int64]) -> dict[str, object]:
+def _key(images: Data, request: Request, learn: NDArray[np.int32]) -> dict[str, object]:
     """What an extractor depends on, by the names that the user knows."""
     recipe = asdict(request.recipe)
     return {

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from training.backbones import Network
 from training.device import Device
+from training.source import Index
 
 NEIGHBOURS = 20
 BANK = 20_000
@@ -24,9 +25,9 @@ class Probe:
 
     images: Tensor
     """uint8 [N, 3, H, W]"""
-    labels: NDArray[np.int64]
+    labels: Index
     held_out: Tensor
-    held_out_labels: NDArray[np.int64]
+    held_out_labels: Index
     device: Device
 
     def knn(self, network: Network) -> float:

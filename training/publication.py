@@ -26,6 +26,7 @@ from training.extractor import Extractor
 from training.finetune import Result, predict_logits
 from training.grid import Cell
 from training.options import Options
+from training.source import Index
 
 PACKAGES = ("labelcurve", "numpy", "onnx", "onnxruntime", "onnxscript", "pillow", "torch")
 
@@ -196,10 +197,8 @@ def _pretrained(found: Extractor | None) -> Pretrained | None:
     )
 
 
-def measure(
-    runtime: Any, split: data.Split
-) -> tuple[Metrics, NDArray[np.int64], NDArray[np.int64]]:
-    """Metrics of a graph in ONNX Runtime, its top-1 and the true classes, int64 [N] each."""
+def measure(runtime: Any, split: data.Split) -> tuple[Metrics, NDArray[np.int64], Index]:
+    """Metrics of a graph in ONNX Runtime, its top-1 and the true classes, [N] each."""
     found = export.probabilities(runtime, split.images).astype(np.float64)
     metrics = evaluate.scores(np.log(found.clip(1e-12)), split.labels)
     return metrics, found.argmax(1), split.labels

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,12 +18,15 @@ from bundle.errors import DataError
 
 Say = Callable[[str], None]
 
+Index = NDArray[np.integer[Any]]
+"""Numbers of rows or classes, [N]; int32 where there is one for each image."""
+
 
 @dataclass(frozen=True)
 class Rows:
     """One split before decoding."""
 
-    labels: NDArray[np.int64]
+    labels: Index
     """[N], indices into the source's `class_names`."""
     read: Callable[[int], bytes]
     """File bytes of a row."""

@@ -78,7 +78,7 @@ def digits() -> Source:
         fingerprint=hashlib.sha256(pixels.tobytes() + labels.tobytes()).hexdigest(),
         class_names=tuple(str(name) for name in bunch.target_names),
         size=16,  # twice the pixels: the backbone halves three times
-        splits={"train": Rows(labels, partial(_png, pixels), "digit {}".format)},
+        splits={"train": Rows(labels.astype(np.int32), partial(_png, pixels), "digit {}".format)},
     )
 
 
@@ -96,7 +96,7 @@ def cifar10(downloads: Path, say: Say) -> Source:
     parts = {"train": train, "test": dataset(train=False)}
 
     def rows(split: str) -> Rows:
-        labels = np.asarray(parts[split].targets, np.int64)
+        labels = np.asarray(parts[split].targets, np.int32)
         return Rows(labels, partial(_png, parts[split].data), f"cifar10 {split} row {{}}".format)
 
     return Source(

@@ -17,13 +17,16 @@ from numpy.typing import NDArray
 from bundle import preprocess
 from bundle.errors import DataError, ImageError
 from bundle.machine import cores
-from training.source import Rows
+from training.source import Index, Rows
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 BLOCK_BYTES = 4 * 2**20
 """Rows of a file that are read at once."""
+
+AT_ONCE = 65_536
+"""Rows of an order that are worked out at a time."""
 
 TAKEN_SHARE = 0.25
 """Of the memory for images: rows that take less are read into it and stay there."""
@@ -57,11 +60,11 @@ class Images(Protocol):
 class Stored:
     """Images in a file or still encoded, uint8 [N, size, size, 3]; indexed like an array."""
 
-    fetch: Callable[[NDArray[np.int64]], NDArray[np.uint8]]
+    fetch: Callable[[Index], NDArray[np.uint8]]
     """Rows of the whole, in the order asked for, [M, size, size, 3]."""
-    blocks: NDArray[np.int32]
-    """For each row of the whole, the number of the block that is read for it."""
-    rows: NDArray[np.int64]
+    blocks: Callable[[Index], Index]
+    """For rows of the whole, the number of the block that is read for each."""
+    rows: NDArray[np.int32]
     """[N] Those of the whole that these images are."""
     size: int
     memory: int
@@ -82,7 +85,7 @@ class Stored:
         """As of an array."""
         return len(self.rows) * 3 * self.size**2
 
-    def take(self, rows: NDArray[np.int64]) -> Images:
+    def take(self, rows: Index) -> Images:
         """Some of them, in memory where they are few."""
         part = replace(self, rows=self.rows[rows])
         return part[:] if part.nbytes <= TAKEN_SHARE * self.memory else part
@@ -106,7 +109,7 @@ class Stored:
         return np.asarray(self.fetch(self.rows), dtype)
 
 
-def take(images: Images, rows: NDArray[np.int64]) -> Images:
+def take(images: Images, rows: Index) -> Images:
     """Some of the images, in the given order."""
     if isinstance(images, Stored):
         return images.take(rows)
@@ -133,9 +136,9 @@ def in_file(path: Path, memory: int) -> Stored:
         raise EOFError(f"{path.name} is cut off")
     file_of = _File(path, begin, size, max(1, BLOCK_BYTES // (3 * size * size)))
     return Stored(
-        fetch=file_of,
-        blocks=(np.arange(n) // file_of.per_block).astype(np.int32),
-        rows=np.arange(n),
+        fetch=file_of.fetch,
+        blocks=file_of.blocks,
+        rows=np.arange(n, dtype=np.int32),
         size=size,
         memory=memory,
     )
@@ -150,14 +153,17 @@ class _File:
     per_block: int
     """Images."""
 
-    def __call__(self, rows: NDArray[np.int64]) -> NDArray[np.uint8]:
+    def blocks(self, rows: Index) -> Index:
+        return rows // self.per_block
+
+    def fetch(self, rows: Index) -> NDArray[np.uint8]:
         shape = self.size, self.size, 3
         each = math.prod(shape)
         out = np.empty((len(rows), *shape), np.uint8)
         order = rows.argsort(kind="stable")
         ascending = rows[order]
         # What lies in one block is read at once, with the gaps between.
-        cuts = np.flatnonzero(np.diff(ascending // self.per_block)) + 1
+        cuts = np.flatnonzero(np.diff(self.blocks(ascending))) + 1
         try:
             descriptor = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
         except OSError as error:
@@ -189,7 +195,7 @@ class _File:
         return buffer
 
 
-def encoded(source: Rows, order: NDArray[np.int64], size: int, memory: int) -> Stored:
+def encoded(source: Rows, order: Index, size: int, memory: int) -> Stored:
     """Images that are decoded whenever they are read, by threads.
 
     Args:
@@ -198,13 +204,11 @@ def encoded(source: Rows, order: NDArray[np.int64], size: int, memory: int) -> S
         size: side in pixels.
         memory: bytes that images may take.
     """
-    blocks = order
-    if source.starts is not None:
-        blocks = np.searchsorted(source.starts, order, side="right") - 1
+    files = _Encoded(source, order.astype(np.int32), size)
     return Stored(
-        fetch=_Encoded(source, order, size),
-        blocks=blocks.astype(np.int32),
-        rows=np.arange(len(order)),
+        fetch=files.fetch,
+        blocks=files.blocks,
+        rows=np.arange(len(order), dtype=np.int32),
         size=size,
         memory=memory,
     )
@@ -213,10 +217,16 @@ def encoded(source: Rows, order: NDArray[np.int64], size: int, memory: int) -> S
 @dataclass(frozen=True)
 class _Encoded:
     source: Rows
-    order: NDArray[np.int64]
+    order: NDArray[np.int32]
     size: int
 
-    def __call__(self, rows: NDArray[np.int64]) -> NDArray[np.uint8]:
+    def blocks(self, rows: Index) -> Index:
+        wanted = self.order[rows]
+        if self.source.starts is None:
+            return wanted
+        return np.searchsorted(self.source.starts, wanted, side="right") - 1
+
+    def fetch(self, rows: Index) -> NDArray[np.uint8]:
         out = np.empty((len(rows), self.size, self.size, 3), np.uint8)
         wanted = self.order[rows]
         # In the order of the source: what is read at once is read once.
@@ -255,8 +265,18 @@ def in_order(
                 future.cancel()
 
 
-def by_blocks(images: Stored, random: np.random.Generator) -> NDArray[np.int64]:
-    """The rows in a random order of their blocks: neighbours are read at once, int64 [N]."""
-    blocks = images.blocks[images.rows]
-    place = random.permutation(int(blocks.max()) + 1 if len(blocks) else 0).astype(np.int32)
-    return place[blocks].argsort(kind="stable")
+def by_blocks(images: Stored, random: np.random.Generator) -> NDArray[np.int32]:
+    """The rows in a random order of their blocks: neighbours are read at once, int32 [N]."""
+    parts = range(0, len(images), AT_ONCE)
+
+    def blocks(first: int) -> Index:
+        return images.blocks(images.rows[first : first + AT_ONCE])
+
+    place = random.permutation(1 + max((int(blocks(first).max()) for first in parts), default=-1))
+    # A stable sort of the blocks' places, in the memory of one array: the place is above the row.
+    order = np.arange(len(images))
+    for first in parts:
+        order[first : first + AT_ONCE] |= place[blocks(first)] << 32
+    order.sort()
+    order &= 2**32 - 1
+    return order.astype(np.int32)

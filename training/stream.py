@@ -9,13 +9,13 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from bundle import machine
 from training import augment, distributed
 from training.device import Device, to_device
 from training.memory import EnoughMemory
+from training.source import Index
 from training.stored import Images, Stored, by_blocks
 
 RESIDENT_SHARE = 0.3
@@ -74,7 +74,7 @@ class Batches:
         self.window = max(1, room // (self._own * 3 * images.shape[1] ** 2)) * self._own
         """Images that are read at a time."""
         self._gpu = torch.cuda.current_device() if device.device.type == "cuda" else None
-        self._order: tuple[int, NDArray[np.int64]] | None = None
+        self._order: tuple[int, Index] | None = None
         self._now: tuple[int, _Window] | None = None
         self._next: tuple[int, _Reading] | None = None
         self.resident = self._whole(say)
@@ -120,19 +120,20 @@ class Batches:
         on = self._device.device
         pixels = found.pixels[part].to(on, non_blocking=True).permute(0, 3, 1, 2)
         padded = augment.pad(pixels, self._border)
-        rows = torch.from_numpy(found.rows[part])
+        rows = torch.from_numpy(found.rows[part]).long()
         return rows.to(on), padded, torch.arange(self._own, device=on)
 
-    def _rows(self, epoch: int) -> NDArray[np.int64]:
+    def _rows(self, epoch: int) -> Index:
         """Of an epoch of this process, in their order, int64 [steps * own]."""
         if self._order is None or self._order[0] != epoch:
+            self._order = None  # its memory is free for the next one
             self._order = epoch, self._shuffled(np.random.default_rng([*self._seed, epoch]))
         return self._order[1]
 
-    def _shuffled(self, random: np.random.Generator) -> NDArray[np.int64]:
+    def _shuffled(self, random: np.random.Generator) -> Index:
         if not isinstance(self._images, Stored):
-            order = random.permutation(len(self._images))[: self.steps * self.batch]
-            return order.reshape(self.steps, self.batch)[:, self._part].ravel()
+            whole = random.permutation(len(self._images))[: self.steps * self.batch]
+            return whole.reshape(self.steps, self.batch)[:, self._part].ravel()
         # Each process has blocks of its own, and mixes the rows of a few of them at a time.
         order = by_blocks(self._images, random)
         order = order[self.steps * self._part.start : self.steps * self._part.stop]
@@ -177,7 +178,7 @@ class Batches:
 
 @dataclass(frozen=True)
 class _Window:
-    rows: NDArray[np.int64]
+    rows: Index
     pixels: Tensor
     """uint8 [N, H, W, 3]"""
 

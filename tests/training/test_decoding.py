@@ -9,8 +9,9 @@ from numpy.typing import NDArray
 
 from bundle import preprocess
 from training import decoding
-from training.decoding import decode, sort
-from training.source import Rows, png
+from training.decoding import decode
+from training.digests import sort
+from training.source import Index, Rows, png
 
 N, SIZE = 200, 8
 PIXELS = np.random.default_rng(0).integers(0, 256, (N, 11, 9, 3), np.uint8)
@@ -63,7 +64,7 @@ def test_little_memory_gives_the_same_files(
     """Many files first, each of which is sorted alone."""
     sorted_at_once: list[int] = []
 
-    def counting(digests: NDArray[np.void], labels: NDArray[np.int64]) -> NDArray[np.int64]:
+    def counting(digests: NDArray[np.void], labels: Index) -> NDArray[np.int64]:
         sorted_at_once.append(len(digests))
         return sort(digests, labels)
 
@@ -101,13 +102,3 @@ def test_no_image_at_all(tmp_path: Path) -> None:
     rows = Rows(np.zeros(0, np.int64), read, str)
     assert decode(tmp_path, "test", rows, SIZE, "mine", print, memory=1) == []
     assert np.load(tmp_path / "test-images.npy").shape == (0, SIZE, SIZE, 3)
-
-
-def test_the_order_of_digests_is_that_of_their_bytes_and_then_of_the_labels() -> None:
-    random = np.random.default_rng(0)
-    raw = random.integers(0, 3, (300, 32), np.uint8)  # many begin alike
-    raw[:100] = raw[100:200]
-    labels = random.integers(0, 3, 300)
-    found = sort(raw.view("V32").ravel(), labels)
-    expected = sorted(range(300), key=lambda i: (raw[i].tobytes(), labels[i]))
-    assert found.tolist() == expected

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from numpy.typing import NDArray
 
 from bundle.errors import LabelcurveError
 from bundle.manifest import Epoch
@@ -18,6 +17,7 @@ from training.data import Data
 from training.device import FP32_CPU, choose
 from training.finetune import Labelled, Result
 from training.recipes import Recipe, recipe
+from training.source import Index
 from training.stored import Images
 
 RECIPE = Recipe(
@@ -81,7 +81,7 @@ def test_digits_are_learnt_in_a_few_epochs(digits: Data, recipe: Recipe) -> None
     assert result.history[-1].train_loss < result.history[0].train_loss
 
 
-def accuracy(result: Result, images: Images, labels: NDArray[np.int64]) -> float:
+def accuracy(result: Result, images: Images, labels: Index) -> float:
     logits = finetune.predict_logits(result.network, images, FP32_CPU)
     return float((logits.argmax(1) == labels).mean())
 

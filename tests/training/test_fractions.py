@@ -1,27 +1,30 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 
 from bundle.errors import DataError
 from training import fractions
 from training.data import Data, Split
+from training.digests import in_file
+from training.source import Index
 
 FRACTIONS = (0.1, 0.25, 0.5, 0.77, 1.0)
 
 
-def split_of(sizes: list[int], seed: int = 0) -> Split:
+def split_of(folder: Path, sizes: list[int], seed: int = 0) -> Split:
     """Rows without content, of classes of the given sizes, in random order."""
     rng = np.random.default_rng(seed)
     labels = rng.permutation(np.repeat(np.arange(len(sizes)), sizes))
-    digests = rng.bytes(32 * len(labels))
+    file = folder / "digests.npy"
+    np.save(file, np.frombuffer(rng.bytes(32 * len(labels)), "V32"))
     return Split(
         images=np.zeros((len(labels), 1, 1, 3), np.uint8),
         labels=labels,
-        digests=np.frombuffer(digests, "V32"),
+        digests=in_file(file, len(labels)),
         read=lambda _: b"",
         where=str,
     )
@@ -31,7 +34,7 @@ def names_of(sizes: list[int]) -> tuple[str, ...]:
     return tuple(f"class {i}" for i in range(len(sizes)))
 
 
-def as_set(rows: NDArray[np.int64]) -> set[int]:
+def as_set(rows: Index) -> set[int]:
     assert len(set(rows.tolist())) == len(rows)
     return set(rows.tolist())
 
@@ -71,8 +74,10 @@ def test_no_fraction_takes_more_labels_than_its_share(n: int) -> None:
 
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("sizes", [[20, 20], [21, 57, 300], [400, 23, 99, 20, 20]])
-def test_fractions_nest_are_stratified_and_disjoint(sizes: list[int], seed: int) -> None:
-    split, names = split_of(sizes, seed), names_of(sizes)
+def test_fractions_nest_are_stratified_and_disjoint(
+    tmp_path: Path, sizes: list[int], seed: int
+) -> None:
+    split, names = split_of(tmp_path, sizes, seed), names_of(sizes)
     train: set[int] = set()
     val: set[int] = set()
     for fraction in FRACTIONS:
@@ -112,9 +117,9 @@ def test_the_hash_tells_training_rows_from_validation_rows(digits: Data) -> None
 
 
 @pytest.mark.parametrize("fewest", [2, 3, 7, 10, 11, 99, 144, 5000])
-def test_the_smallest_possible_fraction_is_named_and_works(fewest: int) -> None:
+def test_the_smallest_possible_fraction_is_named_and_works(tmp_path: Path, fewest: int) -> None:
     sizes = [max(20, 2 * fewest), fewest]
-    split, names = split_of(sizes), names_of(sizes)
+    split, names = split_of(tmp_path, sizes), names_of(sizes)
     with pytest.raises(DataError, match=rf"leaves 'class 1' \({fewest} images\)") as error:
         fractions.subset(split, names, 1.5 / fewest, 0)
     smallest = float(str(error.value).split()[-1])

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from training import augment, stored, stream
 from training.device import FP32_CPU
+from training.source import Index
 from training.stored import Images, Stored, in_file
 from training.stream import Batches
 
@@ -86,7 +87,7 @@ def test_processes_share_an_epoch_without_overlap(images: Images, world: int) ->
     everything = np.concatenate([np.concatenate(of) for of in rows])
     assert len(set(everything.tolist())) == 18 * 16
     if isinstance(images, Stored):
-        blocks = [set(images.blocks[np.concatenate(of)].tolist()) for of in rows]
+        blocks = [set(images.blocks(np.concatenate(of)).tolist()) for of in rows]
         assert max(len(a & b) for a, b in pairwise(blocks)) <= 1, (
             "blocks of their own, but for one that is cut"
         )
@@ -99,7 +100,7 @@ def test_processes_share_an_epoch_without_overlap(images: Images, world: int) ->
 def test_a_window_touches_few_blocks_and_mixes_their_rows(outside: Stored) -> None:
     batches = Batches(outside, BATCH, 0, [0], FP32_CPU, silent)
     rows = np.concatenate(drawn(batches, range(16))[0])
-    windows = outside.blocks[rows].reshape(-1, batches.window)
+    windows = outside.blocks(rows).reshape(-1, batches.window)
     assert max(len(set(window.tolist())) for window in windows) <= 8
     assert (np.diff(windows) != 0).mean() > 0.5
 
@@ -116,7 +117,7 @@ def test_at_most_two_windows_are_in_memory(outside: Stored) -> None:
     lock, most = threading.Lock(), 0
     reads: list[int] = []
 
-    def fetch(rows: NDArray[np.int64]) -> NDArray[np.uint8]:
+    def fetch(rows: Index) -> NDArray[np.uint8]:
         with lock:
             reads.append(len(rows))
         return outside.fetch(rows)
@@ -134,7 +135,7 @@ def test_at_most_two_windows_are_in_memory(outside: Stored) -> None:
 
 
 def test_what_goes_wrong_while_reading_ahead_is_raised_where_it_is_needed(outside: Stored) -> None:
-    def fetch(rows: NDArray[np.int64]) -> NDArray[np.uint8]:
+    def fetch(rows: Index) -> NDArray[np.uint8]:
         if len(reads) == 1:
             raise OSError("the disk went away")
         reads.append(1)

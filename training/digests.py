@@ -1,0 +1,91 @@
+"""The SHA-256 by which images are known and in whose order they are."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bundle.errors import DataError
+from training.source import Index
+
+AT_ONCE = 8_192
+"""Digests that are in memory at a time, where all are looked at."""
+
+
+@dataclass(frozen=True)
+class Digests:
+    """SHA-256 of images, 32 bytes each, indexed like an array but left in their file."""
+
+    file: Path
+    """A `.npy` file of dtype V32."""
+    n: int
+    """Digests in the file."""
+    rows: Index | None = None
+    """Those of the file that these are; None: all."""
+
+    def take(self, rows: Index) -> Digests:
+        """Some of them."""
+        return replace(self, rows=rows if self.rows is None else self.rows[rows])
+
+    def parts(self) -> Iterator[tuple[int, NDArray[np.void]]]:
+        """All of them, some at a time, each part with the number of its first one."""
+        for first in range(0, len(self), AT_ONCE):
+            yield first, self[first : first + AT_ONCE]
+
+    def __len__(self) -> int:
+        return self.n if self.rows is None else len(self.rows)
+
+    def __getitem__(self, wanted: slice | Index) -> NDArray[np.void]:
+        try:
+            # Mapped for this alone: what was looked at would count as memory as long as it is.
+            whole: NDArray[np.void] = np.load(self.file, mmap_mode="r")
+        except (OSError, ValueError) as error:
+            raise DataError(
+                f"{self.file} cannot be read any more ({error}): give the same command again"
+            ) from error
+        return np.array(whole[wanted if self.rows is None else self.rows[wanted]])
+
+    def __array__(
+        self, dtype: np.dtype[Any] | None = None, copy: bool | None = None
+    ) -> NDArray[np.void]:
+        return self[:]
+
+
+def in_file(path: Path, n: int) -> Digests:
+    """The digests in a `.npy` file.
+
+    Raises:
+        OSError, ValueError: no such file, or another kind or number.
+    """
+    found = np.load(path, mmap_mode="r")
+    if found.dtype != np.dtype("V32") or found.shape != (n,):
+        raise ValueError(f"{path.name} holds {found.dtype} {found.shape}")
+    return Digests(path, n)
+
+
+def sort(digests: NDArray[np.void], labels: Index) -> NDArray[np.int64]:
+    """The order of digests, those of the same pixels by label; stable.
+
+    By their first eight bytes, which differ unless the pixels are the same, so that it takes little
+    memory beside the digests themselves.
+    """
+    first = word(digests, 0)
+    order = first.argsort(kind="stable")
+    first = first[order]
+    same = np.flatnonzero(first[1:] == first[:-1])
+    places = np.union1d(same, same + 1)
+    rows = order[places]
+    keys = [word(digests[rows], number) for number in (3, 2, 1, 0)]
+    order[places] = rows[np.lexsort((labels[rows], *keys))]
+    return order
+
+
+def word(digests: NDArray[np.void], number: int) -> NDArray[np.uint64]:
+    """Eight of the bytes of each digest, as a number of the same order."""
+    words = np.ascontiguousarray(digests).view(">u8").reshape(-1, 4)
+    return words[:, number].astype(np.uint64)
