@@ -64,16 +64,18 @@ class Stored:
     """Rows of the whole, in the order asked for, [M, size, size, 3]."""
     blocks: Callable[[Index], Index]
     """For rows of the whole, the number of the block that is read for each."""
-    rows: NDArray[np.int32]
-    """[N] Those of the whole that these images are."""
+    whole: int
+    """Images."""
     size: int
     memory: int
     """Bytes that images may take."""
+    rows: Index | None = None
+    """[N] Those of the whole that these images are; None: all."""
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
         """As of an array."""
-        return len(self.rows), self.size, self.size, 3
+        return len(self), self.size, self.size, 3
 
     @property
     def dtype(self) -> np.dtype[np.uint8]:
@@ -83,21 +85,26 @@ class Stored:
     @property
     def nbytes(self) -> int:
         """As of an array."""
-        return len(self.rows) * 3 * self.size**2
+        return len(self) * 3 * self.size**2
 
     def take(self, rows: Index) -> Images:
         """Some of them, in memory where they are few."""
-        part = replace(self, rows=self.rows[rows])
+        part = replace(self, rows=rows if self.rows is None else self.rows[rows])
         return part[:] if part.nbytes <= TAKEN_SHARE * self.memory else part
 
+    def within(self, wanted: Any) -> Any:
+        """The rows of the whole that an index of these images means."""
+        rows = np.arange(self.whole, dtype=np.int32) if self.rows is None else self.rows
+        return rows[wanted]
+
     def __len__(self) -> int:
-        return len(self.rows)
+        return self.whole if self.rows is None else len(self.rows)
 
     def __iter__(self) -> Iterator[NDArray[np.uint8]]:
         return (self[i] for i in range(len(self)))
 
     def __getitem__(self, wanted: Any, /) -> NDArray[np.uint8]:
-        found = self.rows[wanted]
+        found = self.within(wanted)
         if np.ndim(found) == 0:
             one: NDArray[np.uint8] = self.fetch(np.array([found]))[0]
             return one
@@ -106,7 +113,7 @@ class Stored:
     def __array__(
         self, dtype: np.dtype[Any] | None = None, copy: bool | None = None
     ) -> NDArray[np.uint8]:
-        return np.asarray(self.fetch(self.rows), dtype)
+        return np.asarray(self[:], dtype)
 
 
 def take(images: Images, rows: Index) -> Images:
@@ -138,7 +145,7 @@ def in_file(path: Path, memory: int) -> Stored:
     return Stored(
         fetch=file_of.fetch,
         blocks=file_of.blocks,
-        rows=np.arange(n, dtype=np.int32),
+        whole=n,
         size=size,
         memory=memory,
     )
@@ -208,7 +215,7 @@ def encoded(source: Rows, order: Index, size: int, memory: int) -> Stored:
     return Stored(
         fetch=files.fetch,
         blocks=files.blocks,
-        rows=np.arange(len(order), dtype=np.int32),
+        whole=len(order),
         size=size,
         memory=memory,
     )
@@ -270,7 +277,7 @@ def by_blocks(images: Stored, random: np.random.Generator) -> NDArray[np.int32]:
     parts = range(0, len(images), AT_ONCE)
 
     def blocks(first: int) -> Index:
-        return images.blocks(images.rows[first : first + AT_ONCE])
+        return images.blocks(images.within(slice(first, first + AT_ONCE)))
 
     place = random.permutation(1 + max((int(blocks(first).max()) for first in parts), default=-1))
     # A stable sort of the blocks' places, in the memory of one array: the place is above the row.

@@ -121,7 +121,7 @@ def test_rows_in_the_order_of_blocks(images: tuple[Stored, NDArray[np.uint8]]) -
     assert isinstance(part, Stored)
     order = by_blocks(part, np.random.default_rng(0))
     assert sorted(order.tolist()) == list(range(len(part)))
-    blocks = part.blocks(part.rows)[order]
+    blocks = part.blocks(part.within(order))
     assert (np.diff(blocks) != 0).sum() == len(set(blocks.tolist())) - 1, "each is read once"
     assert np.array_equal(order, by_blocks(part, np.random.default_rng(0)))
     assert not np.array_equal(order, by_blocks(part, np.random.default_rng(1)))

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -122,7 +123,7 @@ def test_at_most_two_windows_are_in_memory(outside: Stored) -> None:
             reads.append(len(rows))
         return outside.fetch(rows)
 
-    counted = Stored(fetch, outside.blocks, outside.rows, SIZE, outside.memory)
+    counted = replace(outside, fetch=fetch)
     batches = Batches(counted, BATCH, 0, [0], FP32_CPU, silent)
     for number in range(3 * batches.steps):
         batches.draw(number)
@@ -142,7 +143,7 @@ def test_what_goes_wrong_while_reading_ahead_is_raised_where_it_is_needed(outsid
         return outside.fetch(rows)
 
     reads: list[int] = []
-    broken = Stored(fetch, outside.blocks, outside.rows, SIZE, outside.memory)
+    broken = replace(outside, fetch=fetch)
     batches = Batches(broken, BATCH, 0, [0], FP32_CPU, silent)
     drawn(batches, range(4))
     with pytest.raises(OSError, match="went away"):
