@@ -342,8 +342,8 @@ def _bytes(source: Source, size: int) -> int:
 def _open(folder: Path, split: str, rows: Rows, size: int, memory: int, stored: bool) -> Split:
     read, where = rows.read, rows.where
     path = folder / f"{split}-rows.npy"
-    order = np.load(path).astype(np.int32)
-    # Looked up for a few rows alone, of which the others are not in memory then.
+    order = np.load(path, mmap_mode="r").astype(np.int32)
+    # Looked up for a few rows: mapped anew, without the pages that were read just now.
     looked_up = np.load(path, mmap_mode="r")
     file = folder / f"{split}-images.npy"
     images: Images

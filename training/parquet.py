@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from bundle.errors import DataError
 from training.source import Rows, Say, Source, hash_file, name_of, watch
 
-KEPT_BYTES = 64 * 2**20
+KEPT_BYTES = 32 * 2**20
 """Of row groups that are kept once they are read."""
 
 

@@ -211,7 +211,8 @@ def encoded(source: Rows, order: Index, size: int, memory: int) -> Stored:
         size: side in pixels.
         memory: bytes that images may take.
     """
-    files = _Encoded(source, order.astype(np.int32), size)
+    unlabelled = replace(source, labels=source.labels[:0].copy())
+    files = _Encoded(unlabelled, order.astype(np.int32, copy=False), size)
     return Stored(
         fetch=files.fetch,
         blocks=files.blocks,
@@ -279,11 +280,17 @@ def by_blocks(images: Stored, random: np.random.Generator) -> NDArray[np.int32]:
     def blocks(first: int) -> Index:
         return images.blocks(images.within(slice(first, first + AT_ONCE)))
 
-    place = random.permutation(1 + max((int(blocks(first).max()) for first in parts), default=-1))
-    # A stable sort of the blocks' places, in the memory of one array: the place is above the row.
-    order = np.arange(len(images))
+    counts = np.zeros(1 + max((int(blocks(first).max()) for first in parts), default=-1), np.int64)
+    place = random.permutation(len(counts))
     for first in parts:
-        order[first : first + AT_ONCE] |= place[blocks(first)] << 32
-    order.sort()
-    order &= 2**32 - 1
-    return order.astype(np.int32)
+        counts += np.bincount(place[blocks(first)], minlength=len(counts))
+    # A stable sort by counting, some rows at a time, in no more memory than its result.
+    order = np.empty(len(images), np.int32)
+    begin = counts.cumsum() - counts
+    for first in parts:
+        places = place[blocks(first)]
+        rows = places.argsort(kind="stable")
+        places = places[rows]
+        order[begin[places] + np.arange(len(rows)) - places.searchsorted(places)] = first + rows
+        begin += np.bincount(places, minlength=len(begin))
+    return order

@@ -4,6 +4,7 @@ import os
 import pickle
 import threading
 import time
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -116,12 +117,17 @@ def test_an_image_that_goes_meanwhile_is_named() -> None:
         found[0]
 
 
-def test_rows_in_the_order_of_blocks(images: tuple[Stored, NDArray[np.uint8]]) -> None:
+def test_rows_in_the_order_of_blocks(
+    images: tuple[Stored, NDArray[np.uint8]], monkeypatch: pytest.MonkeyPatch
+) -> None:
     part = images[0].take(np.arange(0, N, 2))
     assert isinstance(part, Stored)
+    monkeypatch.setattr(stored, "AT_ONCE", 70)
     order = by_blocks(part, np.random.default_rng(0))
     assert sorted(order.tolist()) == list(range(len(part)))
     blocks = part.blocks(part.within(order))
+    within = zip(pairwise(blocks.tolist()), pairwise(order.tolist()), strict=True)
+    assert all(a < b for (one, other), (a, b) in within if one == other), "in their order"
     assert (np.diff(blocks) != 0).sum() == len(set(blocks.tolist())) - 1, "each is read once"
     assert np.array_equal(order, by_blocks(part, np.random.default_rng(0)))
     assert not np.array_equal(order, by_blocks(part, np.random.default_rng(1)))
