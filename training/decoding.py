@@ -92,8 +92,11 @@ def decode(
         images = begin("images", "|u1", (there, size, size, 3)) if keep else None
         start = time.monotonic()
         bar = stack.enter_context(Bar(f"{name}: {split}, sorting"))
+        # One for all files: an allocator keeps some of many that differ a little in size.
+        buffer = np.empty(max(path.stat().st_size for path in paths), np.uint8)
         for bucket, path in enumerate(paths):
-            found = np.fromfile(path, record)
+            with path.open("rb") as file:
+                found = buffer[: file.readinto(buffer)].view(record)
             path.unlink()
             places = sort(found["digest"], rows.labels[found["row"]])
             order.write(found["row"][places].tobytes())
