@@ -96,7 +96,7 @@ def decode(
         buffer = np.empty(max(path.stat().st_size for path in paths), np.uint8)
         for bucket, path in enumerate(paths):
             with path.open("rb") as file:
-                found = buffer[: file.readinto(buffer)].view(record)
+                found = buffer[: file.readinto(buffer.data)].view(record)
             path.unlink()
             places = sort(found["digest"], rows.labels[found["row"]])
             order.write(found["row"][places].tobytes())
