@@ -98,6 +98,11 @@ class Steps(LoadTestShape):
         self.index = 0
         self.mark: tuple[float, float] | None = None
 
+    def reset_time(self) -> None:
+        """A run begins, on the web page perhaps not the first one."""
+        super().reset_time()  # type: ignore[no-untyped-call]
+        self.index, self.mark = 0, None
+
     def tick(self) -> tuple[int, float] | None:
         """The users of the current step; None after the last."""
         assert self.runner is not None
@@ -128,8 +133,8 @@ _recorders: dict[Environment, Recorder] = {}
 def _prepare(environment: Environment, runner: Any, **_: Any) -> None:
     options = _options(environment)
     path = Path(options.record) if options.record else None
-    # A worker keeps them for the master, which may want them.
-    keep = bool(path or options.steps)
+    # A worker keeps them for the master, whose options it does not know yet.
+    keep = bool(path or options.steps) or isinstance(runner, WorkerRunner)
     _recorders[environment] = Recorder(environment, path, keep)
     if options.measure and not isinstance(runner, WorkerRunner):
         # --run-time counts from the launch, so that a slow start would shorten what is measured.

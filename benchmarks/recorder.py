@@ -37,7 +37,7 @@ class Recorder:
         self.spawned: tuple[float, float] | None = None
         self.stopping: tuple[float, float] | None = None
         self.workers: dict[str, float] = {}
-        self._sent = 0
+        environment.events.test_start.add_listener(self.on_start)
         environment.events.request.add_listener(self.on_request)
         environment.events.spawning_complete.add_listener(self.on_spawned)
         environment.events.test_stopping.add_listener(self.on_stopping)
@@ -50,6 +50,11 @@ class Recorder:
         if isinstance(self.environment.runner, MasterRunner):
             return sum(self.workers.values())
         return time.process_time()
+
+    def on_start(self, **_: Any) -> None:
+        """A run begins, on the web page perhaps not the first one."""
+        self.requests, self.steps = [], []
+        self.spawned = self.stopping = None
 
     def on_request(
         self,
@@ -83,16 +88,17 @@ class Recorder:
         """On a worker: what is new goes to the master."""
         data["labelcurve"] = {
             "cpu_seconds": time.process_time(),
-            "requests": self.requests[self._sent :],
+            "requests": self.requests,
         }
-        self._sent = len(self.requests)
+        self.requests = []
 
     def on_worker(self, client_id: str, data: dict[str, Any], **_: Any) -> None:
         """On the master: what a worker sent."""
         part = data.get("labelcurve")
         if part:
             self.workers[client_id] = part["cpu_seconds"]
-            self.requests += [Request(*request) for request in part["requests"]]
+            if self.keep:
+                self.requests += [Request(*request) for request in part["requests"]]
 
     def on_quitting(self, **_: Any) -> None:
         """Writes the file; without both marks nothing was measured and none is written."""

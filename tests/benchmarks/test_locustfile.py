@@ -21,6 +21,7 @@ import pytest
 from benchmarks.load import LOCUSTFILE
 from benchmarks.server import Server
 from tests.models import digit_png
+from tests.serving.conftest import free_port
 
 GOOD = [{"label": "1", "score": 0.75}, {"label": "2", "score": 0.25}]
 ANSWERS: tuple[tuple[str, int, bytes, str], ...] = (
@@ -172,6 +173,25 @@ def test_the_master_has_the_latencies_of_its_workers(serving: Service, tmp_path:
     sent = sum(serving.bodies.values())
     assert 10 < len(recorded["requests"]) <= sent
     assert len(recorded["requests"]) > 0.5 * sent
+
+
+def test_a_worker_that_knows_no_options_serves_a_master(serving: Service, tmp_path: Path) -> None:
+    record = tmp_path / "record.json"
+    port = str(free_port())
+    command = [sys.executable, "-m", "locust", "-f", str(LOCUSTFILE), "--worker"]
+    command += ["--master-host", "127.0.0.1", "--master-port", port]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as worker:
+        try:
+            options = ["--master", "--master-bind-host", "127.0.0.1", "--master-bind-port", port]
+            options += ["--expect-workers", "1", "--steps", "1,2", "--step-seconds", "2"]
+            done = locust(
+                serving.url, *options, "Raw", "--run-time", "30s", "--record", str(record)
+            )
+        finally:
+            worker.kill()
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "knee: " in done.stdout
+    assert len(json.loads(record.read_text())["requests"]) > 0.5 * sum(serving.bodies.values()) > 5
 
 
 def test_steps_end_by_themselves_and_show_the_knee(serving: Service, tmp_path: Path) -> None:
