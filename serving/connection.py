@@ -31,6 +31,9 @@ TASK = "labelcurve.task"
 HEAD_BYTES = 32 * 2**10
 """Of a request's line and headers."""
 
+FIRST_SECONDS = 0.5
+"""That a client has for its first request when the service ends just after it connected."""
+
 REST_BYTES = 64 * 2**20
 """Of a body that was refused, read so that its sender gets to see the answer."""
 
@@ -159,6 +162,13 @@ class Connection(HttpToolsProtocol):
         if self.cycle.more_body:
             self._since, self._bytes = self.loop.time(), 0
         super().on_response_complete()
+
+    def shutdown(self) -> None:
+        """The service ends; a first request that is on its way is answered all the same."""
+        if self.cycle is None and not self.transport.is_closing():
+            self.loop.call_later(FIRST_SECONDS, super().shutdown)
+        else:
+            super().shutdown()
 
     def send_400_response(self, msg: str) -> None:
         """The bytes are no HTTP."""

@@ -3,6 +3,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import socket
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -33,6 +34,21 @@ def test_sigterm_lets_a_request_in_flight_finish(start_service: Start, digits_mo
 
     response = httpx.post(f"{service.url}/classify", content=body(), timeout=30)
     assert response.status_code == 200
+    assert service.stop() == 0
+
+
+def test_who_had_just_connected_at_sigterm_is_answered(
+    start_service: Start, digits_models: Path
+) -> None:
+    service = start_service(digits_models)
+    service.wait_until_ready()
+    host, port = service.url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=30) as client:
+        httpx.get(f"{service.url}/livez")  # so the other one is accepted, too
+        service.process.send_signal(signal.SIGTERM)
+        time.sleep(0.25)
+        client.sendall(b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert client.recv(100).startswith(b"HTTP/1.1 200")
     assert service.stop() == 0
 
 
