@@ -60,7 +60,7 @@ def test_measures_every_model_and_ends_with_one_document(
     assert document["saturation"]["model"] == "digits-100"
     assert [step["users"] for step in document["saturation"]["steps"]] == [2]
     assert document["null"]["load"]["errors"] == 0
-    assert document["provenance"]["command"].startswith("cli.py --models")
+    assert document["provenance"]["command"].startswith("python -m benchmarks.cli --models")
     report = Report.model_validate_json(Path(document["report"]["json"]).read_bytes())
     assert [model.version for model in report.models] == [b.version for b in bundles]
     people = done.stdout.splitlines()[:-1]
