@@ -12,7 +12,7 @@ from PIL import Image
 from bundle import preprocess
 from bundle.errors import DataError
 from tests.training.sets import Row, digit_rows, write_folder, write_parquet
-from training import data, digests, fractions
+from training import data, fractions
 from training.data import Data, Split
 
 ROOT = Path(__file__).parent.parent.parent
@@ -354,25 +354,6 @@ def test_the_same_image_in_train_and_test_is_counted_and_reported(tmp_path: Path
     found, said = loaded(tmp_path / "set", tmp_path / "cache")
     assert "set: 3 train images are also in test (same pixels)" in said
     assert len(found.test) == len(TEST) + 3
-
-
-@pytest.mark.parametrize("at_once", [1, 7])
-def test_digests_that_are_looked_at_in_parts_tell_the_same(
-    tmp_path: Path, at_once: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    twice = [((label + 1) % 10, file) for label, file in TRAIN[:5]]
-    write_folder(tmp_path / "set" / "train", [*TRAIN, *twice])
-    write_folder(tmp_path / "set" / "test", [*TEST, *TRAIN[:2]])
-    whole, said = loaded(tmp_path / "set", tmp_path / "cache")
-    assert said[0] == "set: 4 train images are also in test (same pixels)"
-    assert said[1].startswith("set: 5 train images are there under two classes (same pixels):")
-    for module in (data, digests):
-        monkeypatch.setattr(module, "AT_ONCE", at_once)
-    parts, again = loaded(tmp_path / "set", tmp_path / "cache")
-    assert again == said
-    assert (parts.hash, parts.pixels_hash) == (whole.hash, whole.pixels_hash)
-    subsets = [fractions.subset(s.train, s.class_names, 0.5, 0) for s in (whole, parts)]
-    assert subsets[0].hash == subsets[1].hash
 
 
 def test_without_duplicates_nothing_is_reported(tmp_path: Path) -> None:

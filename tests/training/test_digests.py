@@ -8,7 +8,9 @@ import pytest
 from numpy.typing import NDArray
 
 from bundle.errors import DataError
-from training import digests
+from tests.training.sets import write_folder
+from tests.training.test_data import TEST, TRAIN, loaded
+from training import data, digests, fractions
 from training.digests import Digests, in_file, sort
 
 N = 300
@@ -75,3 +77,22 @@ def test_the_order_of_digests_is_that_of_their_bytes_and_then_of_the_labels() ->
     found = sort(raw.view("V32").ravel(), labels)
     expected = sorted(range(300), key=lambda i: (raw[i].tobytes(), labels[i]))
     assert found.tolist() == expected
+
+
+@pytest.mark.parametrize("at_once", [1, 7])
+def test_digests_that_are_looked_at_in_parts_tell_the_same(
+    tmp_path: Path, at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    twice = [((label + 1) % 10, file) for label, file in TRAIN[:5]]
+    write_folder(tmp_path / "set" / "train", [*TRAIN, *twice])
+    write_folder(tmp_path / "set" / "test", [*TEST, *TRAIN[:2]])
+    whole, said = loaded(tmp_path / "set", tmp_path / "cache")
+    assert said[0] == "set: 4 train images are also in test (same pixels)"
+    assert said[1].startswith("set: 5 train images are there under two classes (same pixels):")
+    for module in (data, digests):
+        monkeypatch.setattr(module, "AT_ONCE", at_once)
+    parts, again = loaded(tmp_path / "set", tmp_path / "cache")
+    assert again == said
+    assert (parts.hash, parts.pixels_hash) == (whole.hash, whole.pixels_hash)
+    subsets = [fractions.subset(s.train, s.class_names, 0.5, 0) for s in (whole, parts)]
+    assert subsets[0].hash == subsets[1].hash
