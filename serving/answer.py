@@ -38,7 +38,7 @@ def heads(class_names: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def body(probabilities: NDArray[np.float32], heads: tuple[str, ...], top_k: int) -> str:
-    """The JSON of `ranked`, at a third of what `json.dumps` costs.
+    """The JSON of `ranked`, at six tenths of what that and `json.dumps` cost.
 
     Args:
         probabilities: float32 [K].

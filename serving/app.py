@@ -30,7 +30,7 @@ DEFAULT_TOP_K = 5
 
 
 class Deadline:
-    """Cancels a task when its time is over; `asyncio.timeout` costs three times as much."""
+    """Cancels a task when its time is over; `asyncio.timeout` costs twice as much."""
 
     def __init__(self, task: asyncio.Task[Any], seconds: float) -> None:
         """For `task`, `seconds` from now."""

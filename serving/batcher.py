@@ -119,8 +119,7 @@ class Batcher:
             if not self._purged:
                 self._purged = True
                 self._waiting = deque(item for item in self._waiting if not item.future.done())
-                gone = sum(item.future.done() for batch in self._ahead for item in batch)
-                self._n_ahead = sum(map(len, self._ahead)) - gone
+                self._n_ahead = sum(not i.future.done() for batch in self._ahead for i in batch)
             if self._too_many(n, within):
                 raise Overloaded(
                     f"{self._name} has {self._n_waiting()} images waiting: try again",

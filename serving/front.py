@@ -1,7 +1,7 @@
 """What every request passes before the routes: its id, metrics, headers, line in the log, access.
 
 In one place, because a middleware for each wraps `send` once more, and `/classify` comes before
-Starlette's router: together that was a sixth of a request to a model that does nothing.
+Starlette's router (docs/log.md has what that cost).
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
 BentoML's supervisor gives every worker a folder in PROMETHEUS_MULTIPROC_DIR: imported with it set,
 prometheus_client sums over the workers. There each observation is two writes to a mapped file, and
-a request has a dozen of them: a tenth of what one without a model costs. So values are kept and
-written together, five times a second and before `/metrics` is answered.
+a request has a dozen of them (docs/log.md has what they cost). So values are kept and written
+together, five times a second and before `/metrics` is answered.
 """
 
 from __future__ import annotations
@@ -68,10 +68,8 @@ def observe(histogram: Histogram, values: Iterable[float]) -> None:
 
 def write() -> None:
     """Writes what waits."""
-    for histogram, values in _waiting.items():
-        if values:
-            observe_all(histogram, values)
-            values.clear()
+    while _waiting:
+        observe_all(*_waiting.popitem())
 
 
 def observe_all(histogram: Histogram, values: list[float]) -> None:

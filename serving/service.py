@@ -111,7 +111,11 @@ def write_metrics() -> None:
 async def _write_metrics() -> None:
     while True:
         await asyncio.sleep(metrics.WRITE_SECONDS)
-        write_metrics()
+        try:
+            write_metrics()
+        except Exception:  # of a full disk, perhaps; requests are answered all the same
+            logger.exception("the metrics could not be written")
+            await asyncio.sleep(60)
 
 
 @bentoml.service(
@@ -119,6 +123,7 @@ async def _write_metrics() -> None:
     service_class=Routed,
     logging={"access": {"enabled": False}},  # ours is in serving/logs.py
     metrics={
+        "enabled": True,
         "duration": {
             "buckets": [
                 0.0005,
@@ -136,7 +141,7 @@ async def _write_metrics() -> None:
                 5.0,
                 10.0,
             ]
-        }
+        },
     },
 )
 class Classifier:

@@ -15,6 +15,9 @@ from bentoml._internal.server.http.instruments import RunnerTrafficMetricsMiddle
 
 from serving import metrics
 
+SCRAPED = "/metrics"
+"""Not counted, as BentoML has it: whoever asks for the counts is no traffic."""
+
 
 class Traffic:
     """Counts requests in memory; `write` brings the metrics up to date."""
@@ -23,7 +26,6 @@ class Traffic:
         self._theirs: Any = None
         self._running: Counter[str] = Counter()
         self._ended: defaultdict[tuple[str, int], list[float]] = defaultdict(list)
-        self._last = 0.0
 
     def take(self, middleware: RunnerTrafficMetricsMiddleware) -> None:
         """Writes to the metrics of `middleware`, which is not run."""
@@ -53,14 +55,16 @@ class Traffic:
         }
         asked = False
         for endpoint, running in self._running.items():
+            if endpoint == SCRAPED:
+                continue
             theirs.metrics_request_in_progress.labels(endpoint=endpoint, **service).set(running)
             asked = asked or (running > 0 and self._counts(endpoint))
-        for (endpoint, status), seconds in self._ended.items():
-            if seconds:
+        ended, self._ended = self._ended, defaultdict(list)
+        for (endpoint, status), seconds in ended.items():
+            if endpoint != SCRAPED:
                 labels = {"endpoint": endpoint, "http_response_code": status, **service}
                 theirs.metrics_request_total.labels(**labels).inc(len(seconds))
                 metrics.observe_all(theirs.metrics_request_duration.labels(**labels), seconds)
-                seconds.clear()
                 asked = asked or self._counts(endpoint)
         if asked:
             theirs.metrics_last_request_timestamp.labels(**service).set(time.time())

@@ -54,6 +54,12 @@ def test_unknown_paths_share_one_label(client: httpx.Client) -> None:
     assert "wp-admin" not in client.get("/metrics").text
 
 
+def test_asking_for_the_metrics_is_no_traffic(client: httpx.Client) -> None:
+    client.get("/livez")
+    assert value(client, "bentoml_service_request_total", endpoint="/livez") > 0
+    assert 'endpoint="/metrics"' not in client.get("/metrics").text
+
+
 def test_many_observations_at_once_are_what_they_are_one_by_one() -> None:
     values = [0.0, 5.0, 0.5, 1.0, 1.5, -1.0, 5.1, 1e9]
     one, many = (
