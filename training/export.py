@@ -52,7 +52,7 @@ def to_onnx(served: Served, size: int, class_names: tuple[str, ...]) -> bytes:
 
     The same weights give the same bytes: traces with paths and source lines are removed. A network
     of an architecture that this process has traced before is its graph with other weights, which
-    takes a fiftieth of the time; that it is the same function is for the parity gate to prove.
+    takes a small part of the time; that it is the same function is for the parity gate to prove.
     """
     folded = deepcopy(served).cpu().eval()
     for module in list(folded.modules()):

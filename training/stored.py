@@ -94,8 +94,13 @@ class Stored:
 
     def within(self, wanted: Any) -> Any:
         """The rows of the whole that an index of these images means."""
-        rows = np.arange(self.whole, dtype=np.int32) if self.rows is None else self.rows
-        return rows[wanted]
+        if self.rows is not None:
+            return self.rows[wanted]
+        if isinstance(wanted, slice):
+            return np.arange(*wanted.indices(self.whole), dtype=np.int32)
+        if np.ndim(wanted) == 0:
+            return range(self.whole)[wanted]
+        return np.arange(self.whole, dtype=np.int32)[wanted]
 
     def __len__(self) -> int:
         return self.whole if self.rows is None else len(self.rows)
