@@ -37,7 +37,7 @@ $(READY): pyproject.toml requirements.lock
 # One lock for all extras, Python 3.11 and newer, Linux and macOS; hashes, no addresses.
 lock: $(READY)
 	$(BIN)/uv pip compile --quiet --universal --generate-hashes --all-extras --no-header \
-	  --no-annotate --no-emit-index-url --python-version 3.11 pyproject.toml -o requirements.lock
+	  --no-annotate --python-version 3.11 pyproject.toml -o requirements.lock
 
 tables: $(READY)
 	$(BIN)/python -m benchmarks.documents

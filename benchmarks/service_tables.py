@@ -65,7 +65,8 @@ def markdown(
     made = swaps["provenance"]
     return (
         f"{table}\nOne run each, {made['date'][:10]}, {made['cpu']}, {made['cores']} cores, small "
-        f"models of digits, bentoml {made['packages']['bentoml']}; {soak['note']}. Made by "
+        f"models of digits, bentoml {made['packages']['bentoml']}; {soak['note']}; the connections "
+        f"beyond its capacity were {overload['note']}. Made by "
         "`python -m benchmarks.faults`, `benchmarks.soak` and `benchmarks.fuzz` "
         "([results](benchmarks/results/service/))."
     )
