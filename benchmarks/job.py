@@ -36,9 +36,10 @@ from benchmarks.record import (
     Saturation,
 )
 from benchmarks.report import page
+from benchmarks.report.blocks import counted
 from benchmarks.server import Server
 from bundle import store
-from bundle.errors import LabelcurveError
+from bundle.errors import BundleError, LabelcurveError
 from bundle.store import Bundle
 from training import data as datasets
 from training.data import Data, default_cache
@@ -61,7 +62,7 @@ def run(
         LabelcurveError: models, data or service cannot be used.
     """
     check(bench)
-    bundles = _chosen(store.read_all(bench.models), bench.only)
+    bundles = _chosen(bench)
     service = server.running(bench.url) if bench.url and bench.load else None
     if service:
         server.check(service.url, bundles)
@@ -75,7 +76,8 @@ def run(
     accuracy.check(bundles, data)
     truth = data.test.labels
 
-    say(f"Accuracy of {len(bundles)} models on {len(truth):,} test images")
+    images = counted(len(truth), "test image")
+    say(f"Accuracy of {counted(len(bundles), 'model')} on {images}")
     predictions = accuracy.predict(bundles, data, bench.cache or default_cache(), say)
     scores = {b.name: accuracy.score(b, predictions[b.name], data) for b in bundles}
     right = {name: said.right(truth) for name, said in predictions.items()}
@@ -85,7 +87,8 @@ def run(
     spoilt: dict[str, Robustness] = {}
     if bench.robustness_images:
         n = min(bench.robustness_images, len(truth))
-        say(f"Robustness of {len(first)} models on {n:,} test images, spoilt in 15 ways")
+        images = counted(n, "test image")
+        say(f"Robustness of {counted(len(first), 'model')} on {images}, spoilt in 15 ways")
         spoilt = robustness.measure(first, data, bench.robustness_images, say)
 
     with TemporaryDirectory(prefix="labelcurve-null-") as folder:
@@ -218,7 +221,8 @@ def _loads(
     n = len(servers)
     with load.images_for(data, predictions) as (folder, checked):
         say(
-            f"Load: {bench.users} clients, {n} models, {bench.rounds} rounds, "
+            f"Load: {counted(bench.users, 'client')}, {counted(n, 'model')}, "
+            f"{counted(bench.rounds, 'round')}, "
             f"about {n * (bench.load_seconds + 3 * bench.rounds):.0f} s"
         )
         loads = load.measure(
@@ -289,11 +293,14 @@ def check(bench: Bench) -> None:
         raise LabelcurveError(f"--out {bench.out} cannot be written: choose another folder")
 
 
-def _chosen(bundles: list[Bundle], only: Sequence[str]) -> list[Bundle]:
-    names = [bundle.name for bundle in bundles]
-    unknown = [name for name in only if name not in names]
+def _chosen(bench: Bench) -> list[Bundle]:
+    names = store.names(bench.models)
+    unknown = [name for name in bench.only if name not in names]
     if unknown:
         raise LabelcurveError(
             f"--only {', '.join(unknown)}: no such model; there are {', '.join(names)}"
         )
-    return [bundle for bundle in bundles if not only or bundle.name in only]
+    try:
+        return store.read_all(bench.models, [n for n in names if n in bench.only] or None)
+    except BundleError as error:
+        raise BundleError(f"{error}; --only NAME measures the others without it") from error

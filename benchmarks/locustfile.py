@@ -33,6 +33,8 @@ import json
 import os
 import sys
 import time
+from argparse import ArgumentTypeError
+from collections.abc import Callable
 from functools import cache
 from io import BytesIO
 from mimetypes import guess_type
@@ -57,14 +59,57 @@ SIDES = (32, 128, 512, 1024, 1920)
 """Of the images that MixedSizes sends, in pixels."""
 
 
-_OPTIONS: dict[str, tuple[str, type, object, str]] = {
-    "images": ("folder", str, "", "Folder of image files to send. Default: one generated image"),
-    "model": ("name[=weight],...", str, "", "Model to ask. Default: the service's own choice"),
-    "expected": ("file", str, "", "JSON object of file names and the label that must come first"),
-    "rate": ("per second", float, 0.0, "Arrivals a second of all users together. Default: no rate"),
-    "steps": ("users,...", str, "", "Numbers of users, one after the other, to saturation"),
-    "step-seconds": ("seconds", float, 6.0, "Length of a step. Default: 6"),
-    "measure": ("seconds", float, 0.0, "End so long after the last user has started"),
+def _number(text: str) -> float:
+    """A number of at least 0."""
+    number = float(text)
+    if not 0 <= number < float("inf"):
+        raise ArgumentTypeError(f"{text}: a number of at least 0 is needed")
+    return number
+
+
+def _folder(text: str) -> str:
+    """A folder with files in it, or nothing."""
+    if text and not (Path(text).is_dir() and images(text)):
+        raise ArgumentTypeError(f"{text}: a folder of image files is needed")
+    return text
+
+
+def _file(text: str) -> str:
+    """A JSON object, or nothing."""
+    try:
+        if text and not isinstance(json.loads(Path(text).read_text()), dict):
+            raise ValueError
+    except (OSError, ValueError) as error:
+        raise ArgumentTypeError(f"{text}: a JSON file of names and labels is needed") from error
+    return text
+
+
+def _weights(text: str) -> str:
+    """Names, each with a weight or without."""
+    try:
+        fits = min(weights(text)[1]) >= 0 and sum(weights(text)[1]) > 0
+    except ValueError:
+        fits = False
+    if not fits:
+        raise ArgumentTypeError(f"{text}: names are needed, each with a weight, as a=3,b=1")
+    return text
+
+
+def _steps(text: str) -> str:
+    """Numbers of users, or nothing."""
+    if text and not all(part.strip().isdecimal() and int(part) for part in text.split(",")):
+        raise ArgumentTypeError(f"{text}: numbers of users are needed, as 1,2,4,8")
+    return text
+
+
+_OPTIONS: dict[str, tuple[str, Callable[[str], object], object, str]] = {
+    "images": ("folder", _folder, "", "Folder of image files to send. Default: a generated image"),
+    "model": ("name[=weight],...", _weights, "", "Model to ask. Default: the service's own choice"),
+    "expected": ("file", _file, "", "JSON object of file names and the label that must come first"),
+    "rate": ("per second", _number, 0.0, "Arrivals a second of all users. Default: no rate"),
+    "steps": ("users,...", _steps, "", "Numbers of users, one after the other, to saturation"),
+    "step-seconds": ("seconds", _number, 6.0, "Length of a step. Default: 6"),
+    "measure": ("seconds", _number, 0.0, "End so long after the last user has started"),
     "record": ("file", str, "", "File for the raw latencies, as JSON"),
 }
 

@@ -67,4 +67,5 @@ def main(args: Sequence[str] | None = None) -> None:
         paths = page.write(options.out, renewed(compare.read(options.report), options))
     except LabelcurveError as error:
         sys.exit(f"error: {error}")
+    print("A report.json holds no test images: the page has no pictures; `bench` makes those.")
     print(f"Report: {paths['html']}", flush=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -78,10 +79,13 @@ def duration(seconds: float) -> str:
     )
 
 
+_BAR = re.compile(r"(?<!\\)\|")
+
+
 def markdown(header: Sequence[str], body: Sequence[Sequence[object]]) -> str:
     """A Markdown table; the first column is aligned left, the others right."""
     rule = ["---", *["---:"] * (len(header) - 1)]
-    lines = [[str(cell).replace("|", r"\|") for cell in cells] for cells in (header, rule, *body)]
+    lines = [[_BAR.sub(r"\|", str(cell)) for cell in cells] for cells in (header, rule, *body)]
     return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
 
 

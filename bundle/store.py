@@ -12,7 +12,7 @@ import os
 import secrets
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -221,9 +221,9 @@ def read(root: Path, name: str, version: str | None = None) -> Bundle:
     return Bundle(path=path, version=path.name, manifest=manifest, graph=graph, variants=variants)
 
 
-def read_all(root: Path) -> list[Bundle]:
-    """The current bundle of every name under `root`, fewest labels first."""
-    bundles = [read(root, name) for name in names(root)]
+def read_all(root: Path, only: Sequence[str] | None = None) -> list[Bundle]:
+    """The current bundle of every name under `root`, or of those in `only`, fewest labels first."""
+    bundles = [read(root, name) for name in (names(root) if only is None else only)]
     return sorted(bundles, key=lambda b: (b.manifest.n_labels_train, b.name))
 
 

@@ -21,7 +21,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from serving import metrics
 from serving.access import HEADERS
-from serving.logs import HEADER, LOGGED, REQUEST_ID, AccessLog, given, new_id
+from serving.logs import ANSWERED, HEADER, REQUEST_ID, AccessLog, given, new_id
 from serving.problems import MEDIA_TYPE
 from serving.settings import Settings
 
@@ -228,11 +228,12 @@ class Connection(HttpToolsProtocol):
         lines += [b"%s: %s" % header for header in headers]
         self.transport.write(b"\r\n".join([*lines, b"", body]))
         self._linger()
-        metrics.CONNECTIONS_REFUSED.labels(status).inc()
         if begun:  # its body broke off: the application hears that its client is gone
-            self.scope[LOGGED] = True  # type: ignore[literal-required]
+            self.scope[ANSWERED] = status  # type: ignore[literal-required]
             self.cycle.disconnected = True
             self.cycle.message_event.set()
+        else:
+            metrics.CONNECTIONS_REFUSED.labels(status).inc()
         if self.log:
             scope |= {REQUEST_ID: request_id, "client": self.client}
             seconds = self.loop.time() - self._since if self._since is not None else 0.0

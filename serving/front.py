@@ -16,7 +16,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serving import problems
 from serving.access import HEADERS, Access
-from serving.logs import HEADER, LOGGED, REQUEST_ID, AccessLog, given, new_id
+from serving.logs import ANSWERED, HEADER, REQUEST_ID, AccessLog, given, new_id
 from serving.traffic import Traffic
 
 UNKNOWN = "/unknown"
@@ -87,8 +87,9 @@ class Front:
                 raise
         finally:
             seconds = time.perf_counter() - start
-            self._traffic.end(endpoint, answer["status"] if answer else None, seconds)
-            if self._log and LOGGED not in scope:
+            status = scope.get(ANSWERED) or (answer["status"] if answer else None)
+            self._traffic.end(endpoint, status, seconds)
+            if self._log and ANSWERED not in scope:
                 self._log.add(scope, answer, seconds)
 
 

@@ -24,9 +24,9 @@ HEADER = b"x-request-id"
 REQUEST_ID = "labelcurve.request_id"
 """Where the id stands in the scope; BentoML takes `request_id` for itself."""
 
-LOGGED = "labelcurve.logged"
-"""In the scope of a request that has its line already: what was wrong with it came before the end
-of its body."""
+ANSWERED = "labelcurve.answered"
+"""In the scope of a request whose body broke off: the status with which its connection answered it
+and wrote its line."""
 
 PROBES = frozenset({"/livez", "/readyz", "/metrics"})
 """Asked every few seconds by machines: logged only when they do not answer 200."""

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from bundle.manifest import Manifest, Metrics, Run
+from bundle.markdown import escaped
 
 
 def write(manifest: Manifest, run: Run) -> str:
     """The bundle's README.md."""
     m = manifest
     size = m.preprocessing.size
-    shown = m.class_names[:50]
+    shown = [escaped(name) for name in m.class_names[:50]]
     more = f" and {len(m.class_names) - 50} more" if len(m.class_names) > 50 else ""
     classes = ", ".join(shown) + more
     return f"""# {m.name}

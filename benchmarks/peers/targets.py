@@ -170,16 +170,16 @@ def _cost(bundle: Bundle, image: servers.Request, work: Path, options: Options) 
     (models / bundle.name).symlink_to(bundle.path.parent.resolve())
     with _serve(models, options) as (url, pid, _):
         wrk.load(url, image, work, pid, 32, 1)
-        before = limit.measure(bundle.graph, image.body)
-        turn = wrk.load(url, image, work, pid, 32, 6)
-        after = limit.measure(bundle.graph, image.body)
-    raw = (before.total_ms + after.total_ms) / 2
-    ratio = turn.server_cpu_ms / raw
+        served, raw = [], []
+        for _ in range(TURNS):
+            served.append(wrk.load(url, image, work, pid, 32, 2).server_cpu_ms)
+            raw.append(limit.measure(bundle.graph, image.body).total_ms)
+    ratio = median(a / b for a, b in zip(served, raw, strict=True))
     return Finding(
         what="real model, 32 clients: CPU time a request against decoding and ONNX Runtime in a "
-        "loop",
+        f"loop, {TURNS} turns of 2 s",
         target="at most 1.35 times",
-        found=f"{turn.server_cpu_ms:.2f} and {raw:.2f} ms, {ratio:.2f} times",
+        found=f"{median(served):.2f} and {median(raw):.2f} ms, {ratio:.2f} times",
         kept=ratio <= 1.35,
     )
 

@@ -94,9 +94,15 @@ def percent(share: float, digits: int = 2) -> str:
     return f"{share * 100:.{digits}f} %"
 
 
+def counted(n: int, thing: str) -> str:
+    """`1 model`, `1,200 models`."""
+    return f"{n:,} {thing}{'s' * (n != 1)}"
+
+
 def points(difference: float, digits: int = 2) -> str:
-    """A difference of shares in percentage points, with its sign."""
-    return f"{difference * 100:+.{digits}f}"
+    """A difference of shares in percentage points, with its sign where it has one."""
+    value = round(difference * 100, digits)
+    return f"{value:+.{digits}f}" if value else f"{0:.{digits}f}"
 
 
 def interval(low: float, high: float, digits: int = 2) -> str:

@@ -32,6 +32,7 @@ _STYLE: Final[dict[str, Any]] = {
     "svg.hashsalt": "labelcurve",
     "font.family": "sans-serif",
     "font.size": 10,
+    "text.parse_math": False,  # a class may be called $5
     "axes.titlesize": 10,
     "axes.titleweight": "bold",
     "axes.titlelocation": "left",

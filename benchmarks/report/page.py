@@ -13,9 +13,10 @@ from benchmarks import tables
 from benchmarks.gallery import Gallery
 from benchmarks.record import Report
 from benchmarks.report import cost, drawing, labels, origin, quality, summary
-from benchmarks.report.blocks import Cards, Pictures, Plot, Points, Rows, Section, Text
+from benchmarks.report.blocks import Cards, Pictures, Plot, Points, Rows, Section, Text, counted
 from bundle import files
 from bundle.errors import LabelcurveError
+from bundle.markdown import escaped
 
 _MARKDOWN = MarkdownIt("commonmark", {"html": False})
 FILES = {"html": "report.html", "md": "report.md", "json": "report.json"}
@@ -108,13 +109,19 @@ def markdown(report: Report) -> str:
                     lines += [*(f"- {item}" for item in items), ""]
                 case Rows():
                     lines += [f"{block.summary}:", ""] if block.summary else []
-                    lines += [tables.markdown(block.header, block.body)]
+                    lines += [tables.markdown(block.header, [_shown(row) for row in block.body])]
                 case Plot():
                     lines += [f"![{block.title}]({PLOTS}/{block.name}.png)", ""]
                     lines += [block.caption, ""]
                 case Cards() | Pictures():
                     pass  # the table has the same figures; pictures are in the HTML only
     return "\n".join(lines).rstrip() + "\n"
+
+
+def _shown(row: Sequence[str]) -> list[str]:
+    """Its first cell may be a class's name; one that begins with a backtick is Markdown already."""
+    first, *others = row
+    return [first if first.startswith("`") else escaped(first), *others]
 
 
 def title(report: Report) -> str:
@@ -126,6 +133,8 @@ def subtitle(report: Report) -> str:
     """Classes, test images, date, machine."""
     made = report.provenance
     return (
-        f"{len(report.dataset.class_names)} classes, {report.dataset.n_test:,} test images · "
-        f"{len(report.models)} models · {made.date[:10]} · {made.cpu}, {made.cores} cores"
+        f"{len(report.dataset.class_names)} classes, "
+        f"{counted(report.dataset.n_test, 'test image')} · "
+        f"{counted(len(report.models), 'model')} · {made.date[:10]} · "
+        f"{made.cpu}, {counted(made.cores, 'core')}"
     )

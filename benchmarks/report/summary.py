@@ -6,10 +6,21 @@ import numpy as np
 
 from benchmarks import tables
 from benchmarks.record import Model, Report
-from benchmarks.report.blocks import Block, Card, Cards, Points, Rows, Section, Text, percent
+from benchmarks.report.blocks import (
+    Block,
+    Card,
+    Cards,
+    Points,
+    Rows,
+    Section,
+    Text,
+    percent,
+    points,
+)
 from benchmarks.report.cost import per_million
 from benchmarks.report.drawing import colour
 from benchmarks.report.shown import main_models, seeds, variants
+from bundle.markdown import escaped
 
 
 def section(report: Report) -> Section:
@@ -66,7 +77,7 @@ def findings(report: Report) -> list[str]:
             several = max(len(seeds(report, model)) for model in (few, many)) > 1
             found.append(
                 f"From {few.n_labels:,} to {many.n_labels:,} labels accuracy changes by "
-                f"{d.value * 100:+.2f} points ({d.low * 100:+.2f} to {d.high * 100:+.2f}; McNemar "
+                f"{points(d.value)} points ({points(d.low)} to {points(d.high)}; McNemar "
                 f"p {'< 0.001' if pair.p_value < 0.001 else f'= {pair.p_value:.3f}'}, "
                 f"n = {pair.n:,}"
                 + (f"; {many.name} against {few.name}, of several seeds)." if several else ").")
@@ -76,10 +87,10 @@ def findings(report: Report) -> list[str]:
             n: many.accuracy.per_class[n].recall - few.accuracy.per_class[n].recall for n in names
         }
         order = sorted(names, key=lambda n: -gains[n])
-        most = ", ".join(f"{n} ({gains[n] * 100:+.1f})" for n in order[:3])
+        *most, least = (f"{escaped(n)} ({points(gains[n], 1)})" for n in (*order[:3], order[-1]))
         found.append(
-            f"Labels help these classes most, in points of recall: {most}; least: {order[-1]} "
-            f"({gains[order[-1]] * 100:+.1f})."
+            "Labels help these classes most, in points of recall: "
+            f"{', '.join(most)}; least: {least}."
         )
     served = [model for model in report.models if model.load]
     if served:

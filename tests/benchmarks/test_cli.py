@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from benchmarks import cli, job
 from benchmarks.options import Bench
 from benchmarks.record import Report
 from benchmarks.server import Server
+from bundle import store
 from bundle.errors import LabelcurveError
 from bundle.store import Bundle
 from tests.benchmarks.running import interrupted
@@ -80,6 +82,18 @@ def test_one_model_without_load_and_pictures(
     assert model["name"] == "digits-50"
     assert model["load"] is None
     assert "data:image" not in (tmp_path / "report.html").read_text()
+
+
+def test_a_damaged_model_is_named_with_the_way_around_it(
+    digits_models: Path, cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    models = shutil.copytree(digits_models, tmp_path / "models", symlinks=True)
+    (models / "digits-50" / store.CURRENT / store.GRAPH).write_bytes(b"damaged")
+    with pytest.raises(SystemExit, match=r"digits-50/.* is damaged: .*--only NAME measures the"):
+        cli.main(options(models, cache, tmp_path, "--no-load"))
+    cli.main(options(models, cache, tmp_path, "--no-load", "--only", "digits-10"))
+    (model,) = json.loads(capsys.readouterr().out.splitlines()[-1])["models"]
+    assert model["name"] == "digits-10"
 
 
 def test_what_it_started_ends_with_it(digits_models: Path, cache: Path, tmp_path: Path) -> None:

@@ -150,6 +150,25 @@ def test_no_service(tmp_path: Path) -> None:
     assert "lists no models" in done.stdout + done.stderr
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--rate", "-5"], "--rate: -5: a number of at least 0"),
+        (["--steps", "1,x"], "--steps: 1,x: numbers of users are needed, as 1,2,4,8"),
+        (["--steps", "1,0"], "--steps: 1,0: numbers of users are needed"),
+        (["--model", "a=x"], "--model: a=x: names are needed, each with a weight"),
+        (["--model", "a=0"], "--model: a=0: names are needed, each with a weight"),
+        (["--images", "nowhere"], "--images: nowhere: a folder of image files"),
+        (["--expected", "nowhere"], "--expected: nowhere: a JSON file"),
+    ],
+)
+def test_a_bad_option_is_named(options: list[str], message: str) -> None:
+    done = locust("http://127.0.0.1:9", *options)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_every_kind_of_client_and_two_models(service: Server, tmp_path: Path) -> None:
     """Against the real service: what is bad is refused as it should be, the rest is answered."""
     record = tmp_path / "record.json"

@@ -69,7 +69,7 @@ def test_without_load(measured: Report) -> None:
 
 def test_names_cannot_break_the_page_or_the_tables(measured: Report) -> None:
     old = measured.dataset.class_names
-    names = ("<script>alert(1)</script>", "a|b", *old[2:])
+    names = ("<script>alert(1)</script>", "a|b", "*c_", "$d", *old[4:])
     models = tuple(
         model.model_copy(
             update={
@@ -87,8 +87,11 @@ def test_names_cannot_break_the_page_or_the_tables(measured: Report) -> None:
     dataset = measured.dataset.model_copy(update={"class_names": names})
     changed = measured.model_copy(update={"models": models, "dataset": dataset})
     assert "<script" not in page.html(changed)
-    lines = [line for line in page.markdown(changed).splitlines() if "a\\|b" in line]
-    assert len(lines) == 1
+    text = page.markdown(changed)
+    assert len([line for line in text.splitlines() if line.startswith(r"| a\|b | ")]) == 1
+    assert r"\<script\>alert(1)\</script\>" in text
+    assert r"| \*c\_ |" in text
+    assert not re.search(r"[^\\]<script|[^\\]\*c_", text)
 
 
 def test_pictures_are_shown_when_asked_for(

@@ -101,6 +101,14 @@ def test_every_bundle_is_listed_and_read_fewest_labels_first(root: Path) -> None
     assert [b.name for b in store.read_all(root)] == ["digits-10", "digits-50", "digits-100"]
 
 
+def test_of_some_bundles_no_other_is_read(root: Path) -> None:
+    (root / "digits-50" / store.CURRENT / store.GRAPH).write_bytes(b"damaged")
+    found = store.read_all(root, only=["digits-100", "digits-10"])
+    assert [bundle.name for bundle in found] == ["digits-10", "digits-100"]
+    with pytest.raises(BundleError, match="is damaged"):
+        store.read_all(root)
+
+
 def test_an_older_version_stays_and_can_be_pointed_back_to(root: Path) -> None:
     old = store.read(root, "digits-10").version
     new = publish_digits(root, 0.1, seed=1).name

@@ -65,6 +65,20 @@ def line_of(service: Service, answer: bytes) -> str:
     return line
 
 
+def counts(service: Service) -> tuple[dict[str, float], dict[str, float]]:
+    """By status: requests for `/classify`, and connections that were refused before one."""
+    text = httpx.get(f"{service.url}/metrics").text
+    patterns = (
+        r'service_request_total\{endpoint="/classify",http_response_code="(\d+)".* (\S+)',
+        r'connections_refused_total\{http_response_code="(\d+)"\} (\S+)',
+    )
+    requests, refused = (
+        {status: float(count) for status, count in re.findall(pattern, text)}
+        for pattern in patterns
+    )
+    return requests, refused
+
+
 def received(connection: socket.socket) -> bytes:
     data = b""
     while chunk := connection.recv(65536):
@@ -132,8 +146,13 @@ def test_what_has_no_request_yet_has_an_id_headers_and_a_line(
     broken = (
         head.replace(b"mine", b"broken-body") + b"Transfer-Encoding: chunked\r\n\r\nno size\r\n"
     )
+    before = counts(impatient)
     assert " 400 POST /classify " in (said := line(broken))
     assert said.endswith(" of-broken-body")
+    wait_for(lambda: counts(impatient) != before)
+    requests, refused = counts(impatient)
+    assert requests.pop("400") == before[0].pop("400", 0) + 1
+    assert (requests, refused) == before
     counted = httpx.get(f"{impatient.url}/metrics").text
     for status in (400, 408, 431):
         name = f'labelcurve_connections_refused_total{{http_response_code="{status}"}}'
@@ -216,16 +235,6 @@ def test_a_client_that_hangs_up_is_not_waited_for(
         with socket.create_connection(("127.0.0.1", service.port)) as connection:
             connection.sendall(request)
 
-    def answers() -> dict[str, float]:
-        text = httpx.get(f"{service.url}/metrics").text
-        return {
-            status: float(count)
-            for status, count in re.findall(
-                r'service_request_total\{endpoint="/classify",http_response_code="(\d+)".* (\S+)',
-                text,
-            )
-        }
-
-    wait_for(lambda: sum(answers().values()) == len(sent))
-    assert answers() == {"499": len(sent)}
+    wait_for(lambda: sum(counts(service)[0].values()) == len(sent))
+    assert counts(service)[0] == {"499": len(sent)}
     assert "Traceback" not in service.output

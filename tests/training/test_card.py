@@ -57,6 +57,12 @@ def test_many_classes_are_counted_instead_of_listed(manifest: Manifest, record: 
     assert "species 50" not in text
 
 
+def test_a_class_is_named_as_it_is(manifest: Manifest, record: Run) -> None:
+    names = ("<b>", "snake_case_", *manifest.class_names[2:])
+    text = card.write(manifest.model_copy(update={"class_names": names}), record)
+    assert r"10 classes: \<b\>, snake\_case\_, 2, " in text
+
+
 def test_what_taught_without_labels_is_on_the_card(manifest: Manifest, record: Run) -> None:
     began = Pretrained(
         version="0123456789ab", objective="contrastive", dataset="photos", pixels_hash="0" * 64
