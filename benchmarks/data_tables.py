@@ -1,4 +1,4 @@
-"""The tables of docs/scale.md: decoding, memory, several processes and machines."""
+"""The tables of training: decoding, memory, several processes and machines, interruptions."""
 
 from __future__ import annotations
 
@@ -92,6 +92,29 @@ def cluster(document: dict[str, Any]) -> str:
         f"{lost['same_versions']} of {lost['jobs']} bundles are those of an undisturbed sweep. "
         f"Ray listened on {', '.join(lost['listening'])} and nowhere else. {document['cpu']}, "
         f"{document['cores']} cores, {packages}, {document['date']}."
+    )
+
+
+def interruptions(document: dict[str, Any]) -> str:
+    """What `benchmarks.interruptions` found: a row for `train` and one for `pretrain`."""
+    body = [
+        (
+            f"`{kind}`",
+            *(
+                str(found[key])
+                for key in ("kills", "inside_a_write", "went_on", "same_version", "no_half_bundle")
+            ),
+        )
+        for kind, found in document["interruptions"].items()
+    ]
+    header = (
+        *("", "killed", "of them inside a write", "went on from a checkpoint or bundle"),
+        *("ended with the same version", "no half bundle seen"),
+    )
+    made = document["provenance"]
+    return (
+        f"{markdown(header, body)}\nscikit-learn's digits at 8 px, a checkpoint after every step. "
+        f"{made['cpu']}, {made['cores']} cores, {made['date'][:10]}, with `{made['command']}`."
     )
 
 

@@ -88,15 +88,16 @@ def _speed(results: Path) -> dict[tuple[str, str], str]:
 
 
 def _data(results: Path) -> dict[tuple[str, str], str]:
-    """The tables of docs/scale.md, of what has been measured."""
+    """The tables of how training runs, of what has been measured."""
     made = {
-        "decoding": data_tables.decoding,
-        "streaming": data_tables.streaming,
-        "cluster": data_tables.cluster,
+        "decoding": ("docs/scale.md", data_tables.decoding),
+        "streaming": ("docs/scale.md", data_tables.streaming),
+        "cluster": ("docs/scale.md", data_tables.cluster),
+        "interruptions": ("docs/operating-training.md", data_tables.interruptions),
     }
     return {
-        ("docs/scale.md", name): table(_json(path))
-        for name, table in made.items()
+        (document, name): table(_json(path))
+        for name, (document, table) in made.items()
         if (path := results / f"{name}.json").exists()
     }
 
