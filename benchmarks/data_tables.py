@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from benchmarks.tables import markdown
+from benchmarks.tables import counted, markdown
 
 STAGES = {
     "decode": "first start: decode, sort, write",
@@ -91,7 +91,7 @@ def cluster(document: dict[str, Any]) -> str:
         f"job(s) ran again, {lost['went_on_from_a_checkpoint']} from a checkpoint; "
         f"{lost['same_versions']} of {lost['jobs']} bundles are those of an undisturbed sweep. "
         f"Ray listened on {', '.join(lost['listening'])} and nowhere else. {document['cpu']}, "
-        f"{document['cores']} cores, {packages}, {document['date']}."
+        f"{counted(document['cores'], 'core')}, {packages}, {document['date']}."
     )
 
 
@@ -114,7 +114,8 @@ def interruptions(document: dict[str, Any]) -> str:
     made = document["provenance"]
     return (
         f"{markdown(header, body)}\nscikit-learn's digits at 8 px, a checkpoint after every step. "
-        f"{made['cpu']}, {made['cores']} cores, {made['date'][:10]}, with `{made['command']}`."
+        f"{made['cpu']}, {counted(made['cores'], 'core')}, {made['date'][:10]}, with "
+        f"`{made['command']}`."
     )
 
 
@@ -123,4 +124,4 @@ def _conditions(document: dict[str, Any]) -> str:
     load, shared = document["load_average"], ""
     if load > document["cores"] + 0.5:
         shared = f"; beside other work (load average {load:.0f}): seconds and rates are no measure"
-    return f", {document['cores']} cores, {packages}, {document['date']}{shared}."
+    return f", {counted(document['cores'], 'core')}, {packages}, {document['date']}{shared}."

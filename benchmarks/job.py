@@ -36,8 +36,8 @@ from benchmarks.record import (
     Saturation,
 )
 from benchmarks.report import page
-from benchmarks.report.blocks import counted
 from benchmarks.server import Server
+from benchmarks.tables import counted
 from bundle import store
 from bundle.errors import BundleError, LabelcurveError
 from bundle.store import Bundle

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from benchmarks.tables import counted
+
 HEADER = "| what was done to it | how much | errors of the service |\n| --- | --- | ---: |\n"
 
 
@@ -62,11 +64,20 @@ def markdown(
         ),
     ]
     table = HEADER + "".join(f"| {a} | {b} | {c} |\n" for a, b, c in rows)
-    made = swaps["provenance"]
+    made, cores = swaps["provenance"], _cores(swaps, restarts, overload, soak, fuzz, guided)
     return (
-        f"{table}\nOne run each, {made['date'][:10]}, {made['cpu']}, {made['cores']} cores, small "
-        f"models of digits, bentoml {made['packages']['bentoml']}; {soak['note']}; the connections "
-        f"beyond its capacity were {overload['note']}. Made by "
-        "`python -m benchmarks.faults`, `benchmarks.soak` and `benchmarks.fuzz` "
-        "([results](benchmarks/results/service/))."
+        f"{table}\nOne run each, {made['date'][:10]}, {made['cpu']}, small models of digits, "
+        f"bentoml {made['packages']['bentoml']}. {cores} Made by `python -m benchmarks.faults`, "
+        "`benchmarks.soak` and `benchmarks.fuzz` ([results](benchmarks/results/service/))."
     )
+
+
+def _cores(*documents: dict[str, Any]) -> str:
+    """How many each run had, and what else went on."""
+    names = ("swaps", "restarts", "connections", "mixed traffic", "damaged files", "coverage")
+    runs: dict[int, list[str]] = {}
+    for name, document in zip(names, documents, strict=True):
+        runs.setdefault(document["provenance"]["cores"], []).append(name)
+    text = "; ".join(f"{counted(n, 'core')}: {', '.join(found)}" for n, found in runs.items())
+    notes = [f"{n}: {d['note']}." for n, d in zip(names, documents, strict=True) if d.get("note")]
+    return " ".join([f"{text}.", *notes])

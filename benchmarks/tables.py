@@ -69,6 +69,11 @@ def _of_load(models: Sequence[Model], pick: Callable[[Load], float | None], form
     return _mean(known, form) if known else "–"
 
 
+def counted(n: int, thing: str) -> str:
+    """`1 model`, `1,200 models`."""
+    return f"{n:,} {thing}{'s' * (n != 1)}"
+
+
 def duration(seconds: float) -> str:
     """Seconds as a person reads them: `3.2 s`, `4 min 05 s`, `1 h 02 min`."""
     if seconds < 60:
@@ -116,7 +121,9 @@ def conditions(report: Report) -> str:
         scratch = any(model.extractor is None for model in report.models)
         text += ", `scratch` with random weights. " if scratch else ". "
     trained = sorted({model.trained_on for model in report.models})
-    text += f"Trained on {'; '.join(trained)}. Measured on {made.cpu}, {made.cores} cores, "
+    text += (
+        f"Trained on {'; '.join(trained)}. Measured on {made.cpu}, {counted(made.cores, 'core')}, "
+    )
     text += f"Python {made.python}, "
     text += ", ".join(f"{name} {made.packages[name]}" for name in _SHOWN if name in made.packages)
     return f"{text}, {made.date[:10]}, with `{made.command}`."

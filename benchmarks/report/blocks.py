@@ -94,11 +94,6 @@ def percent(share: float, digits: int = 2) -> str:
     return f"{share * 100:.{digits}f} %"
 
 
-def counted(n: int, thing: str) -> str:
-    """`1 model`, `1,200 models`."""
-    return f"{n:,} {thing}{'s' * (n != 1)}"
-
-
 def points(difference: float, digits: int = 2) -> str:
     """A difference of shares in percentage points, with its sign where it has one."""
     value = round(difference * 100, digits)

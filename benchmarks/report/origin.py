@@ -5,7 +5,7 @@ from __future__ import annotations
 from benchmarks import tables
 from benchmarks.record import Report
 from benchmarks.report import curve_plots
-from benchmarks.report.blocks import NONE, Block, Plot, Rows, Section, Text, count, counted
+from benchmarks.report.blocks import NONE, Block, Plot, Rows, Section, Text, count
 from benchmarks.report.drawing import colour
 from benchmarks.report.shown import main_models
 
@@ -63,7 +63,7 @@ def _provenance(report: Report) -> Section:
         ("command", f"`{made.command}`"),
         ("date", made.date),
         ("commit", made.git_commit or "unknown"),
-        ("hardware", f"{made.cpu}, {counted(made.cores, 'core')}, {made.memory_gb} GB"),
+        ("hardware", f"{made.cpu}, {tables.counted(made.cores, 'core')}, {made.memory_gb} GB"),
         ("system", f"{made.system}, Python {made.python}"),
         ("packages", packages),
         ("data", f"{report.dataset.name}, hash {report.dataset.hash[:12]}"),

@@ -13,7 +13,7 @@ from benchmarks import tables
 from benchmarks.gallery import Gallery
 from benchmarks.record import Report
 from benchmarks.report import cost, drawing, labels, origin, quality, summary
-from benchmarks.report.blocks import Cards, Pictures, Plot, Points, Rows, Section, Text, counted
+from benchmarks.report.blocks import Cards, Pictures, Plot, Points, Rows, Section, Text
 from bundle import files
 from bundle.errors import LabelcurveError
 from bundle.markdown import escaped
@@ -134,7 +134,7 @@ def subtitle(report: Report) -> str:
     made = report.provenance
     return (
         f"{len(report.dataset.class_names)} classes, "
-        f"{counted(report.dataset.n_test, 'test image')} · "
-        f"{counted(len(report.models), 'model')} · {made.date[:10]} · "
-        f"{made.cpu}, {counted(made.cores, 'core')}"
+        f"{tables.counted(report.dataset.n_test, 'test image')} · "
+        f"{tables.counted(len(report.models), 'model')} · {made.date[:10]} · "
+        f"{made.cpu}, {tables.counted(made.cores, 'core')}"
     )
