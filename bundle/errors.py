@@ -37,9 +37,15 @@ class UnsupportedImage(ImageError):
 
 
 class ImageTooLarge(ImageError):
-    """The header announces more pixels, or the file holds more bytes, than is allowed."""
+    """The header announces more pixels, or more memory for them, than is allowed."""
 
     status = 413
+
+    def __init__(self, message: str, found: int = 0, allowed: int = 0) -> None:
+        """`found` and `allowed`: what was counted, pixels or bytes."""
+        super().__init__(message)
+        self.found = found
+        self.allowed = allowed
 
 
 class UnreadableImage(ImageError):

@@ -6,6 +6,7 @@ Normalisation is not here: it is inside the graph.
 
 from __future__ import annotations
 
+import re
 from io import BytesIO
 
 import numpy as np
@@ -23,6 +24,14 @@ FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF")
 
 SUFFIXES = frozenset((".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".dib", ".gif"))
 """Names under which files of these formats are looked for in folders."""
+
+_SIGNATURES = {
+    rb"\x89PNG\r\n\x1a\n": "PNG",
+    rb"\xff\xd8\xff": "JPEG",
+    rb"(?s)RIFF....WEBPVP8": "WEBP",
+    rb"GIF8[79]a": "GIF",
+}
+"""How files of a format begin, where that says enough. (BMP begins with two letters.)"""
 
 MAX_BYTES = 20 * 2**20
 MAX_PIXELS = 50_000_000
@@ -61,13 +70,18 @@ def decode(
     try:
         image = Image.open(BytesIO(data), formats=FORMATS)
     except Exception as error:  # Pillow's plugins raise almost anything on malformed headers
+        kinds = (kind for start, kind in _SIGNATURES.items() if re.match(start, data))
+        if kind := next(kinds, None):
+            raise UnreadableImage(f"the {kind} image is truncated or corrupt: {error}") from error
         raise UnsupportedImage(
             f"not an image that can be read ({len(data)} bytes): allowed are {', '.join(FORMATS)}"
         ) from error
     width, height = image.size
     if width * height > max_pixels:
         raise ImageTooLarge(
-            f"{width} x {height} pixels, {width * height:,} in all: at most {max_pixels:,} allowed"
+            f"{width} x {height} pixels, {width * height:,} in all: at most {max_pixels:,} allowed",
+            found=width * height,
+            allowed=max_pixels,
         )
     try:
         if size is not None:
@@ -75,7 +89,9 @@ def decode(
         if max_memory is not None and (memory := _memory(image, width * height)) > max_memory:
             raise ImageTooLarge(
                 f"{width} x {height} pixels of this kind of {image.format} ({image.mode}) take "
-                f"{memory / 1e6:,.0f} MB to decode: at most {max_memory / 1e6:,.0f} MB are allowed"
+                f"{memory / 1e6:,.0f} MB to decode: at most {max_memory / 1e6:,.0f} MB are allowed",
+                found=memory,
+                allowed=max_memory,
             )
         image.load()
         return _to_rgb(image)

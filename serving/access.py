@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import logging
 import re
 import secrets
 import sys
@@ -33,6 +34,11 @@ HEADERS = (
     (b"permissions-policy", b"geolocation=(), microphone=()"),
 )
 """Of every answer."""
+
+RATES = (0.001, 1e6)
+"""Requests per second that a limit may be."""
+
+logger = logging.getLogger("labelcurve")
 
 _LINE = re.compile(r"(?P<name>[A-Za-z0-9._-]{1,64})\s+(?P<hash>[0-9a-f]{64})\s+(?P<rate>[0-9.]+)")
 
@@ -72,10 +78,16 @@ def read_keys(path: Path) -> list[Key]:
     """The keys in a file.
 
     Raises:
-        LabelcurveError: it cannot be read, or a line is not what it should be.
+        LabelcurveError: it cannot be read, a line is not what it should be, or it holds no key.
     """
+    if keys := _parse(path):
+        return keys
+    raise LabelcurveError(f"{path} holds no API key: `api-key NAME --file {path}` adds one")
+
+
+def _parse(path: Path) -> list[Key]:
     try:
-        lines = path.read_text().splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise LabelcurveError(f"cannot read the API keys in {path}: {error}") from error
     keys = []
@@ -89,8 +101,6 @@ def read_keys(path: Path) -> list[Key]:
                 f"`api-key NAME --file {path}` writes such a line"
             )
         keys.append(Key(match["name"], bytes.fromhex(match["hash"]), float(match["rate"])))
-    if not keys:
-        raise LabelcurveError(f"{path} holds no API key: `api-key NAME --file {path}` adds one")
     return keys
 
 
@@ -131,10 +141,11 @@ class Access:
             if hmac.compare_digest(key.digest, digest):
                 found = key
         if found is None:
+            said = "this API key is not known" if token else "an API key is needed"
             return respond(
                 request,
                 401,
-                "an API key is needed: Authorization: Bearer KEY, or X-API-Key: KEY",
+                f"{said}: Authorization: Bearer KEY, or X-API-Key: KEY",
                 {"WWW-Authenticate": "Bearer"},
             )
         if wait := found.wait(self._share):
@@ -157,9 +168,12 @@ class Access:
             return
         self._stamp = stamp
         try:
-            keys = read_keys(self._path)
-        except LabelcurveError:
-            keys = []  # whoever empties the file wants nobody to pass
+            keys = _parse(self._path)
+        except LabelcurveError as error:  # a slip in one line must not lock everybody out
+            logger.error("%s. The keys of before go on", error)
+            return
+        if not keys:
+            logger.warning("%s holds no API key any more: nobody may pass", self._path)
         before = {key.digest: key for key in self._keys or ()}
         for key in keys:
             if old := before.get(key.digest):
@@ -204,23 +218,30 @@ def make_key(options: NewKey) -> str:
         The key: this is the only time that it is seen.
 
     Raises:
-        LabelcurveError: the name cannot be used or is taken, or the file cannot be written.
+        LabelcurveError: the name cannot be used or is taken, the rate cannot be meant, or the file
+            cannot be written.
     """
+    if options.rate and not RATES[0] <= options.rate <= RATES[1]:
+        raise LabelcurveError(
+            f"--rate {options.rate:g}: {RATES[0]:g} to {RATES[1]:,.0f} requests per second, or 0 "
+            "for no limit"
+        )
     token = f"lc_{secrets.token_urlsafe(32)}"
     digest = hashlib.sha256(token.encode()).hexdigest()
-    line = f"{options.name} {digest} {options.rate:g}"
-    if _LINE.fullmatch(line) is None:
+    rate = f"{options.rate:.3f}".rstrip("0").rstrip(".")
+    line = f"{options.name} {digest} {rate}\n"
+    if _LINE.fullmatch(line.strip()) is None:
         raise LabelcurveError(
-            f"{options.name!r}, {options.rate:g}: the name has 1 to 64 letters, digits, dots, "
-            "dashes and underscores, the rate is 0 or more"
+            f"{options.name!r}: a name has 1 to 64 letters, digits, dots, dashes and underscores"
         )
     there = read_keys(options.file) if options.file.exists() else []
     if options.name in {key.name for key in there}:
         raise LabelcurveError(f"{options.file} has a key for {options.name}: remove its line")
     try:
         options.file.touch(mode=0o600)
-        with options.file.open("a") as file:
-            file.write(f"{line}\n")
+        with options.file.open("r+") as file:
+            text = file.read()  # to its end, which editors may have left without a newline
+            file.write(line if text.endswith("\n") or not text else f"\n{line}")
     except OSError as error:
         raise LabelcurveError(f"cannot write {options.file}: {error.strerror}") from error
     return token

@@ -226,7 +226,7 @@ class Catalogue:
         self._install({m.name: m for m in self.models} | {name: model})
         if before:
             self._keep(before)
-        logger.info("%s answers now, in place of %s", model, before)
+        logger.info("%s answers now%s", model, f", in place of {before}" if before else "")
 
     def _install(self, models: Mapping[str, Model]) -> None:
         self.models = tuple(

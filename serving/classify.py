@@ -84,6 +84,8 @@ def run(options: Options) -> int:
         raise LabelcurveError("no PATH was given: name image files or folders")
     if options.top_k < 1:
         raise LabelcurveError(f"--top-k {options.top_k}: at least 1")
+    if options.threads is not None and options.threads < 1:
+        raise LabelcurveError(f"--threads {options.threads}: at least 1")
     bundles = store.read_all(options.models)
     bundle = bundles[pick(bundles, options.model)]
     files = list(find(options.paths))

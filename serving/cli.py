@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import time
 from dataclasses import replace
 from functools import partial
+from math import inf
 
 import tyro
 
@@ -24,6 +26,7 @@ LEAST = {
     "timeout": 0.1,
     "body_timeout": 0.1,
     "head_timeout": 0.1,
+    "keep_alive": 1,
     "connections": 1,
     "watch": 0,
     "keep": 0,
@@ -61,15 +64,24 @@ def serve(settings: Settings) -> None:
     if not 0 < settings.port < 2**16:
         raise LabelcurveError(f"--port {settings.port}: between 1 and 65535")
     for name, least in LEAST.items():
-        if (value := getattr(settings, name)) < least:
+        if not least <= (value := getattr(settings, name)) < inf:
             flag = name.replace("_", "-")
-            raise LabelcurveError(f"--{flag} {value:g}: at least {least:g}")
+            raise LabelcurveError(f"--{flag} {value:g}: a number of at least {least:g}")
+    for origin in settings.cors:
+        if origin != "*" and not re.fullmatch(r"https?://[^/?#\s]+", origin):
+            raise LabelcurveError(
+                f"--cors {origin}: https://HOST or https://HOST:PORT without a path, or * for all"
+            )
+    if settings.otlp_endpoint and not re.match(r"https?://[^/?#\s]+", settings.otlp_endpoint):
+        raise LabelcurveError(
+            f"--otlp-endpoint {settings.otlp_endpoint}: a URL, as http://localhost:4318"
+        )
     if settings.metrics_port is not None:
         if not 0 < settings.metrics_port < 2**16 or settings.metrics_port == settings.port:
             raise LabelcurveError(
                 f"--metrics-port {settings.metrics_port}: between 1 and 65535, and not --port"
             )
-        address(replace(settings, port=settings.metrics_port))
+        address(settings, "metrics-port")
     if settings.api_keys:
         from serving.access import read_keys  # which brings Starlette along
 

@@ -85,7 +85,7 @@ class Connection(HttpToolsProtocol):
         self._since: float | None = None
         self._refused_at: float | None = None
         self._reading = False
-        self._offered = False
+        self._offered = self._large = False
         self._fed = b""
         self._bytes = 0
         self._unread = 0
@@ -137,6 +137,9 @@ class Connection(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         """A request begins."""
+        if len(self._fed) > HEAD_BYTES and self._head() > HEAD_BYTES:  # it came in one piece
+            self._large = True
+            raise ValueError  # the parser stops, and calls `send_400_response`
         self._since = None
         if self.parser.should_upgrade() and self.parser.get_method() != b"CONNECT":
             self._offered = True
@@ -171,8 +174,11 @@ class Connection(HttpToolsProtocol):
             super().shutdown()
 
     def send_400_response(self, msg: str) -> None:
-        """The bytes are no HTTP."""
-        self._refuse(400, "the request is no valid HTTP")
+        """The bytes are no HTTP, or too many."""
+        if self._large:
+            self._refuse(431, f"the headers have more than {HEAD_BYTES} bytes")
+        else:
+            self._refuse(400, "the request is no valid HTTP")
 
     def _should_upgrade(self) -> bool:
         """Never, whatever libraries are installed."""
@@ -195,6 +201,10 @@ class Connection(HttpToolsProtocol):
         self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn has it
         self._fed = b"\r\n".join([*head, b"", rest])
         HttpToolsProtocol.data_received(self, self._fed)
+
+    def _head(self) -> int:
+        """Bytes of the request's line and headers."""
+        return len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
 
     def _refused_body(self) -> bool:
         return self.cycle is not None and self.cycle.more_body

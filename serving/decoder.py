@@ -56,7 +56,8 @@ class Decoder:
                 try:
                     pixels.append(await self._one(data, size))
                 except ImageError as error:
-                    raise type(error)(f"image {number} of {len(images)}: {error}") from error
+                    error.args = (f"image {number} of {len(images)}: {error}",)
+                    raise
         seconds = perf_counter() - start
         return pixels, seconds
 

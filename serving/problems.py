@@ -11,7 +11,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import ExceptionHandler
 
-from bundle.errors import ImageError
+from bundle.errors import ImageError, ImageTooLarge
 from serving.errors import Problem
 from serving.logs import REQUEST_ID
 
@@ -46,6 +46,9 @@ def _problem(request: Request, error: Exception) -> Response:
 
 def _image(request: Request, error: Exception) -> Response:
     assert isinstance(error, ImageError)
+    if isinstance(error, ImageTooLarge):
+        found, allowed = error.found, error.allowed
+        return respond(request, error.status, str(error), found=found, allowed=allowed)
     return respond(request, error.status, str(error))
 
 

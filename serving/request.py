@@ -180,8 +180,9 @@ def _from_multipart(parts: list[tuple[str, bytes]]) -> Upload:
         return Upload(images, several=False, top_k=None)
     if fields and set(fields) == {"images"}:
         return Upload(images, several=True, top_k=None)
+    names = [field[:80] for field in fields[:8]]
     raise Problem(
-        f"the form has the fields {fields}: send one `image`, or one or more `images`; "
+        f"the form has the fields {names}: send one `image`, or one or more `images`; "
         "the model and top_k are named in the URL"
     )
 

@@ -30,6 +30,6 @@ def unknown(bundles: Sequence[Bundle], wanted: str) -> UnknownModel:
     """There is no such model; lists those that exist."""
     names = [f"{bundle.name}@{bundle.version}" for bundle in bundles]
     return UnknownModel(
-        f"no model {wanted[:200]!r}; there are {', '.join(names)} (the version may be left out)",
+        f"no model {wanted[:80]!r}; there are {', '.join(names)} (the version may be left out)",
         models=names,
     )

@@ -47,6 +47,9 @@ class Settings:
     """Seconds that the body of a request may take to arrive; beyond it the answer is 408."""
     head_timeout: float = 10.0
     """Seconds that the headers of a request may take to arrive."""
+    keep_alive: int = 75
+    """Seconds that a connection stays open after an answer: longer than proxies keep theirs, which
+    would otherwise send a request just as it is closed."""
     connections: int = 4096
     """Connections that each worker holds; beyond it they are closed with 503."""
     watch: float = 1.0

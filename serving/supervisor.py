@@ -29,23 +29,28 @@ BACKLOG = 2048
 logger = logging.getLogger("labelcurve")
 
 
-def address(settings: Settings) -> tuple[str, int]:
+def address(settings: Settings, flag: str = "port") -> tuple[str, int]:
     """The IP address to listen on and its family, proved to be free.
+
+    Args:
+        settings: host and port.
+        flag: which of the ports is meant, `port` or `metrics-port`.
 
     Raises:
         LabelcurveError: no such address on this machine, or the port is taken.
     """
+    port = settings.port if flag == "port" else settings.metrics_port
     try:
         family, _, _, _, resolved = socket.getaddrinfo(
-            settings.host, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+            settings.host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
         with socket.socket(family, socket.SOCK_STREAM) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(resolved)
     except (OSError, OverflowError) as error:
         raise LabelcurveError(
-            f"cannot listen on {settings.host} port {settings.port}: {error}; "
-            "choose another with --host and --port"
+            f"cannot listen on {settings.host} port {port}: {error}; "
+            f"choose another with --host and --{flag}"
         ) from error
     return str(resolved[0]), family
 
@@ -63,20 +68,13 @@ def supervise(settings: Settings, on_ready: Callable[[], None]) -> None:
     host, family = address(settings)
     with RunDir.temporary() as run_dir:
         if settings.metrics_port:
-            _serve_metrics(settings.metrics_port, host, run_dir)
+            from serving import scrapes  # most have no port for metrics
+
+            scrapes.serve(settings.metrics_port, host, family, str(run_dir.metrics))
         supervised = _Supervised(settings, run_dir, host, family, on_ready)
         supervised.run()
         if supervised.error:
             raise LabelcurveError(supervised.error)
-
-
-def _serve_metrics(port: int, host: str, run_dir: RunDir) -> None:
-    from prometheus_client import CollectorRegistry, start_http_server
-    from prometheus_client.multiprocess import MultiProcessCollector
-
-    registry = CollectorRegistry()
-    MultiProcessCollector(registry, str(run_dir.metrics))  # type: ignore[no-untyped-call]
-    start_http_server(port, host, registry)
 
 
 class _Supervised:
@@ -130,7 +128,10 @@ class _Supervised:
     def run(self) -> None:
         self._watch = PeriodicCallback(self._look, 50)
         self._watch.start()
-        self._arbiter.start()
+        try:
+            self._arbiter.start().result()
+        except RuntimeError as error:  # no worker is left, and none could be started
+            self.error = self.error or f"the supervisor ended: {error} The lines above say why"
 
     def _look(self) -> None:
         self._seen.update(self._watcher.processes)
@@ -152,6 +153,9 @@ class _Supervised:
         return True
 
     def _reaped(self, process_pid: int, exit_code: int, **_: Any) -> bool:
+        # Its requests in progress would be counted for ever.
+        for path in self._run_dir.metrics.glob(f"gauge_live*_{process_pid}.db"):
+            path.unlink(missing_ok=True)
         if self._is_ready and not self._watcher.is_stopping():
             ended = f"was ended by {signal.Signals(-exit_code).name}" if exit_code < 0 else "ended"
             said = self._run_dir.failure(process_pid)
@@ -181,4 +185,6 @@ def _worker_arguments(settings: Settings) -> list[str]:
         str(BACKLOG),
         "--timeout-graceful-shutdown",
         str(settings.drain),
+        "--timeout-keep-alive",
+        str(settings.keep_alive),
     ]

@@ -139,7 +139,7 @@ async function run(file) {
     for (const model of chosen) {
       const place = byId("models").children[chosen.indexOf(model)];
       try {
-        const answer = await classify(file, model.name, TOP_K, signal);
+        const answer = await patiently(() => classify(file, model.name, TOP_K, signal), signal);
         answers.set(model, answer);
         fillIn(place, answer);
       } catch (problem) {
@@ -158,6 +158,18 @@ async function run(file) {
   byId("models").setAttribute("aria-busy", "false");
   byId("verdict").textContent = answers.size ? verdict(answers) : "";
   if ([...answers].some(([model, answer]) => answer.version !== model.version)) refresh().catch(show);
+}
+
+// A key may have a limit below what a comparison sends at once.
+async function patiently(ask, signal) {
+  try {
+    return await ask();
+  } catch (problem) {
+    if (problem.status !== 429 || !problem.retryAfter) throw problem;
+    await new Promise((resolve) => setTimeout(resolve, problem.retryAfter * 1000));
+    signal.throwIfAborted();
+    return ask();
+  }
 }
 
 function fillIn(place, { classes, version, timing, roundTrip }) {
@@ -185,7 +197,9 @@ function verdict(answers) {
     const scores = [...answers.values()].map((a) => a.classes[0].score);
     return `All ${answers.size} say ${[...said.keys()][0]}; they are ${percent(Math.min(...scores))} to ${percent(Math.max(...scores))} sure.`;
   }
-  const parts = [...said].map(([label, who]) => `${who.map((m) => `${fraction(m.fraction)} %`).join(" and ")} say${who.length > 1 ? "" : "s"} ${label}`);
+  const shares = [...answers.keys()].map((m) => m.fraction);
+  const named = new Set(shares).size < shares.length ? (m) => m.name : (m) => `${fraction(m.fraction)} %`;
+  const parts = [...said].map(([label, who]) => `${who.map(named).join(" and ")} say${who.length > 1 ? "" : "s"} ${label}`);
   return `They disagree: ${parts.join("; ")}.`;
 }
 
@@ -210,7 +224,13 @@ function show(problem) {
 
 byId("unlock").addEventListener("submit", (event) => {
   event.preventDefault();
-  useKey(byId("secret").value);
+  const key = byId("secret").value.trim();
+  if (!/^[\x21-\x7e]+$/.test(key)) {
+    // What a header cannot hold was never a key.
+    show({ title: "That is no API key", detail: "A key has letters, digits, dashes and underscores." });
+    return;
+  }
+  useKey(key);
   byId("key").hidden = true;
   byId("problem").hidden = true;
   byId("pick").focus();

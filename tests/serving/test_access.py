@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -26,9 +27,23 @@ def test_a_file_of_keys_holds_no_key(tmp_path: Path) -> None:
     assert file.stat().st_mode & 0o077 == 0
     with pytest.raises(LabelcurveError, match="has a key for bob"):
         make_key(NewKey("bob", file))
-    for name, rate in (("a b", 0.0), ("", 0.0), ("x", -1.0)):
-        with pytest.raises(LabelcurveError):
-            make_key(NewKey(name, file, rate=rate))
+    for name in ("a b", ""):
+        with pytest.raises(LabelcurveError, match="a name has 1 to 64 letters"):
+            make_key(NewKey(name, file))
+    for rate in (-1.0, 1e-9, 1e9, float("nan")):
+        with pytest.raises(LabelcurveError, match="0 for no limit"):
+            make_key(NewKey("x", file, rate=rate))
+    for rate in (1e6, 0.001, 123456.75):
+        make_key(NewKey(f"of-{rate:.0f}", file, rate=rate))
+        assert read_keys(file)[-1].rate == rate
+
+
+def test_a_key_is_added_to_what_an_editor_left(tmp_path: Path) -> None:
+    file = tmp_path / "keys"
+    make_key(NewKey("alice", file))
+    file.write_text("\ufeff" + file.read_text().rstrip("\n"), encoding="utf-8")
+    make_key(NewKey("bob", file, rate=2))
+    assert [(key.name, key.rate) for key in read_keys(file)] == [("alice", 0), ("bob", 2)]
 
 
 @pytest.mark.parametrize("content", ["", "# nobody\n", "alice secret 0\n", f"a {'0' * 64} 1.2.3\n"])
@@ -104,9 +119,27 @@ def test_keys_other_sites_and_metrics_apart(
         metrics = httpx.get(f"http://127.0.0.1:{port}/metrics").text
         assert 'labelcurve_batch_size_count{model="digits-100"}' in metrics
 
+        assert httpx.get(f"http://127.0.0.1:{port}/models").status_code == 404
+
+        # A slip in the file locks nobody out.
+        good = file.read_text()
+        file.write_text(f"{good}carol x 0\n")
+
+        def refused() -> bool:
+            assert ask(authorization=f"Bearer {alice}").status_code == 200
+            return "keys, line 3: expected is NAME SHA256" in service.output
+
+        wait_for(refused)
+        assert "The keys of before go on" in service.output
         # A key that is taken out of the file is of no use a second later.
-        file.write_text("".join(file.read_text().splitlines(keepends=True)[1:]))
+        file.write_text(good.splitlines(keepends=True)[1])
         wait_for(lambda: ask(authorization=f"Bearer {alice}").status_code == 401)
+        unknown = problem(ask(authorization=f"Bearer {alice}"), 401)
+        assert unknown["detail"].startswith("this API key is not known")
+        time.sleep(1.1)  # bob's limit
+        assert ask(authorization=f"Bearer {bob}").status_code == 200
+        file.write_text("# nobody\n")
+        wait_for(lambda: ask(authorization=f"Bearer {bob}").status_code == 401)
     assert alice not in service.output
 
 

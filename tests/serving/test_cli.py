@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+from math import inf, nan
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 from bundle.errors import BundleError, LabelcurveError
 from serving.cli import serve
 from serving.settings import Settings
-from tests.serving.conftest import SERVE, Service
+from tests.serving.conftest import SERVE, Service, free_port
 
 
 def test_it_says_what_it_serves(service: Service, digits_models: Path) -> None:
@@ -57,6 +58,8 @@ def test_a_damaged_bundle(digits_models: Path, tmp_path: Path) -> None:
 def test_a_port_that_is_taken(service: Service, digits_models: Path) -> None:
     with pytest.raises(LabelcurveError, match=f"cannot listen on 127.0.0.1 port {service.port}"):
         serve(Settings(models=digits_models, port=service.port))
+    with pytest.raises(LabelcurveError, match=r"choose another with --host and --metrics-port$"):
+        serve(Settings(models=digits_models, port=free_port(), metrics_port=service.port))
 
 
 @pytest.mark.parametrize(
@@ -68,6 +71,12 @@ def test_a_port_that_is_taken(service: Service, digits_models: Path) -> None:
         ({"workers": 0}, "at least 1"),
         ({"threads": 0}, "at least 1"),
         ({"device": "cuda"}, "no NVIDIA GPU is visible"),
+        ({"watch": nan}, "--watch nan: a number of at least 0"),
+        ({"timeout": inf}, "--timeout inf: a number of at least 0.1"),
+        ({"keep_alive": 0}, "--keep-alive 0: a number of at least 1"),
+        ({"cors": ("example.org",)}, "--cors example.org: https://HOST"),
+        ({"cors": ("*", "https://example.org/a")}, "--cors https://example.org/a: https://HOST"),
+        ({"otlp_endpoint": "localhost:4318"}, "--otlp-endpoint localhost:4318: a URL"),
     ],
 )
 def test_impossible_options(

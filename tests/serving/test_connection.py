@@ -141,6 +141,7 @@ def test_what_has_no_request_yet_has_an_id_headers_and_a_line(
     large = head.replace(b"mine", b"large-head") + b"A: " + b"a" * 2 * HEAD_BYTES
     assert " 431 - /classify " in (said := line(large))
     assert said.endswith(" of-large-head")
+    assert " 431 - /classify " in line(large[: HEAD_BYTES + 500] + b"\r\n\r\n")  # in one piece
     assert " 408 - /classify " in line(head.replace(b"mine", b"slow-head"))
     # The application has this one already, and is told that its client is gone.
     broken = (

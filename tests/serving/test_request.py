@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from bundle.preprocess import MAX_BYTES, MAX_PIXELS
-from serving.decoder import INLINE_BYTES, INLINE_PIXELS
+from serving.decoder import INLINE_BYTES, INLINE_PIXELS, MAX_MEMORY
 from serving.form import MAX_PARTS
 from tests.models import digit_png
 
@@ -160,6 +160,7 @@ def test_malformed_json(client: httpx.Client, body: bytes, says: str) -> None:
         (part("image", PNG), "truncated"),
         (f"--{BOUNDARY}--\r\n".encode(), "has the fields []"),
         (part("file", PNG) + f"--{BOUNDARY}--\r\n".encode(), "has the fields ['file']"),
+        (part("x" * 3000, PNG) * 60 + f"--{BOUNDARY}--\r\n".encode(), f"{'x' * 80}']: send"),
         (part("image", PNG) * 2 + f"--{BOUNDARY}--\r\n".encode(), "one `image`"),
         (part("image", PNG) + part("images", PNG) + f"--{BOUNDARY}--\r\n".encode(), "one `image`"),
         (part("image", PNG, "x" * 9000) + f"--{BOUNDARY}--\r\n".encode(), "header size"),
@@ -212,9 +213,13 @@ def test_images_that_cannot_be_used(client: httpx.Client) -> None:
     problem(client.post("/classify", content=encoded(Image.new("RGB", (8, 8)), "TIFF")), 415)
     large = encoded(Image.new("1", (MAX_PIXELS // 5000 + 1, 5000)))
     assert len(large) < INLINE_BYTES
-    assert (
-        f"{MAX_PIXELS:,} allowed" in problem(client.post("/classify", content=large), 413)["detail"]
-    )
+    body = problem(client.post("/classify", content=large), 413)
+    assert f"{MAX_PIXELS:,} allowed" in body["detail"]
+    assert (body["found"], body["allowed"]) == ((MAX_PIXELS // 5000 + 1) * 5000, MAX_PIXELS)
+    photo = encoded(Image.new("RGB", (4000, 3000)), "WEBP")
+    body = problem(client.post("/classify", content=photo), 413)
+    assert (body["found"], body["allowed"]) == (17 * 4000 * 3000, MAX_MEMORY)
+    assert "take 204 MB to decode: at most 170 MB are allowed" in body["detail"]
     photo = encoded(Image.effect_noise((64, 64), 50).convert("RGB"), "PNG")
     problem(client.post("/classify", content=photo[: len(photo) // 2]), 422)
 

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import os
+import re
+import resource
 import shutil
 import signal
 import socket
@@ -10,8 +12,9 @@ from pathlib import Path
 
 import httpx
 
+from serving.scrapes import CONNECTIONS
 from tests.models import digit_png
-from tests.serving.conftest import Service, alive, wait_for
+from tests.serving.conftest import Service, alive, free_port, wait_for
 
 Start = Callable[..., Service]
 
@@ -77,6 +80,62 @@ def test_a_killed_worker_comes_back_and_a_killed_supervisor_leaves_none(
     (second,) = service.workers()
     service.stop(signal.SIGKILL)
     wait_for(lambda: not alive(second))
+
+
+def test_what_a_killed_worker_had_in_progress_is_counted_no_more(
+    start_service: Start, digits_models: Path
+) -> None:
+    service = start_service(digits_models, "--workers", "2")
+    service.wait_until_ready()
+
+    def in_progress() -> float:
+        text = httpx.get(f"{service.url}/metrics", timeout=30).text
+        found = re.findall(r'request_in_progress\{endpoint="/classify".*\} (\S+)', text)
+        return sum(map(float, found))
+
+    waiting = [socket.create_connection(("127.0.0.1", service.port)) for _ in range(8)]
+    for client in waiting:
+        client.sendall(b"POST /classify HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n")
+    wait_for(lambda: in_progress() == 8)
+    for pid in service.workers():
+        os.kill(pid, signal.SIGKILL)
+    wait_for(lambda: service.output.count("starts in its place") == 2)
+    wait_for(lambda: httpx.get(f"{service.url}/readyz", timeout=30).is_success)
+    assert in_progress() == 0
+    for client in waiting:
+        client.close()
+
+
+def test_idle_connections_to_the_metrics_take_few_descriptors(
+    start_service: Start, digits_models: Path
+) -> None:
+    port = free_port()
+    service = start_service(digits_models, "--metrics-port", str(port))
+    service.wait_until_ready()
+    descriptors = Path(f"/proc/{service.process.pid}/fd")
+    before = len(list(descriptors.iterdir()))
+    idle = [socket.create_connection(("127.0.0.1", port), timeout=30) for _ in range(20)]
+    time.sleep(0.3)
+    assert len(list(descriptors.iterdir())) <= before + CONNECTIONS + 1
+    # They are closed when their time is over, whatever they send.
+    idle[0].sendall(b"GET /metrics HTTP/1.1\r\n")
+    assert idle[0].recv(1) == b""
+    for client in idle:
+        client.close()
+    text = httpx.get(f"http://127.0.0.1:{port}/metrics", timeout=60).text
+    assert "labelcurve_batch_size" in text
+
+
+def test_no_worker_and_no_way_to_start_one_is_an_error(
+    start_service: Start, digits_models: Path
+) -> None:
+    service = start_service(digits_models)
+    service.wait_until_ready()
+    (worker,) = service.workers()
+    resource.prlimit(service.process.pid, resource.RLIMIT_NOFILE, (3, 3))
+    os.kill(worker, signal.SIGKILL)
+    assert service.process.wait(60) == 1
+    assert "error: " in service.output.splitlines()[-1]
 
 
 def test_live_before_ready_and_ended_by_ctrl_c(start_service: Start, digits_models: Path) -> None:
