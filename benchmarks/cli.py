@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
+from difflib import get_close_matches
 from functools import partial
 from importlib import import_module
 from pathlib import Path
@@ -33,8 +34,10 @@ def show(result: Report, paths: dict[str, Path]) -> None:
         table.add_column(name, justify="right", no_wrap=True)
     for row in tables.rows(result):
         table.add_row(*row)
-    # A fixed width where there is no terminal, so that no column is cut in a log.
-    console = Console() if sys.stdout.isatty() else Console(width=120)
+    # As wide as it has to be where there is no terminal, so that no column is cut in a log.
+    console = Console()
+    if not sys.stdout.isatty():
+        console = Console(width=max(120, Console(width=1000).measure(table).maximum))
     console.print(table)
     for warning in result.warnings:
         console.print(f"WARNING {warning}", style="bold red", markup=False, highlight=False)
@@ -71,6 +74,12 @@ def main(args: Sequence[str] | None = None) -> None:
     if given and (other := OTHERS.get(given[0])):
         import_module(other).main(given[1:])
         return
+    if given and not given[0].startswith("-"):
+        near = get_close_matches(given[0], OTHERS, n=1)
+        sys.exit(
+            f"error: no command {given[0]}{f': is {near[0]} meant?' if near else ''}; there are "
+            f"{', '.join(OTHERS)}, and bench alone, which takes options only"
+        )
     bench = tyro.cli(Bench, args=args, prog="bench")
     from benchmarks import job  # takes seconds, which help and a typing error need not wait for
 

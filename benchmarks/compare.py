@@ -24,6 +24,12 @@ from bundle.errors import LabelcurveError
 
 SIGNIFICANT = 0.05
 CONDITIONS = ("cpu", "cores", "python")
+LOADS = {
+    "users": "the numbers of clients",
+    "rounds": "the rounds of the load test",
+    "same_machine": "the places of the load generator (same machine or not)",
+}
+"""What of a load test must be the same for its figures to be."""
 
 
 @dataclass(frozen=True)
@@ -118,6 +124,15 @@ def doubts(a: Report, b: Report) -> list[str]:
         one, other = (r.provenance.packages.get(name, "none") for r in (a, b))
         if one != other:
             found.append(f"{name} differs ({one}, {other})")
+    for name, what in LOADS.items():
+        values = [
+            sorted({getattr(m.load, name) for m in report.models if m.load}) for report in (a, b)
+        ]
+        if all(values) and values[0] != values[1]:
+            one, other = (", ".join(map(str, found)) for found in values)
+            found.append(
+                f"{what} differ ({one} and {other}): requests/s and p50 are not to be compared"
+            )
     for label, report in (("A", a), ("B", b)):
         unstable = [m.name for m in report.models if m.load and m.load.stable is False]
         if unstable:
@@ -183,7 +198,12 @@ def read(path: Path) -> Report:
             f"cannot read {file}: {error.strerror}. `bench --out DIR` writes DIR/report.json"
         ) from error
     except ValidationError as error:
-        raise LabelcurveError(f"{file} is no report.json of this release: {error}") from error
+        first = error.errors(include_url=False)[0]
+        place = ".".join(map(str, first["loc"])) or "the file"
+        raise LabelcurveError(
+            f"{file} is no report.json of this release: {place}: {first['msg']}"
+            f"{f' ({error.error_count()} faults)' if error.error_count() > 1 else ''}"
+        ) from error
 
 
 @dataclass

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from math import inf
@@ -23,7 +24,7 @@ from benchmarks import (
     statistics,
 )
 from benchmarks.accuracy import Predictions
-from benchmarks.options import Bench
+from benchmarks.options import Bench, check_asked
 from benchmarks.record import (
     Accuracy,
     Dataset,
@@ -82,7 +83,7 @@ def run(
     scores = {b.name: accuracy.score(b, predictions[b.name], data) for b in bundles}
     right = {name: said.right(truth) for name, said in predictions.items()}
     warnings = accuracy.doubts(scores)
-    first = one_seed(bundles)
+    first, others = one_seed(bundles), besides(bundles)
 
     spoilt: dict[str, Robustness] = {}
     if bench.robustness_images:
@@ -108,7 +109,9 @@ def run(
     warnings += [text for found in saturations.values() for text in saturation.doubts(found)]
 
     models = tuple(
-        describe(b, scores[b.name], times[b.name], loads.get(b.name), spoilt.get(b.name))
+        describe(
+            b, scores[b.name], times[b.name], loads.get(b.name), spoilt.get(b.name), others[b.name]
+        )
         for b in bundles
     )
     result = Report(
@@ -142,6 +145,7 @@ def describe(
     latency: Latency,
     load: Load | None = None,
     robustness: Robustness | None = None,
+    besides: str = "",
 ) -> Model:
     """What is known and was measured of one bundle."""
     manifest, ran = bundle.manifest, store.read_run(bundle.path)
@@ -153,6 +157,7 @@ def describe(
         n_labels_train=manifest.n_labels_train,
         n_labels_val=manifest.n_labels_val,
         seed=manifest.seed,
+        besides=besides,
         preset=manifest.preset,
         backbone=manifest.backbone,
         n_parameters=manifest.n_parameters,
@@ -179,13 +184,44 @@ def one_seed(bundles: Sequence[Bundle]) -> list[Bundle]:
 
     What they cost to serve is the same: the graphs differ in their weights alone.
     """
-    lowest: dict[tuple[str, bool, int], Bundle] = {}
+    lowest: dict[object, Bundle] = {}
+    names = besides(bundles)
     for bundle in sorted(bundles, key=lambda b: b.manifest.seed):
         manifest = bundle.manifest
-        key = (manifest.preset, manifest.extractor is None, manifest.n_labels_train)
+        key = (
+            manifest.preset,
+            manifest.extractor is None,
+            manifest.n_labels_train,
+            names[bundle.name],
+        )
         lowest.setdefault(key, bundle)
-    names = {bundle.name for bundle in lowest.values()}
-    return [bundle for bundle in bundles if bundle.name in names]
+    kept = {bundle.name for bundle in lowest.values()}
+    return [bundle for bundle in bundles if bundle.name in kept]
+
+
+def besides(bundles: Sequence[Bundle]) -> dict[str, str]:
+    """What tells models of one preset apart, by name: their network and the size of its images
+    where there are several, and the name that they were trained under where even a seed is there
+    twice."""
+    found: dict[str, str] = {}
+    for bundle in bundles:
+        alike = [b for b in bundles if _preset(b) == _preset(bundle)]
+        words = []
+        if len({b.manifest.backbone for b in alike}) > 1:
+            words.append(bundle.manifest.backbone)
+            alike = [b for b in alike if b.manifest.backbone == bundle.manifest.backbone]
+        if len({b.manifest.preprocessing.size for b in alike}) > 1:
+            size = bundle.manifest.preprocessing.size
+            words.append(f"{size} px")
+            alike = [b for b in alike if b.manifest.preprocessing.size == size]
+        if len({(b.manifest.n_labels_train, b.manifest.seed) for b in alike}) < len(alike):
+            words.append(re.sub(r"(-[0-9.e-]+)?(-s[0-9]+)?$", "", bundle.name))
+        found[bundle.name] = " ".join(words)
+    return found
+
+
+def _preset(bundle: Bundle) -> tuple[str, bool]:
+    return bundle.manifest.preset, bundle.manifest.extractor is None
 
 
 def _servers(
@@ -198,8 +234,12 @@ def _servers(
 ) -> dict[str, Server]:
     """The service of each model; what is started ends with the stack."""
     if service is None:
-        log = bench.out / "serve.log"
-        service = stack.enter_context(server.started(bench.models, log, say))
+        log, models = bench.out / "serve.log", bench.models
+        if bench.only:  # another one may be damaged
+            models = Path(stack.enter_context(TemporaryDirectory(prefix="labelcurve-only-")))
+            for name in bench.only:
+                (models / name).symlink_to((bench.models / name).resolve())
+        service = stack.enter_context(server.started(models, log, say))
         server.check(service.url, bundles)
     servers = {bundle.name: service for bundle in bundles}
     # Elsewhere the null model would measure this machine and not the one under test.
@@ -273,15 +313,7 @@ def check(bench: Bench) -> None:
         )
     if not bench.clients or min(bench.clients) < 1:
         raise LabelcurveError("--clients: at least one number, of at least 1 each, is needed")
-    for target in bench.target:
-        if not 0 < target < 1:
-            raise LabelcurveError(
-                f"--target {target:g}: an accuracy between 0 and 1 is needed, as 0.95"
-            )
-    for name in ("price_per_hour", "price_per_label"):
-        price = getattr(bench, name)
-        if price is not None and not 0 <= price < inf:
-            raise LabelcurveError(f"--{name.replace('_', '-')} {price:g}: at least 0 is needed")
+    check_asked(bench.target, bench.price_per_hour, bench.price_per_label)
     # Now, not after minutes of measuring.
     try:
         bench.out.mkdir(parents=True, exist_ok=True)

@@ -27,7 +27,7 @@ from benchmarks.accuracy import Predictions
 from benchmarks.processes import child, cpu_seconds, memory_mb
 from benchmarks.record import Load, Stage
 from benchmarks.server import Server
-from benchmarks.windows import BUSY, N_WINDOWS, Request, cut, stable
+from benchmarks.windows import BUSY, N_WINDOWS, Request, alike, cut, stable
 from bundle.errors import LabelcurveError
 from training.data import Data
 
@@ -211,8 +211,14 @@ def run(
             f"the load test of {name} measured nothing: locust "
             f"{'did not end' if status is None else f'ended with status {status}'}\n{tail}"
         )
+    recorded: dict[str, Any] = json.loads(record.read_text())
+    if not recorded["requests"]:
+        raise LabelcurveError(
+            f"no request to {server.url} for {name} was answered: the service may have ended. "
+            f"What locust said:\n{log.read_text(errors='replace')[-2000:]}"
+        )
     found = None if before is None or after is None else after - before
-    return json.loads(record.read_text()), found
+    return recorded, found
 
 
 def requests(record: Mapping[str, Any]) -> list[Request]:
@@ -273,7 +279,8 @@ def summarise(
         ),
         stages=stages([request for done in rounds for request in done.requests]),
         windows=tuple(windows),
-        stable=stable(windows),
+        # Of two rounds the last three windows are one: the other must be like it.
+        stable=stable(windows) and (len(rates) >= N_WINDOWS or alike(rates)),
         server_memory_mb=server_memory_mb,
     )
 

@@ -45,6 +45,7 @@ from urllib.parse import quote
 
 import gevent
 import numpy as np
+from gevent.pool import Group
 from locust import FastHttpUser, LoadTestShape, constant, events, task
 from locust.argument_parser import LocustArgumentParser
 from locust.env import Environment
@@ -65,6 +66,20 @@ def _number(text: str) -> float:
     if not 0 <= number < float("inf"):
         raise ArgumentTypeError(f"{text}: a number of at least 0 is needed")
     return number
+
+
+def _positive(text: str) -> float:
+    """A number above 0."""
+    if not _number(text):
+        raise ArgumentTypeError(f"{text}: a number above 0 is needed")
+    return float(text)
+
+
+def _new(text: str) -> str:
+    """A file in a folder that is there, or nothing."""
+    if text and not Path(text).absolute().parent.is_dir():
+        raise ArgumentTypeError(f"{text}: there is no folder {Path(text).parent}")
+    return text
 
 
 def _folder(text: str) -> str:
@@ -108,9 +123,9 @@ _OPTIONS: dict[str, tuple[str, Callable[[str], object], object, str]] = {
     "expected": ("file", _file, "", "JSON object of file names and the label that must come first"),
     "rate": ("per second", _number, 0.0, "Arrivals a second of all users. Default: no rate"),
     "steps": ("users,...", _steps, "", "Numbers of users, one after the other, to saturation"),
-    "step-seconds": ("seconds", _number, 6.0, "Length of a step. Default: 6"),
+    "step-seconds": ("seconds", _positive, 6.0, "Length of a step. Default: 6"),
     "measure": ("seconds", _number, 0.0, "End so long after the last user has started"),
-    "record": ("file", str, "", "File for the raw latencies, as JSON"),
+    "record": ("file", _new, "", "File for the raw latencies, as JSON"),
 }
 
 
@@ -181,6 +196,17 @@ def _prepare(environment: Environment, runner: Any, **_: Any) -> None:
     # A worker keeps them for the master, whose options it does not know yet.
     keep = bool(path or options.steps) or isinstance(runner, WorkerRunner)
     _recorders[environment] = Recorder(environment, path, keep)
+    if options.rate and options.steps:
+        sys.exit(
+            "error: --rate and --steps exclude each other: one sets the arrivals, one the users"
+        )
+
+    def begin(**_: Any) -> None:
+        # A worker knows its own users only, and gets this with the master's options.
+        options.all_users = runner.target_user_count
+
+    if not isinstance(runner, WorkerRunner):
+        environment.events.test_start.add_listener(begin)
     if options.measure and not isinstance(runner, WorkerRunner):
         # --run-time counts from the launch, so that a slow start would shorten what is measured.
         def end(**_: Any) -> None:
@@ -270,6 +296,7 @@ class Client(FastHttpUser):
         self.random = Random(id(self))
         self.rate = options.rate
         self.due = time.time()
+        self.under_way = Group()
         with self.client.get("/models", catch_response=True) as response:
             try:
                 self.classes = {
@@ -287,10 +314,14 @@ class Client(FastHttpUser):
         if not self.rate:
             self.send({})
             return
-        users = max(1, self.environment.runner.target_user_count or 1)
+        users = max(1, _options(self.environment).all_users)
         self.due += self.random.expovariate(self.rate / users)
         gevent.sleep(max(0.0, self.due - time.time()))
-        gevent.spawn(self.send, {"due": self.due})
+        self.under_way.spawn(self.send, _recorders[self.environment].begin(self.due))
+
+    def on_stop(self) -> None:
+        """Waits for what is not answered yet, as long as --stop-timeout allows."""
+        self.under_way.join(timeout=max(0.0, (self.environment.stop_timeout or 0) - 0.5))
 
     def send(self, context: dict[str, float]) -> None:
         """One request and its answer.

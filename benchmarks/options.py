@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from math import inf
 from pathlib import Path
 from typing import Annotated
 
 import tyro
+
+from bundle.errors import LabelcurveError
 
 CLIENTS = (1, 2, 4, 8, 16, 32, 64)
 
@@ -66,3 +70,21 @@ class Bench:
     """Folder of downloads, decoded pixels and answers; by default the user's cache folder."""
     skip_unreadable: bool = False
     """Leave unreadable images out and count them."""
+
+
+def check_asked(
+    targets: Sequence[float], price_per_hour: float | None, price_per_label: float | None
+) -> None:
+    """Refuses targets and prices that cannot be meant.
+
+    Raises:
+        LabelcurveError: names the option.
+    """
+    for target in targets:
+        if not 0 < target < 1:
+            raise LabelcurveError(
+                f"--target {target:g}: an accuracy between 0 and 1 is needed, as 0.95"
+            )
+    for name, price in (("hour", price_per_hour), ("label", price_per_label)):
+        if price is not None and not 0 <= price < inf:
+            raise LabelcurveError(f"--price-per-{name} {price:g}: at least 0 is needed")

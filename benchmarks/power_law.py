@@ -289,8 +289,14 @@ def _target(accuracy: float, best: Law, law: Law, points: Sequence[CurvePoint]) 
         if isfinite(n):
             text = f"{share} lies beyond what this curve can tell: over {REACH:g} times the labels"
         else:
-            floor = percent(1 - float(best.floor[0]), 1)
-            text = f"{share} is not reached by more labels alone: the curve levels off at {floor}"
+            level, low_level, high_level = (
+                percent(1 - float(value), 1)
+                for value in (best.floor[0], *np.percentile(law.floor, LEVEL[::-1]))
+            )
+            text = (
+                f"{share} lies above where this curve levels off: {level} "
+                f"({low_level} to {high_level})"
+            )
         if low < REACH * most:
             text += f"; {count(low)} labels are the least that the data allow"
     else:
@@ -319,18 +325,19 @@ def _words(curve: Curve, price: float | None) -> tuple[str, ...]:
     assert curve.exponent is not None
     points = curve.points
     most, double = points[-1], curve.next[1]
-    at = next(f for f in reversed(curve.line) if f.n_labels <= most.n_labels * 1.001)
-    gain = (double.accuracy.value - at.accuracy.value) * 100
+    assert curve.scale is not None
+    at = 1 - curve.floor.value - curve.scale.value * most.n_labels**-curve.exponent.value
+    gain = (double.accuracy.value - at) * 100
     text = [target.text + "." for target in curve.targets]
     words = (
         f"Twice the labels ({count(double.n_labels)}) would give "
         f"{percent(double.accuracy.value, 1)} ({percent(double.accuracy.low, 1)} to "
         f"{percent(double.accuracy.high, 1)}), {gain:+.1f} points on the curve, which has "
-        f"{percent(at.accuracy.value, 1)} at {most.n_labels:,}: {most.n_labels:,} more labels"
+        f"{percent(at, 1)} at {most.n_labels:,}: {most.n_labels:,} more labels"
     )
     if price is not None:
         cost = most.n_labels * price
-        words += f", {cost:,.0f} at {price:g} a label"
+        words += f", {money(cost)} at {price:g} a label"
     text.append(words + ".")
     if curve.check is None:
         text.append(
@@ -374,6 +381,11 @@ def count(value: float) -> str:
         return "0"
     digits = max(0, int(log10(value)) - 1)
     return f"{round(value / 10**digits) * 10**digits:,}"
+
+
+def money(value: float) -> str:
+    """An amount: `1,400`, `0.60`."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:,.2f}"
 
 
 def _finite(value: float) -> float | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import shutil
 import signal
 import subprocess
@@ -16,6 +17,8 @@ from typing import IO
 import psutil
 
 from bundle.errors import LabelcurveError
+
+_libc = ctypes.CDLL(None)
 
 PATIENCE = 10.0
 """Seconds that a process gets to end by itself before it is killed."""
@@ -34,6 +37,12 @@ def command(
     if found is None:
         raise LabelcurveError(f"no command `{name}` beside {sys.executable}: {remedy}")
     return found
+
+
+def _follow() -> None:
+    """Has the child end when this process is killed."""
+    pr_set_pdeathsig = 1
+    _libc.prctl(pr_set_pdeathsig, signal.SIGTERM)
 
 
 @contextmanager
@@ -62,6 +71,7 @@ def child(
         env=environment,
         cwd=folder,
         start_new_session=True,
+        preexec_fn=_follow if sys.platform == "linux" else None,
     )
     try:
         yield process

@@ -277,6 +277,8 @@ class Model(_Record):
     n_labels_train: int
     n_labels_val: int
     seed: int
+    besides: str = ""
+    """What tells it from others of its preset in this report: network, size, name."""
     preset: str
     backbone: str
     n_parameters: int
@@ -307,11 +309,12 @@ class Model(_Record):
 
     @property
     def variant(self) -> str:
-        """What it is besides its number of labels: `default`, `scratch`, `reference`."""
-        scratch = "scratch" if self.extractor is None else ""
-        if self.preset == "default":
-            return scratch or self.preset
-        return f"{self.preset} {scratch}".rstrip()
+        """What it is besides its number of labels: `default`, `scratch`, `reference`, and
+        `besides`."""
+        words = [self.preset] if self.preset != "default" else []
+        words += ["scratch"] if self.extractor is None else []
+        found = " ".join(words) or self.preset
+        return f"{found}, {self.besides}" if self.besides else found
 
 
 class Comparison(_Record):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,9 @@ class Recorder:
         self.spawned: tuple[float, float] | None = None
         self.stopping: tuple[float, float] | None = None
         self.workers: dict[str, float] = {}
+        self.numbers = count(1)
+        self.under_way: dict[float, float] = {}
+        """When requests of a fixed rate were due that have no answer yet, by number."""
         environment.events.test_start.add_listener(self.on_start)
         environment.events.request.add_listener(self.on_request)
         environment.events.spawning_complete.add_listener(self.on_spawned)
@@ -56,6 +60,12 @@ class Recorder:
         self.requests, self.steps = [], []
         self.spawned = self.stopping = None
 
+    def begin(self, due: float) -> dict[str, float]:
+        """A request of a fixed rate is due; what it returns goes with it."""
+        number = float(next(self.numbers))
+        self.under_way[number] = due
+        return {"due": due, "number": number}
+
     def on_request(
         self,
         name: str,
@@ -67,6 +77,7 @@ class Recorder:
         **_: Any,
     ) -> None:
         """Keeps one request."""
+        self.under_way.pop(context.get("number", 0.0), None)
         if self.keep and name.startswith(CLASSIFY):
             error = None if exception is None else str(exception) or type(exception).__name__
             headers = getattr(response, "headers", None)
@@ -102,10 +113,21 @@ class Recorder:
 
     def on_quitting(self, **_: Any) -> None:
         """Writes the file; without both marks nothing was measured and none is written."""
-        if self.spawned is None or self.stopping is None:
-            return
         if isinstance(self.environment.runner, WorkerRunner):
             return
+        if self.spawned is None or self.stopping is None:
+            if self.path:
+                print(
+                    f"NOTE: {self.path} is not written: the end came before all users had started",
+                    file=sys.stderr,
+                )
+            return
+        # The slowest of all: without them a queue that grows would look short.
+        now = time.time()
+        self.requests += [
+            Request(due, (now - due) * 1e3, "not answered before the end", None)
+            for due in self.under_way.values()
+        ]
         seconds = self.stopping[0] - self.spawned[0]
         cpu = self.stopping[1] - self.spawned[1]
         processes = max(1, len(self.workers))

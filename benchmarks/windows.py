@@ -81,10 +81,13 @@ def stable(windows: Sequence[Window]) -> bool:
 
 def agree(values: Sequence[float]) -> bool:
     """Whether the last three values lie within 10 % of their mean; fewer never do."""
-    last = np.asarray(values[-N_WINDOWS:])
-    if len(last) < N_WINDOWS:
-        return False
-    return bool(np.all(np.abs(last - last.mean()) <= TOLERANCE * last.mean()))
+    return len(values) >= N_WINDOWS and alike(values[-N_WINDOWS:])
+
+
+def alike(values: Sequence[float]) -> bool:
+    """Whether all values lie within 10 % of their mean."""
+    mean = float(np.mean(values))
+    return bool(np.all(np.abs(np.asarray(values) - mean) <= TOLERANCE * mean))
 
 
 def step(

@@ -10,8 +10,9 @@ from bundle.errors import LabelcurveError
 PRETRAINING = 0.4
 """Share of the time for an extractor that has to be made first."""
 
-AFTERWARDS = 20.0
-"""Seconds for export, parity and publication of the first bundle; then they have been measured."""
+AFTERWARDS = (5.0, 20.0)
+"""Seconds for export, parity and publication of the first bundle: twice what reading the data and
+the start of the process took, within these. Then they have been measured."""
 
 IMAGES_PER_S = 500.0
 """At which the first bundle is expected to be tested at least."""
@@ -28,21 +29,32 @@ class Budget:
         minutes: of `--max-minutes`.
         work: of each model in the order in which they are trained: images to learn from.
         n_test: images that each is tested on.
+        startup: seconds that reading the data and the start of the process took.
     """
 
     def __init__(
-        self, start: float, minutes: float | None, work: Sequence[float], n_test: int
+        self,
+        start: float,
+        minutes: float | None,
+        work: Sequence[float],
+        n_test: int,
+        startup: float,
     ) -> None:
         self._end = None if minutes is None else start + minutes * 60
         self._minutes = minutes
         self._waiting = list(work)
-        self._afterwards = AFTERWARDS + n_test / IMAGES_PER_S
+        low, high = AFTERWARDS
+        self._afterwards = min(max(2 * startup, low), high)
+        self._afterwards += n_test / IMAGES_PER_S
 
     def pretraining(self) -> float | None:
-        """Seconds for making an extractor; None where there is no limit."""
-        if self._end is None:
-            return None
-        return max(1.0, PRETRAINING * (self._end - time.monotonic()))
+        """Seconds for making an extractor; None where there is no limit.
+
+        Raises:
+            LabelcurveError: as `finetuning`, before any of it is spent.
+        """
+        left = self._left()
+        return None if left is None else PRETRAINING * left
 
     def finetuning(self) -> float | None:
         """Seconds for training the next model, by its share of the work that is left.
@@ -50,6 +62,11 @@ class Budget:
         Raises:
             LabelcurveError: nothing is left.
         """
+        left = self._left()
+        return None if left is None else left * self._waiting[0] / sum(self._waiting)
+
+    def _left(self) -> float | None:
+        """Seconds for all training that is left."""
         if self._end is None:
             return None
         left = (self._end - time.monotonic()) * (1 - SPARE)
@@ -60,7 +77,7 @@ class Budget:
                 f"model(s): reading, export and test take about {self._afterwards:.0f} s each. "
                 "Allow more minutes or fewer fractions"
             )
-        return left * self._waiting[0] / sum(self._waiting)
+        return left
 
     def done(self, afterwards: float) -> None:
         """A model is published; what came after its training took so many seconds."""

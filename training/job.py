@@ -122,8 +122,13 @@ def _train(
     if options.fresh:
         for cell in cells:
             _forget(_folder(options, cell))
+    startup = time.monotonic() - start
     budget = Budget(
-        start, options.max_minutes, [work(len(c.subset.train)) for c in cells], len(images.test)
+        start,
+        options.max_minutes,
+        [work(len(c.subset.train)) for c in cells],
+        len(images.test),
+        startup,
     )
     extractor = pretrain_job.obtain(
         options.extractor,
@@ -158,6 +163,7 @@ def _train(
         options.max_minutes,
         [work(len(model.cell.subset.train)) for model in waiting],
         len(images.test),
+        startup,
     )
     for model in waiting:
         model.command_began = start

@@ -350,9 +350,9 @@ class QuantizeOptions:
     """Adds an INT8 graph for CPUs, or an fp16 graph for GPUs, to bundles.
 
     Ranges come from training images of the model's own fraction. A graph that loses more than 0.3
-    points of accuracy on its validation images is refused, and so is INT8 that is not faster than
-    fp32 here. Each bundle becomes a new version of its name, with the fp32 graph in it;
-    `serve --precision` says which of them answers.
+    points of accuracy on its validation images is refused, and so is INT8 that is not at least 1.1
+    times as fast as fp32 here. Each bundle becomes a new version of its name, with the fp32 graph
+    in it; `serve --precision` says which of them answers.
     """
 
     models: Path = Path("models")

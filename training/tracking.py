@@ -42,8 +42,9 @@ def connect(experiment: str) -> tuple[Any, str]:
         return client, str(found.experiment_id if found else client.create_experiment(experiment))
     except Exception as error:  # whatever its stores and their libraries raise
         raise LabelcurveError(
-            f"--mlflow {experiment}: {error}. Say where runs are kept with MLFLOW_TRACKING_URI, "
-            "or leave --mlflow out"
+            f"--mlflow {experiment}: nothing can be written there. Set MLFLOW_TRACKING_URI to a "
+            "server, as http://localhost:5000 (`mlflow server` of the whole MLflow is one; its "
+            f"client, which the extra brings, keeps no runs itself), or leave --mlflow out. {error}"
         ) from error
 
 

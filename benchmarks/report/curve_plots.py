@@ -47,6 +47,8 @@ def learning_curve(report: Report) -> Figure:
     score.set_title("test accuracy over labels")
     time.set_title("training time over labels, s")
     both.set_title("test accuracy over training time")
+    low, high = score.get_ylim()
+    score.set_ylim(max(low, 0.0), min(high, 1.02))  # an interval may promise less than nothing
     for axes in (score, both):
         axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=None))
     figure.legend(loc="outside lower center", ncols=4)

@@ -111,6 +111,8 @@ def log_axis(axes: Axes, which: str) -> None:
     """Makes an axis logarithmic with plain numbers."""
     axis = axes.xaxis if which == "x" else axes.yaxis
     axes.set_xscale("log") if which == "x" else axes.set_yscale("log")
-    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    low, high = axis.get_data_interval()
+    wide = low <= 0 or high / low > 4
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5) if wide else tuple(range(1, 10))))
     axis.set_minor_locator(NullLocator())
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))

@@ -53,8 +53,12 @@ def write(out: Path, report: Report, shown: Sequence[Gallery] = ()) -> dict[str,
     try:
         # Before the plots are drawn, which takes seconds.
         (out / PLOTS).mkdir(parents=True, exist_ok=True)
+        written = set()
         for path, content in _contents(out, report, shown):
             files.replace(path, content)
+            written.add(path)
+        for stale in set((out / PLOTS).glob("*.png")) - written:  # of a report with more in it
+            stale.unlink()
     except OSError as error:
         raise LabelcurveError(
             f"cannot write the report to {out}: {error.strerror or error}; choose another --out"

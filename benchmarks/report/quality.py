@@ -186,12 +186,12 @@ def _robustness(report: Report) -> Section | None:
     assert first is not None
     body = []
     for index, shift in enumerate(first.shifts):
-        row = [f"{shift.kind} {shift.level}"]
+        row = [f"{shift.kind}: {shift.level}"]
         for model in models:
             assert model.robustness is not None
             d = model.robustness.shifts[index].drop
             half = (d.high - d.low) / 2
-            row.append(f"{-d.value * 100:+.1f} ± {half * 100:.1f}")
+            row.append(f"{points(-d.value, 1)} ± {half * 100:.1f}")
         body.append(row)
     clean = [f"{model.robustness.accuracy * 100:.1f} %" for model in models if model.robustness]
     return Section(

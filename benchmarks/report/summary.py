@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from benchmarks import tables
+from benchmarks.power_law import money
 from benchmarks.record import Model, Report
 from benchmarks.report.blocks import (
     Block,
@@ -48,7 +49,7 @@ def _card(report: Report, model: Model) -> Card:
         spread = f"mean of {len(group)} seeds, ±\N{NO-BREAK SPACE}{deviation:.1f}"
     below = [f"with {model.n_labels:,} labels", spread]
     if report.price_per_label is not None:
-        below.append(f"{model.n_labels * report.price_per_label:,.0f} for the labels")
+        below.append(f"{money(model.n_labels * report.price_per_label)} for the labels")
     figure = percent(float(accuracies.mean()), 1)
     return Card(model.name, figure, tuple(below), colour(report, model))
 
@@ -97,17 +98,20 @@ def findings(report: Report) -> list[str]:
         model = next((m for m in reversed(models) if m.load), served[-1])
         assert model.load is not None
         load = model.load
-        rate, stable = load.requests_per_s, load.stable
+        rate = load.requests_per_s
+        words = (
+            f"One machine of this kind answers {rate:,.0f} requests/s of {load.users} clients with "
+            f"{model.name}"
+        )
+        if report.price_per_hour is not None and rate:
+            cost = per_million(rate, report.price_per_hour)
+            words += f": {cost:,.3f} a million images at {report.price_per_hour:g} an hour"
+        if load.stable is False:
+            words += " (UNSTABLE: measure again on a quieter machine)"
         if (found_at := report.saturation) and found_at.model == model.name:
             best = max(found_at.steps, key=lambda step: step.requests_per_s)
             if best.requests_per_s > rate:
-                rate, stable = best.requests_per_s, best.stable
-        words = f"One machine of this kind answers {rate:,.0f} requests/s with {model.name}"
-        if report.price_per_hour is not None and rate:
-            cost = per_million(rate, report.price_per_hour)
-            words += f": {cost:,.2f} a million images at {report.price_per_hour:g} an hour"
-        if stable is False:
-            words += " (UNSTABLE: measure again on a quieter machine)"
+                words += f"; its best were {best.requests_per_s:,.0f}, of {best.users} clients"
         found.append(words + ".")
     return found
 

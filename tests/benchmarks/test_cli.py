@@ -5,11 +5,12 @@ import shutil
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from benchmarks import cli, job
+from benchmarks import cli, job, tables
 from benchmarks.options import Bench
 from benchmarks.record import Report
 from benchmarks.server import Server
@@ -91,7 +92,8 @@ def test_a_damaged_model_is_named_with_the_way_around_it(
     (models / "digits-50" / store.CURRENT / store.GRAPH).write_bytes(b"damaged")
     with pytest.raises(SystemExit, match=r"digits-50/.* is damaged: .*--only NAME measures the"):
         cli.main(options(models, cache, tmp_path, "--no-load"))
-    cli.main(options(models, cache, tmp_path, "--no-load", "--only", "digits-10"))
+    load = ["--load-seconds", "1", "--rounds", "1", "--step-seconds", "0", "--no-null"]
+    cli.main(options(models, cache, tmp_path, "--only", "digits-10", *load))
     (model,) = json.loads(capsys.readouterr().out.splitlines()[-1])["models"]
     assert model["name"] == "digits-10"
 
@@ -115,6 +117,7 @@ def test_another_service_is_refused(service: Server, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("more", "message"),
     [
+        (["comprae"], "no command comprae: is compare meant"),
         (["--only", "other"], "--only other: no such model; there are digits-10"),
         (["--users", "0"], "--users 0: at least 1"),
         (["--rounds", "0"], "--rounds 0: at least 1"),
@@ -139,7 +142,7 @@ def test_errors_name_what_is_wrong(
     tmp_path: Path,
 ) -> None:
     with pytest.raises(SystemExit, match=f"error: .*{message}"):
-        cli.main(options(digits_models, cache, tmp_path, *more))
+        cli.main(more if more == ["comprae"] else options(digits_models, cache, tmp_path, *more))
 
 
 def test_failed_requests_fail_the_command(measured: Report) -> None:
@@ -148,3 +151,33 @@ def test_failed_requests_fail_the_command(measured: Report) -> None:
     assert not cli.failed(measured)
     model = measured.models[0].model_copy(update={"load": LOAD})
     assert cli.failed(measured.model_copy(update={"models": (model,)}))
+
+
+def test_no_column_is_cut_in_a_log(
+    measured: Report, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    models = [m.model_copy(update={"seed": seed}) for m in measured.models for seed in (0, 1)]
+    several = measured.model_copy(update={"models": tuple(models)})
+    cli.show(several, {"html": tmp_path})
+    out = capsys.readouterr().out
+    assert "…" not in out
+    assert all(cell in out for row in tables.rows(several) for cell in row)
+
+
+def test_models_of_other_networks_sizes_or_names_are_no_seeds(bundles: list[Bundle]) -> None:
+    def named(name: str, seed: int = 0, size: int = 8, backbone: str = "convnet") -> Bundle:
+        manifest = bundles[0].manifest
+        pixels = manifest.preprocessing.model_copy(update={"size": size})
+        changed = {"name": name, "seed": seed, "preprocessing": pixels, "backbone": backbone}
+        return replace(bundles[0], manifest=manifest.model_copy(update=changed))
+
+    seeds = [named("a-10"), named("a-10-s1", 1)]
+    assert job.besides(seeds) == {"a-10": "", "a-10-s1": ""}
+    assert job.one_seed(seeds) == seeds[:1]
+    for other, words in (
+        (named("b-10", size=24), ["8 px", "8 px", "24 px"]),
+        (named("b-10", backbone="resnet18"), ["convnet", "convnet", "resnet18"]),
+        (named("b-10"), ["a", "a", "b"]),
+    ):
+        assert list(job.besides([*seeds, other]).values()) == words
+        assert job.one_seed([*seeds, other]) == [seeds[0], other]

@@ -80,5 +80,13 @@ def test_what_cannot_be_compared_is_said(measured: Report, tmp_path: Path) -> No
     other = measured.model_copy(update={"dataset": data})
     assert compare.pairs(measured, other)[0].accuracy is None
     assert "accuracies cannot be compared" in compare.doubts(measured, other)[0]
+    one, two = (rated(measured, 100.0) for _ in range(2))
+    models = tuple(
+        m.model_copy(update={"load": m.load and m.load.model_copy(update={"users": 99})})
+        for m in two.models
+    )
+    (doubt,) = compare.doubts(one, two.model_copy(update={"models": models}))
+    assert doubt.startswith("the numbers of clients differ (")
+    assert "and 99)" in doubt
     assert "+0.00" in compare.markdown(measured, measured)
     assert "+0.00" not in compare.markdown(measured, other)

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from benchmarks import load, saturation
@@ -137,3 +139,22 @@ def test_nothing_but_failures() -> None:
     assert found.server_cpu_ms is None
     assert found.stages == {}
     assert len(load.doubts("m", found)) == 2
+
+
+def test_two_rounds_unlike_each_other_are_not_stable() -> None:
+    """The last three windows of two rounds are those of the second one alone."""
+    slow, fast = (made(3.0, (10.0,) * n) for n in (30, 60))
+    for rounds, expected in (((slow, slow), True), ((slow, fast), False), ((fast,), True)):
+        spread = tuple(
+            replace(
+                done,
+                requests=tuple(
+                    Request(
+                        done.begin + 3 * (i + 0.5) / len(done.requests) - 0.01, 10.0, None, None
+                    )
+                    for i in range(len(done.requests))
+                ),
+            )
+            for done in rounds
+        )
+        assert load.summarise(spread, 1, True, 0).stable is expected

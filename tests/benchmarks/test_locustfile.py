@@ -9,11 +9,12 @@ import json
 import re
 import subprocess
 import sys
+import time
 from collections import Counter
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Thread
+from threading import Lock, Thread
 from typing import Any
 
 import pytest
@@ -45,6 +46,9 @@ class Service(ThreadingHTTPServer):
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
+        self.seconds = 0.0
+        """That each answer takes, one after the other."""
+        self.busy = Lock()
         self.bodies: Counter[bytes] = Counter()
         self.targets: set[str] = set()
         self.types: set[str | None] = set()
@@ -65,6 +69,9 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers["Content-Length"]))
+        if self.server.seconds:
+            with self.server.busy:
+                time.sleep(self.server.seconds)
         self.server.bodies[body] += 1
         self.server.targets.add(self.path)
         self.server.types.add(self.headers["Content-Type"])
@@ -156,6 +163,8 @@ def test_no_service(tmp_path: Path) -> None:
         (["--rate", "-5"], "--rate: -5: a number of at least 0"),
         (["--steps", "1,x"], "--steps: 1,x: numbers of users are needed, as 1,2,4,8"),
         (["--steps", "1,0"], "--steps: 1,0: numbers of users are needed"),
+        (["--step-seconds", "0"], "--step-seconds: 0: a number above 0"),
+        (["--record", "/nowhere/r.json"], "--record: /nowhere/r.json: there is no folder /nowhere"),
         (["--model", "a=x"], "--model: a=x: names are needed, each with a weight"),
         (["--model", "a=0"], "--model: a=0: names are needed, each with a weight"),
         (["--images", "nowhere"], "--images: nowhere: a folder of image files"),
@@ -234,3 +243,39 @@ def test_a_fixed_rate_is_kept(serving: Service, tmp_path: Path) -> None:
     seconds = recorded["stopping"] - recorded["spawned"]
     # Poisson: three standard deviations and the requests under way.
     assert abs(n - 40 * seconds) < 3 * (40 * seconds) ** 0.5 + 5
+
+
+def test_a_fixed_rate_is_that_of_all_processes_together(serving: Service, tmp_path: Path) -> None:
+    record = tmp_path / "record.json"
+    options = ["Raw", "--rate", "40", "--measure", "4", "--processes", "2"]
+    done = locust(serving.url, *options, "--record", str(record), "--run-time", "30s")
+    assert done.returncode == 0, done.stdout + done.stderr
+    recorded = json.loads(record.read_text())
+    begin, end = recorded["spawned"], recorded["stopping"]
+    n = sum(begin <= due <= end for due, _, _, _ in recorded["requests"])
+    assert abs(n - 40 * (end - begin)) < 3 * (40 * (end - begin)) ** 0.5 + 5
+
+
+@pytest.mark.parametrize("patience", ["1", "30"])
+def test_a_queue_at_a_fixed_rate_cannot_hide(
+    serving: Service, tmp_path: Path, patience: str
+) -> None:
+    serving.seconds = 0.05
+    record = tmp_path / "record.json"
+    options = ["Raw", "--rate", "40", "--measure", "3", "--record", str(record)]
+    options += ["--users", "1", "--run-time", "30s", "--stop-timeout", patience]
+    locust(serving.url, *options)
+    recorded = json.loads(record.read_text())
+    begin, end = recorded["spawned"], recorded["stopping"]
+    due = [error for due, _, error, _ in recorded["requests"] if begin <= due <= end]
+    assert len(due) > 40 * (end - begin) - 3 * (40 * (end - begin)) ** 0.5 - 5
+    missing = due.count("not answered before the end")
+    assert missing > 10 if patience == "1" else missing == 0
+
+
+def test_a_record_that_is_not_written_is_said(serving: Service, tmp_path: Path) -> None:
+    record = tmp_path / "record.json"
+    options = ["Raw", "--users", "2", "--spawn-rate", "0.2", "--run-time", "2s"]
+    done = locust(serving.url, *options, "--record", str(record))
+    assert not record.exists()
+    assert "record.json is not written: the end came before all users" in done.stderr

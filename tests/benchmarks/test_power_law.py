@@ -79,7 +79,21 @@ def test_does_not_promise_what_the_curve_does_not_allow(measured: Report) -> Non
     (result,) = power_law.curves(found, right, targets=(0.9999,))
     (target,) = result.targets
     assert "needs about" not in target.text
-    assert "not reached by more labels alone" in target.text or "beyond" in target.text
+    assert "lies above where this curve levels off: " in target.text or "beyond" in target.text
+
+
+def test_the_gain_is_that_from_the_labels_that_are_named(measured: Report) -> None:
+    (curve,) = power_law.curves(*models(measured, LABELS))
+    assert curve.floor is not None
+    assert curve.scale is not None
+    assert curve.exponent is not None
+    at, double = (
+        1 - curve.floor.value - curve.scale.value * n**-curve.exponent.value
+        for n in (50_000, 100_000)
+    )
+    words = next(text for text in curve.text if text.startswith("Twice the labels"))
+    assert f"which has {at * 100:.1f} % at 50,000" in words
+    assert f"{(double - at) * 100:+.1f} points" in words
 
 
 def test_a_target_that_was_measured_is_not_foretold_higher(measured: Report) -> None:

@@ -58,3 +58,18 @@ def test_cpu_seconds_of_a_tree() -> None:
         assert used >= 0.25
         process.kill()
     assert processes.cpu_seconds(process.pid) is None
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a child of a killed process stays")
+def test_a_child_ends_when_this_process_is_killed() -> None:
+    code = (
+        "import sys, time\nfrom benchmarks import processes\n"
+        "with processes.child([sys.executable, '-c', 'import time; time.sleep(600)'], None) as p:\n"
+        "    print(p.pid, flush=True)\n    time.sleep(600)"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as parent:
+        assert parent.stdout is not None
+        child = psutil.Process(int(parent.stdout.readline()))
+        parent.kill()
+    psutil.wait_procs([child], timeout=30)
+    assert not processes.is_running(child)

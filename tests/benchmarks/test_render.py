@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import cli, render
+from benchmarks import cli, power_law, render
 from benchmarks.record import Report
+from tests.benchmarks.test_power_law import LABELS, models
 
 OLD = Path(__file__).parent.parent.parent / "benchmarks/results/cifar10.json"
 
@@ -13,6 +14,19 @@ OLD = Path(__file__).parent.parent.parent / "benchmarks/results/cifar10.json"
 def test_keeps_the_figures_and_adds_what_is_said(measured: Report) -> None:
     found = render.renewed(measured, render.Render(Path("unused"), note=("again",)))
     assert found == measured.model_copy(update={"notes": ("a note", "again")})
+    priced = measured.model_copy(update={"price_per_hour": 1.0, "price_per_label": 2.0})
+    assert render.renewed(priced, render.Render(Path("unused"))).price_per_label == 2
+    changed = render.renewed(priced, render.Render(Path("unused"), price_per_hour=3.0))
+    assert (changed.price_per_hour, changed.price_per_label) == (3, 2)
+
+
+def test_keeps_the_accuracies_that_were_asked_for(measured: Report) -> None:
+    found, right = models(measured, LABELS)
+    asked = measured.model_copy(
+        update={"models": tuple(found), "curves": power_law.curves(found, right, (0.77, 0.999))}
+    )
+    again = render.renewed(asked, render.Render(Path("unused")))
+    assert [t.accuracy for c in again.curves for t in c.targets] == [0.77, 0.999]
 
 
 def test_a_report_of_an_earlier_release(tmp_path: Path) -> None:
@@ -28,3 +42,13 @@ def test_a_report_of_an_earlier_release(tmp_path: Path) -> None:
 def test_no_report(tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match="error: cannot read"):
         cli.main(["render", str(tmp_path)])
+
+
+def test_its_own_folder_and_options_that_cannot_be_meant(tmp_path: Path) -> None:
+    copy = tmp_path / "report.json"
+    copy.write_bytes(OLD.read_bytes())
+    with pytest.raises(SystemExit, match="is where the report lies: its pictures"):
+        cli.main(["render", str(copy), "--out", str(tmp_path)])
+    with pytest.raises(SystemExit, match="--target 95: an accuracy between 0 and 1"):
+        cli.main(["render", str(copy), "--out", str(tmp_path / "new"), "--target", "95"])
+    assert copy.read_bytes() == OLD.read_bytes()

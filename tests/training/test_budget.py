@@ -7,6 +7,9 @@ import pytest
 from bundle.errors import LabelcurveError
 from training.budget import AFTERWARDS, IMAGES_PER_S, SPARE, Budget
 
+STARTUP = 30.0
+"""So long that the most is taken for what comes after the first training."""
+
 
 class Clock:
     """Time as the test wants it."""
@@ -29,7 +32,7 @@ def seconds(budget: Budget) -> float:
 
 
 def test_without_a_limit_nothing_is_limited(clock: Clock) -> None:
-    budget = Budget(clock.now, None, [1.0, 2.0], 1_000)
+    budget = Budget(clock.now, None, [1.0, 2.0], 1_000, STARTUP)
     clock.now += 1e9
     assert budget.pretraining() is None
     assert budget.finetuning() is None
@@ -38,7 +41,7 @@ def test_without_a_limit_nothing_is_limited(clock: Clock) -> None:
 
 
 def test_time_is_shared_by_work_and_all_of_it_is_given_out(clock: Clock) -> None:
-    budget = Budget(clock.now, 60, [100.0, 300.0, 600.0], 0)
+    budget = Budget(clock.now, 60, [100.0, 300.0, 600.0], 0, STARTUP)
     given = []
     for _ in range(3):
         given.append(seconds(budget))
@@ -51,28 +54,36 @@ def test_time_is_shared_by_work_and_all_of_it_is_given_out(clock: Clock) -> None
 
 
 def test_before_the_first_model_what_comes_after_training_is_estimated(clock: Clock) -> None:
-    untested = seconds(Budget(clock.now, 30, [1.0], 0))
-    assert untested == pytest.approx(1_800 * (1 - SPARE) - AFTERWARDS)
-    tested = seconds(Budget(clock.now, 30, [1.0], 10_000))
+    untested = seconds(Budget(clock.now, 30, [1.0], 0, STARTUP))
+    assert untested == pytest.approx(1_800 * (1 - SPARE) - AFTERWARDS[1])
+    tested = seconds(Budget(clock.now, 30, [1.0], 10_000, STARTUP))
     assert untested - tested == pytest.approx(10_000 / IMAGES_PER_S)
 
 
+def test_a_quick_start_promises_a_quick_end(clock: Clock) -> None:
+    slow, quick, quickest = (
+        seconds(Budget(clock.now, 30, [1.0], 0, startup)) for startup in (30, 6, 0)
+    )
+    assert quick - slow == pytest.approx(AFTERWARDS[1] - 12)
+    assert quickest - slow == pytest.approx(AFTERWARDS[1] - AFTERWARDS[0])
+
+
 def test_after_the_first_model_what_came_after_training_is_known(clock: Clock) -> None:
-    quick, slow = (Budget(clock.now, 30, [1.0, 1.0], 0) for _ in range(2))
+    quick, slow = (Budget(clock.now, 30, [1.0, 1.0], 0, STARTUP) for _ in range(2))
     quick.done(5.0)
     slow.done(100.0)
     assert seconds(quick) - seconds(slow) == pytest.approx(95)
 
 
 def test_the_time_that_has_passed_is_not_given_out_again(clock: Clock) -> None:
-    budget = Budget(clock.now, 30, [1.0], 0)
+    budget = Budget(clock.now, 30, [1.0], 0, STARTUP)
     before = seconds(budget)
     clock.now += 600
     assert before - seconds(budget) == pytest.approx(600 * (1 - SPARE))
 
 
 def test_a_model_that_ended_early_leaves_its_time_to_the_others(clock: Clock) -> None:
-    early, full = (Budget(clock.now, 30, [1.0, 1.0], 0) for _ in range(2))
+    early, full = (Budget(clock.now, 30, [1.0, 1.0], 0, STARTUP) for _ in range(2))
     share = seconds(early)
     clock.now += 1
     early.done(0.0)
@@ -83,27 +94,27 @@ def test_a_model_that_ended_early_leaves_its_time_to_the_others(clock: Clock) ->
 
 
 def test_an_extractor_gets_a_part_of_the_time_that_is_left(clock: Clock) -> None:
-    budget = Budget(clock.now, 10, [1.0], 0)
+    budget = Budget(clock.now, 10, [1.0], 0, STARTUP)
     first = budget.pretraining()
     clock.now += 300
     second = budget.pretraining()
     assert first is not None
     assert second is not None
-    assert 0 < first < 600
-    assert second == pytest.approx(first / 2)
+    assert 0 < first < 600 - AFTERWARDS[1]
+    assert first - second == pytest.approx(first * 300 * (1 - SPARE) / (600 * (1 - SPARE) - 20))
 
 
-def test_an_extractor_gets_a_second_also_where_the_time_is_over(clock: Clock) -> None:
-    budget = Budget(clock.now, 1, [1.0], 0)
-    clock.now += 3_600
-    assert budget.pretraining() == 1.0
+def test_no_extractor_is_made_where_no_time_is_left_for_a_model(clock: Clock) -> None:
+    budget = Budget(clock.now, 1, [1.0] * 3, 0, STARTUP)
+    with pytest.raises(LabelcurveError, match="leaves no time to train 3 model"):
+        budget.pretraining()
 
 
 @pytest.mark.parametrize(("minutes", "models"), [(0.1, 1), (0.5, 3), (1.0, 3), (0.001, 1)])
 def test_a_limit_that_leaves_nothing_says_which_and_what_to_do(
     clock: Clock, minutes: float, models: int
 ) -> None:
-    budget = Budget(clock.now, minutes, [1.0] * models, 0)
+    budget = Budget(clock.now, minutes, [1.0] * models, 0, STARTUP)
     expected = (
         f"--max-minutes {minutes:g} leaves no time to train {models} model(s): reading, export and "
         "test take about 20 s each. Allow more minutes or fewer fractions"
@@ -113,7 +124,7 @@ def test_a_limit_that_leaves_nothing_says_which_and_what_to_do(
 
 
 def test_a_limit_that_has_passed_is_an_error_too(clock: Clock) -> None:
-    budget = Budget(clock.now, 5, [1.0, 1.0], 0)
+    budget = Budget(clock.now, 5, [1.0, 1.0], 0, STARTUP)
     assert seconds(budget) > 0
     clock.now += 3_600
     with pytest.raises(LabelcurveError, match=r"--max-minutes 5 leaves no time to train 2 model"):
