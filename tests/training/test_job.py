@@ -209,7 +209,7 @@ def test_an_extractor_that_is_not_there_is_refused_before_anything_is_trained(
 def test_a_run_with_a_limit_of_minutes_ends_with_its_bundle(
     tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("training.budget.AFTERWARDS", 1.0)
+    monkeypatch.setattr("training.budget.AFTERWARDS", (1.0, 1.0))
     job.run(options(tmp_path, cache, epochs=None, max_minutes=0.12))
     assert published(tmp_path) == ["digits-scratch-20"]
     run = store.read_run(store.read(tmp_path, "digits-scratch-20").path)
