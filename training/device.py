@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import time
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import cache
 from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import conv2d
 
 from bundle.errors import DeviceError
 from bundle.machine import cores, cpu_flags, cpu_name
 from bundle.manifest import Choice
 from training import distributed
 from training.stored import Images
+
+GAIN = 1.2
+"""Times as fast as fp32 that bf16 has to be on a CPU."""
 
 
 @dataclass(frozen=True)
@@ -67,11 +73,35 @@ def choose(wanted: Literal["auto", "cuda", "cpu"] = "auto") -> Device:
     choice = Choice(value="cpu", reason=f"{reason}; {threads}")
     flags = cpu_flags()
     bf16 = next((flag for flag in ("amx_bf16", "avx512_bf16") if flag in flags), None)
-    if bf16:
+    if bf16 and bf16_pays():
         precision = Choice(value="bf16", reason=f"the processor has {bf16}")
         return Device(torch.device("cpu"), torch.bfloat16, choice, precision)
-    precision = Choice(value="fp32", reason="the processor has no bf16 arithmetic")
+    # No figure in it: it is in the manifest, and so in the version of a bundle.
+    reason = f"{bf16} is no faster here" if bf16 else "the processor has no bf16 arithmetic"
+    precision = Choice(value="fp32", reason=reason)
     return Device(torch.device("cpu"), torch.float32, choice, precision)
+
+
+@cache
+def bf16_pays() -> bool:
+    """Whether a convolution, forward and backward, takes less than 1 / `GAIN` of fp32's time.
+
+    A flag of the processor does not tell: Sapphire Rapids without AMX has `avx512_bf16`, and takes
+    1.5 times as long with it; Zen 4 takes half (docs/log.md, 2026-11-27).
+    """
+    # Not random: that would move the generator whose seed a run sets.
+    images = torch.full((8, 64, 32, 32), 0.1).to(memory_format=torch.channels_last)
+    weight = torch.full((128, 64, 3, 3), 0.1, requires_grad=True)
+    times: dict[bool, list[float]] = {False: [], True: []}
+    for _ in range(4):
+        for bf16, taken in times.items():
+            start = time.perf_counter()
+            with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+                loss = conv2d(images, weight, padding=1).sum()
+            torch.autograd.grad(loss, weight)
+            taken.append(time.perf_counter() - start)
+    slow, fast = (min(taken[1:]) for taken in times.values())  # the first ones compile
+    return slow / fast >= GAIN
 
 
 def to_device(images: Images, device: Device) -> Tensor:

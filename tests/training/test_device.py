@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from bundle.machine import cpu_name
+from bundle.manifest import Choice
 from training import device
 
 HAS_GPU = torch.cuda.is_available()
@@ -57,9 +58,35 @@ def test_the_precision_is_the_one_that_autocast_computes_in() -> None:
     chosen = device.choose("cpu")
     expected = {"bf16": torch.bfloat16, "fp32": torch.float32}[chosen.precision.value]
     assert chosen.dtype == expected
-    assert chosen.precision.reason.startswith("the processor has")
+    assert "processor has" in chosen.precision.reason or "no faster" in chosen.precision.reason
     with chosen.autocast():
         assert torch.nn.functional.linear(torch.ones(2, 2), torch.ones(2, 2)).dtype == expected
+
+
+@pytest.mark.parametrize(
+    ("flags", "pays", "precision", "reason"),
+    [
+        ({"avx2"}, True, "fp32", "the processor has no bf16 arithmetic"),
+        ({"avx512_bf16"}, False, "fp32", "avx512_bf16 is no faster here"),
+        ({"avx512_bf16"}, True, "bf16", "the processor has avx512_bf16"),
+        ({"amx_bf16", "avx512_bf16"}, True, "bf16", "the processor has amx_bf16"),
+    ],
+)
+def test_bf16_is_taken_where_it_is_faster(
+    flags: set[str], pays: bool, precision: str, reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(device, "cpu_flags", lambda: flags)
+    monkeypatch.setattr(device, "bf16_pays", lambda: pays)
+    assert device.choose("cpu").precision == Choice(value=precision, reason=reason)
+
+
+def test_the_measure_of_bf16_says_the_same_again_and_moves_no_seed() -> None:
+    torch.manual_seed(1)
+    first = torch.rand(1)
+    torch.manual_seed(1)
+    found = device.bf16_pays.__wrapped__()
+    assert found in (True, False)
+    assert torch.equal(torch.rand(1), first)
 
 
 def test_the_reference_device_computes_in_fp32() -> None:
