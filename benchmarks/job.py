@@ -215,7 +215,7 @@ def besides(bundles: Sequence[Bundle]) -> dict[str, str]:
             words.append(f"{size} px")
             alike = [b for b in alike if b.manifest.preprocessing.size == size]
         if len({(b.manifest.n_labels_train, b.manifest.seed) for b in alike}) < len(alike):
-            words.append(re.sub(r"(-[0-9.e-]+)?(-s[0-9]+)?$", "", bundle.name))
+            words.append(re.sub(r"(-[0-9.]+(e-[0-9]+)?)?(-s[0-9]+)?$", "", bundle.name))
         found[bundle.name] = " ".join(words)
     return found
 
@@ -237,7 +237,7 @@ def _servers(
         log, models = bench.out / "serve.log", bench.models
         if bench.only:  # another one may be damaged
             models = Path(stack.enter_context(TemporaryDirectory(prefix="labelcurve-only-")))
-            for name in bench.only:
+            for name in dict.fromkeys(bench.only):
                 (models / name).symlink_to((bench.models / name).resolve())
         service = stack.enter_context(server.started(models, log, say))
         server.check(service.url, bundles)

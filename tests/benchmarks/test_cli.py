@@ -93,7 +93,8 @@ def test_a_damaged_model_is_named_with_the_way_around_it(
     with pytest.raises(SystemExit, match=r"digits-50/.* is damaged: .*--only NAME measures the"):
         cli.main(options(models, cache, tmp_path, "--no-load"))
     load = ["--load-seconds", "1", "--rounds", "1", "--step-seconds", "0", "--no-null"]
-    cli.main(options(models, cache, tmp_path, "--only", "digits-10", *load))
+    only = ["--only", "digits-10"]
+    cli.main(options(models, cache, tmp_path, *only, *only, *load))
     (model,) = json.loads(capsys.readouterr().out.splitlines()[-1])["models"]
     assert model["name"] == "digits-10"
 
@@ -178,6 +179,7 @@ def test_models_of_other_networks_sizes_or_names_are_no_seeds(bundles: list[Bund
         (named("b-10", size=24), ["8 px", "8 px", "24 px"]),
         (named("b-10", backbone="resnet18"), ["convnet", "convnet", "resnet18"]),
         (named("b-10"), ["a", "a", "b"]),
+        (named("a-2-10"), ["a", "a", "a-2"]),
     ):
         assert list(job.besides([*seeds, other]).values()) == words
         assert job.one_seed([*seeds, other]) == [seeds[0], other]
