@@ -50,8 +50,6 @@ class Plot:
     title: str
     """For those who cannot see it."""
     caption: str
-    wide: bool = True
-    """Kept readable by scrolling on a narrow screen."""
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
+
 from benchmarks.gallery import Gallery
-from benchmarks.record import Report
+from benchmarks.record import Model, Report
 from benchmarks.report import accuracy_plots
 from benchmarks.report.accuracy_plots import gain
 from benchmarks.report.blocks import (
@@ -113,7 +115,6 @@ def _classes(report: Report) -> Section:
                 "Recall by class and number of labels, largest gain first"
                 f"{' (30 classes of the largest gain)' if len(names) > 30 else ''}; n by class in "
                 "the table.",
-                wide=False,
             )
         )
     body = []
@@ -135,7 +136,31 @@ def _classes(report: Report) -> Section:
             "shade is the share of the true class (square root).",
         ),
     ]
+    if pairs := _confused(models, report.dataset.class_names):
+        blocks.append(
+            Rows(
+                ("true class", "taken for", "n", *(model.name for model in models)),
+                pairs,
+                summary="What is most often taken for what, share of the true class",
+            )
+        )
     return Section("Classes", blocks)
+
+
+def _confused(models: Sequence[Model], names: Sequence[str]) -> list[tuple[str, ...]]:
+    """The ten commonest mistakes of the model with the most labels, and how common each is with
+    every number of labels."""
+    counts = np.asarray([model.accuracy.confusion for model in models], dtype=float)
+    shares = counts / np.maximum(1, counts.sum(axis=2, keepdims=True))
+    wrong = counts[-1] * (1 - np.eye(len(names)))
+    found = []
+    for index in np.argsort(-wrong, axis=None, kind="stable")[:10]:
+        true, said = np.unravel_index(index, wrong.shape)
+        if wrong[true, said]:
+            n = count(counts[-1, true].sum())
+            cells = [percent(share, 1) for share in shares[:, true, said]]
+            found.append((names[true], names[said], n, *cells))
+    return found
 
 
 def _calibration(report: Report) -> Section | None:
