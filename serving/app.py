@@ -146,10 +146,10 @@ class App:
             model.release()
 
     async def _answer(self, model: Model, upload: Upload, top_k: int, until: float) -> Response:
-        pixels, decode = await self._decoder.decode(upload.images, model.engine.size)
+        decoded = await self._decoder.decode(upload.images, model.engine.size, self._max_wait)
         # A tenth is left for the answer itself, and for an estimate that was too low.
         left = until - asyncio.get_running_loop().time() - self._timeout / 10
-        futures = model.batcher.submit(pixels, min(self._max_wait, left))
+        futures = model.batcher.submit(decoded.pixels, min(self._max_wait, left), decoded.waited)
         predictions = [await futures[0]] if len(futures) == 1 else await asyncio.gather(*futures)
         start = perf_counter()
         answers = [
@@ -163,7 +163,7 @@ class App:
                 b"server-timing",
                 b"decode;dur=%.3f, queue;dur=%.3f, inference;dur=%.3f, encode;dur=%.3f"
                 % (
-                    decode * 1000,
+                    decoded.seconds * 1000,
                     max(p.queue for p in predictions) * 1000,
                     max(p.inference for p in predictions) * 1000,
                     (perf_counter() - start) * 1000,

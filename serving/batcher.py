@@ -37,7 +37,7 @@ class Prediction(NamedTuple):
     probabilities: NDArray[np.float32]
     """float32 [K]."""
     queue: float
-    """Seconds from submission to the start of its batch."""
+    """Seconds from submission to the start of its batch, and those that it waited before."""
     inference: float
     """Seconds that its batch took in ONNX Runtime."""
 
@@ -83,22 +83,23 @@ class Batcher:
         self._thread.start()
 
     def submit(
-        self, images: list[NDArray[np.uint8]], within: float = inf
+        self, images: list[NDArray[np.uint8]], within: float = inf, waited: float = 0.0
     ) -> list[asyncio.Future[Prediction]]:
         """Queues all of `images` (uint8 [size, size, 3]) or none; cancelled ones are not computed.
 
         Args:
             images: at least one.
             within: seconds after which the answer is of no use.
+            waited: seconds that they waited elsewhere, which count as time in the queue.
 
         Raises:
             Overloaded: they do not fit into the queue, or would wait for longer than `within`.
         """
         self.check(len(images), within)
         loop = asyncio.get_running_loop()
-        now = perf_counter()
+        since = perf_counter() - waited
         futures = [loop.create_future() for _ in images]
-        self._waiting.extend(map(_Waiting, images, futures, repeat(now)))
+        self._waiting.extend(map(_Waiting, images, futures, repeat(since)))
         if not self._woken and self._takes():
             self._woken = True
             loop.call_soon(self._next)

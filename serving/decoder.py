@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import warnings
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from io import BytesIO
+from math import ceil, inf
 from time import perf_counter
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,57 +33,93 @@ MAX_DECODING = 64
 """Large images that may wait for a thread of the decoder."""
 
 
+class Decoded(NamedTuple):
+    """The images of one request."""
+
+    pixels: list[NDArray[np.uint8]]
+    """uint8 [size, size, 3] each."""
+    seconds: float
+    """That decoding took."""
+    waited: float
+    """Seconds that they waited for a thread."""
+
+
 class Decoder:
     """`bundle.preprocess.prepare`, small images at once and large ones in threads."""
 
     def __init__(self, threads: int) -> None:
         """Starts no thread before it is needed; at most `threads`."""
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="decoder")
-        self._waiting = 0
+        self._threads = threads
+        self._large = 0
+        """Large images that are decoded or wait for it."""
+        self._large_seconds = 0.0
+        """What one of them takes, as far as the last ones tell."""
 
-    async def decode(self, images: list[bytes], size: int) -> tuple[list[NDArray[np.uint8]], float]:
-        """Pixels uint8 [size, size, 3] of each image, and the seconds that decoding took.
+    async def decode(self, images: list[bytes], size: int, within: float = inf) -> Decoded:
+        """Pixels of all `images`.
+
+        Args:
+            images: the bytes of files.
+            size: of the pixels, [size, size, 3].
+            within: seconds after which a large one should have a thread.
 
         Raises:
             ImageError: one of them cannot be used; of several, it says which.
-            Overloaded: too many large images are waiting.
+            Overloaded: too many large images are waiting, or one would wait for longer than
+                `within`.
         """
-        start = perf_counter()
-        if len(images) == 1:
-            pixels = [await self._one(images[0], size)]
-        else:
-            pixels = []
-            for number, data in enumerate(images, 1):
-                try:
-                    pixels.append(await self._one(data, size))
-                except ImageError as error:
-                    error.args = (f"image {number} of {len(images)}: {error}",)
-                    raise
-        seconds = perf_counter() - start
-        return pixels, seconds
-
-    async def _one(self, data: bytes, size: int) -> NDArray[np.uint8]:
-        start = perf_counter()
-        try:
-            if len(data) > INLINE_BYTES:
-                return await self._in_thread(data, size)
+        start, waited, pixels = perf_counter(), 0.0, []
+        for number, data in enumerate(images, 1):
             try:
-                return preprocess.prepare(data, size, max_pixels=INLINE_PIXELS)
-            except ImageTooLarge:
-                return await self._in_thread(data, size)
-        finally:
-            metrics.observe(metrics.DECODE, ((perf_counter() - start) * 1000,))
+                found, since = await self._one(data, size, within)
+            except ImageError as error:
+                if len(images) > 1:
+                    error.args = (f"image {number} of {len(images)}: {error}",)
+                raise
+            pixels.append(found)
+            waited += since
+        return Decoded(pixels, perf_counter() - start - waited, waited)
 
-    async def _in_thread(self, data: bytes, size: int) -> NDArray[np.uint8]:
-        if self._waiting >= MAX_DECODING:
-            raise Overloaded(f"{self._waiting} large images are waiting to be decoded: try again")
-        self._waiting += 1
+    async def _one(self, data: bytes, size: int, within: float) -> tuple[NDArray[np.uint8], float]:
+        """The pixels, and the seconds that they waited for a thread."""
+        began, small = perf_counter(), len(data) <= INLINE_BYTES
         try:
-            loop = asyncio.get_running_loop()
-            work = partial(preprocess.prepare, data, size, max_memory=MAX_MEMORY)
-            return await loop.run_in_executor(self._pool, work)
+            if small:
+                return preprocess.prepare(data, size, max_pixels=INLINE_PIXELS), 0.0
+        except ImageTooLarge:
+            small = False
         finally:
-            self._waiting -= 1
+            if small:
+                metrics.observe(metrics.DECODE, ((perf_counter() - began) * 1000,))
+        return await self._in_thread(data, size, within)
+
+    async def _in_thread(
+        self, data: bytes, size: int, within: float
+    ) -> tuple[NDArray[np.uint8], float]:
+        ahead = self._large // self._threads * self._large_seconds
+        if self._large >= MAX_DECODING or ahead > within:
+            raise Overloaded(
+                f"large images are waiting to be decoded ({self._large} of them): try again",
+                retry_after=max(1, ceil(ahead)),
+            )
+        asked, began = perf_counter(), 0.0
+
+        def work() -> NDArray[np.uint8]:
+            nonlocal began
+            began = perf_counter()
+            return preprocess.prepare(data, size, max_memory=MAX_MEMORY)
+
+        self._large += 1
+        try:
+            pixels = await asyncio.get_running_loop().run_in_executor(self._pool, work)
+        finally:
+            self._large -= 1
+            if began:  # not where its client was gone before a thread had time for it
+                seconds = perf_counter() - began
+                self._large_seconds += 0.2 * (seconds - self._large_seconds)
+                metrics.observe(metrics.DECODE, (seconds * 1000,))
+        return pixels, began - asked
 
     @staticmethod
     def warm() -> None:

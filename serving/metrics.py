@@ -21,12 +21,12 @@ _SIZES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
 
 DECODE = Histogram(
     "labelcurve_decode_milliseconds",
-    "File bytes to pixels, one image",
+    "File bytes to pixels, one image, without its wait for a thread",
     buckets=_MILLISECONDS,
 )
 QUEUE = Histogram(
     "labelcurve_queue_milliseconds",
-    "From decoded to the start of its batch, one image",
+    "What one image waits: for a thread that decodes it, where it is large, and for its batch",
     ["model"],
     buckets=_MILLISECONDS,
 )

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 from bundle import files
 from bundle.errors import LabelcurveError
-from training import interruption, options
+from training import interruption, options, output
 
 T = TypeVar("T")
 
@@ -28,8 +28,8 @@ FIRST = os.environ.get("RANK", "0") == "0"
 def main() -> None:
     """Runs `train`.
 
-    Exits with 1 on an error that is explained, 2 on unknown options, 130 on Ctrl-C and 143 on
-    SIGTERM; bundles that were published before stay.
+    Exits with 1 on an error that is explained, 2 on unknown options, 130 on Ctrl-C, 143 on
+    SIGTERM and 129 where the terminal was closed; bundles that were published before stay.
     """
 
     def run() -> dict[str, Any] | None:
@@ -100,14 +100,14 @@ def _main(run: Callable[[], dict[str, Any] | None], hint: str) -> None:
     try:
         files.check_temporary()
         document = run()
+        if document is not None:  # of several processes, the first has it
+            output.result(json.dumps(document))
     except LabelcurveError as error:
-        print(f"error: {error}", file=sys.stderr)
+        output.tell(f"error: {error}")
         sys.exit(1)
     except interruption.Stopped as stopped:
         for signum in interruption.CODES:  # it ends already
             signal.signal(signum, signal.SIG_IGN)
         if FIRST:
-            print(f"\nstopped; {hint}", file=sys.stderr)
+            output.tell(f"\nstopped; {hint}")
         sys.exit(stopped.code)
-    if document is not None:  # of several processes, the first has it
-        print(json.dumps(document))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import stat
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -12,19 +14,26 @@ import numpy as np
 
 from bundle.errors import DataError, UnreadableImage
 from bundle.preprocess import SUFFIXES
-from training.source import Rows, Say, Source, hash_file, name_of, watch
+from training.source import (
+    Rows,
+    Say,
+    Source,
+    entries,
+    hash_file,
+    name_of,
+    shown,
+    unread,
+    watch,
+)
 
 
 def folder(path: Path, say: Say) -> Source:
     """A folder of class folders, or `train/` and `test/` with class folders in each."""
     roots = {"train": path}
-    if (path / "train").is_dir():
-        roots = {"train": path / "train"}
-        if (path / "test").is_dir():
-            roots["test"] = path / "test"
-        ignored = sorted(
-            entry.name for entry in _visible(path) if entry.is_dir() and entry not in roots.values()
-        )
+    inside = {entry.name: entry for entry, is_folder in entries(path) if is_folder}
+    if "train" in inside:
+        roots = {split: inside[split] for split in ("train", "test") if split in inside}
+        ignored = sorted(set(inside) - set(roots))
         if ignored:
             say(f"{path}: only train/ and test/ are read, not {', '.join(ignored)}")
     found = {split: _class_files(root, say) for split, root in roots.items()}
@@ -54,7 +63,8 @@ def folder(path: Path, say: Say) -> Source:
         with ThreadPoolExecutor() as pool:
             hashes = list(pool.map(_hash, paths))
         listing += [
-            f"{split}/{p.relative_to(roots[split])} {h}" for p, h in zip(paths, hashes, strict=True)
+            f"{split}/{shown(p.relative_to(roots[split]))} {h}"
+            for p, h in zip(paths, hashes, strict=True)
         ]
     return Source(
         name=name_of(path),
@@ -70,7 +80,7 @@ def unlabelled(path: Path, say: Say) -> Source:
     """Every image below a folder, whatever its folders are called."""
     if not path.is_dir():
         raise DataError(f"--data {path}: with --unlabelled it must be a folder of images")
-    files = [f for f in sorted(path.rglob("*")) if not f.is_dir() and not _hidden(f, path)]
+    files = _below(path)
     paths = [file for file in files if file.suffix.lower() in SUFFIXES]
     if not paths:
         raise DataError(f"{path} holds no image ({', '.join(sorted(SUFFIXES))})")
@@ -80,7 +90,7 @@ def unlabelled(path: Path, say: Say) -> Source:
     with ThreadPoolExecutor() as pool:
         hashes = list(pool.map(_hash, paths))
     files_of = _Files(paths)
-    listing = [f"{p.relative_to(path)} {h}" for p, h in zip(paths, hashes, strict=True)]
+    listing = [f"{shown(p.relative_to(path))} {h}" for p, h in zip(paths, hashes, strict=True)]
     return Source(
         name=name_of(path),
         fingerprint=hashlib.sha256("\n".join(["unlabelled", *listing]).encode()).hexdigest(),
@@ -94,15 +104,19 @@ def unlabelled(path: Path, say: Say) -> Source:
 def _class_files(root: Path, say: Say) -> dict[str, list[Path]]:
     classes: dict[str, list[Path]] = {}
     other: Counter[str] = Counter()
-    for entry in sorted(_visible(root)):
-        if not entry.is_dir():
+    for entry, is_folder in entries(root):
+        if not is_folder:
             continue
-        # What is no folder: a link that leads nowhere is found unreadable later, not left out.
-        files = [file for file in sorted(entry.rglob("*")) if not file.is_dir()]
-        files = [file for file in files if not _hidden(file, entry)]
-        classes[entry.name] = [file for file in files if file.suffix.lower() in SUFFIXES]
+        try:
+            name = os.fsencode(entry.name).decode()
+        except UnicodeDecodeError as error:
+            raise DataError(
+                f"{shown(entry)}: the name of this class folder is not UTF-8: rename it"
+            ) from error
+        files = _below(entry)
+        classes[name] = [file for file in files if file.suffix.lower() in SUFFIXES]
         other.update(f.suffix or f.name for f in files if f.suffix.lower() not in SUFFIXES)
-        if not classes[entry.name]:
+        if not classes[name]:
             raise DataError(
                 f"{entry}: the class folder holds no image ({', '.join(sorted(SUFFIXES))}). "
                 "Put images in, or remove the folder"
@@ -119,12 +133,19 @@ def _class_files(root: Path, say: Say) -> dict[str, list[Path]]:
     return classes
 
 
-def _visible(root: Path) -> list[Path]:
-    return [entry for entry in root.iterdir() if not entry.name.startswith((".", "__MACOSX"))]
+def _below(root: Path) -> list[Path]:
+    """Everything below a folder that is no folder, at any depth, in order, but what is hidden.
 
+    A link that leads nowhere is there: it is found unreadable later, and not left out.
 
-def _hidden(file: Path, root: Path) -> bool:
-    return any(part.startswith(".") for part in file.relative_to(root).parts)
+    Raises:
+        DataError: a folder cannot be read: its images would be left out without a word.
+    """
+    found = []
+    for folder, folders, names in os.walk(root, onerror=unread):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        found += [Path(folder, name) for name in names if not name.startswith(".")]
+    return sorted(found)
 
 
 @dataclass(frozen=True)
@@ -133,16 +154,23 @@ class _Files:
 
     def read(self, i: int) -> bytes:
         try:
+            if not _regular(self.paths[i]):
+                raise UnreadableImage("it is no file but a pipe, a socket or a device")
             return self.paths[i].read_bytes()
         except OSError as error:
             raise UnreadableImage(f"the file cannot be read: {error.strerror}") from error
 
     def where(self, i: int) -> str:
-        return str(self.paths[i])
+        return shown(self.paths[i])
+
+
+def _regular(path: Path) -> bool:
+    """Whether reading it ends: nobody may ever write into a pipe."""
+    return stat.S_ISREG(path.stat().st_mode)
 
 
 def _hash(path: Path) -> str:
     try:
-        return hash_file(path)
-    except DataError:
+        return hash_file(path) if _regular(path) else "unreadable"
+    except (DataError, OSError):
         return "unreadable"  # decoding says so, and counts it

@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C: the run ends where it can go on from, and soon.
+"""SIGTERM, Ctrl-C and a closed terminal: the run ends where it can go on from, and soon.
 
 While a loop with checkpoints runs, a signal waits for the end of the step, where the checkpoint is
 written. Elsewhere, and at the second Ctrl-C, it ends the run where it stands. A process that has
@@ -19,7 +19,7 @@ from typing import NoReturn
 GRACE = 7.0
 """Seconds after SIGTERM; orchestrators kill after ten."""
 
-CODES = {signal.SIGINT: 130, signal.SIGTERM: 143}
+CODES = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGHUP: 129}
 
 
 class Stopped(BaseException):
@@ -35,9 +35,10 @@ _waits = False
 
 
 def install() -> None:
-    """Handles SIGTERM and SIGINT from now on; for commands, in their main thread."""
+    """Handles the signals of `CODES` from now on; for commands, in their main thread."""
     for signum in CODES:
-        signal.signal(signum, _handle)
+        if signum != signal.SIGHUP or signal.getsignal(signum) != signal.SIG_IGN:  # nohup
+            signal.signal(signum, _handle)
     read, write = os.pipe()
     os.set_blocking(write, False)
     # Bytes arrive here even while the main thread is deep in one long operation of torch.

@@ -30,6 +30,7 @@ from training.finished import Finished
 from training.grid import Cell
 from training.history import EventWriter
 from training.options import Options
+from training.output import say
 from training.progress import Bar
 from training.publication import Circumstances, publish
 from training.recipes import work
@@ -39,8 +40,6 @@ from training.tracking import Tracking, connect
 
 RUNS = ".runs"
 """Below `--out`: checkpoints, events and locks, a folder for each bundle's name."""
-
-say = partial(print, flush=True)
 
 
 def run(

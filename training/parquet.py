@@ -7,6 +7,7 @@ import json
 import re
 import threading
 from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -16,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bundle.errors import DataError
-from training.source import Rows, Say, Source, hash_file, name_of, watch
+from training.source import Rows, Say, Source, entries, hash_file, name_of, shown, watch
 
 KEPT_BYTES = 32 * 2**20
 """Of row groups that are kept once they are read."""
@@ -101,7 +102,11 @@ def parquet(path: Path, say: Say) -> Source:
             partial(_row_name, path, split),
             groups.starts,
         )
-    listing = [f"{file.name} {hash_file(file)}" for files in by_split.values() for file in files]
+    listing = [
+        f"{shown(Path(file.name))} {hash_file(file)}"
+        for files in by_split.values()
+        for file in files
+    ]
     return Source(
         name=name_of(path),
         fingerprint=hashlib.sha256("\n".join(listing).encode()).hexdigest(),
@@ -114,7 +119,14 @@ def parquet(path: Path, say: Say) -> Source:
 
 def files_in(path: Path) -> list[Path]:
     """The Parquet files in a folder, or in its `data/`."""
-    return sorted(path.glob("*.parquet")) or sorted((path / "data").glob("*.parquet"))
+    inside = entries(path)
+    if (path / "data", True) in inside:
+        inside = inside if _shards(inside) else entries(path / "data")
+    return _shards(inside)
+
+
+def _shards(inside: Sequence[tuple[Path, bool]]) -> list[Path]:
+    return [file for file, is_folder in inside if file.suffix == ".parquet" and not is_folder]
 
 
 def _by_split(path: Path, say: Say) -> dict[str, list[Path]]:

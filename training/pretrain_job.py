@@ -15,7 +15,6 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +41,7 @@ from training.device import Device, choose, hardware, to_device
 from training.extractor import Card, Extractor
 from training.objectives import Contrastive, RelativePosition
 from training.options import PretrainOptions
+from training.output import say
 from training.pretrain import Result, pretrain
 from training.probe import Probe
 from training.progress import Bar
@@ -63,8 +63,6 @@ SMALLEST = 200
 SHORT_IMAGES = 150_000
 SHORT_EPOCHS = 20
 """A short pretraining has so many epochs, or sees so many images where that is less."""
-
-say = partial(print, flush=True)
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import platform
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +23,8 @@ from training import card, data, export, fractions, quantize
 from training.data import Data
 from training.fractions import Subset
 from training.options import QuantizeOptions
+from training.output import say
 from training.publication import measure
-
-say = partial(print, flush=True)
 
 
 def run(options: QuantizeOptions) -> dict[str, Any]:

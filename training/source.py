@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
@@ -50,6 +51,32 @@ class Source:
     """`train`, and `test` where the source has one."""
     changed: Callable[[], list[Path]] = list
     """Files that are not any more as they were when the fingerprint was taken."""
+
+
+def entries(folder: Path) -> list[tuple[Path, bool]]:
+    """What a folder holds, without what is hidden, in order; True marks folders.
+
+    Raises:
+        DataError: it cannot be read.
+    """
+    try:
+        found = [(Path(entry.path), entry.is_dir()) for entry in os.scandir(folder)]
+    except OSError as error:
+        unread(error)
+    return sorted(pair for pair in found if not pair[0].name.startswith((".", "__MACOSX")))
+
+
+def unread(error: OSError) -> NoReturn:
+    """Raises the DataError of a folder that cannot be read."""
+    raise DataError(
+        f"{shown(Path(error.filename))} cannot be read: {error.strerror} for user {os.geteuid()}. "
+        "Change its mode, or run as its owner (docker: --user)"
+    ) from error
+
+
+def shown(path: Path) -> str:
+    """A path as text that can be printed and hashed: names need not be UTF-8."""
+    return os.fsencode(path).decode(errors="backslashreplace")
 
 
 def hash_file(path: Path) -> str:

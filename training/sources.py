@@ -12,7 +12,7 @@ import hashlib
 import http.client
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bundle.errors import DataError
+from training import lock
 from training.folder import folder
 from training.parquet import files_in, parquet
 from training.source import Rows, Say, Source, png
@@ -87,9 +88,12 @@ def cifar10(downloads: Path, say: Say) -> Source:
     from torchvision.datasets import CIFAR10
 
     def dataset(train: bool) -> Any:
-        try:
+        with suppress(RuntimeError):
             return CIFAR10(str(downloads), train=train)
-        except RuntimeError:
+        busy = "{holder} downloads CIFAR-10 already: waiting for it"
+        with lock.hold(downloads / "cifar10.lock", busy, wait=True, say=say):
+            with suppress(RuntimeError):
+                return CIFAR10(str(downloads), train=train)
             return _download_cifar10(downloads, train, say)
 
     train = dataset(train=True)
@@ -120,7 +124,6 @@ def _download_cifar10(downloads: Path, train: bool, say: Say) -> Any:
         say(f"downloading CIFAR-10 (163 MiB) from {mirror}")
         one = type("CIFAR10", (CIFAR10,), {"url": mirror})
         try:
-            downloads.mkdir(parents=True, exist_ok=True)
             with _socket_timeout(30):
                 return one(str(downloads), train=train, download=True)
         except (OSError, RuntimeError, EOFError, http.client.HTTPException) as error:

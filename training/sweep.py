@@ -19,7 +19,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, redirect_stdout, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +30,7 @@ from bundle.machine import cores, memory
 from training import interruption, options
 from training.finished import Finished
 from training.options import Options, SweepOptions
+from training.output import say
 from training.progress import Bar, duration
 
 HEADER = "done     data            fraction  seed  accuracy  balanced  version       seconds  node"
@@ -40,8 +40,6 @@ RUNS, LOGS = ".runs", "sweep"
 
 ATTEMPTS = 3
 """To start Ray: on a busy machine its processes may be too late for each other."""
-
-say = partial(print, flush=True)
 
 
 @dataclass(frozen=True)

@@ -218,13 +218,26 @@ def test_a_folder_with_bad_images_is_trained_on_once_they_are_skipped(
     assert store.read(tmp_path / "models", "mine-100").manifest.class_names == ("0", "1", "2")
 
 
-@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
+)
 def test_a_signal_ends_it_and_leaves_no_half_bundle(
     tmp_path: Path, cache: Path, signum: signal.Signals, code: int
 ) -> None:
     command = [str(TRAIN), "--out", str(tmp_path), "--cache", str(cache), "--data", "digits"]
+    # The tests themselves may run under nohup, which `train` would heed.
     process = subprocess.Popen(
-        [*command, "--epochs", "5000", "--fraction", "1", "--extractor", "none"],
+        [
+            "env",
+            "--default-signal=HUP",
+            *command,
+            "--epochs",
+            "5000",
+            "--fraction",
+            "1",
+            "--extractor",
+            "none",
+        ],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

@@ -1,7 +1,10 @@
 from __future__ import annotations
 
+import os
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,6 +13,7 @@ from bundle.errors import DataError, UnreadableImage
 from tests.training.sets import digit_rows, write_folder
 from training.folder import folder, unlabelled
 
+ROOT = Path(__file__).parents[2]
 TWO = ("cat", "dog")
 
 
@@ -139,6 +143,54 @@ def test_a_link_that_leads_nowhere_is_an_unreadable_image(tmp_path: Path) -> Non
     assert source.splits["train"].labels.tolist() == [0, 1, 1]
     with pytest.raises(UnreadableImage):
         source.splits["train"].read(2)
+
+
+def test_a_pipe_among_the_images_is_unreadable_and_nobody_waits_for_it(tmp_path: Path) -> None:
+    write_folder(tmp_path, rows(0, 1), TWO)
+    os.mkfifo(tmp_path / "cat" / "00009.png")
+    found = folder(tmp_path, print).splits["train"]
+    with pytest.raises(UnreadableImage, match="a pipe"):
+        found.read(1)
+
+
+@pytest.mark.parametrize("inner", [".", "dog", "dog/deeper"])
+def test_a_folder_that_cannot_be_read_is_named_and_not_left_out(tmp_path: Path, inner: str) -> None:
+    write_folder(tmp_path / "pets", rows(0, 1), TWO)
+    deeper = tmp_path / "pets" / "dog" / "deeper"
+    deeper.mkdir()
+    (deeper / "1.png").write_bytes(digit_rows()[3][1])
+    closed = Path("pets", inner)
+    (tmp_path / closed).chmod(0)
+    # As another user where this one may read everything; what it needs is imported before.
+    program = (
+        "import os, sys; from pathlib import Path; from bundle.errors import DataError\n"
+        "from training.sources import open_source\n"
+        "os.geteuid() or os.setuid(65534)\n"
+        "try: open_source('pets', Path(), print)\n"
+        "except DataError as error: print(error)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    (tmp_path / closed).chmod(0o755)
+    assert f"{closed} cannot be read: Permission denied for user" in done.stdout, done.stderr
+    assert "docker: --user" in done.stdout
+
+
+def test_names_need_not_be_utf8_but_those_of_classes(tmp_path: Path) -> None:
+    write_folder(tmp_path, rows(0, 1), TWO)
+    image = Path(os.fsdecode(b"caf\xe9.png"))
+    (tmp_path / "cat" / image).write_bytes(digit_rows()[3][1])
+    found = folder(tmp_path, print).splits["train"]
+    assert found.where(1) == rf"{tmp_path}/cat/caf\xe9.png"
+    assert found.read(1) == digit_rows()[3][1]
+    (tmp_path / "dog").rename(tmp_path / os.fsdecode(b"ch\xefen"))
+    with pytest.raises(DataError, match=r"ch\\xefen: the name of this class folder is not UTF-8"):
+        folder(tmp_path, print)
 
 
 def test_without_labels_every_image_below_the_folder_counts_whatever_its_place(

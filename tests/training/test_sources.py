@@ -7,6 +7,7 @@ import socket
 import tarfile
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -196,6 +197,26 @@ def test_mirrors_are_tried_in_order_until_one_delivers(
     n_asked = len(mirrors.asked)
     sources.open_source("cifar10", tmp_path, said.append)
     assert len(mirrors.asked) == n_asked, "a second start downloads nothing"
+
+
+def test_of_several_that_start_together_one_downloads(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    mirrors: Mirrors,
+    small_cifar10: tuple[str, ...],
+) -> None:
+    point_to(monkeypatch, mirrors, "whole")
+    sources.open_source("cifar10", tmp_path / "alone", silent)
+    alone = len(mirrors.asked)
+    mirrors.asked.clear()
+    with ThreadPoolExecutor(3) as pool:
+        opened = [
+            pool.submit(sources.open_source, "cifar10", tmp_path / "shared", silent)
+            for _ in range(3)
+        ]
+        assert {len(source.result().splits["train"].labels) for source in opened} == {12}
+    assert len(mirrors.asked) == alone
+    assert len(small_cifar10) == 2
 
 
 def test_an_archive_of_another_content_is_refused_by_its_checksum(
