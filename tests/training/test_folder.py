@@ -160,6 +160,7 @@ def test_a_folder_that_cannot_be_read_is_named_and_not_left_out(tmp_path: Path, 
     deeper.mkdir()
     (deeper / "1.png").write_bytes(digit_rows()[3][1])
     closed = Path("pets", inner)
+    tmp_path.chmod(0o755)
     (tmp_path / closed).chmod(0)
     # As another user where this one may read everything; what it needs is imported before.
     program = (
