@@ -94,7 +94,8 @@ def opening(report: Report, study: Study, reference: Mapping[str, Any]) -> str:
         f"{report.dataset.name}, {n_test:,} official test images, which chose nothing; one seed "
         "where no n is given, else mean ± standard deviation over n seeds. "
     )
-    text += conditions(report).partition(COLUMNS)[2]
+    alone = [row.hardware for row in study.rows if row.variant == "default" and not row.shared]
+    text += conditions(report, alone).partition(COLUMNS)[2]
     text += (
         f" Reference experiment: {reference['note']} ([source]({reference['url']})); under our "
         "protocol it has a fixed tenth of the labels, and its test images choose nothing: "

@@ -98,8 +98,13 @@ COLUMNS = "Labels: training + validation. Balanced: mean of the classes' recalls
 """What the table's columns are."""
 
 
-def conditions(report: Report) -> str:
-    """One sentence a figure cannot do without: n, seeds, clients, hardware, versions, command."""
+def conditions(report: Report, trained_on: Sequence[str] = ()) -> str:
+    """One sentence a figure cannot do without: n, seeds, clients, hardware, versions, command.
+
+    Args:
+        report: what is shown.
+        trained_on: hardware, where the times of training that stand beside it are not its own.
+    """
     made = report.provenance
     seeds = {len(group) for group in groups(report)}
     runs = "one seed" if seeds == {1} else f"mean ± standard deviation over {max(seeds)} seeds"
@@ -120,7 +125,7 @@ def conditions(report: Report) -> str:
         )
         scratch = any(model.extractor is None for model in report.models)
         text += ", `scratch` with random weights. " if scratch else ". "
-    trained = sorted({model.trained_on for model in report.models})
+    trained = sorted(set(trained_on) or {model.trained_on for model in report.models})
     text += (
         f"Trained on {'; '.join(trained)}. Measured on {made.cpu}, {counted(made.cores, 'core')}, "
     )
