@@ -36,9 +36,11 @@ def learning_curve(report: Report) -> Figure:
                 both.plot(times, parts, ".", color=hue, alpha=0.6)
         _fitted(score, curve, hue)
     labels_seen = sorted({model.n_labels for model in report.models})
-    for axes in (score, time):
+    furthest = max((f.n_labels for curve in report.curves for f in curve.line), default=0)
+    doubled = [labels_seen[-1] * factor for factor in (2, 4)]
+    for axes, ticks in ((score, [*labels_seen, *doubled]), (time, labels_seen)):
         axes.set_xscale("log")
-        _label_ticks(axes, labels_seen)
+        _label_ticks(axes, [n for n in ticks if n <= max(furthest, labels_seen[-1])])
         axes.set_xlabel("labels")
     if any(m.train_seconds > 0 for m in report.models):
         log_axis(time, "y")
@@ -109,7 +111,7 @@ def _label_ticks(axes: Axes, labels: list[int]) -> None:
 
 
 def _short(value: float) -> str:
-    return f"{value / 1000:.2g}k" if 1000 <= value < 100_000 else f"{value:,g}"
+    return f"{value / 1000:.3g}k" if 1000 <= value < 1_000_000 else f"{value:,g}"
 
 
 def history(report: Report) -> Figure:
