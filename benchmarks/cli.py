@@ -19,6 +19,7 @@ from benchmarks import processes, tables
 from benchmarks.options import Bench
 from benchmarks.record import Report
 from bundle.errors import LabelcurveError
+from bundle.machine import show_version
 
 OTHERS = {
     "compare": "benchmarks.compare",
@@ -70,6 +71,7 @@ def main(args: Sequence[str] | None = None) -> None:
     `bench peers` compares this service with others, `bench compare A B` two reports, and `bench
     render A` makes a report's page again.
     """
+    show_version()
     given = list(sys.argv[1:] if args is None else args)
     if given and (other := OTHERS.get(given[0])):
         import_module(other).main(given[1:])

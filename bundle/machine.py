@@ -7,6 +7,7 @@ import math
 import os
 import platform
 import subprocess
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -73,6 +74,13 @@ def versions(names: Iterable[str]) -> dict[str, str]:
             except importlib.metadata.PackageNotFoundError:
                 continue
     return found
+
+
+def show_version() -> None:
+    """Prints the version and ends the command, where `--version` is what was asked for."""
+    if sys.argv[1:] == ["--version"]:
+        print(f"labelcurve {importlib.metadata.version('labelcurve')}")
+        sys.exit()
 
 
 def git_commit(file: Path) -> str | None:

@@ -190,8 +190,13 @@ def read(root: Path, name: str, version: str | None = None) -> Bundle:
         path = path.resolve(strict=True)
         graph = (path / GRAPH).read_bytes()
         manifest_bytes = (path / MANIFEST).read_bytes()
+    except PermissionError as error:
+        raise BundleError(
+            f"cannot read the bundle {error.filename}: {error.strerror} for user {os.geteuid()}. "
+            "Change its mode, or run as its owner (docker: --user)"
+        ) from error
     except OSError as error:
-        there = _versions(root / name)
+        there = [found for found in _versions(root / name) if found != CURRENT]
         raise BundleError(
             f"cannot read the bundle {path}: {error.strerror}. Versions of {name} there: "
             f"{', '.join(there) or 'none'}; `{CURRENT}` must be a link to one of them"

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from bundle import preprocess, store
 from bundle.errors import LabelcurveError
-from bundle.machine import cores
+from bundle.machine import cores, show_version
 from bundle.preprocess import SUFFIXES
 from serving.answer import Class, ranked
 from serving.device import choose_device
@@ -61,6 +61,7 @@ class Answer:
 
 def main() -> None:
     """The entry point of `classify`."""
+    show_version()
     options = tyro.cli(Options, prog="classify")
     try:
         failed = run(options)

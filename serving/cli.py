@@ -13,6 +13,7 @@ import tyro
 
 from bundle import files, store
 from bundle.errors import LabelcurveError
+from bundle.machine import show_version
 from serving import logs
 from serving.device import choose_device
 from serving.precision import choose
@@ -38,6 +39,7 @@ LEAST = {
 
 def main() -> None:
     """The entry point of `serve`."""
+    show_version()
     settings = tyro.cli(Settings, prog="serve", config=(tyro.conf.FlagCreatePairsOff,))
     try:
         serve(settings)

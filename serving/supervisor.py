@@ -92,6 +92,8 @@ class _Supervised:
         self._lame_duck = settings.lame_duck
         self._on_ready = on_ready
         self._seen: set[int] = set()
+        self._died = "died"
+        """What became of the last worker that ended before all were ready."""
         self._is_ready = False
         self._watcher = Watcher(
             name="service",
@@ -142,7 +144,7 @@ class _Supervised:
             return
         self.error = self._run_dir.failure()
         if self.error is None and len(self._seen) > self._n_workers:
-            self.error = "a worker process died while it started; its output says why"
+            self.error = f"a worker process {self._died} while it started"
         if self.error is not None:
             self._watch.stop()
             self._arbiter.loop.add_callback(self._arbiter.stop)
@@ -156,8 +158,12 @@ class _Supervised:
         # Its requests in progress would be counted for ever.
         for path in self._run_dir.metrics.glob(f"gauge_live*_{process_pid}.db"):
             path.unlink(missing_ok=True)
-        if self._is_ready and not self._watcher.is_stopping():
-            ended = f"was ended by {signal.Signals(-exit_code).name}" if exit_code < 0 else "ended"
+        ended = f"was ended by {signal.Signals(-exit_code).name}" if exit_code < 0 else "ended"
+        if not self._is_ready:
+            self._died = f"{ended} with status {exit_code}" if exit_code >= 0 else ended
+            if exit_code == -signal.SIGKILL:
+                self._died += " (as the kernel does where memory runs out: docker --memory)"
+        elif not self._watcher.is_stopping():
             said = self._run_dir.failure(process_pid)
             logger.error("worker %d %s%s", process_pid, ended, f": {said}" if said else "")
         return True

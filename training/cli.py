@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 from bundle import files
 from bundle.errors import LabelcurveError
+from bundle.machine import show_version
 from training import interruption, options, output
 
 T = TypeVar("T")
@@ -97,6 +98,7 @@ def _parsed(parse: Callable[[], T]) -> T:
 def _main(run: Callable[[], dict[str, Any] | None], hint: str) -> None:
     # As the first process of a container, too, where the kernel ignores SIGTERM without this.
     interruption.install()
+    show_version()
     try:
         files.check_temporary()
         document = run()

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -82,3 +83,11 @@ def test_the_commit_is_that_of_the_code_and_of_no_other_repository(
     assert git_commit(module) == git("rev-parse", "HEAD") + "+"
     monkeypatch.setenv("LABELCURVE_COMMIT", "abc")
     assert git_commit(module) == "abc", "an image says it in its environment"
+
+
+@pytest.mark.parametrize("command", ["train", "pretrain", "serve", "classify", "bench"])
+def test_every_command_says_its_version(command: str) -> None:
+    program = Path(sys.executable).with_name(command)
+    done = subprocess.run([str(program), "--version"], capture_output=True, text=True)
+    assert done.stdout == f"labelcurve {importlib.metadata.version('labelcurve')}\n"
+    assert done.returncode == 0, done.stderr

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -149,6 +150,21 @@ def test_publishing_again_brings_a_missing_file_back(root: Path, file: str) -> N
     publish_digits(root, 0.1)
     assert (path / file).exists()
     store.read_run(store.read(root, "digits-10").path)
+
+
+def test_a_file_of_another_user_is_named(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    graph = root / "digits-10" / "current" / "model.onnx"
+    graph.chmod(0)
+    read = Path.read_bytes
+
+    def as_user(path: Path) -> bytes:
+        if not path.stat().st_mode & 0o400:  # root may read it all the same
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return read(path)
+
+    monkeypatch.setattr(Path, "read_bytes", as_user)
+    with pytest.raises(BundleError, match=r"model\.onnx: Permission denied .*docker: --user"):
+        store.read(root, "digits-10")
 
 
 @pytest.mark.parametrize("file", ["model.onnx", "manifest.json"])

@@ -82,6 +82,19 @@ def test_a_killed_worker_comes_back_and_a_killed_supervisor_leaves_none(
     wait_for(lambda: not alive(second))
 
 
+def test_a_worker_that_is_killed_as_it_starts_is_said_to_be(
+    start_service: Start, digits_models: Path
+) -> None:
+    service = start_service(digits_models)
+    wait_for(lambda: bool(service.workers()))
+    for pid in service.workers():
+        os.kill(pid, signal.SIGKILL)
+    wait_for(lambda: service.process.poll() is not None)
+    assert service.process.returncode == 1
+    assert "was ended by SIGKILL (as the kernel does where memory runs out" in service.output
+    assert "while it started" in service.output
+
+
 def test_what_a_killed_worker_had_in_progress_is_counted_no_more(
     start_service: Start, digits_models: Path
 ) -> None:
