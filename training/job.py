@@ -24,7 +24,7 @@ from training.backbones import build
 from training.budget import Budget
 from training.checkpoint import Checkpoint
 from training.data import Data
-from training.device import Device, choose, hardware
+from training.device import Device, choose, circumstances
 from training.extractor import Extractor
 from training.finished import Finished
 from training.grid import Cell
@@ -35,6 +35,7 @@ from training.publication import Circumstances, publish
 from training.recipes import work
 from training.source import Index
 from training.stored import take
+from training.stream import reading
 from training.tracking import Tracking, connect
 
 RUNS = ".runs"
@@ -192,11 +193,13 @@ class _Model:
         self.others = _others(images, cell)
         key = _key(options, images, cell, self.others, extractor)
         self.finished = Finished(self.folder, key)
+        read = reading(images.train.images, len(cell.subset.train), len(self.others))
         self.checkpoint = Checkpoint(
             self.folder / "checkpoint.pt",
             key,
             seconds=options.checkpoint_seconds,
             about=self._about,
+            where=circumstances(device, commit, read),
             say=say,
         )
         self.started = datetime.now(UTC).isoformat(timespec="seconds")
@@ -210,15 +213,8 @@ class _Model:
             "interruptions": self.interruptions,
             "epochs": self.epochs,
             "command": time.monotonic() - self.command_began,
-            "where": self._where(),
             "mlflow": self.mlflow_run,
         }
-
-    def _where(self) -> str:
-        return (
-            f"{hardware(self.device)}, {self.device.precision.value}, torch {torch.__version__}, "
-            f"commit {self.commit or 'unknown'}"
-        )
 
     def restore(self) -> float:
         """Looks for a checkpoint; the seconds that the command had taken when it was written.
@@ -232,11 +228,6 @@ class _Model:
         self.started, self.interruptions = about["started"], about["interruptions"] + 1
         self.epochs = about["epochs"]
         self.mlflow_run = about.get("mlflow")
-        if about["where"] != self._where():
-            say(
-                f"{self.cell.name} was begun on {about['where']} and goes on on {self._where()}: "
-                "its weights are those of neither bit by bit"
-            )
         return float(about["command"])
 
     def train(self, budget: Budget) -> dict[str, Any]:

@@ -38,7 +38,7 @@ from training import (
 from training.backbones import Network, build
 from training.checkpoint import Checkpoint
 from training.data import Data
-from training.device import Device, choose, hardware, to_device
+from training.device import Device, choose, circumstances, hardware, to_device
 from training.extractor import Card, Extractor
 from training.objectives import Contrastive, RelativePosition
 from training.options import PretrainOptions
@@ -47,6 +47,7 @@ from training.probe import Probe
 from training.progress import Bar
 from training.recipes import TORCHVISION, Objective, Pretraining, Recipe, pretraining
 from training.stored import Images, take
+from training.stream import reading
 from training.views import Views
 
 PACKAGES = ("labelcurve", "lightly", "numpy", "torch")
@@ -290,6 +291,7 @@ def make(
         path or out.with_name(f".{out.stem}.checkpoint"),
         _key(images, request, learn),
         seconds=checkpoint_seconds,
+        where=circumstances(device, commit, reading(images.train.images, len(learn))),
         say=say,
     )
     if fresh:

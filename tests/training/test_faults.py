@@ -138,6 +138,23 @@ def test_other_arguments_in_the_folder_of_an_interrupted_run_are_named(
     assert left(tmp_path) == []
 
 
+def test_a_run_that_goes_on_with_another_order_of_the_images_says_so(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    interrupted(tmp_path, cache, monkeypatch)
+    job.run(options(tmp_path, cache, epochs=2, memory_gb=5e-5))
+    said = capsys.readouterr().out
+    assert re.search(
+        r"images in memory, and the run goes on on .*, \d+ images from the cache, shuffled "
+        r"0\.005 MB at a time: its weights are those of neither bit by bit",
+        said,
+    )
+    interrupted(tmp_path, cache, monkeypatch)
+    capsys.readouterr()
+    job.run(options(tmp_path, cache, epochs=2, memory_gb=1.0))
+    assert "of neither" not in capsys.readouterr().out, "as many are in memory as before"
+
+
 def test_several_seeds_are_reported_with_mean_and_spread(
     tmp_path: Path, cache: Path, capsys: pytest.CaptureFixture[str], shown: list[str]
 ) -> None:
