@@ -305,6 +305,7 @@ class _Model:
                 started=self.started,
                 interruptions=self.interruptions,
                 command_began=self.command_began,
+                warnings=budget.warnings(result.seconds, result.epochs),
             ),
             say,
         )

@@ -126,9 +126,7 @@ def run(options: PretrainOptions, start: float | None = None) -> dict[str, Any]:
         flip=not options.no_flip and options.data != "digits",
         seed=options.seed,
         labelled=not options.unlabelled,
-        seconds=None
-        if options.max_minutes is None
-        else max(1.0, options.max_minutes * 60 - (time.monotonic() - began)),
+        seconds=_left(options.max_minutes, time.monotonic() - began),
         start=None if options.start is None else extractor.read(options.start, "--start"),
     )
     out = options.out or extractor.cached(
@@ -311,6 +309,11 @@ def make(
         raise
     if knn is not None:
         say(f"k-NN {knn:.4f}, linear probe {linear:.4f} on {len(held):,} held-out training images")
+    if request.seconds is not None and result.epochs < 1:
+        say(
+            f"WARNING: {result.epochs:.2f} epochs: the time ended before every image was seen, so "
+            "expect little of this extractor. `pretrain` with more --max-minutes makes a better one"
+        )
     this = extractor.Pretraining(
         command=shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         started=result.started,
@@ -418,6 +421,19 @@ def short(recipe: Pretraining, n_images: int) -> Pretraining:
     if recipe.objective == "relative-position":
         return recipe
     return replace(recipe, epochs=min(SHORT_EPOCHS, max(1.0, SHORT_IMAGES / n_images)))
+
+
+def _left(minutes: float | None, startup: float) -> float | None:
+    """Seconds to learn in; None where there is no limit."""
+    if minutes is None:
+        return None
+    left = minutes * 60 - startup
+    if left <= 1:
+        raise LabelcurveError(
+            f"--max-minutes {minutes:g} leaves no time to learn: the start of the process and "
+            f"reading the data took {startup:.0f} s. Allow more minutes"
+        )
+    return left
 
 
 def _lock(out: Path) -> Path:
