@@ -120,9 +120,6 @@ def _train(
     say(f"precision: {device.precision.value} ({device.precision.reason})")
     # Of the code that was loaded, not of what lies there at the end.
     commit = git_commit(Path(__file__))
-    if options.fresh:
-        for cell in cells:
-            _forget(_folder(options, cell))
     startup = time.monotonic() - start
     budget = Budget(
         start,
@@ -142,6 +139,9 @@ def _train(
         fresh=options.fresh,
         checkpoint_seconds=options.checkpoint_seconds,
     )
+    if options.fresh:  # only now: nothing is lost by a command that cannot run
+        for cell in cells:
+            _forget(_folder(options, cell))
 
     # What an interrupted run of the same command has left
     waiting, entries = [], {}

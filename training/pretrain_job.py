@@ -197,6 +197,7 @@ def obtain(
     plan = short(pretraining(objective, len(images.train), images.size), len(images.train))
     if wanted != "auto":
         found: Extractor | None = extractor.read(Path(wanted))
+        found.load_into(build(recipe.backbone, images.train.images[:1], 2))  # does it fit?
     else:
         found = extractor.find(images.pixels_hash, recipe.backbone, images.size, flip, cache)
     if found is None and len(images.train) < SMALLEST:
