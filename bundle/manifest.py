@@ -184,6 +184,8 @@ class Run(_Record):
     start of the process to the end of this bundle. Over all parts of an interrupted run."""
     interruptions: int = 0
     """Times that the run was interrupted and went on from a checkpoint."""
+    warnings: tuple[str, ...] = ()
+    """Why little is to be expected of the model."""
     pretraining_seconds: float | None = None
     """What the extractor had cost when it was made, on whatever machine that was."""
     gains: dict[str, Gain | None] = {}

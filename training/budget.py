@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 
@@ -16,6 +17,9 @@ the start of the process took, within these. Then they have been measured."""
 
 IMAGES_PER_S = 500.0
 """At which the first bundle is expected to be tested at least."""
+
+ENOUGH = 5
+"""Epochs: the fewest of a recipe."""
 
 SPARE = 0.02
 """Of the time left, kept back."""
@@ -78,6 +82,17 @@ class Budget:
                 "Allow more minutes or fewer fractions"
             )
         return left
+
+    def warnings(self, seconds: float, epochs: float) -> tuple[str, ...]:
+        """What is to be said of the model in work, which had so many epochs in so many seconds."""
+        if self._minutes is None or epochs >= 1:
+            return ()
+        missing = seconds * (ENOUGH / epochs - 1) * sum(self._waiting) / self._waiting[0]
+        return (
+            f"{epochs:.2f} epochs: --max-minutes {self._minutes:g} ended the training before it "
+            "saw every image once, so expect little of this model. With --max-minutes "
+            f"{math.ceil(self._minutes + missing / 60)} it has some {ENOUGH} epochs",
+        )
 
     def done(self, afterwards: float) -> None:
         """A model is published; what came after its training took so many seconds."""

@@ -15,7 +15,7 @@ def write(manifest: Manifest, run: Run) -> str:
     classes = ", ".join(shown) + more
     return f"""# {m.name}
 
-Classifies images into {len(m.class_names)} classes: {classes}.
+{_warnings(run)}Classifies images into {len(m.class_names)} classes: {classes}.
 
 Trained on {m.fraction * 100:.6g} % of the labels of `{m.dataset.name}`: {m.n_labels_train:,} to
 train, {m.n_labels_val:,} to choose the epoch and the temperature. No other label was used. The
@@ -53,6 +53,10 @@ metadata. `serve --models DIR` answers HTTP from it, `classify PATH... --models 
 It knows only the classes above and answers with one of them for every image. It was measured on
 images like its training images; on others expect less.
 """
+
+
+def _warnings(run: Run) -> str:
+    return "".join(f"**Warning**: {warning}.\n\n" for warning in run.warnings)
 
 
 def _without_labels(m: Manifest) -> str:

@@ -32,6 +32,7 @@ class Checkpoint:
             written for another key is refused.
         seconds: between two; 0 writes after every step.
         about: kept beside the state of each checkpoint, made when it is written.
+        where: what the weights depend on beside the key; a run that goes on elsewhere says so.
         say: receives what went wrong, where the run goes on nevertheless.
     """
 
@@ -42,12 +43,14 @@ class Checkpoint:
         *,
         seconds: float = SECONDS,
         about: Callable[[], dict[str, Any]] = dict,
+        where: str = "",
         say: Callable[[str], None] = print,
     ) -> None:
         self.path = path
         self._key = {name: _plain(value) for name, value in key.items()}
         self._seconds = seconds
         self._about = about
+        self._where = where
         self._say = say
         self._last = time.monotonic()
         self._failed = False
@@ -59,7 +62,16 @@ class Checkpoint:
             LabelcurveError: written for another key, or damaged; the message names the difference.
         """
         found = self._open()
-        return None if found is None else found["state"]
+        if found is None:
+            return None
+        there = found.get("where", self._where)
+        if there != self._where:
+            self._say(
+                f"{self.path} was written on {there}, and the run goes on on {self._where}: its "
+                "weights are those of neither bit by bit"
+            )
+        state: dict[str, Any] = found["state"]
+        return state
 
     def about(self) -> dict[str, Any] | None:
         """What lies beside the state that was written last; raises as `read` does."""
@@ -85,9 +97,14 @@ class Checkpoint:
     def write(self, state: dict[str, Any]) -> None:
         """Replaces the checkpoint; where that fails, says so and keeps the one before."""
         buffer = io.BytesIO()
-        torch.save(
-            {"format": FORMAT, "key": self._key, "about": self._about(), "state": state}, buffer
-        )
+        content = {
+            "format": FORMAT,
+            "key": self._key,
+            "about": self._about(),
+            "where": self._where,
+            "state": state,
+        }
+        torch.save(content, buffer)
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             files.replace(self.path, buffer.getbuffer())

@@ -117,6 +117,19 @@ def hardware(device: Device) -> str:
     return cpu
 
 
+def circumstances(device: Device, commit: str | None, reading: str) -> str:
+    """What the weights depend on beside the arguments of a run: for people to read.
+
+    Args:
+        commit: of the code.
+        reading: of the images, by `training.stream.reading`.
+    """
+    return (
+        f"{hardware(device)}, {device.precision.value}, torch {torch.__version__}, "
+        f"commit {commit or 'unknown'}, {reading}"
+    )
+
+
 def _processes() -> str:
     n = distributed.size()
     return f", {n} processes" if n > 1 else ""

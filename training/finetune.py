@@ -53,6 +53,8 @@ class Result:
     """fp32, on the CPU, in evaluation mode, with the weights of `best_epoch`."""
     history: tuple[Epoch, ...]
     best_epoch: int
+    epochs: float
+    """Less than one where the time was too short."""
     seconds: float
     """Of training, over all parts of an interrupted run."""
     micro_batches: int
@@ -259,6 +261,7 @@ def finetune(
         network=network.cpu().float().eval(),
         history=tuple(history),
         best_epoch=at.best_epoch,
+        epochs=at.step / steps,
         seconds=clock(),
         micro_batches=at.micro_batches,
     )

@@ -24,7 +24,7 @@ from training.backbones import build
 from training.budget import Budget
 from training.checkpoint import Checkpoint
 from training.data import Data
-from training.device import Device, choose, hardware
+from training.device import Device, choose, circumstances
 from training.extractor import Extractor
 from training.finished import Finished
 from training.grid import Cell
@@ -36,6 +36,7 @@ from training.publication import Circumstances, publish
 from training.recipes import work
 from training.source import Index
 from training.stored import take
+from training.stream import reading
 from training.tracking import Tracking, connect
 
 RUNS = ".runs"
@@ -118,9 +119,6 @@ def _train(
     say(f"precision: {device.precision.value} ({device.precision.reason})")
     # Of the code that was loaded, not of what lies there at the end.
     commit = git_commit(Path(__file__))
-    if options.fresh:
-        for cell in cells:
-            _forget(_folder(options, cell))
     startup = time.monotonic() - start
     budget = Budget(
         start,
@@ -140,6 +138,9 @@ def _train(
         fresh=options.fresh,
         checkpoint_seconds=options.checkpoint_seconds,
     )
+    if options.fresh:  # only now: nothing is lost by a command that cannot run
+        for cell in cells:
+            _forget(_folder(options, cell))
 
     # What an interrupted run of the same command has left
     waiting, entries = [], {}
@@ -191,11 +192,13 @@ class _Model:
         self.others = _others(images, cell)
         key = _key(options, images, cell, self.others, extractor)
         self.finished = Finished(self.folder, key)
+        read = reading(images.train.images, len(cell.subset.train), len(self.others))
         self.checkpoint = Checkpoint(
             self.folder / "checkpoint.pt",
             key,
             seconds=options.checkpoint_seconds,
             about=self._about,
+            where=circumstances(device, commit, read),
             say=say,
         )
         self.started = datetime.now(UTC).isoformat(timespec="seconds")
@@ -209,15 +212,8 @@ class _Model:
             "interruptions": self.interruptions,
             "epochs": self.epochs,
             "command": time.monotonic() - self.command_began,
-            "where": self._where(),
             "mlflow": self.mlflow_run,
         }
-
-    def _where(self) -> str:
-        return (
-            f"{hardware(self.device)}, {self.device.precision.value}, torch {torch.__version__}, "
-            f"commit {self.commit or 'unknown'}"
-        )
 
     def restore(self) -> float:
         """Looks for a checkpoint; the seconds that the command had taken when it was written.
@@ -231,11 +227,6 @@ class _Model:
         self.started, self.interruptions = about["started"], about["interruptions"] + 1
         self.epochs = about["epochs"]
         self.mlflow_run = about.get("mlflow")
-        if about["where"] != self._where():
-            say(
-                f"{self.cell.name} was begun on {about['where']} and goes on on {self._where()}: "
-                "its weights are those of neither bit by bit"
-            )
         return float(about["command"])
 
     def train(self, budget: Budget) -> dict[str, Any]:
@@ -313,6 +304,7 @@ class _Model:
                 started=self.started,
                 interruptions=self.interruptions,
                 command_began=self.command_began,
+                warnings=budget.warnings(result.seconds, result.epochs),
             ),
             say,
         )

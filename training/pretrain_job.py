@@ -37,7 +37,7 @@ from training import (
 from training.backbones import Network, build
 from training.checkpoint import Checkpoint
 from training.data import Data
-from training.device import Device, choose, hardware, to_device
+from training.device import Device, choose, circumstances, hardware, to_device
 from training.extractor import Card, Extractor
 from training.objectives import Contrastive, RelativePosition
 from training.options import PretrainOptions
@@ -47,6 +47,7 @@ from training.probe import Probe
 from training.progress import Bar
 from training.recipes import TORCHVISION, Objective, Pretraining, Recipe, pretraining
 from training.stored import Images, take
+from training.stream import reading
 from training.views import Views
 
 PACKAGES = ("labelcurve", "lightly", "numpy", "torch")
@@ -123,9 +124,7 @@ def run(options: PretrainOptions, start: float | None = None) -> dict[str, Any]:
         flip=not options.no_flip and options.data != "digits",
         seed=options.seed,
         labelled=not options.unlabelled,
-        seconds=None
-        if options.max_minutes is None
-        else max(1.0, options.max_minutes * 60 - (time.monotonic() - began)),
+        seconds=_left(options.max_minutes, time.monotonic() - began),
         start=None if options.start is None else extractor.read(options.start, "--start"),
     )
     out = options.out or extractor.cached(
@@ -196,6 +195,7 @@ def obtain(
     plan = short(pretraining(objective, len(images.train), images.size), len(images.train))
     if wanted != "auto":
         found: Extractor | None = extractor.read(Path(wanted))
+        found.load_into(build(recipe.backbone, images.train.images[:1], 2))  # does it fit?
     else:
         found = extractor.find(images.pixels_hash, recipe.backbone, images.size, flip, cache)
     if found is None and len(images.train) < SMALLEST:
@@ -288,6 +288,7 @@ def make(
         path or out.with_name(f".{out.stem}.checkpoint"),
         _key(images, request, learn),
         seconds=checkpoint_seconds,
+        where=circumstances(device, commit, reading(images.train.images, len(learn))),
         say=say,
     )
     if fresh:
@@ -307,6 +308,11 @@ def make(
         raise
     if knn is not None:
         say(f"k-NN {knn:.4f}, linear probe {linear:.4f} on {len(held):,} held-out training images")
+    if request.seconds is not None and result.epochs < 1:
+        say(
+            f"WARNING: {result.epochs:.2f} epochs: the time ended before every image was seen, so "
+            "expect little of this extractor. `pretrain` with more --max-minutes makes a better one"
+        )
     this = extractor.Pretraining(
         command=shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         started=result.started,
@@ -414,6 +420,19 @@ def short(recipe: Pretraining, n_images: int) -> Pretraining:
     if recipe.objective == "relative-position":
         return recipe
     return replace(recipe, epochs=min(SHORT_EPOCHS, max(1.0, SHORT_IMAGES / n_images)))
+
+
+def _left(minutes: float | None, startup: float) -> float | None:
+    """Seconds to learn in; None where there is no limit."""
+    if minutes is None:
+        return None
+    left = minutes * 60 - startup
+    if left <= 1:
+        raise LabelcurveError(
+            f"--max-minutes {minutes:g} leaves no time to learn: the start of the process and "
+            f"reading the data took {startup:.0f} s. Allow more minutes"
+        )
+    return left
 
 
 def _lock(out: Path) -> Path:

@@ -46,6 +46,7 @@ class Circumstances:
     interruptions: int
     command_began: float
     """By `time.monotonic`, earlier by what the parts before an interruption took."""
+    warnings: tuple[str, ...]
 
 
 def publish(
@@ -138,6 +139,7 @@ def publish(
         hardware=hardware(device),
         seconds=seconds,
         interruptions=about.interruptions,
+        warnings=about.warnings,
         pretraining_seconds=(about.extractor.card.seconds or None) if about.extractor else None,
         history=result.history,
         report=evaluate.report(judged, judged_labels, images.class_names),
@@ -149,6 +151,8 @@ def publish(
         f"{where}: accuracy {shown.accuracy:.4f}, balanced {shown.balanced_accuracy:.4f}, "
         f"F1 {shown.f1:.4f}, loss {shown.loss:.4f} on {shown.n:,} images\npublished {path}"
     )
+    for warning in about.warnings:
+        say(f"WARNING: {cell.name}: {warning}")
     return {
         "name": cell.name,
         "version": path.name,

@@ -69,6 +69,8 @@ class Stored:
     size: int
     memory: int
     """Bytes that images may take."""
+    place: str
+    """Where they are read from, in words."""
     rows: Index | None = None
     """[N] Those of the whole that these images are; None: all."""
 
@@ -90,7 +92,11 @@ class Stored:
     def take(self, rows: Index) -> Images:
         """Some of them, in memory where they are few."""
         part = replace(self, rows=rows if self.rows is None else self.rows[rows])
-        return part[:] if part.nbytes <= TAKEN_SHARE * self.memory else part
+        return part[:] if self.keeps(len(part)) else part
+
+    def keeps(self, n: int) -> bool:
+        """Whether so many of them, taken, are in memory."""
+        return n * 3 * self.size**2 <= TAKEN_SHARE * self.memory
 
     def within(self, wanted: Any) -> Any:
         """The rows of the whole that an index of these images means."""
@@ -153,6 +159,7 @@ def in_file(path: Path, memory: int) -> Stored:
         whole=n,
         size=size,
         memory=memory,
+        place="the cache",
     )
 
 
@@ -224,6 +231,7 @@ def encoded(source: Rows, order: Index, size: int, memory: int) -> Stored:
         whole=len(order),
         size=size,
         memory=memory,
+        place="their files",
     )
 
 

@@ -68,10 +68,7 @@ class Batches:
         self._own = self._part.stop - self._part.start
         self.waited = 0.0
         """Seconds in which no images were there to go on with."""
-        room = WINDOW_BYTES
-        if isinstance(images, Stored):
-            room = min(room, int(WINDOW_SHARE * images.memory))
-        self.window = max(1, room // (self._own * 3 * images.shape[1] ** 2)) * self._own
+        self.window = max(1, _window(images) // (self._own * 3 * images.shape[1] ** 2)) * self._own
         """Images that are read at a time."""
         self._gpu = torch.cuda.current_device() if device.device.type == "cuda" else None
         self._order: tuple[int, Index] | None = None
@@ -209,6 +206,29 @@ class _Reading:
         if isinstance(self._found, BaseException):
             raise self._found
         return self._found
+
+
+def reading(images: Images, *parts: int) -> str:
+    """How the batches of parts of the images will be read, on which their order depends.
+
+    Args:
+        images: of which the parts are taken.
+        parts: images of each.
+    """
+    outside = [n for n in parts if isinstance(images, Stored) and not images.keeps(n)]
+    if not isinstance(images, Stored) or not outside:
+        return "images in memory"
+    return (
+        f"{sum(outside):,} images from {images.place}, shuffled {_window(images) / 1e6:,.6g} MB at "
+        "a time"
+    )
+
+
+def _window(images: Images) -> int:
+    """Bytes of images that are read at a time."""
+    if isinstance(images, Stored):
+        return min(WINDOW_BYTES, int(WINDOW_SHARE * images.memory))
+    return WINDOW_BYTES
 
 
 def _room(device: Device) -> float:

@@ -123,6 +123,16 @@ def test_a_limit_that_leaves_nothing_says_which_and_what_to_do(
         budget.finetuning()
 
 
+def test_less_than_an_epoch_is_warned_of_with_the_minutes_that_would_do(clock: Clock) -> None:
+    budget = Budget(clock.now, 1, [1.0, 3.0], 0, 0)
+    assert budget.warnings(10, 1.0) == ()
+    assert Budget(clock.now, None, [1.0], 0, 0).warnings(10, 0.5) == ()
+    (warning,) = budget.warnings(10, 0.5)
+    assert warning.startswith("0.50 epochs: --max-minutes 1 ended the training before ")
+    # 90 s more for a quarter of the work, 6 minutes in all.
+    assert warning.endswith("With --max-minutes 7 it has some 5 epochs")
+
+
 def test_a_limit_that_has_passed_is_an_error_too(clock: Clock) -> None:
     budget = Budget(clock.now, 5, [1.0, 1.0], 0, STARTUP)
     assert seconds(budget) > 0

@@ -35,6 +35,13 @@ def test_the_card_says_what_the_model_is_and_how_good(manifest: Manifest, record
     assert "at most 1.0e-06 from torch" in text
 
 
+def test_what_is_to_be_known_first_comes_first(manifest: Manifest, record: Run) -> None:
+    warned = record.model_copy(update={"warnings": ("0.20 epochs: too few",)})
+    text = card.write(manifest, warned)
+    assert text.startswith("# digits-10\n\n**Warning**: 0.20 epochs: too few.\n\nClassifies ")
+    assert "Warning" not in card.write(manifest, record)
+
+
 def test_a_test_split_that_was_not_read_is_said_to_be_unread(
     manifest: Manifest, record: Run
 ) -> None:

@@ -19,11 +19,11 @@ from tests.training import test_job
 from tests.training.conftest import SMALL, TRAIN, environment
 from tests.training.sets import digit_rows, write_folder
 from tests.training.test_job import published
-from training import data, decoding, finetune, job, publication
+from training import data, decoding, finetune, job, pretrain_job, publication
 from training.checkpoint import Checkpoint
 from training.data import Data
 from training.grid import Cell
-from training.options import Options
+from training.options import Options, PretrainOptions
 
 
 @pytest.fixture(autouse=True)
@@ -136,6 +136,41 @@ def test_other_arguments_in_the_folder_of_an_interrupted_run_are_named(
     assert left(tmp_path) == ["checkpoint.pt"]
     job.run(options(tmp_path, cache, epochs=1, fresh=True))
     assert left(tmp_path) == []
+
+
+def test_a_command_that_cannot_run_does_not_forget(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    interrupted(out, cache, monkeypatch)
+    other = tmp_path / "other.safetensors"
+    pretrain_job.run(
+        PretrainOptions(
+            **{"data": "digits", "image_size": 8, "objective": "relative-position"},
+            **{"epochs": 0.01, "device": "cpu", "out": other, "cache": cache},
+        )
+    )
+    for wanted, said in ((tmp_path / "nofile", "No such file"), (other, "does not fit")):
+        with pytest.raises(LabelcurveError, match=said):
+            job.run(options(out, cache, extractor=str(wanted), name="digits-scratch", fresh=True))
+        assert left(out) == ["checkpoint.pt"]
+
+
+def test_a_run_that_goes_on_with_another_order_of_the_images_says_so(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    interrupted(tmp_path, cache, monkeypatch)
+    job.run(options(tmp_path, cache, epochs=2, memory_gb=5e-5))
+    said = capsys.readouterr().out
+    assert re.search(
+        r"images in memory, and the run goes on on .*, \d+ images from the cache, shuffled "
+        r"0\.005 MB at a time: its weights are those of neither bit by bit",
+        said,
+    )
+    interrupted(tmp_path, cache, monkeypatch)
+    capsys.readouterr()
+    job.run(options(tmp_path, cache, epochs=2, memory_gb=1.0))
+    assert "of neither" not in capsys.readouterr().out, "as many are in memory as before"
 
 
 def test_several_seeds_are_reported_with_mean_and_spread(

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -216,6 +217,18 @@ def test_a_run_with_a_limit_of_minutes_ends_with_its_bundle(
     assert 1 <= len(run.history) < grid.ENDLESS
     rates = [row.lr for row in run.history]
     assert rates[-1] < max(rates) / 2, "the learning rate has come down"
+
+
+def test_a_model_of_less_than_an_epoch_is_warned_of(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("training.budget.Budget.finetuning", lambda _: 1e-6)
+    job.run(options(tmp_path, cache, epochs=None, max_minutes=5))
+    said = r"WARNING: digits-scratch-20: 0\.\d\d epochs: --max-minutes 5 ended .*--max-minutes \d"
+    assert re.search(said, capsys.readouterr().out)
+    bundle = store.read(tmp_path, "digits-scratch-20")
+    (warning,) = store.read_run(bundle.path).warnings
+    assert f"**Warning**: {warning}." in (bundle.path / "README.md").read_text()
 
 
 def test_a_limit_of_minutes_that_leaves_no_time_publishes_nothing(

@@ -7,6 +7,7 @@ import os
 import re
 import signal
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,10 @@ from tests.training.conftest import PRETRAIN, SMALL, Finished, environment, pret
 from tests.training.sets import digit_rows
 from training import extractor, pretrain_job
 from training.data import Data
-from training.extractor import Extractor
+from training.device import FP32_CPU
 from training.options import PretrainOptions
 from training.pretrain_job import Request
+from training.recipes import pretraining
 
 
 @pytest.fixture(autouse=True)
@@ -27,10 +29,6 @@ def nothing_outside(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Nothing that ships with the package, and no git, whose state may change."""
     monkeypatch.setattr(extractor, "SHIPPED", tmp_path / "shipped")
     monkeypatch.setenv("GIT_DIR", os.devnull)
-
-
-class Stopped(Exception):
-    pass
 
 
 def options(cache: Path, **more: Any) -> PretrainOptions:
@@ -147,27 +145,26 @@ def test_a_beginning_that_is_not_there_is_named_by_its_own_option(cache: Path) -
 
 def test_a_limit_of_minutes_ends_the_run_with_its_extractor(cache: Path, tmp_path: Path) -> None:
     out = tmp_path / "a.safetensors"
-    entry = pretrain_job.run(options(cache, epochs=None, max_minutes=0.03, out=out))["extractor"]
+    entry = pretrain_job.run(options(cache, epochs=None, max_minutes=0.05, out=out))["extractor"]
     assert 0 < entry["epochs"] < 10_000
     assert extractor.read(out).version == entry["version"]
 
 
-def test_a_limit_that_reading_has_used_up_is_no_run_without_end(
-    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_limit_that_reading_has_used_up_is_refused(cache: Path, tmp_path: Path) -> None:
+    out = tmp_path / "a.safetensors"
+    with pytest.raises(LabelcurveError, match=r"--max-minutes 0\.01 leaves no time to learn"):
+        pretrain_job.run(options(cache, epochs=None, max_minutes=0.01, out=out))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_limit_within_the_first_epoch_is_warned_of(
+    digits: Data, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    seen: list[Request] = []
-
-    def caught(images: Data, request: Request, *_: object, **__: object) -> Extractor:
-        seen.append(request)
-        raise Stopped
-
-    monkeypatch.setattr(pretrain_job, "make", caught)
-    # An explained error is as good as a last moment of time.
-    with pytest.raises((Stopped, LabelcurveError)):
-        pretrain_job.run(
-            options(cache, epochs=None, max_minutes=1e-6, out=tmp_path / "a.safetensors")
-        )
-    assert all(request.seconds is not None and request.seconds > 0 for request in seen)
+    plan = replace(pretraining("contrastive", len(digits.train), 8), epochs=10_000)
+    out = tmp_path / "a.safetensors"
+    made = pretrain_job.make(digits, Request(plan, False, seconds=1e-6), FP32_CPU, out)
+    assert made.card.runs[0].epochs < 1
+    assert "WARNING: 0." in capsys.readouterr().out
 
 
 def test_an_interrupted_command_says_how_to_go_on(tmp_path: Path, cache: Path) -> None:

@@ -180,6 +180,20 @@ def interrupted(monkeypatch: pytest.MonkeyPatch, rows: int, images: Data, out: P
             make(images, Request(plan, False), FP32_CPU, out, checkpoint_seconds=0)
 
 
+def test_a_run_that_goes_on_with_another_order_of_the_images_says_so(
+    tmp_path: Path,
+    digits: Data,
+    cache: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    interrupted(monkeypatch, 4, digits, tmp_path / "a.safetensors")
+    made(data.load("digits", size=8, cache=cache, memory=50_000), tmp_path / "a.safetensors")
+    said = capsys.readouterr().out
+    assert "images in memory, and the run goes on on " in said
+    assert "1,298 images from the cache, shuffled 0.005 MB at a time: its weights are" in said
+
+
 def test_an_interrupted_run_goes_on_and_leaves_no_checkpoint(
     tmp_path: Path, digits: Data, monkeypatch: pytest.MonkeyPatch
 ) -> None:

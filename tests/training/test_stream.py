@@ -158,3 +158,10 @@ def test_images_that_do_not_fit_on_the_device_are_announced(
     assert Batches(PIXELS, BATCH, 0, [0], FP32_CPU, said.append).resident is None
     assert len(said) == 1
     assert said[0].startswith("300 images are 0.0 GiB on the device, more than the 0.0 GiB")
+
+
+def test_how_images_are_read_is_said_where_their_order_depends_on_it(outside: Stored) -> None:
+    kept = int(stored.TAKEN_SHARE * outside.memory) // BYTES
+    assert stream.reading(PIXELS, N, N) == stream.reading(outside, kept) == "images in memory"
+    said = stream.reading(outside, kept, kept + 1, N)
+    assert said == f"{kept + 1 + N} images from the cache, shuffled 0.012289 MB at a time"
