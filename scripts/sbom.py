@@ -68,6 +68,10 @@ def debian(release: dict[str, str]) -> list[dict[str, Any]]:
             f"pkg:deb/{release['ID']}/{quote(fields['Package'])}@{quote(fields['Version'])}"
             f"?arch={fields['Architecture']}&distro={distro}"
         )
+        # Debian's advisories are of source packages; scanners look for theirs here.
+        if source := re.fullmatch(r"(\S+)(?: \((.+)\))?", fields.get("Source", "")):
+            name, version = source.groups()
+            purl += f"&upstream={quote(name + (f'@{version}' if version else ''), safe='')}"
         found.append(_library(fields["Package"], fields["Version"], purl))
     return sorted(found, key=lambda part: str(part["purl"]))
 

@@ -23,12 +23,18 @@ def four(engine: Engine, report: Report, page: Page, photo: Path) -> None:
         with report.attempt(page.train):
             command = page.train_on_cpu()
             start = time.monotonic()
-            done = engine.execute(["sh", "-c", command], timeout=400, offline=True)
+            done = engine.execute(["sh", "-c", command], timeout=900, offline=True)
             report.check(
                 f"`{command}` ({time.monotonic() - start:.0f} s)",
                 done.returncode == 0,
                 tail(done.stdout + done.stderr),
             )
+        with report.attempt(page.locked):
+            for name in ("data", "models"):
+                (folder / name).mkdir()
+            command = f"{page.locked} --dry-run"
+            done = engine.execute(["sh", "-c", command], timeout=200, folder=folder)
+            report.check(f"`{command}`", done.returncode == 0, tail(done.stdout + done.stderr))
         with report.attempt(page.serve):
             command = page.serve_on_cpu()
             done = engine.execute(["sh", "-c", command], offline=True)

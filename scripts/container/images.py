@@ -13,10 +13,10 @@ from container.report import Report
 BUDGET_MB = {"train": 6500, "serve": 3000, "serve-cpu": 550}
 """The most that each image may take on disk, in MB of 1,000,000 bytes."""
 
-TOOLS = {
-    *("cc", "c++", "gcc", "g++", "clang", "ld", "as", "make", "cmake", "ninja", "git"),
-    *("pip", "pip3", "uv", "uvx", "curl", "wget"),
-}
+TOOL = re.compile(
+    r"([\w.-]+-)?(cc|c\+\+|cpp|gcc|g\+\+|clang|ld|as|make|cmake|ninja|git|pip3?|uvx?|curl|wget)(-[\d.]+)?"
+)
+"""With the machine's name before it and a version after it, too: x86_64-linux-gnu-gcc-12."""
 CUDA_LIBRARY = re.compile(r"lib(cu|nv)\w*\.so(\.\d+)*")
 
 
@@ -54,7 +54,10 @@ def contents(report: Report, tag: str, root: Path) -> None:
     folders = [
         root / name for name in ("usr/bin", "usr/sbin", "usr/local/bin", "opt/labelcurve/bin")
     ]
-    tools = {path.name for folder in folders for path in folder.glob("*")} & TOOLS
+    tools = {
+        path.name for folder in folders for path in folder.glob("*") if TOOL.fullmatch(path.name)
+    }
+    tools |= {path.name for path in (root / "usr").glob("lib*/gcc/**/cc1*")}
     report.check(f"{tag}: no compiler, installer or downloader", not tools, tools)
     report.check(f"{tag}: neither pip nor uv", not installed & {"pip", "uv"}, installed)
     scripts = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
@@ -65,10 +68,10 @@ def contents(report: Report, tag: str, root: Path) -> None:
     caches = [
         path
         for pattern in (
-            "root/.cache",
+            *("root/*", "root/.cache", "home/*/*", "home/*/.cache", "media/*", "mnt/*"),
             "var/lib/apt/lists/*",
             "var/cache/apt/*",
-            "tmp/*",
+            *("tmp/*", "var/tmp/*"),
             "run/secrets/*",  # the folder is where the build mounts them
         )
         for path in root.glob(pattern)
@@ -92,7 +95,16 @@ def contents(report: Report, tag: str, root: Path) -> None:
         once = libraries and not twice
         report.check(f"{tag}: each of {len(libraries)} CUDA libraries once", once, twice)
     if tag != "train":
-        heavy = installed & {"torch", "torchvision", "triton", "scipy", "onnx", "matplotlib"}
+        names = {"torch", "torchvision", "triton", "scipy", "onnx", "matplotlib"}
+        heavy = installed & names
+        # Wherever they lie, and without what an installer writes beside them.
+        heavy |= {
+            str(path.relative_to(root))
+            for folder in ("opt", "usr/lib", "usr/local")
+            for name in names
+            for path in (root / folder).glob(f"**/{name}/__init__.py")
+            if path.parent.parent.name.endswith("-packages")
+        }
         report.check(f"{tag}: no torch", not heavy, heavy)
     if tag == "serve":
         nvidia = {name for name in installed if name.startswith("nvidia_")} - {"nvidia_ml_py"}

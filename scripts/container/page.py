@@ -21,6 +21,7 @@ class Page:
     ask: str
     self_tests: list[str]
     parts: str
+    locked: str
 
     def builds(self) -> list[list[str]]:
         """What the first command would have docker do: the arguments after `docker build`."""
@@ -49,7 +50,8 @@ def read(path: Path) -> Page:
         Failed: something is missing.
     """
     blocks = [
-        block.splitlines() for block in re.findall(r"(?ms)^```sh\n(.*?)^```$", path.read_text())
+        re.sub(r"\\\n *", "", block).splitlines()
+        for block in re.findall(r"(?ms)^```sh\n(.*?)^```$", path.read_text())
     ]
     first = blocks[0] if blocks else []
     if len(first) != 4:
@@ -57,9 +59,12 @@ def read(path: Path) -> Page:
     lines = [line for block in blocks for line in block]
     self_tests = [line for line in lines if "--self-test" in line]
     parts = [line for line in lines if "scripts/sbom.py" in line]
-    if len(self_tests) != 2 or len(parts) != 1:
-        raise Failed(f"{path.name}: two self-tests and one list of parts were expected")
-    return Page(*first, self_tests=self_tests, parts=parts[0])
+    locked = [line for line in lines if "--read-only" in line]
+    if len(self_tests) != 2 or len(parts) != 1 or len(locked) != 1:
+        raise Failed(
+            f"{path.name}: two self-tests, one list of parts and one read-only run were expected"
+        )
+    return Page(*first, self_tests=self_tests, parts=parts[0], locked=locked[0])
 
 
 def without_gpu(command: str) -> str:

@@ -49,7 +49,7 @@ def train(engine: Engine, report: Report, work: Path) -> None:
     with report.attempt(what):
         arguments = shlex.split("--data digits --fraction 0.1 --epochs 2")
         start = time.monotonic()
-        done = engine.run(*common, "train", *arguments, timeout=400)
+        done = engine.run(*common, "train", *arguments, timeout=900)
         log = done.stdout + done.stderr
         if report.check(
             f"{what} ({time.monotonic() - start:.0f} s)", done.returncode == 0, tail(log)
@@ -129,7 +129,7 @@ def stopping(engine: Engine, report: Report, work: Path) -> None:
         )
         engine.run("rm", "--force", container)
     with report.attempt("the same command goes on"):
-        done = engine.run(*command, "--rm", *arguments, timeout=400)
+        done = engine.run(*command, "--rm", *arguments, timeout=900)
         published = list(models.glob("digits-scratch-100/current/manifest.json"))
         report.check(
             "the same command goes on where it was stopped, and publishes",
@@ -185,8 +185,9 @@ def serve(engine: Engine, report: Report, tag: str, work: Path) -> None:
             # 127.0.0.2 answers only where every address is listened on.
             status, _ = ask(pid, "GET", "/livez", host="127.0.0.2")
             report.check(f"{tag}: listens on every address", status == 200, status)
-            first = engine.output("exec", container, "cat", "/proc/1/cmdline").replace("\0", " ")
-            report.check(f"{tag}: serve itself is the first process", "/serve " in first, first)
+            first = engine.output("exec", container, "cat", "/proc/1/cmdline").split("\0")
+            itself = "/python" in first[0] and first[1].endswith("/serve")
+            report.check(f"{tag}: serve itself is the first process", itself, first)
         finally:
             start = time.monotonic()
             engine.run("stop", "--time", "30", container)
@@ -197,6 +198,13 @@ def serve(engine: Engine, report: Report, tag: str, work: Path) -> None:
                 tail(logs(engine, container)),
             )
             engine.run("rm", "--force", container)
+    with report.attempt(f"{tag}: not healthy without the service"):
+        idle = engine.output(
+            "run", *LOCKED, *user, "--detach", "--entrypoint", "sleep", tag, "60"
+        ).splitlines()[-1]
+        done = engine.run("healthcheck", "run", idle)
+        engine.run("rm", "--force", "--time", "0", idle)
+        report.check(f"{tag}: not healthy without the service", done.returncode == 1)
 
 
 def ready(engine: Engine, container: str, pid: int) -> bool:

@@ -17,7 +17,7 @@ import yaml
 from serving import metrics, openapi
 from serving.settings import Settings
 from tests.models import publish_digits
-from training.options import Options
+from training.options import parse
 
 FOLDER = Path(__file__).parents[2] / "deploy/kubernetes"
 KUBECTL = Path(sys.executable).with_name("kubectl")
@@ -140,12 +140,15 @@ def test_each_pod_of_the_job_trains_another_pair(
         )
         found.append(done.stdout.split())
     pairs = itertools.product(environment["SEEDS"].split(), environment["FRACTIONS"].split())
+    others = environment["OPTIONS"].split()
     assert found == [
-        ["--data", environment["DATA"], "--fraction", fraction, "--seed", seed]
+        ["--data", environment["DATA"], "--fraction", fraction, "--seed", seed, *others]
         for seed, fraction in pairs
     ]
-    for _, data, _, fraction, _, seed in found:
-        Options(data=data, fraction=(float(fraction),), seed=int(seed))
+    for arguments in found:
+        parse(arguments)
+    gpu = "nvidia.com/gpu" in container["resources"]["limits"]
+    assert others == ["--device", "cuda"] * gpu, "a CPU must not take the place of a GPU in silence"
 
 
 def test_probes_ask_routes_that_exist_on_the_port_that_is_served(
