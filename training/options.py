@@ -39,7 +39,7 @@ class ImageOptions:
     """Folder of downloads and decoded pixels; by default the user's cache folder,
     ~/.cache/labelcurve on Linux."""
     clear_cache: Flag = False
-    """Remove the decoded pixels from the cache first."""
+    """Remove the decoded pixels of all data sets from the cache first, but those in use."""
     memory_gb: float | None = None
     """Decoded images that take more are read from the cache while they are used; by default a
     quarter of the memory of the machine or the container."""
@@ -199,7 +199,7 @@ class PretrainImageOptions:
     """Folder of downloads, decoded pixels and extractors; by default the user's cache folder,
     ~/.cache/labelcurve on Linux."""
     clear_cache: Flag = False
-    """Remove the decoded pixels from the cache first."""
+    """Remove the decoded pixels of all data sets from the cache first, but those in use."""
     memory_gb: float | None = None
     """Decoded images that take more are read from the cache while they are used; by default a
     quarter of the memory of the machine or the container."""

@@ -150,8 +150,11 @@ def train(job: Job) -> dict[str, Any]:
     sys.argv = ["train", *job.arguments]  # for run.json
     with log.open("a" if again else "w", buffering=1) as file, redirect_stdout(file):
         say(job.sweep)
+        if chosen.clear_cache:  # once: what a job of this sweep has cached is there for the others
+            data.clear(chosen.cache, say, datetime.fromisoformat(job.sweep).timestamp())
         # What a first attempt did is not to be started over by the second.
-        document = jobs.run(replace(chosen, fresh=chosen.fresh and not again), part=True)
+        fresh = chosen.fresh and not again
+        document = jobs.run(replace(chosen, fresh=fresh, clear_cache=False), part=True)
     (entry,) = document["bundles"]
     return {"data": job.data, "node": os.uname().nodename, **entry}
 
