@@ -27,12 +27,6 @@ from training.grid import Cell
 from training.options import Options, PretrainOptions
 
 
-@pytest.fixture(autouse=True)
-def no_git(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A commit made while the tests run would change the version of a bundle."""
-    monkeypatch.setenv("GIT_DIR", os.devnull)
-
-
 def options(out: Path, cache: Path, **more: Any) -> Options:
     return test_job.options(out, cache, **({"no_unlabelled": True} | more))
 

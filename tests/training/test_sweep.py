@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import os
 import re
 import signal
 import socket
@@ -145,7 +144,6 @@ def test_mean_and_spread_are_over_the_seeds() -> None:
 def test_a_second_attempt_goes_on_and_finds_what_the_first_published(
     tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("GIT_DIR", os.devnull)
     monkeypatch.setattr(sys, "argv", ["sweep"])
     (job,) = jobs(
         *QUICK, "--fraction", "0.1", "--out", str(tmp_path), "--cache", str(cache), "--fresh"
