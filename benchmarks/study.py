@@ -195,7 +195,7 @@ def collect(options: Arguments, place: Place) -> Row | None:
         hardware=run.hardware,
         arithmetic=manifest.precision.value,
         started=run.started,
-        git_commit=manifest.git_commit,
+        git_commit=run.git_commit or manifest.git_commit,
         packages=manifest.packages,
         command=command(place),
     )

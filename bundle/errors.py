@@ -14,6 +14,9 @@ LabelcurveError
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Collection
+
 
 class LabelcurveError(Exception):
     """Says what was found, what is allowed and what mends it; commands print it and exit with 1."""
@@ -68,3 +71,9 @@ class DivergedError(LabelcurveError):
 
 class DeviceError(LabelcurveError):
     """The device that was asked for is not the one that the work would run on."""
+
+
+def near(wrong: str, allowed: Collection[str]) -> str:
+    """What was meant, perhaps, for the end of a sentence."""
+    found = difflib.get_close_matches(wrong, sorted(allowed))
+    return f" (perhaps you meant {' or '.join(found)})" if found else ""

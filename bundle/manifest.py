@@ -1,7 +1,7 @@
 """The schema of `manifest.json` and `run.json`.
 
 The manifest holds what defines a model and what was proved of it: the same inputs give the same
-bytes, and the bundle's version is a hash over it and the graph. Times, host and date are in
+bytes, and the bundle's version is a hash over it and the graph. Times, host, date and commit are in
 `run.json`, outside the hash.
 """
 
@@ -134,7 +134,9 @@ class Manifest(_Record):
     parity: Parity
     variants: tuple[Variant, ...] = ()
     packages: dict[str, str]
-    git_commit: str | None
+    git_commit: Annotated[str | None, Field(exclude=True)] = None
+    """Read from bundles of releases that wrote it here; it is in `run.json`, since what git tells
+    depends on who asks."""
 
     @model_validator(mode="after")
     def _distinct_names(self) -> Manifest:
@@ -179,6 +181,8 @@ class Run(_Record):
     """ISO 8601, UTC."""
     host: str
     hardware: str
+    git_commit: str | None = None
+    """Of the code; None where git does not tell."""
     seconds: dict[str, float]
     """Wall time by stage: train, evaluate, export; `total` of this bundle, and `command` from the
     start of the process to the end of this bundle. Over all parts of an interrupted run."""

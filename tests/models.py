@@ -122,7 +122,6 @@ def publish_digits(
             n_images=100, batch_sizes=(1, 2, 7, 32), max_abs_diff=1e-6, top1_agreement=1.0
         ),
         packages={"scikit-learn": "test"},
-        git_commit=None,
     )
     history = tuple(
         Epoch(

@@ -5,16 +5,19 @@ from __future__ import annotations
 import atexit
 import hashlib
 import json
+import math
+import os
 import shutil
 import tempfile
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from bundle import machine, preprocess
-from bundle.errors import DataError
+from bundle.errors import DataError, LabelcurveError
 from training import digests, lock
 from training.decoding import decode
 from training.digests import AT_ONCE, Digests, word
@@ -34,6 +37,12 @@ DISK = 1.3
 
 LISTED = 20
 """Unreadable images that a message names."""
+
+KEY = 20
+"""Digits of a folder's name in the cache."""
+
+_held: dict[Path, int] = {}
+"""Folders of the cache that this process has read from, each with its descriptor of `lock.use`."""
 
 
 @dataclass(frozen=True)
@@ -136,10 +145,9 @@ def load(
     if not 8 <= size <= 1024:
         raise DataError(f"--image-size {size}: allowed are 8 to 1024 pixels")
     key = f"{FORMAT} {preprocess.VERSION} {size} {source.fingerprint} {source.class_names}"
-    folder = cache / "pixels" / hashlib.sha256(key.encode()).hexdigest()[:20]
+    folder = cache / "pixels" / hashlib.sha256(key.encode()).hexdigest()[:KEY]
     memory = memory or int(MEMORY_SHARE * machine.memory())
-    if not (folder / "meta.json").exists():
-        folder = _decode_into(folder, source, size, memory, say)
+    folder = _at_hand(folder, source, size, memory, say)
     needed = _bytes(source, size)
     if needed > memory:
         say(
@@ -153,10 +161,7 @@ def load(
         }
         unreadable = json.loads((folder / "meta.json").read_text())["unreadable"]
     except (OSError, ValueError, EOFError) as error:
-        raise DataError(
-            f"the cached pixels in {folder} are damaged ({error}): decode them anew with "
-            "--clear-cache"
-        ) from error
+        raise _damaged(folder, error) from error
     _report_unreadable(unreadable, source, skip_unreadable, say)
     train = loaded["train"]
     if not labelled:
@@ -194,9 +199,64 @@ def load(
     )
 
 
-def clear(cache: Path | None = None) -> None:
-    """Removes the cached pixels; downloads stay."""
-    shutil.rmtree((cache or default_cache()) / "pixels", ignore_errors=True)
+def clear(cache: Path | None = None, say: Say = print, before: float = math.inf) -> None:
+    """Removes the cached pixels that no other process uses; downloads stay.
+
+    Args:
+        cache: as for `load`.
+        say: is told what stays.
+        before: time, of the epoch; what was cached later stays.
+    """
+    pixels = (cache or default_cache()) / "pixels"
+    while _held:
+        os.close(_held.popitem()[1])
+    found = sorted(pixels.iterdir()) if pixels.is_dir() else []
+    for name in sorted({entry.name.removeprefix(".")[:KEY] for entry in found}):
+        folder = pixels / name
+        with suppress(OSError):
+            if folder.stat().st_mtime >= before:
+                continue
+        try:
+            with (
+                lock.hold(pixels / f".{name}.lock", "{holder} is decoding it", say=say),
+                lock.unused(folder / "meta.json") as unused,
+            ):
+                if not unused:
+                    raise LabelcurveError("another process reads from it")
+                for entry in (folder, *pixels.glob(f".{name}-*")):
+                    shutil.rmtree(entry, ignore_errors=True)
+        except (LabelcurveError, OSError) as error:
+            say(f"--clear-cache leaves {folder} ({_name(folder)}) where it is: {error}")
+
+
+def _name(folder: Path) -> str:
+    """Of the data set whose pixels are cached there."""
+    with suppress(OSError, ValueError, KeyError):
+        return str(json.loads((folder / "meta.json").read_text())["name"])
+    return "unknown"
+
+
+def _at_hand(folder: Path, source: Source, size: int, memory: int, say: Say) -> Path:
+    """Where the decoded images lie; as long as this process lives, no other clears them."""
+    while True:
+        there = folder
+        if not (folder / "meta.json").exists():
+            there = _decode_into(folder, source, size, memory, say)
+        try:
+            descriptor = lock.use(there / "meta.json")
+        except OSError as error:
+            raise _damaged(there, error) from error
+        if descriptor is not None:
+            if there in _held:
+                os.close(_held[there])
+            _held[there] = descriptor
+            return there
+
+
+def _damaged(folder: Path, error: Exception) -> DataError:
+    return DataError(
+        f"the cached pixels in {folder} are damaged ({error}): decode them anew with --clear-cache"
+    )
 
 
 def _shared(train: Split, test: Split) -> int:
@@ -305,7 +365,8 @@ def _fill(folder: Path, source: Source, size: int, memory: int, say: Say) -> Non
             for split, rows in source.splits.items()
         }
         _check_unchanged(source)
-        (folder / "meta.json").write_text(json.dumps({"unreadable": unreadable}))
+        meta = {"name": source.name, "unreadable": unreadable}
+        (folder / "meta.json").write_text(json.dumps(meta))
     except OSError as error:
         raise DataError(
             f"cannot write decoded pixels to {folder}: {error.strerror or error}. Make room, or "

@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torchvision import models
 
-from bundle.errors import LabelcurveError
+from bundle.errors import LabelcurveError, near
 from training.extractor import Card, Extractor
 from training.recipes import TORCHVISION
 
@@ -116,7 +116,8 @@ def _headless(name: str) -> tuple[nn.Module, str]:
     """The network without its last linear layer, and the name of that layer."""
     if name not in names():
         raise LabelcurveError(
-            f"--extractor {TORCHVISION}{name}: no such network; allowed are {', '.join(names())}"
+            f"--extractor {TORCHVISION}{name}: no such network{near(name, names())}; allowed are "
+            f"{', '.join(names())}"
         )
     network: nn.Module = models.get_model(name, weights=None)
     head = [path for path, module in network.named_modules() if isinstance(module, nn.Linear)][-1]

@@ -67,7 +67,7 @@ def run(
     """
     start = time.monotonic() if start is None else start
     if options.clear_cache:
-        data.clear(options.cache)
+        data.clear(options.cache, say)
     images = data.load(
         options.data,
         size=options.image_size,

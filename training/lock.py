@@ -55,6 +55,41 @@ def hold(
         os.close(descriptor)
 
 
+def use(path: Path) -> int | None:
+    """Marks a file as in use, as long as the process lives or the descriptor is open.
+
+    Returns:
+        The descriptor; None where there is no such file any more.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return None
+    with suppress(OSError):  # a file system without locks
+        fcntl.flock(descriptor, fcntl.LOCK_SH)
+    if _is(descriptor, path):
+        return descriptor
+    os.close(descriptor)
+    return None
+
+
+@contextmanager
+def unused(path: Path) -> Iterator[bool]:
+    """Whether nobody has marked the file with `use`; inside, nobody can."""
+    descriptor, free = None, True
+    try:
+        with suppress(FileNotFoundError):
+            descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                free = error.errno not in (errno.EWOULDBLOCK, errno.EACCES)
+        yield free
+    finally:
+        if descriptor is not None:
+            os.close(descriptor)
+
+
 def _open(path: Path) -> int:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -8,15 +8,16 @@ from __future__ import annotations
 import inspect
 import math
 import re
+import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
 from tyro.conf import OmitArgPrefixes
 
-from bundle.errors import LabelcurveError
+from bundle.errors import LabelcurveError, near
 from training.recipes import TORCHVISION, Objective, Preset
 
 DEFAULT_FRACTIONS = (0.1, 0.5, 1.0)
@@ -39,7 +40,7 @@ class ImageOptions:
     """Folder of downloads and decoded pixels; by default the user's cache folder,
     ~/.cache/labelcurve on Linux."""
     clear_cache: Flag = False
-    """Remove the decoded pixels from the cache first."""
+    """Remove the decoded pixels of all data sets from the cache first, but those in use."""
     memory_gb: float | None = None
     """Decoded images that take more are read from the cache while they are used; by default a
     quarter of the memory of the machine or the container."""
@@ -199,7 +200,7 @@ class PretrainImageOptions:
     """Folder of downloads, decoded pixels and extractors; by default the user's cache folder,
     ~/.cache/labelcurve on Linux."""
     clear_cache: Flag = False
-    """Remove the decoded pixels from the cache first."""
+    """Remove the decoded pixels of all data sets from the cache first, but those in use."""
     memory_gb: float | None = None
     """Decoded images that take more are read from the cache while they are used; by default a
     quarter of the memory of the machine or the container."""
@@ -342,7 +343,26 @@ def parse_sweep(arguments: Sequence[str] | None = None) -> tuple[SweepOptions, l
         SweepOptions, prog="sweep", args=arguments, return_unknown_args=True
     )
     chosen, others = found
+    _check_known(others)
     return replace(chosen, data=chosen.data or ("cifar10",)), others
+
+
+def _check_known(given: Sequence[str]) -> None:
+    """What neither `sweep` nor `train` has ends it as a typing error does, with what is like it."""
+    known = {
+        "--" + field.name.replace("_", "-")
+        for kind in (SweepOptions, Options)
+        for field in fields(kind)
+    }
+    for argument in given:
+        name = argument.partition("=")[0].replace("_", "-")
+        if name.startswith("--") and name not in known:
+            print(
+                f"error: {argument}: neither `sweep` nor `train` has this option{near(name, known)}"
+                ". `sweep --help` and `train --help` list them",
+                file=sys.stderr,
+            )
+            sys.exit(2)
 
 
 @dataclass(frozen=True)

@@ -95,7 +95,7 @@ def run(options: PretrainOptions, start: float | None = None) -> dict[str, Any]:
     """
     began = time.monotonic() if start is None else start
     if options.clear_cache:
-        data.clear(options.cache)
+        data.clear(options.cache, say)
     images = data.load(
         options.data,
         size=options.image_size,
@@ -190,11 +190,12 @@ def obtain(
         theirs = imagenet.read(wanted, images.size)
         say(f"extractor: {wanted} {theirs.version}, learned with labels from {theirs.card.dataset}")
         return theirs
+    found: Extractor | None
     cache = cache or data.default_cache()
     objective: Objective = "relative-position" if recipe.backbone == "reference" else "contrastive"
     plan = short(pretraining(objective, len(images.train), images.size), len(images.train))
     if wanted != "auto":
-        found: Extractor | None = extractor.read(Path(wanted))
+        found = extractor.read(Path(wanted))
         found.load_into(build(recipe.backbone, images.train.images[:1], 2))  # does it fit?
     else:
         found = extractor.find(images.pixels_hash, recipe.backbone, images.size, flip, cache)

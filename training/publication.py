@@ -130,13 +130,13 @@ def publish(
         test=test_metrics,
         parity=parity,
         packages=versions(PACKAGES),
-        git_commit=about.commit,
     )
     record = Run(
         command=shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         started=about.started,
         host=platform.node(),
         hardware=hardware(device),
+        git_commit=about.commit,
         seconds=seconds,
         interruptions=about.interruptions,
         warnings=about.warnings,

@@ -119,7 +119,11 @@ def _publish(root: Path, bundle: Bundle, variant: Variant, graph: bytes, gain: G
     variants = tuple(sorted((*others, variant), key=lambda v: v.precision))
     manifest: Manifest = bundle.manifest.model_copy(update={"variants": variants})
     record: Run = store.read_run(bundle.path)
-    record = record.model_copy(update={"gains": {**record.gains, variant.precision: gain}})
+    more = {
+        "gains": {**record.gains, variant.precision: gain},
+        "git_commit": record.git_commit or bundle.manifest.git_commit,
+    }
+    record = record.model_copy(update=more)
     graphs = {**bundle.variants, variant.precision: graph}
     return store.publish(root, manifest, bundle.graph, card.write(manifest, record), record, graphs)
 

@@ -32,6 +32,7 @@ from training.finished import Finished
 from training.options import Options, SweepOptions
 from training.output import say
 from training.progress import Bar, duration
+from training.sources import open_source
 
 HEADER = "done     data            fraction  seed  accuracy  balanced  version       seconds  node"
 
@@ -76,7 +77,9 @@ def run(chosen: SweepOptions, others: Sequence[str]) -> dict[str, Any]:
     Raises:
         LabelcurveError: Ray is missing or not reached, or jobs failed; the others have ended then.
     """
-    base = options.parse(others)  # what is wrong with them is said before Ray starts
+    # What is wrong with them is said before Ray starts.
+    base = options.parse(others)
+    _check_there(chosen)
     jobs = _jobs(chosen, base, others)
     runs = base.out / RUNS
     bundles: list[dict[str, Any]] = []
@@ -148,8 +151,11 @@ def train(job: Job) -> dict[str, Any]:
     sys.argv = ["train", *job.arguments]  # for run.json
     with log.open("a" if again else "w", buffering=1) as file, redirect_stdout(file):
         say(job.sweep)
+        if chosen.clear_cache:  # once: what a job of this sweep has cached is there for the others
+            data.clear(chosen.cache, say, datetime.fromisoformat(job.sweep).timestamp())
         # What a first attempt did is not to be started over by the second.
-        document = jobs.run(replace(chosen, fresh=chosen.fresh and not again), part=True)
+        fresh = chosen.fresh and not again
+        document = jobs.run(replace(chosen, fresh=fresh, clear_cache=False), part=True)
     (entry,) = document["bundles"]
     return {"data": job.data, "node": os.uname().nodename, **entry}
 
@@ -192,6 +198,19 @@ def _jobs(chosen: SweepOptions, base: Options, others: Sequence[str]) -> list[Jo
                 given = (*arguments, *others)
                 jobs.append(Job(data, fraction, seed, given, chosen.cpus, Path.cwd(), sweep))
     return jobs
+
+
+def _check_there(chosen: SweepOptions) -> None:
+    """That there is what `--data` names, where this machine is one of those that work.
+
+    Raises:
+        DataError: there is not.
+    """
+    if chosen.address not in (None, "auto"):
+        return
+    for data in chosen.data:
+        if data not in ("cifar10", "digits") and not Path(data).expanduser().exists():
+            open_source(data, Path(), say)  # says what is allowed
 
 
 def _check_room(chosen: SweepOptions, gpus: float, nodes: Sequence[dict[str, Any]]) -> None:

@@ -24,6 +24,13 @@ def test_a_manifest_survives_the_way_through_json(fields: dict[str, Any]) -> Non
     assert manifest.class_names[3] == "3"
 
 
+def test_a_commit_of_an_older_release_is_read_and_not_written(fields: dict[str, Any]) -> None:
+    assert "git_commit" not in fields, "it would change the version"
+    manifest = Manifest.model_validate(fields | {"git_commit": "abc"})
+    assert manifest.git_commit == "abc"
+    assert "git_commit" not in manifest.model_dump_json()
+
+
 @pytest.mark.parametrize(
     ("key", "value"),
     [

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +15,6 @@ from tests.training.sets import write_parquet
 from training import job
 from training.options import Options
 from training.source import png
-
-
-@pytest.fixture(autouse=True)
-def no_git(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A commit made while the tests run would change the version of a bundle."""
-    monkeypatch.setenv("GIT_DIR", os.devnull)
 
 
 def trained(folder: Path, **more: Any) -> Bundle:

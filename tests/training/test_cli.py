@@ -135,12 +135,15 @@ def test_nothing_of_the_machine_is_in_graph_or_manifest(trained: Finished) -> No
 
 
 def test_the_same_seed_gives_the_same_version_in_whatever_company(
-    tmp_path: Path, cache: Path, trained: Finished
+    tmp_path: Path, cache: Path, trained: Finished, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # In the other run the same fraction came with another one, from another process.
+    # In the other run the same fraction came with another one, from another process, and git told
+    # something else of the code.
+    monkeypatch.setenv("LABELCURVE_COMMIT", "another")
     again = train(tmp_path, cache, *QUICK, "--fraction", "0.1")
     assert again.code == 0, again.stderr
     assert bundles(again)[0]["version"] == bundles(trained)[0]["version"]
+    assert store.read_run(Path(bundles(again)[0]["path"])).git_commit == "another"
 
 
 def test_the_reference_preset_publishes_too_and_test_can_stay_unread(

@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +25,6 @@ from training.checkpoint import Checkpoint
 from training.data import Data
 from training.grid import Cell
 from training.options import Options, PretrainOptions
-
-
-@pytest.fixture(autouse=True)
-def no_git(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A commit made while the tests run would change the version of a bundle."""
-    monkeypatch.setenv("GIT_DIR", os.devnull)
 
 
 def options(out: Path, cache: Path, **more: Any) -> Options:
@@ -144,12 +139,10 @@ def test_a_command_that_cannot_run_does_not_forget(
     out = tmp_path / "out"
     interrupted(out, cache, monkeypatch)
     other = tmp_path / "other.safetensors"
-    pretrain_job.run(
-        PretrainOptions(
-            **{"data": "digits", "image_size": 8, "objective": "relative-position"},
-            **{"epochs": 0.01, "device": "cpu", "out": other, "cache": cache},
-        )
+    given = PretrainOptions(
+        data="digits", image_size=8, device="cpu", cache=cache, epochs=0.01, out=other
     )
+    pretrain_job.run(replace(given, objective="relative-position"))
     for wanted, said in ((tmp_path / "nofile", "No such file"), (other, "does not fit")):
         with pytest.raises(LabelcurveError, match=said):
             job.run(options(out, cache, extractor=str(wanted), name="digits-scratch", fresh=True))

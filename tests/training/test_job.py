@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import os
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -18,12 +17,6 @@ from training.data import Data, Split
 from training.fractions import Subset
 from training.options import Options
 from training.recipes import Recipe, recipe
-
-
-@pytest.fixture(autouse=True)
-def no_git(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A commit made while the tests run would change the version of a bundle."""
-    monkeypatch.setenv("GIT_DIR", os.devnull)
 
 
 def options(out: Path, cache: Path, **more: object) -> Options:

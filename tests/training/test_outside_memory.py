@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 import sys
@@ -10,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from tests.training.sets import digit_rows, write_folder, write_parquet
-from tests.training.test_data import TEST, TRAIN, assert_same, loaded, shuffled
-from training import data, fractions
+from tests.training.test_data import TEST, TRAIN, assert_same, cached, loaded, shuffled
+from training import data, fractions, lock
 from training.data import Data
 from training.stored import Stored
 
@@ -105,3 +106,37 @@ def test_two_processes_decode_once(tmp_path: Path) -> None:
     both = [subprocess.Popen(command, stdout=subprocess.DEVNULL) for _ in range(2)]
     assert [one.wait(60) for one in both] == [0, 0]
     assert len(list((tmp_path / "cache" / "pixels").iterdir())) == 1
+
+
+IN_USE = """
+import sys, pathlib
+from training import data
+data.load(sys.argv[1], size=8, cache=pathlib.Path(sys.argv[2]), memory=1, say=lambda _: None)
+print("loaded", flush=True)
+sys.stdin.readline()
+"""
+
+
+def test_what_another_process_uses_or_decodes_is_not_cleared(tmp_path: Path) -> None:
+    cache, said = tmp_path / "cache", list[str]()
+    for name, rows in (("used", TRAIN), ("unused", TRAIN[:40])):
+        write_folder(tmp_path / name, rows)
+    loaded(tmp_path / "unused", cache)
+    (unused,) = (cache / "pixels").iterdir()
+    arguments = (sys.executable, "-c", IN_USE, str(tmp_path / "used"), str(cache))
+    with subprocess.Popen(arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == b"loaded\n"
+        (used,) = set((cache / "pixels").iterdir()) - {unused}
+        data.clear(cache, said.append)
+        other.communicate(b"\n")
+    assert list((cache / "pixels").iterdir()) == [used]
+    reads = "another process reads from it"
+    assert said == [f"--clear-cache leaves {used} (used) where it is: {reads}"]
+    with lock.hold(used.with_name(f".{used.name}.lock"), ""):
+        data.clear(cache, said.append)
+    assert re.fullmatch(r"--clear-cache leaves .* process \d+ on .* is decoding it", said[1])
+    data.clear(cache, said.append, used.stat().st_mtime)
+    assert used.exists(), "cached later"
+    data.clear(cache, said.append)
+    assert (cached(cache), len(said)) == ({}, 2)

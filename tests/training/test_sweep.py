@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import os
 import re
 import signal
 import socket
@@ -9,6 +8,7 @@ import sys
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -111,10 +111,48 @@ def test_jobs_that_no_machine_has_room_for_are_an_error_or_wait_aloud(
     assert "the jobs wait for a larger one" in capsys.readouterr().out
 
 
-def test_a_typing_error_proposes_the_right_option(capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    ("wrong", "right"),
+    [
+        ("--epoch", "--epochs"),
+        ("--adress", "--address"),
+        ("--check_point-seconds=3", "--checkpoint"),
+    ],
+)
+def test_a_typing_error_proposes_the_right_option(
+    wrong: str, right: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(SystemExit, match="2"):
-        jobs("--epoch", "3")
-    assert re.search(r"--epochs\b", capsys.readouterr().err)
+        jobs(wrong, "3")
+    assert (
+        f"error: {wrong}: neither `sweep` nor `train` has this option (perhaps you meant {right}"
+        in (capsys.readouterr().err)
+    )
+
+
+def test_data_that_is_not_there_is_said_before_ray_starts() -> None:
+    with pytest.raises(LabelcurveError, match=r"--data nowhere: no such folder\. Allowed: cifar10"):
+        sweep.run(SweepOptions(data=("digits", "nowhere")), [])
+
+
+def test_the_cache_is_cleared_once_a_sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["sweep"])
+    cleared: list[bool] = []
+
+    def run(given: options.Options, **_: object) -> dict[str, Any]:
+        cleared.append(given.clear_cache)
+        pixels = tmp_path / "pixels" / str(len(cleared))
+        pixels.mkdir(parents=True)
+        return {"bundles": [{"there": sorted(path.name for path in pixels.parent.iterdir())}]}
+
+    monkeypatch.setattr("training.job.run", run)
+    (tmp_path / "pixels" / "before").mkdir(parents=True)
+    both = jobs(
+        *("--data", "digits", "--fraction", "0.1", "--fraction", "0.5", "--clear-cache"),
+        *("--out", str(tmp_path / "out"), "--cache", str(tmp_path)),
+    )
+    assert [sweep.train(one)["there"] for one in both] == [["1"], ["1", "2"]]
+    assert cleared == [False, False]
 
 
 def test_every_option_has_its_line_of_help(capsys: pytest.CaptureFixture[str]) -> None:
@@ -145,7 +183,6 @@ def test_mean_and_spread_are_over_the_seeds() -> None:
 def test_a_second_attempt_goes_on_and_finds_what_the_first_published(
     tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("GIT_DIR", os.devnull)
     monkeypatch.setattr(sys, "argv", ["sweep"])
     (job,) = jobs(
         *QUICK, "--fraction", "0.1", "--out", str(tmp_path), "--cache", str(cache), "--fresh"
@@ -201,7 +238,9 @@ def test_a_sweep_on_this_machine_says_each_result_and_each_failure(
         *(str(SWEEP), *QUICK[2:], "--fraction", "0.1", "--cpus", "0.5"),
         *("--out", str(tmp_path)),
     ]
-    both = [*command, "--data", "digits", "--data", "nowhere"]
+    empty = tmp_path / "nothing"
+    empty.mkdir()
+    both = [*command, "--data", "digits", "--data", str(empty)]
     process, _ = started(both, cache, sweep.HEADER)
     below = psutil.Process(process.pid).children(recursive=True)
     process.send_signal(signal.SIGINT)
@@ -220,7 +259,7 @@ def test_a_sweep_on_this_machine_says_each_result_and_each_failure(
         process.communicate()
     assert process.returncode == 1
     assert "error: 1 of 2 jobs failed; the same command runs them again:" in stderr
-    assert "--data nowhere --fraction 0.1 --seed 0: --data nowhere: no such folder" in stderr
+    assert f"--data {empty} --fraction 0.1 --seed 0: {empty}" in stderr
     assert "Traceback" not in stderr
     row = r"(?m)^ +\d/2 +digits +10 % +0 +0\.\d{4} +0\.\d{4} +\w{12} "
     assert re.search(row, line + rest)
