@@ -3,20 +3,29 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import tomllib
 from pathlib import Path
 
 from container.engine import ROOT, Engine
 from container.report import Report
+from container.running import LOCKED
 
 BUDGET_MB = {"train": 6500, "serve": 3000, "serve-cpu": 550}
 """The most that each image may take on disk, in MB of 1,000,000 bytes."""
 
 TOOL = re.compile(
-    r"([\w.-]+-)?(cc|c\+\+|cpp|gcc|g\+\+|clang|ld|as|make|cmake|ninja|git|pip3?|uvx?|curl|wget)(-[\d.]+)?"
+    r"([\w.-]+-)?"
+    r"(cc|cc1\w*|c\+\+|cpp|gcc|g\+\+|clang(\+\+)?|ld(\.bfd|\.gold|\.lld)?|as|make|cmake|ninja|git"
+    r"|pip[\d.]*|uvx?|curl|wget)"
+    r"(-[\d.]+)?"
 )
 """With the machine's name before it and a version after it, too: x86_64-linux-gnu-gcc-12."""
+HEAVY = ("torch", "torchvision", "triton", "scipy", "onnx", "matplotlib")
+"""What serving needs nothing of."""
+HOME = {".bashrc", ".profile"}
+"""What Debian puts into root's."""
 CUDA_LIBRARY = re.compile(r"lib(cu|nv)\w*\.so(\.\d+)*")
 
 
@@ -44,6 +53,7 @@ def inspect(engine: Engine, report: Report, tag: str) -> int:
         contents(report, tag, root)
     finally:
         engine.run("image", "unmount", tag)
+    imports(engine, report, tag)
     return size
 
 
@@ -51,13 +61,11 @@ def contents(report: Report, tag: str, root: Path) -> None:
     """What may and what may not lie in an image, whose files are below `root`."""
     packages = root / "opt/labelcurve/lib/python3.11/site-packages"
     installed = {path.name.rsplit("-", 2)[0] for path in packages.glob("*.dist-info")}
-    folders = [
-        root / name for name in ("usr/bin", "usr/sbin", "usr/local/bin", "opt/labelcurve/bin")
-    ]
-    tools = {
-        path.name for folder in folders for path in folder.glob("*") if TOOL.fullmatch(path.name)
-    }
-    tools |= {path.name for path in (root / "usr").glob("lib*/gcc/**/cc1*")}
+    tools, caches = set(), set()
+    for folder, folders, files in os.walk(root):
+        caches |= {Path(folder, name) for name in folders if name == ".cache"}
+        paths = [Path(folder, name) for name in files if TOOL.fullmatch(name)]
+        tools |= {path for path in paths if path.lstat().st_mode & 0o111}
     report.check(f"{tag}: no compiler, installer or downloader", not tools, tools)
     report.check(f"{tag}: neither pip nor uv", not installed & {"pip", "uv"}, installed)
     scripts = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
@@ -65,17 +73,16 @@ def contents(report: Report, tag: str, root: Path) -> None:
     wanted = {name for name, target in scripts.items() if target.split(".")[0] in own}
     there = {path.name for path in (root / "opt/labelcurve/bin").glob("*")} & set(scripts)
     report.check(f"{tag}: the commands {', '.join(sorted(wanted))}", there == wanted, there)
-    caches = [
+    caches |= {
         path
         for pattern in (
-            *("root/*", "root/.cache", "home/*/*", "home/*/.cache", "media/*", "mnt/*"),
-            "var/lib/apt/lists/*",
-            "var/cache/apt/*",
-            *("tmp/*", "var/tmp/*"),
+            *("root/*", "home/*", "media/*", "mnt/*", "tmp/*", "var/tmp/*"),
+            *("var/lib/apt/lists/*", "var/cache/apt/*", "var/cache/ldconfig/*"),
             "run/secrets/*",  # the folder is where the build mounts them
         )
         for path in root.glob(pattern)
-    ]
+        if path.name not in HOME
+    }
     report.check(f"{tag}: no caches", not caches, caches)
     n_sources = len([path for path in (root / "src", packages / "tests") if path.exists()])
     report.check(f"{tag}: the project is installed, without its working tree", n_sources == 0)
@@ -95,13 +102,12 @@ def contents(report: Report, tag: str, root: Path) -> None:
         once = libraries and not twice
         report.check(f"{tag}: each of {len(libraries)} CUDA libraries once", once, twice)
     if tag != "train":
-        names = {"torch", "torchvision", "triton", "scipy", "onnx", "matplotlib"}
-        heavy = installed & names
+        heavy = installed & set(HEAVY)
         # Wherever they lie, and without what an installer writes beside them.
         heavy |= {
             str(path.relative_to(root))
             for folder in ("opt", "usr/lib", "usr/local")
-            for name in names
+            for name in HEAVY
             for path in (root / folder).glob(f"**/{name}/__init__.py")
             if path.parent.parent.name.endswith("-packages")
         }
@@ -114,3 +120,15 @@ def contents(report: Report, tag: str, root: Path) -> None:
             *("nvidia_cufft", "nvidia_curand", "nvidia_nvjitlink"),
         }
         report.check(f"{tag}: no CUDA but onnxruntime-gpu's", nvidia <= needed, nvidia - needed)
+
+
+def imports(engine: Engine, report: Report, tag: str) -> None:
+    """What neither Python of an image may find, wherever it lies."""
+    names = ["pip", "uv", *(HEAVY if tag != "train" else ("triton",))]
+    find = "[name for name in sys.argv[1:] if importlib.util.find_spec(name)]"
+    code = f"import importlib.util, sys; print({find})"
+    for python in ("python", "/usr/bin/python3"):
+        with report.attempt(f"{tag}: imports of {python}"):
+            command = ["run", "--rm", *LOCKED, "--entrypoint", python, tag, "-c", code, *names]
+            found = engine.output(*command)
+            report.check(f"{tag}: {python} finds no {', '.join(names)}", found == "[]", found)

@@ -41,7 +41,7 @@ def play(engine: Engine, report: Report, root: Path, digit: bytes) -> None:
     with report.attempt("podman plays the job's first pod"):
         start = time.monotonic()
         name = started(engine, pod, "train-0-train")
-        wait(lambda: not running(engine, name), 400, "the job's pod")
+        wait(lambda: not running(engine, name), 900, "the job's pod")
         status = exit_status(engine, name)
         report.check(
             f"podman plays the job's first pod ({time.monotonic() - start:.0f} s)",

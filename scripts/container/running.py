@@ -24,6 +24,17 @@ LOCKED = (
     *("--cap-drop", "all", "--security-opt", "no-new-privileges", "--network", "none"),
 )
 
+UNREADY = """
+from http.server import BaseHTTPRequestHandler, HTTPServer
+class Handler(BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(503 if self.path == "/readyz" else 200)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+HTTPServer(("0.0.0.0", 3000), Handler).serve_forever()
+"""
+"""A service whose models are not warm yet: it lives, and answers everything else."""
+
 
 def literal(engine: Engine, report: Report) -> None:
     """The command of the README as it stands, where there is neither a volume nor a network."""
@@ -198,21 +209,29 @@ def serve(engine: Engine, report: Report, tag: str, work: Path) -> None:
                 tail(logs(engine, container)),
             )
             engine.run("rm", "--force", container)
-    with report.attempt(f"{tag}: not healthy without the service"):
-        idle = engine.output(
-            "run", *LOCKED, *user, "--detach", "--entrypoint", "sleep", tag, "60"
-        ).splitlines()[-1]
-        done = engine.run("healthcheck", "run", idle)
-        engine.run("rm", "--force", "--time", "0", idle)
-        report.check(f"{tag}: not healthy without the service", done.returncode == 1)
+    with report.attempt(f"{tag}: not healthy before it is ready"):
+        command = ["run", *LOCKED, *user, "--detach", "--entrypoint", "python"]
+        unready = engine.output(*command, tag, "-c", UNREADY).splitlines()[-1]
+        pid = int(engine.output("inspect", "--format", "{{.State.Pid}}", unready))
+        wait(lambda: answers(pid), 60, "a service that is not ready")
+        done = engine.run("healthcheck", "run", unready)
+        engine.run("rm", "--force", "--time", "0", unready)
+        report.check(
+            f"{tag}: not healthy before it is ready", done.returncode == 1, done.returncode
+        )
 
 
 def ready(engine: Engine, container: str, pid: int) -> bool:
     """Whether the service is; a container that ended never will be."""
     if engine.output("inspect", "--format", "{{.State.Running}}", container) != "true":
         raise Failed(f"the container ended:\n{tail(logs(engine, container))}")
+    return answers(pid, 200)
+
+
+def answers(pid: int, status: int = 503) -> bool:
+    """Whether /readyz has this status, and any at all."""
     try:
-        return ask(pid, "GET", "/readyz")[0] == 200
+        return ask(pid, "GET", "/readyz")[0] == status
     except OSError:
         return False
 
