@@ -69,6 +69,7 @@ def run(options: Options) -> list[Finding]:
             *_many_models(bundle, image, work, options),
             _large_images(bundle, image, work, options),
             _cost(bundle, image, work, options),
+            *_int8(bundle, image, work, options),
         ]
 
 
@@ -165,10 +166,7 @@ def _large_images(bundle: Bundle, image: servers.Request, work: Path, options: O
 
 
 def _cost(bundle: Bundle, image: servers.Request, work: Path, options: Options) -> Finding:
-    models = work / "real"
-    models.mkdir()
-    (models / bundle.name).symlink_to(bundle.path.parent.resolve())
-    with _serve(models, options) as (url, pid, _):
+    with _serve(_alone(bundle, work), options) as (url, pid, _):
         wrk.load(url, image, work, pid, 32, 1)
         served, raw = [], []
         for _ in range(TURNS):
@@ -184,17 +182,69 @@ def _cost(bundle: Bundle, image: servers.Request, work: Path, options: Options) 
     )
 
 
+def _int8(bundle: Bundle, image: servers.Request, work: Path, options: Options) -> list[Finding]:
+    """Nothing where `quantize` has not added such a graph."""
+    variant = next((v for v in bundle.manifest.variants if v.precision == "int8"), None)
+    if variant is None:
+        say(f"{bundle.name} has no INT8 graph: left out; `quantize` adds one")
+        return []
+    graphs = (bundle.graph, bundle.variants["int8"])
+    rates: list[list[float]] = [[], []]
+    served: list[list[float]] = [[], []]
+    models = _alone(bundle, work)
+    with _serve(models, options) as fp32, _serve(models, options, "--precision", "int8") as int8:
+        services = (fp32, int8)
+        for turn in range(TURNS + 1):
+            for number in (0, 1) if turn % 2 else (1, 0):
+                url, pid, _ = services[number]
+                found = wrk.load(url, image, work, pid, 32, 2)
+                if turn:  # the first warms
+                    served[number].append(found.requests_per_s)
+    for turn in range(TURNS):
+        for number in (0, 1) if turn % 2 else (1, 0):
+            rates[number].append(1e3 / limit.measure(graphs[number], image.body).inference_ms)
+    fp32_rate, int8_rate = map(median, rates)
+    fp32_served, int8_served = map(median, served)
+    ratio = median(b / a for a, b in zip(*rates, strict=True))
+    before, after = bundle.manifest.test or bundle.manifest.val, variant.test or variant.val
+    lost = (before.accuracy - after.accuracy) * 100
+    return [
+        Finding(
+            what=f"{bundle.name} in INT8 against fp32, one thread of ONNX Runtime, {TURNS} turns",
+            target="at least 2.3 times the images/s, at most 0.3 points of accuracy lost",
+            found=f"{int8_rate:,.0f} and {fp32_rate:,.0f} images/s, {ratio:.2f} times; accuracy "
+            f"{after.accuracy:.2%} and {before.accuracy:.2%} on {after.n:,} images; served to 32 "
+            f"clients {int8_served:,.0f} and {fp32_served:,.0f} requests/s",
+            kept=ratio >= 2.3 and lost <= 0.3,
+        )
+    ]
+
+
+def _alone(bundle: Bundle, work: Path) -> Path:
+    """A folder of models with this one only."""
+    models = work / "real"
+    models.mkdir(exist_ok=True)
+    link = models / bundle.name
+    if not link.is_symlink():
+        link.symlink_to(bundle.path.parent.resolve())
+    return models
+
+
 @contextmanager
-def _serve(models: Path, options: Options) -> Iterator[tuple[str, int, float]]:
-    """URL, process and seconds until ready."""
+def _serve(models: Path, options: Options, *more: str) -> Iterator[tuple[str, int, float]]:
+    """URL, process and seconds until ready.
+
+    Args:
+        more: options of `serve`.
+    """
     port = free_port()
     url = f"http://127.0.0.1:{port}"
     command = [processes.command("serve"), "--models", str(models), "--port", str(port)]
-    log = options.out / f"serve-{models.name}.log"
+    log = options.out / f"serve-{'-'.join([models.name, *more]).replace('--', '')}.log"
     began = time.monotonic()
     with (
         log.open("wb") as output,
-        processes.child([*command, "--device", "cpu"], output) as process,
+        processes.child([*command, *more, "--device", "cpu"], output) as process,
     ):
         while True:
             try:
