@@ -4,25 +4,31 @@ error(n) = floor + scale * n ** -exponent, the form that test errors follow over
 data (Hestness et al. 2017; Rosenfeld et al. 2020). It is fitted by weighted least squares on the
 mean error of each fraction. Intervals come from a bootstrap over test images (the same images for
 every model) and over seeds (a normal deviate as wide as the pooled spread between seeds), widened
-where the points lie further from the curve than that explains.
+where the points lie further from the curve than that explains. A bootstrap has no width where the
+best fit lies on the edge of what is allowed, a floor of 0 for one, so an interval reaches at least
+as far as the profile likelihood does (Venzon and Moolgavkar 1988).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from math import inf, isfinite, log10
+from math import inf, isfinite
 
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks import curve_words
+from benchmarks.curve_words import MIN_FRACTIONS, count, percent
 from benchmarks.record import Check, Curve, CurvePoint, Estimate, Forecast, Model, Target
 from benchmarks.statistics import LEVEL
 
-MIN_FRACTIONS = 5
-"""A law of three unknowns from fewer points says nothing of its own uncertainty."""
 RESAMPLES = 1000
 EXPONENTS = np.geomspace(0.02, 3, 800)
+GRID = 200
+"""Floors that the profile likelihood tries."""
+PLAUSIBLE = 3.84
+"""Chi-squared above the best fit's: 95 % of its distribution with one degree of freedom."""
 REACH = 4.0
 """Times the most labels measured: beyond it no number of labels is named."""
 LEVELS = (
@@ -52,6 +58,23 @@ class Law:
             ratio = np.where(above > 0, self.scale / np.maximum(above, 1e-12), inf)
             result: NDArray[np.float64] = ratio ** (1 / self.exponent)
         return result
+
+
+@dataclass(frozen=True)
+class Laws:
+    """What an interval spans."""
+
+    samples: Law
+    """Of the bootstrap."""
+    edge: Law
+    """Of the profile likelihood: the outermost that are plausible."""
+
+    def span(self, of: Callable[[Law], NDArray[np.float64]]) -> tuple[float, float]:
+        """The 95 % interval of what follows from a law."""
+        # "nearest" where the values may be infinite, which nothing lies between.
+        low, high = np.percentile(of(self.samples), LEVEL, method="nearest")
+        edge = of(self.edge)
+        return min(float(low), float(edge.min())), max(float(high), float(edge.max()))
 
 
 @dataclass(frozen=True)
@@ -125,24 +148,26 @@ def _curve(
             text=(text,),
         )
     sampled = _sample(groups, right, spread)
-    law, best, misfit = fit(sampled.labels, sampled.errors, sampled.sigma, sampled.draws)
+    laws, best, misfit = fit(sampled.labels, sampled.errors, sampled.sigma, sampled.draws)
     most = points[-1].n_labels
+    lawful = misfit is None or misfit <= curve_words.FAR
     asked = targets or _levels(points)
-    line = np.geomspace(points[0].n_labels, most * REACH, 60)
+    line = np.geomspace(points[0].n_labels, most * (REACH if lawful else 1), 60)
     curve = Curve(
         variant=variant,
         points=points,
-        floor=_estimate(best.floor, law.floor),
-        scale=_estimate(best.scale, law.scale),
-        exponent=_estimate(best.exponent, law.exponent),
-        line=tuple(_forecast(best, law, n) for n in line),
-        next=tuple(_forecast(best, law, most * factor) for factor in (1.1, 2.0, 4.0)),
-        targets=tuple(_target(accuracy, best, law, points) for accuracy in asked),
+        floor=_estimate(best, laws, lambda law: law.floor),
+        scale=_estimate(best, laws, lambda law: law.scale),
+        exponent=_estimate(best, laws, lambda law: law.exponent),
+        line=tuple(_forecast(best, laws, n) for n in line),
+        next=tuple(_forecast(best, laws, most * f) for f in (1.1, 2.0, 4.0) if lawful),
+        targets=tuple(_target(accuracy, best, laws, points) for accuracy in asked if lawful),
         check=_check(sampled, spread),
         seed_spread=spread,
         misfit=misfit,
     )
-    return curve.model_copy(update={"text": _words(curve, price)})
+    taught = [group[0].n_unlabelled for group in groups]
+    return curve.model_copy(update={"text": curve_words.words(curve, taught, price)})
 
 
 def seed_spread(points: Sequence[CurvePoint]) -> float | None:
@@ -186,7 +211,7 @@ def fit(
     errors: NDArray[np.float64],
     sigma: NDArray[np.float64],
     draws: NDArray[np.float64],
-) -> tuple[Law, Law, float | None]:
+) -> tuple[Laws, Law, float | None]:
     """Fits the law to the errors and to every resampled row of them.
 
     Args:
@@ -196,9 +221,9 @@ def fit(
         draws: [R, F] resampled errors.
 
     Returns:
-        The laws of the samples, the law of the errors themselves (arrays of one), and the misfit:
-        the root of chi-squared over degrees of freedom, None without any. Above 1 it widens the
-        samples (the Birge ratio).
+        The laws that the intervals span, the law of the errors themselves (arrays of one), and the
+        misfit: the root of chi-squared over degrees of freedom, None without any. Above 1 it widens
+        the intervals (the Birge ratio).
     """
     # In units of the geometric mean, floor, scale and exponent depend less on each other.
     middle = float(np.exp(np.log(labels).mean()))
@@ -206,8 +231,10 @@ def fit(
     distance = (best[0, 0] + best[0, 1] * (labels / middle) ** -best[0, 2] - errors) / sigma
     degrees = len(labels) - best.shape[1]
     misfit = float(np.sqrt(np.sum(distance**2) / degrees)) if degrees > 0 else None
-    widened = errors + (draws - errors) * max(1.0, misfit or 1.0)
-    return _law(_solve(labels / middle, widened, sigma), middle), _law(best, middle), misfit
+    wider = max(1.0, misfit or 1.0)
+    sampled = _solve(labels / middle, errors + (draws - errors) * wider, sigma)
+    edge = _plausible(labels / middle, errors, sigma * wider)
+    return Laws(_law(sampled, middle), _law(edge, middle)), _law(best, middle), misfit
 
 
 def _solve(
@@ -235,17 +262,51 @@ def _solve(
     return np.stack([floor[every, picked], scale[every, picked], EXPONENTS[picked]], axis=1)
 
 
+def _plausible(
+    units: NDArray[np.float64], errors: NDArray[np.float64], sigma: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """For each floor and exponent of a grid the two scales at which chi-squared is `PLAUSIBLE`
+    above the least, where there are any.
+
+    Returns:
+        float64 [P, 3]: floor, scale, exponent.
+    """
+    w = sigma**-2
+    x = units ** -EXPONENTS[:, None]
+    floors = np.linspace(0, errors.min(), GRID)
+    above = errors - floors[:, None]
+    s2 = x**2 @ w
+    scale = np.maximum((above * w) @ x.T / s2, 0)
+    cost = (above**2 @ w)[:, None] - 2 * scale * ((above * w) @ x.T) + scale**2 * s2
+    room = cost.min() + PLAUSIBLE - cost
+    floor, exponent = np.nonzero(room >= 0)
+    half = np.sqrt(room[floor, exponent] / s2[exponent])
+    return np.concatenate(
+        [
+            np.stack(
+                [
+                    floors[floor],
+                    np.maximum(scale[floor, exponent] + way * half, 0),
+                    EXPONENTS[exponent],
+                ],
+                axis=1,
+            )
+            for way in (-1, 1)
+        ]
+    )
+
+
 def _law(rows: NDArray[np.float64], middle: float) -> Law:
     return Law(rows[:, 0], rows[:, 1] * middle ** rows[:, 2], rows[:, 2])
 
 
-def _estimate(value: NDArray[np.float64], samples: NDArray[np.float64]) -> Estimate:
-    low, high = np.percentile(samples, LEVEL)
-    return Estimate(value=float(value[0]), low=float(low), high=float(high))
+def _estimate(best: Law, laws: Laws, of: Callable[[Law], NDArray[np.float64]]) -> Estimate:
+    low, high = laws.span(of)
+    return Estimate(value=float(of(best)[0]), low=low, high=high)
 
 
-def _forecast(best: Law, law: Law, n: float) -> Forecast:
-    accuracy = _estimate(1 - best.error(n), 1 - law.error(n))
+def _forecast(best: Law, laws: Laws, n: float) -> Forecast:
+    accuracy = _estimate(best, laws, lambda law: 1 - law.error(n))
     return Forecast(n_labels=round(n), accuracy=accuracy)
 
 
@@ -253,13 +314,17 @@ def _check(sampled: _Sampled, spread: float | None) -> Check | None:
     """Foretells the largest fraction from the others; None when they are too few."""
     if len(sampled.labels) <= MIN_FRACTIONS:
         return None
-    law, best, _ = fit(
+    laws, best, _ = fit(
         sampled.labels[:-1], sampled.errors[:-1], sampled.sigma[:-1], sampled.draws[:, :-1]
     )
     n, measured = float(sampled.labels[-1]), 1 - float(sampled.errors[-1])
-    random = np.random.default_rng(1)
-    errors = law.error(n) * (1 + (spread or 0.0) * random.standard_normal(len(law.floor)))
-    predicted = _estimate(1 - best.error(n), 1 - errors)
+    expected = _forecast(best, laws, n).accuracy
+    own = 1.96 * (spread or 0.0) * (1 - expected.value)  # between seeds, of the measured point
+    predicted = Estimate(
+        value=expected.value,
+        low=max(0.0, expected.value - float(np.hypot(expected.value - expected.low, own))),
+        high=min(1.0, expected.value + float(np.hypot(expected.high - expected.value, own))),
+    )
     return Check(
         fitted_up_to=round(sampled.labels[-2]),
         n_fractions=len(sampled.labels) - 1,
@@ -279,25 +344,22 @@ def _levels(points: Sequence[CurvePoint]) -> list[float]:
     return below[-2:] + [level for level in LEVELS if level > best][:2]
 
 
-def _target(accuracy: float, best: Law, law: Law, points: Sequence[CurvePoint]) -> Target:
-    most = points[-1].n_labels
+def _target(accuracy: float, best: Law, laws: Laws, points: Sequence[CurvePoint]) -> Target:
+    least, most = points[0].n_labels, points[-1].n_labels
     n = float(best.labels(1 - accuracy)[0])
-    low, high = np.percentile(law.labels(1 - accuracy), LEVEL, method="nearest")
+    low, high = laws.span(lambda law: law.labels(1 - accuracy))
     share = percent(accuracy)
     reached = [p.n_labels for p in points if np.mean(p.accuracies) >= accuracy]
     if n > REACH * most:
         if isfinite(n):
             text = f"{share} lies beyond what this curve can tell: over {REACH:g} times the labels"
         else:
-            level, low_level, high_level = (
-                percent(1 - float(value), 1)
-                for value in (best.floor[0], *np.percentile(law.floor, LEVEL[::-1]))
-            )
+            level, *ends = (1 - float(best.floor[0]), *laws.span(lambda law: 1 - law.floor))
             text = (
-                f"{share} lies above where this curve levels off: {level} "
-                f"({low_level} to {high_level})"
+                f"{share} lies above where this curve levels off: {percent(level, 1)} "
+                f"({' to '.join(percent(end, 1) for end in ends)})"
             )
-        if low < REACH * most:
+        if most < low < REACH * most:
             text += f"; {count(low)} labels are the least that the data allow"
     else:
         text = f"{share} needs about {count(n)} labels"
@@ -311,81 +373,16 @@ def _target(accuracy: float, best: Law, law: Law, points: Sequence[CurvePoint]) 
         text = f"{share} was measured with {reached[0]:,} labels already"
         if n <= REACH * most:
             text += f"; the curve through all points says about {count(n)}"
+    if n < least:
+        text = f"{share} needs fewer labels than the least that were measured, {least:,}"
+        n = low = high = inf
     return Target(
         accuracy=accuracy,
         n_labels=_finite(n),
-        low=_finite(float(low)),
-        high=_finite(float(high)),
+        low=_finite(low),
+        high=_finite(high),
         text=text,
     )
-
-
-def _words(curve: Curve, price: float | None) -> tuple[str, ...]:
-    assert curve.floor is not None
-    assert curve.exponent is not None
-    points = curve.points
-    most, double = points[-1], curve.next[1]
-    assert curve.scale is not None
-    at = 1 - curve.floor.value - curve.scale.value * most.n_labels**-curve.exponent.value
-    gain = (double.accuracy.value - at) * 100
-    text = [target.text + "." for target in curve.targets]
-    words = (
-        f"Twice the labels ({count(double.n_labels)}) would give "
-        f"{percent(double.accuracy.value, 1)} ({percent(double.accuracy.low, 1)} to "
-        f"{percent(double.accuracy.high, 1)}), {gain:+.1f} points on the curve, which has "
-        f"{percent(at, 1)} at {most.n_labels:,}: {most.n_labels:,} more labels"
-    )
-    if price is not None:
-        cost = most.n_labels * price
-        words += f", {money(cost)} at {price:g} a label"
-    text.append(words + ".")
-    if curve.check is None:
-        text.append(
-            f"Not checked: to foretell the largest fraction takes {MIN_FRACTIONS} smaller ones."
-        )
-    else:
-        check = curve.check
-        text.append(
-            f"Checked: from {check.n_fractions} fractions up to {check.fitted_up_to:,} labels the "
-            f"curve foretells {percent(check.predicted.value)} "
-            f"({percent(check.predicted.low)} to {percent(check.predicted.high)}) at "
-            f"{check.n_labels:,}; measured {percent(check.measured)}, an error of "
-            f"{check.error * 100:+.2f} points, "
-            f"{'inside' if check.inside else 'OUTSIDE'} the interval"
-            + ("." if check.inside else ": do not trust this curve beyond its points.")
-        )
-    if curve.seed_spread is None:
-        text.append(
-            "Each fraction has one seed, so the intervals know nothing of the spread between runs "
-            "beyond what the points' distance from the curve shows."
-        )
-    if curve.misfit is not None and curve.misfit > 1.5:
-        text.append(
-            f"The points lie {curve.misfit:.1f} times as far from the curve as their spread "
-            "explains: the intervals are widened by that."
-        )
-    return tuple(text)
-
-
-def percent(share: float, digits: int | None = None) -> str:
-    """A share as `93.4 %`; without `digits` as many as it takes, two at most."""
-    text = f"{share * 100:.{2 if digits is None else digits}f}"
-    return f"{text.rstrip('0').rstrip('.') if digits is None else text} %"
-
-
-def count(value: float) -> str:
-    """A number of labels to two significant digits: what a curve can tell."""
-    if not isfinite(value):
-        return "any number of"
-    if value <= 0:
-        return "0"
-    digits = max(0, int(log10(value)) - 1)
-    return f"{round(value / 10**digits) * 10**digits:,}"
-
-
-def money(value: float) -> str:
-    """An amount: `1,400`, `0.60`."""
-    return f"{value:,.0f}" if value >= 100 else f"{value:,.2f}"
 
 
 def _finite(value: float) -> float | None:

@@ -47,7 +47,13 @@ def renewed(report: Report, options: Render) -> Report:
         for model in report.models
         if model.accuracy.right is not None
     }
-    per_label = options.price_per_label or report.price_per_label
+    per_hour, per_label = (
+        old if new is None else new
+        for new, old in (
+            (options.price_per_hour, report.price_per_hour),
+            (options.price_per_label, report.price_per_label),
+        )
+    )
     asked = options.target or tuple(
         dict.fromkeys(target.accuracy for curve in report.curves for target in curve.targets)
     )
@@ -59,7 +65,7 @@ def renewed(report: Report, options: Render) -> Report:
             "comparisons": (
                 statistics.comparisons(report.models, right) if whole else report.comparisons
             ),
-            "price_per_hour": options.price_per_hour or report.price_per_hour,
+            "price_per_hour": per_hour,
             "price_per_label": per_label,
         }
     )

@@ -23,6 +23,10 @@ HEADER = (
 )
 
 
+UNSTABLE = " (unstable)"
+"""Behind a rate whose last windows differed by more than 10 %."""
+
+
 def groups(report: Report) -> list[list[Model]]:
     """Models that differ in nothing but the seed, fewest labels first."""
     found: dict[tuple[str, float, int], list[Model]] = {}
@@ -52,7 +56,7 @@ def _row(models: Sequence[Model], several: bool) -> tuple[str, ...]:
         _mean([model.epochs for model in models], "{:.0f}"),
         _of_load(models, lambda load: load.p50_ms, "{:.1f}"),
         _of_load(models, lambda load: load.p99_ms, "{:.1f}"),
-        _of_load(models, lambda load: load.requests_per_s, "{:,.0f}"),
+        _of_load(models, lambda load: load.requests_per_s, "{:,.0f}") + unstable(models),
     )
 
 
@@ -67,6 +71,11 @@ def _of_load(models: Sequence[Model], pick: Callable[[Load], float | None], form
     values = [pick(model.load) for model in models if model.load is not None]
     known = [value for value in values if value is not None]
     return _mean(known, form) if known else "–"
+
+
+def unstable(models: Sequence[Model]) -> str:
+    """A mark for a rate that `bench` could not hold still; nothing for others."""
+    return UNSTABLE if any(m.load and m.load.stable is False for m in models) else ""
 
 
 def counted(n: int, thing: str) -> str:
@@ -98,6 +107,19 @@ COLUMNS = "Labels: training + validation. Balanced: mean of the classes' recalls
 """What the table's columns are."""
 
 
+def pool(models: Sequence[Model]) -> str:
+    """What the models learned from besides labels, as a sentence; nothing where it was nothing."""
+    others = sorted({model.n_unlabelled for model in models if model.n_unlabelled}, reverse=True)
+    if not others:
+        return ""
+    text = (
+        f"The models with fewer labels also learned from {others[0]:,}"
+        if len(others) == 1
+        else f"The models with fewer labels also learned from {others[0]:,} to {others[-1]:,}"
+    )
+    return f"{text} other training images without their labels. "
+
+
 def conditions(report: Report, trained_on: Sequence[str] = ()) -> str:
     """One sentence a figure cannot do without: n, seeds, clients, hardware, versions, command.
 
@@ -106,8 +128,10 @@ def conditions(report: Report, trained_on: Sequence[str] = ()) -> str:
         trained_on: hardware, where the times of training that stand beside it are not its own.
     """
     made = report.provenance
-    seeds = {len(group) for group in groups(report)}
-    runs = "one seed" if seeds == {1} else f"mean ± standard deviation over {max(seeds)} seeds"
+    seeds = sorted({len(group) for group in groups(report)})
+    runs = "one seed"
+    if seeds != [1]:
+        runs = f"mean ± standard deviation over {' or '.join(map(str, seeds))} seeds"
     text = f"{report.dataset.name}, {report.dataset.n_test:,} test images, {runs}. "
     text += COLUMNS
     load = next((model.load for model in report.models if model.load), None)
@@ -125,6 +149,7 @@ def conditions(report: Report, trained_on: Sequence[str] = ()) -> str:
         )
         scratch = any(model.extractor is None for model in report.models)
         text += ", `scratch` with random weights. " if scratch else ". "
+    text += pool(report.models)
     trained = sorted(set(trained_on) or {model.trained_on for model in report.models})
     text += (
         f"Trained on {'; '.join(trained)}. Measured on {made.cpu}, {counted(made.cores, 'core')}, "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from benchmarks import tables
 from benchmarks.record import Load, Report, Step
 from benchmarks.report import serving_plots
 from benchmarks.report.blocks import (
@@ -187,27 +188,39 @@ def _money(report: Report) -> Section | None:
     if not models:
         return None
     price = report.price_per_hour
+    threads = models[0].latency.threads
+    sessions = max(1, report.provenance.cores // threads)
     body = []
     for model in models:
         assert model.load is not None
         rate = model.load.requests_per_s
         best = max(batch.images_per_s for batch in model.latency.batches)
         row = [model.name, f"{model.accuracy.accuracy * 100:.2f} %"]
-        for each in (rate, best):
-            row.append(f"{1e6 / each / 3600:.2f}" if each else NONE)
+        for each, mark in ((rate, tables.unstable([model])), (best * sessions, "")):
+            row.append(f"{1e6 / each / 3600:.2f}{mark}" if each else NONE)
             if price is not None:
                 row.append(f"{per_million(each, price):,.3f}" if each else NONE)
         body.append(row)
     header = ["model", "accuracy", "served: hours"]
     header += [] if price is None else ["served: cost"]
     header += ["in batches: hours"] + ([] if price is None else ["in batches: cost"])
-    threads = models[0].latency.threads
     text = (
         "Machine hours for a million images: served as in the load test above, with the load "
         "generator on the same cores where it is so (then the service alone would need less), and "
-        f"offline in the best batch size with {threads} thread{'s' if threads > 1 else ''}, "
-        "without decoding."
+        "offline in the best batch size, without decoding, by "
+        f"{tables.counted(sessions, 'session')} with {tables.counted(threads, 'thread')} each, "
+        "reckoned from one such session."
     )
+    if found := report.saturation:
+        best_step = max(found.steps, key=lambda step: step.requests_per_s)
+        if best_step.requests_per_s:
+            text += (
+                f" At its best rate, {count(best_step.requests_per_s)} requests/s of "
+                f"{tables.counted(best_step.users or 0, 'client')}, serving {found.model} takes "
+                f"{1e6 / best_step.requests_per_s / 3600:.2f} hours."
+            )
+    if len({(model.graph_bytes, model.n_parameters) for model in models}) == 1:
+        text += " All of these are the same network: what differs between them here is chance."
     if price is None:
         text += " `--price-per-hour` turns them into money."
     else:

@@ -51,7 +51,9 @@ def section(report: Report) -> Section:
             blocks.append(Points(curve.text))
         blocks.append(_measured(curve))
         if curve.floor and curve.scale and curve.exponent:
-            blocks += [_law(curve, curve.floor, curve.scale, curve.exponent), _forecasts(curve)]
+            blocks.append(_law(curve, curve.floor, curve.scale, curve.exponent))
+            if curve.next:
+                blocks.append(_forecasts(curve))
     return Section("Learning curve", blocks)
 
 
@@ -98,7 +100,9 @@ def _forecasts(curve: Curve) -> Rows:
         )
         for f in curve.next
     ]
-    return Rows(("foretold", "accuracy", "95 % interval"), body)
+    failed = curve.check is not None and not curve.check.inside
+    first = "foretold, by a curve that failed its check" if failed else "foretold"
+    return Rows((first, "accuracy", "95 % interval"), body)
 
 
 def reference(report: Report) -> Section | None:
@@ -132,11 +136,23 @@ def reference(report: Report) -> Section | None:
         body.append(row)
     note = (
         f"Published: {published['note']} ([source]({published['url']})); one such figure has a "
-        f"95 % interval of about ± 1.9 points from its {published['n_test']:,} images alone. Run "
-        "here: its network, optimiser and stopping (`train --preset reference`, with `--extractor "
-        "none` for `scratch`) under this product's protocol, on all "
-        f"{report.dataset.n_test:,} test images, which chose nothing; mean ± standard deviation "
-        "over the seeds where there are several."
+        f"95 % interval of about ± 1.9 points from its {published['n_test']:,} images alone. "
+    )
+    if ours:
+        note += "`default` is this product's own recipe. "
+    if any(curve.variant.startswith("reference") for curve in others):
+        note += (
+            "`reference` is its network, optimiser and stopping under our protocol "
+            "(`train --preset reference`, with `--extractor none` for `scratch`). "
+        )
+    else:
+        note += (
+            "Its own network under our protocol is not among these models: `train --preset "
+            "reference` adds it. "
+        )
+    note += (
+        f"Run here: on all {report.dataset.n_test:,} test images, which chose nothing; mean ± "
+        "standard deviation over the seeds where there are several."
     )
     return Section("Beside the reference experiment", [Rows(header, body), Text(note)])
 

@@ -7,17 +7,21 @@ from benchmarks.record import Model, Report
 
 
 def variants(report: Report) -> list[str]:
-    """The variants, the one with the most fractions first and the default before others."""
+    """The variants: the default first, where it has two fractions, then by fractions."""
     found = {model.variant for model in report.models}
 
     def fractions(variant: str) -> int:
         return len({model.n_labels for model in report.models if model.variant == variant})
 
-    return sorted(found, key=lambda v: (-fractions(v), v != "default", v))
+    def place(variant: str) -> tuple[bool, int, str]:
+        n = fractions(variant)
+        return not (variant == "default" and n > 1), -n, variant
+
+    return sorted(found, key=place)
 
 
 def main_models(report: Report) -> list[Model]:
-    """One model a number of labels of the variant with the most of them, fewest labels first."""
+    """One model a number of labels of the first variant, fewest labels first."""
     variant = variants(report)[0]
     chosen: dict[int, Model] = {}
     for model in sorted(report.models, key=lambda m: (m.n_labels, m.seed)):

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from benchmarks import tables
-from benchmarks.power_law import money
+from benchmarks.curve_words import money
 from benchmarks.record import Model, Report
 from benchmarks.report.blocks import (
     Block,
@@ -22,6 +24,9 @@ from benchmarks.report.cost import per_million
 from benchmarks.report.drawing import colour
 from benchmarks.report.shown import main_models, seeds, variants
 from bundle.markdown import escaped
+
+SURELY = 3.3
+"""Standard errors: one in a thousand by chance."""
 
 
 def section(report: Report) -> Section:
@@ -62,7 +67,8 @@ def findings(report: Report) -> list[str]:
     curve = next((c for c in report.curves if c.variant == variant), None)
     if len(report.curves) > 1:
         found.append(
-            f"These lines are about **{variant}**, of which the most fractions were trained."
+            f"These lines are about **{variant}**"
+            + ("." if variant == "default" else ", of which the most fractions were trained.")
         )
     if curve:
         found += curve.text
@@ -111,9 +117,44 @@ def findings(report: Report) -> list[str]:
         if (found_at := report.saturation) and found_at.model == model.name:
             best = max(found_at.steps, key=lambda step: step.requests_per_s)
             if best.requests_per_s > rate:
-                words += f"; its best were {best.requests_per_s:,.0f}, of {best.users} clients"
+                words += (
+                    f"; its best were {best.requests_per_s:,.0f}, of "
+                    f"{tables.counted(best.users or 0, 'client')}"
+                )
         found.append(words + ".")
-    return found
+    return [*found, *_spoilt(models)]
+
+
+def _spoilt(models: Sequence[Model]) -> list[str]:
+    """Where more labels do not help, since the images are worse than those of the data set."""
+    measured = [model for model in models if model.robustness]
+    if len(measured) < 2:
+        return []
+    many = measured[-1].robustness
+    assert many is not None
+    worst: list[tuple[float, str]] = []
+    for index, shift in enumerate(many.shifts):
+        for model in measured[:-1]:
+            few = model.robustness
+            assert few is not None
+            a, b = few.shifts[index].accuracy, shift.accuracy
+            # The same images, so this standard error, as if of others, is too large at most.
+            error = ((a * (1 - a) + b * (1 - b)) / few.n) ** 0.5
+            if a - b > SURELY * error:
+                worst.append(
+                    (
+                        a - b,
+                        f"{shift.kind} {shift.level}: {model.name} {percent(a, 1)}, "
+                        f"{measured[-1].name} {percent(b, 1)}",
+                    )
+                )
+    if not worst:
+        return []
+    worst.sort(key=lambda pair: -pair[0])
+    return [
+        "More labels make it worse on some damaged images: "
+        f"{'; '.join(text for _, text in worst[:2])} (n = {many.n:,}). See Robustness."
+    ]
 
 
 def _variants(report: Report, main: str) -> list[str]:

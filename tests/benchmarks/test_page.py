@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from benchmarks.gallery import Gallery
-from benchmarks.record import Report
-from benchmarks.report import page
+from benchmarks.record import Model, Report
+from benchmarks.report import page, shown
 from bundle.errors import LabelcurveError
 
 
@@ -147,6 +147,63 @@ def test_a_knee_at_the_most_clients_is_no_promise(loaded: Report) -> None:
     text = page.markdown(loaded.model_copy(update={"saturation": rising}))
     assert "it may lie beyond" in text
     assert "only wait longer" not in text
+
+
+def test_a_rate_that_did_not_hold_still_is_marked_wherever_it_stands(loaded: Report) -> None:
+    assert "(unstable)" not in page.markdown(loaded)
+    first, *others = loaded.models
+    assert first.load is not None
+    shaky = first.model_copy(update={"load": first.load.model_copy(update={"stable": False})})
+    text = page.markdown(loaded.model_copy(update={"models": (shaky, *others)}))
+    assert text.count(" (unstable) |") == 2, "the table of the models, and that of the cost"
+
+
+def test_batches_and_service_cost_by_the_same_machine(loaded: Report) -> None:
+    best = max(batch.images_per_s for batch in loaded.models[0].latency.batches)
+    cores = loaded.provenance.cores
+    text = page.markdown(loaded)
+    assert f"{1e6 / best / 3600 / cores * 0.5:,.3f} |" in text, "0.5 an hour"
+    assert f"by {cores} session{'s' * (cores > 1)} with 1 thread each" in text
+
+
+def test_images_without_labels_are_not_passed_over(measured: Report) -> None:
+    assert "without their labels" not in page.markdown(measured)
+    first, *others = measured.models
+    taught = first.model_copy(update={"n_unlabelled": 1234})
+    text = page.markdown(measured.model_copy(update={"models": (taught, *others)}))
+    assert "also learned from 1,234 other training images without their labels" in text
+
+
+def test_more_labels_that_make_it_worse_on_damaged_images_are_a_finding(measured: Report) -> None:
+    first, *_, last = measured.models
+    assert last.robustness is not None
+    assert first.robustness is not None
+    index = 5
+    hit = last.robustness.shifts[index]
+
+    def with_accuracy(model: Model, accuracy: float) -> Model:
+        assert model.robustness is not None
+        shifts = list(model.robustness.shifts)
+        shifts[index] = hit.model_copy(update={"accuracy": accuracy})
+        found = model.robustness.model_copy(update={"shifts": tuple(shifts)})
+        return model.model_copy(update={"robustness": found})
+
+    for few, many, said in ((0.9, 0.2, True), (0.5, 0.45, False), (0.2, 0.9, False)):
+        pair = (with_accuracy(first, few), with_accuracy(last, many))
+        text = page.markdown(measured.model_copy(update={"models": pair}))
+        assert ("More labels make it worse on some damaged images: " in text) == said
+        assert (f"{hit.kind} {hit.level}: {first.name} 90.0 %, {last.name} 20.0 %" in text) == said
+
+
+def test_the_default_leads_where_it_has_several_fractions(measured: Report) -> None:
+    few, *_, many = (m.model_copy(update={"extractor": "contrastive"}) for m in measured.models)
+    more = [
+        few.model_copy(update={"name": f"r{n}", "preset": "reference", "n_labels_train": n})
+        for n in (100, 200, 300)
+    ]
+    for models, first in (((*more, few, many), "default"), ((*more, many), "reference")):
+        report = measured.model_copy(update={"models": models})
+        assert shown.variants(report)[0] == first
 
 
 def test_every_file_has_the_findings(loaded: Report) -> None:

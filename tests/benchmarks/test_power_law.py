@@ -108,11 +108,12 @@ def test_a_target_that_was_measured_is_not_foretold_higher(measured: Report) -> 
 def test_what_was_measured_stands_beside_no_upper_bound() -> None:
     best = power_law.Law(np.zeros(1), np.full(1, 50.0), np.ones(1))
     law = power_law.Law(np.repeat((0.0, 0.1), 50), np.full(100, 50.0), np.ones(100))
+    laws = power_law.Laws(law, best)
     points = [
         CurvePoint(n_labels=n, fraction=n / 2000, accuracies=(accuracy,), seconds=(1.0,))
         for n, accuracy in ((500, 0.9), (2000, 0.96))
     ]
-    text = power_law._target(0.95, best, law, points).text
+    text = power_law._target(0.95, best, laws, points).text
     assert text.startswith("95 % needs about 1,000 labels, at least 1,000; no upper bound")
     assert text.endswith(", but 2,000 had it")
 
@@ -133,8 +134,49 @@ def test_the_same_figures_give_the_same_curve(measured: Report) -> None:
     assert power_law.curves(*given) == power_law.curves(*given)
 
 
-@pytest.mark.parametrize(
-    ("value", "text"), [(31_234, "31,000"), (98, "98"), (1_249, "1,200"), (4, "4")]
-)
-def test_labels_to_two_digits(value: float, text: str) -> None:
-    assert power_law.count(value) == text
+def test_a_floor_at_the_edge_has_an_interval(measured: Report) -> None:
+    """The bootstrap has none: all its fits lie on the edge, too."""
+    random = np.random.default_rng(0)
+    labels = np.array(LABELS, np.float64)
+    errors = 2.5 * labels**-0.33
+    sigma = np.sqrt(errors * (1 - errors) / N)
+    draws = errors + 0.01 * sigma * random.standard_normal((100, len(errors)))
+    laws, best, _ = power_law.fit(labels, errors * [1, 1, 1, 1, 1, 0.97], sigma, draws)
+    low, high = laws.span(lambda law: law.floor)
+    assert best.floor[0] == low == 0
+    assert 0.005 < high < 0.05
+    # What is at the edge of the plausible lies as far from the points as it may.
+    edge = laws.edge.error(25_000.0)
+    assert edge.min() < best.error(25_000.0)[0] < edge.max()
+
+
+def test_nothing_is_foretold_from_points_on_no_power_law(measured: Report) -> None:
+    found, right = models(measured, LABELS)
+    worst = {**right, found[-1].name: right[found[0].name]}
+    (curve,) = power_law.curves(found, worst, targets=(0.93,))
+    assert curve.misfit is not None
+    assert curve.misfit > 3
+    assert (curve.targets, curve.next) == ((), ())
+    assert curve.line[-1].n_labels == 50_000
+    assert curve.text[0].startswith("Nothing is foretold: the points lie ")
+    assert not any("would give" in text for text in curve.text)
+
+
+def test_a_failed_check_is_said_before_what_rests_on_it(measured: Report) -> None:
+    found, right = models(measured, LABELS, seeds=2, spread=0.01)
+    for model in found[-2:]:
+        wrong = np.flatnonzero(~right[model.name])
+        right[model.name] = right[model.name].copy()
+        right[model.name][wrong[: len(wrong) // 6]] = True
+    (curve,) = power_law.curves(found, right)
+    assert curve.check is not None
+    assert not curve.check.inside
+    first = next(text for text in curve.text if not text.startswith("Nothing is foretold"))
+    assert first.startswith("This curve failed its check, do not trust it")
+
+
+def test_no_number_is_named_below_the_points(measured: Report) -> None:
+    (curve,) = power_law.curves(*models(measured, LABELS), targets=(0.5,))
+    (target,) = curve.targets
+    assert target.text == "50 % needs fewer labels than the least that were measured, 2,500"
+    assert (target.n_labels, target.low, target.high) == (None, None, None)
