@@ -23,6 +23,8 @@ from benchmarks.record import Comparison, Estimate, Load, Model, Report
 from bundle.errors import LabelcurveError
 
 SIGNIFICANT = 0.05
+ROUNDS = 3
+"""Windows of fewer are parts of one run, and vary less than two runs do."""
 CONDITIONS = ("cpu", "cores", "python")
 LOADS = {
     "users": "the numbers of clients",
@@ -149,6 +151,7 @@ def markdown(a: Report, b: Report) -> str:
         same = " (same version)" if pair.a.version == pair.b.version else ""
         one, other = pair.a.accuracy.accuracy, pair.b.accuracy.accuracy
         change = f"{(other - one) * 100:+.2f}" if comparable else "–"
+        still = _still(pair.a.load) and _still(pair.b.load)
         body.append(
             (
                 name + same,
@@ -156,14 +159,17 @@ def markdown(a: Report, b: Report) -> str:
                 f"{other:.2%}",
                 _points(pair.accuracy) if pair.accuracy else change,
                 _p(pair.accuracy.p_value) if pair.accuracy else "–",
-                _times(pair.rate),
-                _times(pair.p50),
+                _times(pair.rate, still),
+                _times(pair.p50, still),
             )
         )
     header = ("model", "A", "B", "B minus A, points", "p", "requests/s, B / A", "p50, B / A")
     text = tables.markdown(header, body)
     text += "\nIn brackets: 95 % intervals, over test images and over windows of the load test. "
-    text += "p: McNemar's exact test, two models on the same images; other seeds are not in it.\n"
+    text += "p: McNemar's exact test, two models on the same images; other seeds are not in it. "
+    text += f"A star is a difference that chance alone shows once in {1 / SIGNIFICANT:.0f} times, "
+    text += f"and here are {len(body)} row{'s' * (len(body) > 1)} of three. Rates and latencies "
+    text += f"have none where a run was unstable or had less than {ROUNDS} rounds.\n"
     return text + "".join(f"\nNOTE {doubt}\n" for doubt in doubts(a, b))
 
 
@@ -172,11 +178,16 @@ def _points(found: Comparison) -> str:
     return f"{d.value * 100:+.2f} ({d.low * 100:+.2f} to {d.high * 100:+.2f})"
 
 
-def _times(found: Estimate | None) -> str:
+def _still(load: Load | None) -> bool:
+    """Whether windows of a load test are enough apart, and alike, to tell chance from more."""
+    return load is not None and load.rounds >= ROUNDS and load.stable is not False
+
+
+def _times(found: Estimate | None, still: bool) -> str:
     if found is None:
         return "–"
     text = f"{found.value:.2f} ({found.low:.2f} to {found.high:.2f})"
-    return text if found.low <= 1 <= found.high else f"{text} *"
+    return f"{text} *" if still and not found.low <= 1 <= found.high else text
 
 
 def _p(value: float) -> str:

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import binascii
+from base64 import b64decode
 from contextlib import suppress
-from typing import Any, Final, Literal
+from typing import Annotated, Any, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from bundle.manifest import Choice, Epoch
 
 SCHEMA_VERSION: Final = 1
 
+Share = Annotated[float, Field(ge=0, le=1)]
+
 
 class _Record(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class Provenance(_Record):
@@ -97,14 +101,14 @@ class Accuracy(_Record):
     F1, precision and recall are weighted by class frequency.
     """
 
-    n: int
-    accuracy: float
-    accuracy_low: float
-    accuracy_high: float
+    n: Annotated[int, Field(gt=0)]
+    accuracy: Share
+    accuracy_low: Share
+    accuracy_high: Share
     """Wilson's 95 % interval over test images; it says nothing about other seeds."""
-    f1: float
-    precision: float
-    recall: float
+    f1: Share
+    precision: Share
+    recall: Share
     loss: float
     """Mean negative log-likelihood in nats."""
     per_class: dict[str, ClassScore]
@@ -138,6 +142,23 @@ class Accuracy(_Record):
             data = data | {"balanced_accuracy": sum(recalls) / len(recalls)}
         return data
 
+    @model_validator(mode="after")
+    def _agree(self) -> Accuracy:
+        images = sum(map(sum, self.confusion))
+        if images != self.n:
+            raise ValueError(f"confusion has {images:,} images where n is {self.n:,}")
+        hits = round(self.accuracy * self.n)
+        if sum(row[i] for i, row in enumerate(self.confusion)) != hits:
+            raise ValueError(f"confusion has not the {hits:,} right answers of the accuracy")
+        if self.right is not None:
+            try:
+                bits = b64decode(self.right, validate=True)
+            except binascii.Error as error:
+                raise ValueError(f"right: {error}") from error
+            if len(bits) != -(-self.n // 8) or sum(map(int.bit_count, bits)) != hits:
+                raise ValueError(f"right holds not {self.n:,} images of which {hits:,} are right")
+        return self
+
 
 class BatchLatency(_Record):
     """One ONNX Runtime call with a batch of `batch` images, in ms."""
@@ -163,7 +184,7 @@ class Latency(_Record):
     provider: str
     threads: int
     rounds: int
-    batches: tuple[BatchLatency, ...]
+    batches: Annotated[tuple[BatchLatency, ...], Field(min_length=1)]
 
 
 class Stage(_Record):
@@ -250,7 +271,7 @@ class Saturation(_Record):
     """One model from a single client to saturation, and at fixed arrival rates."""
 
     model: str
-    steps: tuple[Step, ...]
+    steps: Annotated[tuple[Step, ...], Field(min_length=1)]
     knee: int | None
     """The fewest clients with 95 % of the best rate: more only wait. None when nothing answered."""
     client_bound: bool
@@ -414,7 +435,7 @@ class Report(_Record):
 
     schema_version: Literal[1] = SCHEMA_VERSION
     dataset: Dataset
-    models: tuple[Model, ...]
+    models: Annotated[tuple[Model, ...], Field(min_length=1)]
     """Fewest labels first."""
     warnings: tuple[str, ...]
     """What the reader must know before using a figure; empty after a clean run."""
@@ -429,3 +450,16 @@ class Report(_Record):
     """Of the machine that serves."""
     price_per_label: float | None = None
     provenance: Provenance
+
+    @model_validator(mode="after")
+    def _of_one_data_set(self) -> Report:
+        names = self.dataset.class_names
+        for model in self.models:
+            if model.accuracy.n != self.dataset.n_test:
+                raise ValueError(
+                    f"{model.name} was measured on {model.accuracy.n:,} images, the data set has "
+                    f"{self.dataset.n_test:,}"
+                )
+            if set(model.accuracy.per_class) != set(names):
+                raise ValueError(f"{model.name} has other classes than the data set")
+        return self

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -53,11 +54,17 @@ def write(out: Path, report: Report, shown: Sequence[Gallery] = ()) -> dict[str,
     try:
         # Before the plots are drawn, which takes seconds.
         (out / PLOTS).mkdir(parents=True, exist_ok=True)
-        written = set()
-        for path, content in _contents(out, report, shown):
+        for name in FILES.values():
+            if (out / name).is_dir():
+                raise IsADirectoryError(errno.EISDIR, f"{name} is a folder there")
+        # All of it first: an end in the middle must not leave a part of this report and a part of
+        # an earlier one.
+        contents = dict(_contents(out, report, shown))
+        for path, content in contents.items():
             files.replace(path, content)
-            written.add(path)
-        for stale in set((out / PLOTS).glob("*.png")) - written:  # of a report with more in it
+        for stale in (
+            set((out / PLOTS).glob("*.png")) - contents.keys()
+        ):  # of a report with more in it
             stale.unlink()
     except OSError as error:
         raise LabelcurveError(

@@ -41,6 +41,20 @@ def test_what_is_more_than_chance_is_marked(measured: Report) -> None:
     assert ") *" in compare.markdown(a, b)
 
 
+@pytest.mark.parametrize("update", [{"stable": False}, {"rounds": 2}])
+def test_rates_that_did_not_hold_still_have_no_star(
+    measured: Report, update: dict[str, object]
+) -> None:
+    a, b = rated(measured, 100), rated(measured, 130)
+    first = b.models[0]
+    assert first.load is not None
+    shaky = first.model_copy(update={"load": first.load.model_copy(update=update)})
+    text = compare.markdown(a, b.model_copy(update={"models": (shaky,)}))
+    assert "1.30 (1.2" in text
+    assert ") *" not in text
+    assert "here are 1 row of three" in text
+
+
 def test_other_models_of_one_name_are_compared_image_by_image(measured: Report) -> None:
     low, high = measured.models[0], measured.models[-1]
     other = measured.model_copy(

@@ -34,6 +34,31 @@ def test_a_folder_that_cannot_be_written_is_named(measured: Report, tmp_path: Pa
         page.write(tmp_path / "file" / "out", measured)
 
 
+def test_an_end_while_it_is_drawn_leaves_the_earlier_report_whole(
+    measured: Report, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths = page.write(tmp_path, measured)
+    before = {kind: path.read_bytes() for kind, path in paths.items()}
+    other = measured.model_copy(update={"notes": ("another",)})
+
+    def stopped(*_: object) -> str:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(page, "html", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        page.write(tmp_path, other)
+    assert {kind: path.read_bytes() for kind, path in paths.items()} == before
+
+
+def test_a_folder_in_the_place_of_a_file_is_named_before_anything_is_written(
+    measured: Report, tmp_path: Path
+) -> None:
+    (tmp_path / "report.html").mkdir()
+    with pytest.raises(LabelcurveError, match=r"report\.html is a folder there; .*--out"):
+        page.write(tmp_path, measured)
+    assert not (tmp_path / "report.json").exists()
+
+
 def test_the_page_stands_alone(loaded: Report) -> None:
     text = page.html(loaded)
     assert not re.search(r"(src|href)=\"(?!#|data:)", text)
@@ -196,7 +221,10 @@ def test_more_labels_that_make_it_worse_on_damaged_images_are_a_finding(measured
 
 
 def test_the_default_leads_where_it_has_several_fractions(measured: Report) -> None:
-    few, *_, many = (m.model_copy(update={"extractor": "contrastive"}) for m in measured.models)
+    few, *_, many = (
+        m.model_copy(update={"extractor": "contrastive", "preset": "default", "besides": ""})
+        for m in measured.models
+    )
     more = [
         few.model_copy(update={"name": f"r{n}", "preset": "reference", "n_labels_train": n})
         for n in (100, 200, 300)
