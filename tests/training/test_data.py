@@ -321,7 +321,7 @@ def test_from_the_cache_unreadable_images_are_named_where_they_are_now(tmp_path:
 def test_in_parquet_unreadable_images_are_named_by_row(tmp_path: Path) -> None:
     rows = [*TRAIN[:30], (2, b"no image"), *TRAIN[30:]]
     write_parquet(tmp_path / "set" / "train.parquet", rows)
-    with pytest.raises(DataError, match=r"set train row 30: not an image that can be read"):
+    with pytest.raises(DataError, match=r"train\.parquet row 30: not an image that can be read"):
         loaded(tmp_path / "set", tmp_path / "cache")
 
 
