@@ -49,5 +49,23 @@ def check_temporary() -> None:
         ) from error
 
 
+def check_out(path: Path) -> None:
+    """Before the work whose results go there: `path` is a folder that can be written, or made.
+
+    Raises:
+        LabelcurveError: it cannot be written.
+    """
+    there = path
+    try:
+        while not there.exists():
+            there = there.parent
+        tempfile.TemporaryFile(dir=there).close()
+    except OSError as error:
+        raise LabelcurveError(
+            f"{there} is no folder that can be written ({error.strerror}), and results are to be "
+            f"in {path}: name another place with --out"
+        ) from error
+
+
 def _prefix(path: Path) -> str:
     return f".{path.name.lstrip('.')}-"

@@ -78,18 +78,20 @@ class Checkpoint:
         found = self._open()
         return None if found is None else found["about"]
 
-    def save(self, state: Callable[[], dict[str, Any]], *, healthy: Callable[[], bool]) -> None:
+    def save(self, state: Callable[[], dict[str, Any]], *, check: Callable[[], object]) -> None:
         """Called after each step: writes when it is time, or when the run is to end now.
 
         Args:
             state: makes the state, of what `torch.load` reads with `weights_only`.
-            healthy: whether it is worth going on from: a state with NaN is not.
+            check: raises where the state is not worth going on from: a loss is no number.
 
         Raises:
+            DivergedError: by `check`; nothing is written.
             interruption.Stopped: a signal came; the state is written.
         """
         stopping = interruption.pending()
-        if (stopping or time.monotonic() - self._last >= self._seconds) and healthy():
+        if stopping or time.monotonic() - self._last >= self._seconds:
+            check()
             self.write(state())
         if stopping:
             interruption.stop()

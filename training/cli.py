@@ -107,6 +107,15 @@ def _main(run: Callable[[], dict[str, Any] | None], hint: str) -> None:
     except LabelcurveError as error:
         output.tell(f"error: {error}")
         sys.exit(1)
+    except (ImportError, MemoryError) as error:
+        # What torch's libraries say where `ulimit -v` or the container leaves no room for them.
+        if isinstance(error, ImportError) and "failed to map segment" not in str(error):
+            raise
+        output.tell(
+            f"error: no memory is left ({error}): allow the process more (`ulimit -v`, the "
+            "container's limit)"
+        )
+        sys.exit(1)
     except interruption.Stopped as stopped:
         for signum in interruption.CODES:  # it ends already
             signal.signal(signum, signal.SIG_IGN)

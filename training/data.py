@@ -160,7 +160,7 @@ def load(
             for split, rows in source.splits.items()
         }
         unreadable = json.loads((folder / "meta.json").read_text())["unreadable"]
-    except (OSError, ValueError, EOFError) as error:
+    except (OSError, ValueError, EOFError, LookupError, TypeError) as error:
         raise _damaged(folder, error) from error
     _report_unreadable(unreadable, source, skip_unreadable, say)
     train = loaded["train"]
@@ -255,7 +255,8 @@ def _at_hand(folder: Path, source: Source, size: int, memory: int, say: Say) -> 
 
 def _damaged(folder: Path, error: Exception) -> DataError:
     return DataError(
-        f"the cached pixels in {folder} are damaged ({error}): decode them anew with --clear-cache"
+        f"the cached pixels in {folder} are damaged ({str(error).partition('. ')[0]}): decode them "
+        "anew with --clear-cache"
     )
 
 
@@ -404,6 +405,12 @@ def _open(folder: Path, split: str, rows: Rows, size: int, memory: int, stored: 
     read, where = rows.read, rows.where
     path = folder / f"{split}-rows.npy"
     order = np.load(path, mmap_mode="r").astype(np.int32)
+    there = np.zeros(len(rows.labels), bool)
+    there[order] = True
+    if there.sum() != len(order):
+        raise ValueError(f"{path.name} names a row twice")
+    known = digests.in_file(folder / f"{split}-digests.npy", len(order))
+    known.check()
     # Looked up for a few rows: mapped anew, without the pages that were read just now.
     looked_up = np.load(path, mmap_mode="r")
     file = folder / f"{split}-images.npy"
@@ -414,10 +421,12 @@ def _open(folder: Path, split: str, rows: Rows, size: int, memory: int, stored: 
         images = in_file(file, memory)
     else:
         images = np.load(file, mmap_mode="r")
+    if tuple(images.shape) != (len(order), size, size, 3):
+        raise ValueError(f"{file.name} holds {images.shape}")
     return Split(
         images=images,
         labels=rows.labels[order],
-        digests=digests.in_file(folder / f"{split}-digests.npy", len(order)),
+        digests=known,
         read=lambda i: read(int(looked_up[i])),
         where=lambda i: where(int(looked_up[i])),
     )

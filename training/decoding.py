@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -14,7 +13,7 @@ from numpy.typing import NDArray
 
 from bundle import preprocess
 from bundle.errors import ImageError
-from training.digests import sort
+from training.digests import of_image, sort
 from training.progress import Bar, duration
 from training.source import Rows, Say
 from training.stored import in_order
@@ -120,10 +119,11 @@ def _decoded(
             image = preprocess.decode(rows.read(row), size=size)
         except ImageError as error:
             return row, b"", str(error)
-        pixels = np.asarray(image)
-        digest = hashlib.sha256(np.array(pixels.shape, np.int64).tobytes())
-        digest.update(np.ascontiguousarray(pixels).data)
-        return row, digest.digest(), np.ascontiguousarray(preprocess.resize(image, size))
+        return (
+            row,
+            of_image(np.asarray(image)),
+            np.ascontiguousarray(preprocess.resize(image, size)),
+        )
 
     def several(chunk: range) -> list[tuple[int, bytes, NDArray[np.uint8] | str]]:
         return [one(row) for row in chunk]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -37,6 +38,19 @@ class Digests:
         for first in range(0, len(self), AT_ONCE):
             yield first, self[first : first + AT_ONCE]
 
+    def check(self) -> None:
+        """Whether they can be those of sorted images.
+
+        Raises:
+            ValueError: they are not in order.
+        """
+        last = np.uint64(1)  # no image has a digest that begins with eight zeros
+        for _, part in self.parts():
+            first = word(part, 0)
+            if first[0] < last or (first[1:] < first[:-1]).any():
+                raise ValueError(f"{self.file.name} is out of order")
+            last = first[-1]
+
     def __len__(self) -> int:
         return self.n if self.rows is None else len(self.rows)
 
@@ -54,6 +68,13 @@ class Digests:
         self, dtype: np.dtype[Any] | None = None, copy: bool | None = None
     ) -> NDArray[np.void]:
         return self[:]
+
+
+def of_image(image: NDArray[np.uint8]) -> bytes:
+    """The SHA-256 of an image, uint8 [H, W, 3], before it is resized."""
+    total = hashlib.sha256(np.array(image.shape, np.int64).tobytes())
+    total.update(np.ascontiguousarray(image).data)
+    return total.digest()
 
 
 def in_file(path: Path, n: int) -> Digests:

@@ -149,6 +149,12 @@ def finetune(
 
     total = steps * recipe.epochs
 
+    def train_loss() -> float:
+        """Mean over the epoch so far; raises where it is no number."""
+        found = float(at.loss) / (at.in_epoch * labelled.batch)
+        _check_finite("training", found, len(history) + 1, optimizers.lr)
+        return found
+
     def progress() -> float:
         """Of the run, from 0 to 1 and above."""
         done = at.step / total
@@ -204,20 +210,19 @@ def finetune(
             at.taught += teach
             distributed.heed()
             if checkpoint is not None:
-                checkpoint.save(state, healthy=lambda: bool(torch.isfinite(at.loss)))
+                checkpoint.save(state, check=train_loss)
         if at.in_epoch == 0:  # the time ran out between two epochs
             break
         trained = clock() - at.epoch_began
         seen = at.in_epoch * labelled.batch
         number = len(history) + 1
-        train_loss = float(at.loss) / seen
-        _check_finite("training", train_loss, number, optimizers.lr)
+        loss_seen = train_loss()
         val_logits = distributed.gathered(predict_logits(judged, own_val, device))
         val_scores = scores(val_logits, val.labels)
         _check_finite("validation", val_scores.loss, number, optimizers.lr)
         row = Epoch(
             epoch=number,
-            train_loss=train_loss,
+            train_loss=loss_seen,
             train_accuracy=float(at.correct) / seen,
             val_loss=val_scores.loss,
             val_accuracy=val_scores.accuracy,

@@ -7,19 +7,26 @@ not ended some seconds after SIGTERM, because a step takes long, ends without wa
 
 from __future__ import annotations
 
+import atexit
 import os
+import shutil
 import signal
 import sys
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import NoReturn
 
 GRACE = 7.0
 """Seconds after SIGTERM; orchestrators kill after ten."""
 
 CODES = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGHUP: 129}
+
+
+_leftovers: list[Path] = []
+"""Folders that go with the process."""
 
 
 class Stopped(BaseException):
@@ -44,6 +51,12 @@ def install() -> None:
     # Bytes arrive here even while the main thread is deep in one long operation of torch.
     signal.set_wakeup_fd(write, warn_on_full_buffer=False)
     threading.Thread(target=_watch, args=(read,), daemon=True).start()
+
+
+def remove_at_end(folder: Path) -> None:
+    """Removes a folder when the process ends, also where it ends without waiting for a step."""
+    _leftovers.append(folder)
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
 
 
 @contextmanager
@@ -102,4 +115,6 @@ def _watch(pipe: int) -> None:
     time.sleep(GRACE)
     message = "\nstopped in the middle of a step; the last checkpoint is what is left of the run\n"
     os.write(sys.__stderr__.fileno() if sys.__stderr__ else 2, message.encode())
+    for folder in _leftovers:
+        shutil.rmtree(folder, ignore_errors=True)
     os._exit(CODES[signal.SIGTERM])

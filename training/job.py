@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from bundle import files
 from bundle.errors import BundleError, DivergedError
 from bundle.machine import git_commit
 from bundle.manifest import Epoch
@@ -66,6 +67,8 @@ def run(
         LabelcurveError: the data, the device, the training or the export is not as it must be.
     """
     start = time.monotonic() if start is None else start
+    if not options.dry_run:
+        files.check_out(options.out)
     if options.clear_cache:
         data.clear(options.cache, say)
     images = data.load(
@@ -89,7 +92,8 @@ def run(
         return grid.dry_run(images, cells, say)
     if options.mlflow is not None:
         connect(options.mlflow)
-    _make(options.out)
+    for cell in cells:
+        files.check_out(options.out / cell.name)
     with ExitStack() as locks:
         for cell in cells:
             busy = (
@@ -361,15 +365,6 @@ def _forget(folder: Path) -> None:
     for path in folder.glob("*checkpoint*"):
         path.unlink(missing_ok=True)
     Finished(folder).remove()
-
-
-def _make(out: Path) -> None:
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise BundleError(
-            f"--out {out} cannot be made: {error.strerror}. Name another folder with --out"
-        ) from error
 
 
 def _check_room(folder: Path, network: torch.nn.Module) -> None:

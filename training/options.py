@@ -136,9 +136,11 @@ class Options(OutputOptions, TrainingOptions, LabelOptions, ImageOptions):
             raise LabelcurveError("--epochs and --max-minutes exclude each other: give one of them")
         if self.seeds < 1:
             raise LabelcurveError(f"--seeds {self.seeds}: allowed are 1 and more")
-        if self.name is not None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", self.name):
+        # A bundle's name has more after it, and a file system takes 255.
+        if self.name is not None and not re.fullmatch(r"[A-Za-z0-9][\w.-]{,199}", self.name, re.A):
             raise LabelcurveError(
-                f"--name {self.name!r}: allowed are letters, digits, dot, underscore and hyphen"
+                f"--name {self.name!r}: allowed are up to 200 letters, digits, dots, underscores "
+                "and hyphens, a letter or digit first"
             )
         if re.match(rf"{TORCHVISION}(?!\w+(=|$))", self.extractor):
             raise LabelcurveError(
@@ -262,7 +264,7 @@ class PretrainOptions(PretrainOutputOptions, PretrainTrainingOptions, PretrainIm
             raise LabelcurveError("--epochs and --max-minutes exclude each other: give one of them")
         if self.batch_size is not None and self.batch_size < 2:
             raise LabelcurveError(f"--batch-size {self.batch_size}: allowed are 2 and more")
-        if self.out is not None and self.out.suffix != ".safetensors":
+        if self.out is not None and (self.out.suffix != ".safetensors" or self.out.is_dir()):
             raise LabelcurveError(f"--out {self.out}: allowed is a file name in .safetensors")
         _check_common(self.seed, self.image_size, self.checkpoint_seconds)
         _bytes(self.memory_gb)

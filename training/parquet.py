@@ -9,7 +9,6 @@ import threading
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,9 @@ from numpy.typing import NDArray
 
 from bundle.errors import DataError
 from training.source import Rows, Say, Source, entries, hash_file, name_of, shown, watch
+
+LISTED = 5
+"""Missing files that a message names."""
 
 KEPT_BYTES = 32 * 2**20
 """Of row groups that are kept once they are read."""
@@ -50,6 +52,7 @@ def parquet(path: Path, say: Say) -> Source:
     are train.
     """
     by_split = _by_split(path, say)
+    _check_shards([file for files in by_split.values() for file in files])
     changed = watch([file for files in by_split.values() for file in files])
     layouts: dict[Path, _Layout] = {}
     labels: dict[str, list[_Labels]] = {}
@@ -86,20 +89,21 @@ def parquet(path: Path, say: Say) -> Source:
     splits = {}
     for split, files in by_split.items():
         classes: list[NDArray[np.int32]] = []
-        for found in labels[split]:
+        for file, found in zip(files, labels[split], strict=True):
             classes.append(np.array([index.get(v, -1) for v in found.values], np.int32)[found.rows])
             if -1 in classes[-1]:
                 bad = int(np.argmin(classes[-1]))
+                value = found.values[found.rows[bad]]
+                has = f"label {value!r}; the class names allow 0 to {len(class_names) - 1} "
+                has += f"({', '.join(class_names[:5])}, ...)"
                 raise DataError(
-                    f"{path}: {split} row {sum(map(len, classes[:-1])) + bad} has label "
-                    f"{found.values[found.rows[bad]]!r}; the class names allow 0 to "
-                    f"{len(class_names) - 1} ({', '.join(class_names[:5])}, ...)"
+                    f"{shown(file)} row {bad} has {'no label' if value is None else has}"
                 )
         groups = _Groups([(file, layouts[file].image) for file in files])
         splits[split] = Rows(
             np.concatenate(classes),
             groups.read,
-            partial(_row_name, path, split),
+            groups.where,
             groups.starts,
         )
     listing = [
@@ -146,6 +150,27 @@ def _by_split(path: Path, say: Say) -> dict[str, list[Path]]:
     if ignored:
         say(f"{path}: only train and test files are read, not {', '.join(ignored)}")
     return by_split
+
+
+def _check_shards(files: Sequence[Path]) -> None:
+    """What the names count, `train-00000-of-00003`, must be there: a split is all of its files."""
+    there: dict[tuple[str, str], set[int]] = {}
+    for file in files:
+        if found := re.fullmatch(r"(.*-)(\d{5})(-of-\d{5}.*)", file.name):
+            before, number, after = found.groups()
+            there.setdefault((before, after), set()).add(int(number))
+    missing = [
+        f"{before}{number:05d}{after}"
+        for (before, after), numbers in there.items()
+        for number in range(int(after[4:9]))
+        if number not in numbers
+    ]
+    if missing:
+        more = f" and {len(missing) - LISTED} more" if len(missing) > LISTED else ""
+        raise DataError(
+            f"{files[0].parent}: files are missing that the names of the others count: "
+            f"{', '.join(missing[:LISTED])}{more}. Add them, or rename the others without -of-"
+        )
 
 
 def _layout(file: Path) -> _Layout:
@@ -232,9 +257,18 @@ class _Groups:
 
     def read(self, row: int) -> bytes:
         """The file bytes of a row; none where it has none."""
-        group = int(np.searchsorted(self.starts, row, side="right")) - 1
+        group = self._group(row)
         data = self._values(group)[row - int(self.starts[group])].as_py()
         return data if isinstance(data, bytes) else b""
+
+    def where(self, row: int) -> str:
+        """The file of a row, and its number there."""
+        file, _, number = self._groups[self._group(row)]
+        first = self._group(row) - number
+        return f"{shown(file)} row {row - int(self.starts[first])}"
+
+    def _group(self, row: int) -> int:
+        return int(np.searchsorted(self.starts, row, side="right")) - 1
 
     def _values(self, group: int) -> Any:
         with self._lock:
@@ -260,7 +294,3 @@ class _Groups:
         if pa.types.is_struct(column.type):
             column = pc.struct_field(column, "bytes")
         return column.cast(pa.large_binary())
-
-
-def _row_name(path: Path, split: str, row: int) -> str:
-    return f"{path} {split} row {row}"

@@ -97,8 +97,15 @@ def pretrain(
         losses = state["losses"].to(device.device)
         say(f"going on at epoch {step / steps:.1f} from {checkpoint and checkpoint.path}")
 
-    def healthy() -> bool:
-        return bool(torch.isfinite(losses))
+    def mean_loss() -> float:
+        """Since the last row; raises where it is no number."""
+        found = float(losses) / max(1, step - loss_step)
+        if not math.isfinite(found):
+            raise DivergedError(
+                f"the pretraining loss is {found} at epoch {step / steps:.1f}: nothing was "
+                "written. Another --seed may do better; the same run would fail again"
+            )
+        return found
 
     def state_now() -> dict[str, Any]:
         return {
@@ -126,12 +133,7 @@ def pretrain(
         progress = step / total if seconds is None else max(step / total, elapsed / seconds)
         tenth = min(10, int(progress * 10 + 1e-9))
         if tenth > shown or progress >= 1:
-            loss_shown = float(losses) / max(1, step - loss_step)
-            if not math.isfinite(loss_shown):
-                raise DivergedError(
-                    f"the pretraining loss is {loss_shown} at epoch {step / steps:.1f}: nothing "
-                    "was written. Another --seed may do better; the same run would fail again"
-                )
+            loss_shown = mean_loss()
             now = time.monotonic()
             rate = (step - row_step) * batch * recipe.n_views / max(1e-9, now - since_row)
             accuracy = f"{probe.knn(network):.4f}" if probe else "-"
@@ -171,7 +173,7 @@ def pretrain(
         step += 1
         distributed.heed()
         if checkpoint is not None:
-            checkpoint.save(state_now, healthy=healthy)
+            checkpoint.save(state_now, check=mean_loss)
     distributed.part_with(modules)
     network.eval()
     return Result(

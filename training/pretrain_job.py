@@ -22,7 +22,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from bundle.errors import DivergedError, LabelcurveError
+from bundle import files
+from bundle.errors import DivergedError, LabelcurveError, near
 from bundle.machine import git_commit, versions
 from training import (
     checkpoint,
@@ -94,6 +95,8 @@ def run(options: PretrainOptions, start: float | None = None) -> dict[str, Any]:
         LabelcurveError: the data, the device or the training is not as it must be.
     """
     began = time.monotonic() if start is None else start
+    if options.out is not None:
+        files.check_out(options.out.parent)
     if options.clear_cache:
         data.clear(options.cache, say)
     images = data.load(
@@ -194,6 +197,11 @@ def obtain(
     cache = cache or data.default_cache()
     objective: Objective = "relative-position" if recipe.backbone == "reference" else "contrastive"
     plan = short(pretraining(objective, len(images.train), images.size), len(images.train))
+    if wanted != "auto" and not Path(wanted).exists():
+        raise LabelcurveError(
+            f"--extractor {wanted}: no such file{near(wanted, ('auto', 'none'))}. Allowed: auto, "
+            f"none, a file that `pretrain` wrote, {TORCHVISION}NAME and {TORCHVISION}NAME=FILE"
+        )
     if wanted != "auto":
         found = extractor.read(Path(wanted))
         found.load_into(build(recipe.backbone, images.train.images[:1], 2))  # does it fit?

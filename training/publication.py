@@ -22,6 +22,7 @@ from training import card, data, evaluate, export, fractions
 from training.backbones import n_parameters
 from training.data import Data
 from training.device import FP32_CPU, Device, hardware
+from training.digests import of_image
 from training.extractor import Extractor
 from training.finetune import Result, predict_logits
 from training.grid import Cell
@@ -176,10 +177,20 @@ def _unchanged(given: str, checked: data.Split) -> list[bytes]:
         where, expected = checked.where(i), checked.images[i]
         try:
             file = checked.read(i)
-            same = np.array_equal(preprocess.prepare(file, len(expected)), expected)
+            image = preprocess.decode(file, size=len(expected))
+            same = np.array_equal(preprocess.resize(image, len(expected)), expected)
+            (digest,) = checked.digests[np.array([i])]
+            same_file = of_image(np.asarray(image)) == digest.tobytes()
             why = "has other pixels than when the run began"
         except ImageError as error:
-            same, why = False, str(error)
+            same, same_file, why = False, False, str(error)
+        if same_file and not same:
+            raise DataError(
+                f"the cached pixels in {checked.digests.file.parent} are damaged: those of {where} "
+                "are not what the file has. Nothing was published. Give the same command again "
+                "with --clear-cache, which decodes anew, and --fresh: what was learned from them "
+                "is of no use"
+            )
         if not same:
             raise DataError(
                 f"--data {given} changed while the run went on: {where}: {why}. Nothing was "

@@ -113,7 +113,7 @@ def watch(paths: Sequence[Path]) -> Callable[[], list[Path]]:
 def name_of(path: Path) -> str:
     """A data set's name, from its folder's."""
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", path.resolve().name).strip("-._")
-    return name or "images"
+    return name[:200] or "images"  # a bundle's name has more after it
 
 
 def png(pixels: NDArray[np.uint8]) -> bytes:

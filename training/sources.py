@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bundle.errors import DataError
+from bundle.errors import DataError, near
 from training import lock
 from training.folder import folder
 from training.parquet import files_in, parquet
@@ -52,8 +52,8 @@ def open_source(data: str, downloads: Path, say: Say) -> Source:
     path = Path(data).expanduser()
     if not path.exists():
         raise DataError(
-            f"--data {data}: no such folder. Allowed: cifar10, digits, a folder of class folders, "
-            "or a folder of Parquet files"
+            f"--data {data}: no such folder{near(data.lower(), ('cifar10', 'digits'))}. Allowed: "
+            "cifar10, digits, a folder of class folders, or a folder of Parquet files"
         )
     if path.is_dir() and files_in(path):
         return parquet(path, say)

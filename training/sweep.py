@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import os
-import shutil
 import signal
 import socket
 import statistics
@@ -16,7 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, redirect_stdout, suppress
+from contextlib import contextmanager, redirect_stdout, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -86,7 +85,7 @@ def run(chosen: SweepOptions, others: Sequence[str]) -> dict[str, Any]:
     failed: list[str] = []
     began = time.monotonic()
     # A signal must not raise inside Ray, which would make an error of its own of it.
-    with _ray(chosen) as ray, Bar("sweep") as bar, interruption.deferred():
+    with interruption.deferred(), _ray(chosen) as ray, Bar("sweep") as bar:
         there = ray.cluster_resources()
         gpus = chosen.gpus
         if gpus is None:
@@ -247,26 +246,25 @@ def _ray(chosen: SweepOptions) -> Iterator[Any]:
             "clone of Labelcurve, or train --seeds, which needs none"
         ) from error
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    with ExitStack() as folders:
-        try:
-            if chosen.address is None:
-                _start(ray, folders)
-            else:
-                with _reaching(chosen.address):
-                    ray.init(
-                        address=chosen.address, log_to_driver=False, logging_level=logging.ERROR
-                    )
-            for number, handler in handlers.items():
-                signal.signal(number, handler)
-            yield ray
-        finally:
-            ray.shutdown()
+    try:
+        if chosen.address is None:
+            _start(ray)
+        else:
+            with _reaching(chosen.address):
+                ray.init(address=chosen.address, log_to_driver=False, logging_level=logging.ERROR)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        yield ray
+    except SystemExit as error:  # Ray's own answer to SIGTERM, while it starts
+        raise interruption.Stopped(interruption.CODES[signal.SIGTERM]) from error
+    finally:
+        ray.shutdown()
 
 
-def _start(ray: Any, folders: ExitStack) -> None:
+def _start(ray: Any) -> None:
     for attempt in range(1, ATTEMPTS + 1):
         own = tempfile.mkdtemp(prefix="ray-", dir="/tmp")  # sockets have short paths
-        folders.callback(shutil.rmtree, own, ignore_errors=True)
+        interruption.remove_at_end(Path(own))  # after Ray, which ends its processes there, too
         try:
             ray.init(
                 address="local",

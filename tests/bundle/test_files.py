@@ -42,6 +42,16 @@ def test_no_folder_for_temporary_files_is_an_error(
         files.check_temporary()
 
 
+def test_where_results_go_is_a_folder_that_can_be_written_or_made(tmp_path: Path) -> None:
+    files.check_out(tmp_path / "a" / "b")
+    files.check_out(tmp_path)
+    assert list(tmp_path.iterdir()) == [], "nothing is made yet"
+    (tmp_path / "a").touch()
+    for path in (tmp_path / "a", tmp_path / "a" / "b"):
+        with pytest.raises(LabelcurveError, match=rf"{tmp_path}/a is no folder .*{path}: .*--out"):
+            files.check_out(path)
+
+
 def test_hidden_files_and_others_names_are_told_apart(tmp_path: Path) -> None:
     (tmp_path / ".a.safetensors-1.part").touch()
     (tmp_path / ".checkpoint-1.part").touch()

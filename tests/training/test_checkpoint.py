@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import math
 import os
 import signal
 from dataclasses import replace
@@ -14,7 +15,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from bundle.errors import DeviceError, LabelcurveError
+from bundle.errors import DeviceError, DivergedError, LabelcurveError
 from tests.training.test_finetune import PLATEAU, RECIPE, labelled, network, same_weights
 from training import finetune, interruption
 from training.backbones import Network
@@ -66,14 +67,36 @@ def test_a_difference_is_also_what_only_one_side_has() -> None:
 
 
 def test_it_is_written_when_it_is_time_and_never_with_nan(tmp_path: Path) -> None:
+    def diverged() -> None:
+        raise DivergedError("nan")
+
     often = Checkpoint(tmp_path / "often", {}, seconds=0)
-    often.save(state, healthy=lambda: False)
+    with pytest.raises(DivergedError):
+        often.save(state, check=diverged)
     assert not often.path.exists()
-    often.save(state, healthy=lambda: True)
+    often.save(state, check=lambda: None)
     assert often.path.exists()
     seldom = Checkpoint(tmp_path / "seldom", {}, seconds=3600)
-    seldom.save(state, healthy=lambda: True)
+    seldom.save(state, check=diverged)
     assert not seldom.path.exists()
+
+
+def test_a_loss_that_is_no_number_is_noticed_within_the_epoch(digits: Data, tmp_path: Path) -> None:
+    train, val = labelled(digits, 0.3)
+    steps: list[float] = []
+    with pytest.raises(DivergedError, match=r"the training loss is (nan|inf) in epoch 1 "):
+        finetune.finetune(
+            network(),
+            train,
+            val,
+            replace(RECIPE, lr=math.inf, ema=0.0),
+            FP32_CPU,
+            0,
+            checkpoint=Checkpoint(tmp_path / "a", {}, seconds=0),
+            say=lambda _: None,
+            on_step=lambda done, _: steps.append(done),
+        )
+    assert len(steps) < len(train.labels) // RECIPE.batch_size
 
 
 def test_a_signal_that_waits_is_answered_with_a_checkpoint(
@@ -82,7 +105,7 @@ def test_a_signal_that_waits_is_answered_with_a_checkpoint(
     checkpoint = Checkpoint(tmp_path / "a", {}, seconds=3600)
     monkeypatch.setattr(interruption, "_came", signal.SIGTERM)
     with pytest.raises(interruption.Stopped) as stopped:
-        checkpoint.save(state, healthy=lambda: True)
+        checkpoint.save(state, check=lambda: None)
     assert stopped.value.code == 143
     assert checkpoint.read() is not None
 

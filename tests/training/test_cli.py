@@ -221,6 +221,16 @@ def test_a_folder_with_bad_images_is_trained_on_once_they_are_skipped(
     assert store.read(tmp_path / "models", "mine-100").manifest.class_names == ("0", "1", "2")
 
 
+def test_memory_that_is_too_small_for_torch_is_an_error(cache: Path) -> None:
+    limited = f"ulimit -v 600000; exec {TRAIN} --data digits --dry-run"
+    done = subprocess.run(
+        ["sh", "-c", limited], capture_output=True, text=True, env=environment(cache), check=False
+    )
+    assert done.returncode == 1
+    assert "error: no memory is left (libtorch" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 @pytest.mark.parametrize(
     ("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
 )

@@ -12,13 +12,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from bundle import store
-from bundle.errors import BundleError, DataError, LabelcurveError
+from bundle.errors import DataError, LabelcurveError
 from tests.training import test_job
 from tests.training.conftest import SMALL, TRAIN, environment
 from tests.training.sets import digit_rows, write_folder
+from tests.training.test_data import loaded
 from tests.training.test_job import published
 from training import data, decoding, finetune, job, pretrain_job, publication
 from training.checkpoint import Checkpoint
@@ -143,7 +145,7 @@ def test_a_command_that_cannot_run_does_not_forget(
         data="digits", image_size=8, device="cpu", cache=cache, epochs=0.01, out=other
     )
     pretrain_job.run(replace(given, objective="relative-position"))
-    for wanted, said in ((tmp_path / "nofile", "No such file"), (other, "does not fit")):
+    for wanted, said in ((tmp_path / "nofile", "no such file"), (other, "does not fit")):
         with pytest.raises(LabelcurveError, match=said):
             job.run(options(out, cache, extractor=str(wanted), name="digits-scratch", fresh=True))
         assert left(out) == ["checkpoint.pt"]
@@ -222,6 +224,57 @@ def test_an_image_that_changes_while_the_run_goes_on_is_named(
     shutil.copytree(kept, folder)
     job.run(given)  # from the checkpoint
     assert published(tmp_path / "out") == ["mine-scratch-100"]
+
+
+@pytest.mark.parametrize("file", ["train-images.npy", "train-rows.npy", "train-digests.npy"])
+def test_a_damaged_cache_says_how_to_clear_it(tmp_path: Path, file: str) -> None:
+    write_folder(tmp_path / "set", digit_rows(12))
+    loaded(tmp_path / "set", tmp_path / "cache")
+    (path,) = (tmp_path / "cache").rglob(file)
+    path.write_bytes(path.read_bytes()[:-50])
+    with pytest.raises(DataError, match=r"cached pixels in .* are damaged .*--clear-cache"):
+        loaded(tmp_path / "set", tmp_path / "cache")
+
+
+@pytest.mark.parametrize(
+    "noise", [bytes(4_000), np.random.default_rng(0).bytes(4_000)], ids=("zeros", "any")
+)
+@pytest.mark.parametrize("file", ["train-rows.npy", "train-digests.npy", "meta.json"])
+def test_a_cache_that_something_has_written_into_is_not_blamed_on_the_data(
+    tmp_path: Path, file: str, noise: bytes
+) -> None:
+    write_folder(tmp_path / "set", digit_rows(12))
+    loaded(tmp_path / "set", tmp_path / "cache")
+    (path,) = (tmp_path / "cache").rglob(file)
+    content = path.read_bytes()
+    spoilt = content[:128] + noise[: len(content) - 128]
+    path.write_bytes(b'{"name": "set"}' if file == "meta.json" else spoilt)
+    with pytest.raises(DataError, match=r"cached pixels in .* are damaged .*--clear-cache"):
+        loaded(tmp_path / "set", tmp_path / "cache")
+
+
+def test_the_pixels_of_another_cache_are_not_taken_for_these(tmp_path: Path) -> None:
+    write_folder(tmp_path / "set", digit_rows(12))
+    loaded(tmp_path / "set", tmp_path / "cache")
+    (path,) = (tmp_path / "cache").rglob("train-images.npy")
+    np.save(path, np.load(path)[:-1])
+    with pytest.raises(DataError, match=r"damaged \(train-images\.npy holds \(119, 8, 8, 3\)\)"):
+        loaded(tmp_path / "set", tmp_path / "cache")
+
+
+def test_cached_pixels_that_are_no_images_own_are_not_blamed_on_the_data(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = options(tmp_path / "out", tmp_path / "cache")
+    job.run(replace(given, dry_run=True))
+    (path,) = (tmp_path / "cache").rglob("train-images.npy")
+    content = path.read_bytes()
+    path.write_bytes(content[:128] + bytes(len(content) - 128))
+    with pytest.raises(DataError, match=r"cached pixels in .* are damaged: .*--clear-cache.*--fre"):
+        job.run(given)
+    assert published(tmp_path / "out") == []
+    job.run(replace(given, clear_cache=True, fresh=True))
+    assert published(tmp_path / "out") == ["digits-scratch-20"]
 
 
 def test_files_that_change_while_they_are_read_are_not_cached(
@@ -368,10 +421,4 @@ def test_an_output_that_cannot_be_written_is_an_error_before_the_training(
     assert done.returncode == 1, done.stderr
     assert "Read-only file system" in done.stderr
     assert "Traceback" not in done.stderr
-    assert "epoch" not in done.stdout
-
-
-def test_a_name_that_is_in_the_way_is_an_error(tmp_path: Path, cache: Path) -> None:
-    (tmp_path / "models").write_text("a file")
-    with pytest.raises(BundleError, match=r"--out .*models cannot be made"):
-        job.run(options(tmp_path / "models", cache))
+    assert "data:" not in done.stdout

@@ -263,8 +263,17 @@ def test_an_output_that_cannot_be_made_is_refused_before_anything_is_trained(
     tmp_path: Path, cache: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(BundleError, match=r"--out .*file/models cannot be made: .*--out"):
+    with pytest.raises(LabelcurveError, match=r"/file is no folder .*Not a directory.*--out"):
         job.run(options(tmp_path / "file" / "models", cache))
+    assert capsys.readouterr().out == "", "no image was read, either"
+
+
+def test_a_file_in_the_place_of_a_bundle_is_refused_before_anything_is_trained(
+    tmp_path: Path, cache: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "digits-scratch-20").write_text("in the way")
+    with pytest.raises(LabelcurveError, match=r"/digits-scratch-20 is no folder .*--out"):
+        job.run(options(tmp_path, cache))
     assert "epoch" not in capsys.readouterr().out
 
 

@@ -53,6 +53,9 @@ def test_fractions_are_repeatable_sorted_and_each_once() -> None:
         ({"max_minutes": -1.5}, "--max-minutes -1.5: allowed are values above 0"),
         ({"max_minutes": float("nan")}, "--max-minutes nan: allowed are values above 0"),
         ({"max_minutes": float("inf")}, "--max-minutes inf: allowed are values above 0"),
+        ({"name": "a" * 201}, "aaa': allowed are up to 200 letters, digits, dots, underscores and"),
+        ({"name": "a/b"}, "--name 'a/b': allowed are up to 200 letters"),
+        ({"name": "-a"}, "and hyphens, a letter or digit first"),
         (
             {"max_minutes": 5.0, "epochs": 3},
             "--epochs and --max-minutes exclude each other: give one of them",
@@ -119,6 +122,12 @@ def test_a_bad_value_of_pretrain_names_the_flag_the_value_and_what_is_allowed(
 ) -> None:
     with pytest.raises(LabelcurveError, match=re.escape(message)):
         PretrainOptions(**values)
+
+
+def test_a_folder_is_no_place_for_an_extractor(tmp_path: Path) -> None:
+    (tmp_path / "a.safetensors").mkdir()
+    with pytest.raises(LabelcurveError, match=r"a\.safetensors: allowed is a file name"):
+        PretrainOptions(out=tmp_path / "a.safetensors")
 
 
 @pytest.mark.parametrize(

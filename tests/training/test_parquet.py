@@ -34,7 +34,8 @@ def test_the_layout_of_the_hub_is_read(tmp_path: Path, image: str, folder: str) 
     assert source.splits["train"].labels.tolist() == LABELS
     assert source.splits["test"].labels.tolist() == LABELS[:15]
     assert [source.splits["train"].read(i) for i in range(40)] == [data for _, data in ROWS]
-    assert source.splits["test"].where(3) == f"{tmp_path} test row 3"
+    file = tmp_path / folder / "test-00000-of-00001.parquet"
+    assert source.splits["test"].where(3) == f"{file} row 3"
 
 
 def test_several_files_are_one_split_even_where_their_image_columns_differ(
@@ -92,9 +93,41 @@ def test_a_label_outside_the_names_is_named_with_its_row(
     write_parquet(tmp_path / "test.parquet", ROWS)
     bad: list[Any] = [*ROWS[:7], (label, ROWS[0][1])]
     write_parquet(tmp_path / f"{split}.parquet", bad)
-    message = rf"{split} row 7 has label {label}; the class names allow 0 to 9 \(0, 1, 2, 3, 4"
+    has = "no label$"
+    if label is not None:
+        has = rf"label {label}; the class names allow 0 to 9 \(0, 1, 2, 3, 4"
+    message = rf"{split}\.parquet row 7 has {has}"
     with pytest.raises(DataError, match=message):
         parquet(tmp_path, silent)
+
+
+def test_a_row_is_named_by_its_own_file_whatever_its_row_groups(tmp_path: Path) -> None:
+    write_parquet(tmp_path / "train-a.parquet", ROWS[:15])
+    second = tmp_path / "train-b.parquet"
+    write_parquet(second, ROWS[15:], rows_per_group=10)
+    where = parquet(tmp_path, silent).splits["train"].where
+    assert [where(row) for row in (0, 14, 15, 39)] == [
+        f"{tmp_path}/train-a.parquet row 0",
+        f"{tmp_path}/train-a.parquet row 14",
+        f"{second} row 0",
+        f"{second} row 24",
+    ]
+    bad: list[Any] = [*ROWS[:3], (None, ROWS[0][1])]
+    write_parquet(second, bad)
+    with pytest.raises(DataError, match=r"train-b\.parquet row 3 has no label"):
+        parquet(tmp_path, silent)
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_files_that_the_names_of_the_others_count_must_be_there(tmp_path: Path, split: str) -> None:
+    write_parquet(tmp_path / "train.parquet", ROWS)
+    write_parquet(tmp_path / f"{split}-00001-of-00004.parquet", ROWS)
+    missing = ", ".join(f"{split}-0000{number}-of-00004.parquet" for number in (0, 2, 3))
+    with pytest.raises(DataError, match=f"that the names of the others count: {missing}"):
+        parquet(tmp_path, silent)
+    for number in (0, 2, 3):
+        write_parquet(tmp_path / f"{split}-0000{number}-of-00004.parquet", ROWS)
+    assert len(parquet(tmp_path, silent).splits[split].labels) == 4 * 40 + 40 * (split == "train")
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from bundle.errors import LabelcurveError
+from bundle.errors import DivergedError, LabelcurveError
 from training.backbones import ConvNet, Network, ReferenceNet
 from training.checkpoint import Checkpoint
 from training.data import Data
@@ -415,6 +415,22 @@ def test_a_loss_that_is_no_number_ends_the_run(digits: Data, lr: float) -> None:
         run(digits, replace(PLAN, lr=lr))
     message = r"the pretraining loss is (nan|inf) at epoch \d\.\d: nothing was written\. Another"
     assert re.match(message, str(error.value))
+
+
+def test_such_a_loss_is_noticed_before_the_next_row(digits: Data, tmp_path: Path) -> None:
+    steps: list[float] = []
+    with pytest.raises(DivergedError):
+        pretrain(
+            *parts(),
+            images(digits),
+            replace(PLAN, lr=math.inf, epochs=20),
+            FP32_CPU,
+            0,
+            checkpoint=Checkpoint(tmp_path / "a", {}, seconds=0),
+            say=lambda _: None,
+            on_step=lambda done, _: steps.append(done),
+        )
+    assert max(steps) < 0.1
 
 
 class Clock:

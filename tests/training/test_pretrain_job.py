@@ -238,6 +238,14 @@ def test_with_none_nothing_is_read_or_made(tmp_path: Path, digits: Data) -> None
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_file_that_is_not_there_says_what_is_allowed(tmp_path: Path, digits: Data) -> None:
+    with pytest.raises(LabelcurveError) as error:
+        from_cache(digits, tmp_path, "aut")
+    assert "--extractor aut: no such file (perhaps you meant auto). Allowed: auto, none, a" in str(
+        error.value
+    )
+
+
 @pytest.mark.usefixtures("briefly")
 def test_the_second_time_the_extractor_of_the_cache_is_taken(
     tmp_path: Path, digits: Data, capsys: pytest.CaptureFixture[str]

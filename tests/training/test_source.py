@@ -20,6 +20,7 @@ from training import source
         ("_.hidden", "hidden"),
         ("a_b.c-d", "a_b.c-d"),
         ("動物", "images"),
+        ("a" * 250, "a" * 200),
     ],
 )
 def test_a_data_set_is_named_by_its_folder_in_characters_that_a_bundle_may_have(

@@ -59,7 +59,8 @@ def test_a_path_may_begin_at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     ("data", "message"),
     [
         ("nowhere", "--data nowhere: no such folder. Allowed: cifar10, digits, a folder of class"),
-        ("CIFAR10", "--data CIFAR10: no such folder. Allowed: cifar10"),
+        ("CIFAR10", "--data CIFAR10: no such folder (perhaps you meant cifar10). Allowed: cifar"),
+        ("digit", "--data digit: no such folder (perhaps you meant digits). Allowed: cifar10"),
         ("one.parquet", "one.parquet is one file: name the folder that it is in, "),
         ("cats.zip", "cats.zip is a file: allowed are cifar10, digits, a folder of class folders"),
     ],
