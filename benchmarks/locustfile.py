@@ -56,6 +56,8 @@ from benchmarks.recorder import CLASSIFY, Recorder
 
 IN_FLIGHT = 1000
 """Requests under way at a fixed rate before further ones wait; their wait counts as latency."""
+BEHIND = 0.1
+"""Seconds that arrivals of a fixed rate may be late before the load generator is the limit."""
 SIDES = (32, 128, 512, 1024, 1920)
 """Of the images that MixedSizes sends, in pixels."""
 
@@ -303,8 +305,12 @@ class Client(FastHttpUser):
                     model["name"]: set(model["class_names"])
                     for model in json.loads(response.content or b"")
                 }
+                unknown = {name.partition("@")[0] for name in self.asked[0]} - {*self.classes, ""}
+                said = f"has no model {', '.join(sorted(unknown))}: {', '.join(self.classes)}"
             except (ValueError, TypeError, KeyError):
-                response.failure(f"GET /models of {self.host} lists no models")
+                unknown, said = {"any"}, "lists no models"
+            if unknown:
+                response.failure(f"GET /models of {self.host} {said}")
                 self.environment.process_exit_code = 2
                 self.environment.runner.quit()
 
@@ -321,6 +327,12 @@ class Client(FastHttpUser):
 
     def on_stop(self) -> None:
         """Waits for what is not answered yet, as long as --stop-timeout allows."""
+        now = time.time()
+        if self.rate and now - self.due > BEHIND:
+            users = max(1, _options(self.environment).all_users)
+            while self.due < now:
+                _recorders[self.environment].unsent(self.due)
+                self.due += self.random.expovariate(self.rate / users)
         self.under_way.join(timeout=max(0.0, (self.environment.stop_timeout or 0) - 0.5))
 
     def send(self, context: dict[str, float]) -> None:

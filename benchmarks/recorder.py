@@ -39,6 +39,7 @@ class Recorder:
         self.stopping: tuple[float, float] | None = None
         self.workers: dict[str, float] = {}
         self.numbers = count(1)
+        self.n_unsent = 0
         self.under_way: dict[float, float] = {}
         """When requests of a fixed rate were due that have no answer yet, by number."""
         environment.events.test_start.add_listener(self.on_start)
@@ -57,7 +58,7 @@ class Recorder:
 
     def on_start(self, **_: Any) -> None:
         """A run begins, on the web page perhaps not the first one."""
-        self.requests, self.steps = [], []
+        self.requests, self.steps, self.n_unsent = [], [], 0
         self.spawned = self.stopping = None
 
     def begin(self, due: float) -> dict[str, float]:
@@ -65,6 +66,13 @@ class Recorder:
         number = float(next(self.numbers))
         self.under_way[number] = due
         return {"due": due, "number": number}
+
+    def unsent(self, due: float) -> None:
+        """A request of a fixed rate was due and the load generator has not come to send it."""
+        self.n_unsent += 1
+        if self.keep:
+            late = (time.time() - due) * 1e3
+            self.requests.append(Request(due, late, "not sent before the end", None))
 
     def on_request(
         self,
@@ -100,14 +108,16 @@ class Recorder:
         data["labelcurve"] = {
             "cpu_seconds": time.process_time(),
             "requests": self.requests,
+            "unsent": self.n_unsent,
         }
-        self.requests = []
+        self.requests, self.n_unsent = [], 0
 
     def on_worker(self, client_id: str, data: dict[str, Any], **_: Any) -> None:
         """On the master: what a worker sent."""
         part = data.get("labelcurve")
         if part:
             self.workers[client_id] = part["cpu_seconds"]
+            self.n_unsent += part["unsent"]
             if self.keep:
                 self.requests += [Request(*request) for request in part["requests"]]
 
@@ -131,7 +141,16 @@ class Recorder:
         seconds = self.stopping[0] - self.spawned[0]
         cpu = self.stopping[1] - self.spawned[1]
         processes = max(1, len(self.workers))
-        if seconds > 0 and cpu / seconds / processes > BUSY:
+        if self.n_unsent:
+            print(
+                f"NOTE: the load generator could not send {self.n_unsent:,} requests that were "
+                "due at this rate: its own limit, not the service's. Use --processes, or a lower "
+                "--rate.",
+                file=sys.stderr,
+            )
+        answered = self.environment.stats.total
+        nothing = answered.num_requests == answered.num_failures
+        if seconds > 0 and cpu / seconds / processes > BUSY and not nothing:
             print(
                 f"NOTE: the load generator kept {cpu / seconds:.2f} cores busy in {processes} "
                 "process(es): these figures are its own limit, not the service's. Use --processes, "

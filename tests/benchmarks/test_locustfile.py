@@ -273,6 +273,31 @@ def test_a_queue_at_a_fixed_rate_cannot_hide(
     assert missing > 10 if patience == "1" else missing == 0
 
 
+def test_arrivals_that_the_client_cannot_send_are_counted_and_said(
+    serving: Service, tmp_path: Path
+) -> None:
+    record = tmp_path / "record.json"
+    options = ["Raw", "--rate", "20000", "--measure", "2", "--record", str(record)]
+    done = locust(serving.url, *options)
+    found = json.loads(record.read_text())
+    errors = Counter(request[2] for request in found["requests"])
+    assert errors["not sent before the end"] > 1000
+    assert "NOTE: the load generator could not send " in done.stderr
+    assert "requests that were due at this rate: its own limit" in done.stderr
+    # What was due while it was measured, by chance a little more or less.
+    due = 20_000 * (found["stopping"] - found["spawned"])
+    assert len(found["requests"]) > 0.9 * due
+
+
+def test_a_model_that_is_not_served_ends_it_at_once(serving: Service) -> None:
+    done = locust(serving.url, "Raw", "--model", "digits-10,nosuch=3")
+    assert done.returncode == 2
+    assert f"GET /models of {serving.url} has no model nosuch: digits-10, digits-100" in (
+        done.stdout + done.stderr
+    )
+    assert sum(serving.bodies.values()) < 10
+
+
 def test_a_record_that_is_not_written_is_said(serving: Service, tmp_path: Path) -> None:
     record = tmp_path / "record.json"
     options = ["Raw", "--users", "2", "--spawn-rate", "0.2", "--run-time", "2s"]
