@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
 from benchmarks.record import Model, Report
-from benchmarks.report.drawing import colour, grid_colour
+from benchmarks.report.drawing import colour, grid_colour, short
 from benchmarks.report.shown import main_models
 
 
@@ -58,8 +58,9 @@ def _confusion(axes: Axes, model: Model, names: Sequence[str], hue: str) -> None
     axes.set_xlabel("predicted")
     axes.set_ylabel("true")
     if k <= 30:
-        axes.set_xticks(np.arange(k) + 0.5, names, rotation=90 if max(map(len, names)) > 2 else 0)
-        axes.set_yticks(np.arange(k) + 0.5, names)
+        told = [short(name) for name in names]
+        axes.set_xticks(np.arange(k) + 0.5, told, rotation=90 if max(map(len, told)) > 2 else 0)
+        axes.set_yticks(np.arange(k) + 0.5, told)
     else:
         axes.set_xticks([])
         axes.set_yticks([])
@@ -89,7 +90,7 @@ def classes(report: Report) -> Figure:
                 [value], [row], "o", color=colour(report, model), markersize=7,
                 label=model.name if row == 0 else None,
             )  # fmt: skip
-    axes.set_yticks(range(len(names)), names)
+    axes.set_yticks(range(len(names)), [short(name) for name in names])
     axes.xaxis.set_major_formatter(PercentFormatter(1))
     axes.set_xlabel("recall")
     axes.grid(axis="y", visible=False)

@@ -28,6 +28,12 @@ class Points:
     items: tuple[str, ...]
 
 
+class Code(str):
+    """A cell with a command in it."""
+
+    __slots__ = ()
+
+
 @dataclass(frozen=True)
 class Rows:
     """A table: its first column is aligned left, the others right."""
@@ -39,6 +45,8 @@ class Rows:
     summary: str | None = None
     """Folded away below this line in HTML; None leaves it open."""
     headline: bool = False
+    names: int = 1
+    """First columns, which may hold names that others chose."""
 
 
 @dataclass(frozen=True)

@@ -45,6 +45,8 @@ _STYLE: Final[dict[str, Any]] = {
     "lines.linewidth": 1.8,
     "xtick.minor.visible": False,
 }
+LONGEST = 24
+"""Characters of a class's name in a plot."""
 
 
 def _theme(ink: str, grid: str, paper: str) -> dict[str, Any]:
@@ -105,6 +107,11 @@ def colour(report: Report, model: Model) -> str:
     """The colour of a model's number of labels, the same in every plot and table."""
     labels = sorted({other.n_labels for other in report.models})
     return COLOURS[labels.index(model.n_labels) % len(COLOURS)]
+
+
+def short(name: str) -> str:
+    """A class's name as far as a plot has room for it."""
+    return name if len(name) <= LONGEST else f"{name[: LONGEST - 1]}…"
 
 
 def log_axis(axes: Axes, which: str) -> None:

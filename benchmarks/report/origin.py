@@ -5,7 +5,7 @@ from __future__ import annotations
 from benchmarks import tables
 from benchmarks.record import Report
 from benchmarks.report import curve_plots
-from benchmarks.report.blocks import NONE, Block, Plot, Rows, Section, Text, count
+from benchmarks.report.blocks import NONE, Block, Code, Plot, Rows, Section, Text, count
 from benchmarks.report.drawing import colour
 from benchmarks.report.shown import main_models
 
@@ -60,7 +60,7 @@ def _provenance(report: Report) -> Section:
     made = report.provenance
     packages = ", ".join(f"{name} {version}" for name, version in made.packages.items())
     body = [
-        ("command", f"`{made.command}`"),
+        ("command", Code(made.command)),
         ("date", made.date),
         ("commit", made.git_commit or "unknown"),
         ("hardware", f"{made.cpu}, {tables.counted(made.cores, 'core')}, {made.memory_gb} GB"),

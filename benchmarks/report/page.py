@@ -14,7 +14,7 @@ from benchmarks import tables
 from benchmarks.gallery import Gallery
 from benchmarks.record import Report
 from benchmarks.report import cost, drawing, labels, origin, quality, summary
-from benchmarks.report.blocks import Cards, Pictures, Plot, Points, Rows, Section, Text
+from benchmarks.report.blocks import Cards, Code, Pictures, Plot, Points, Rows, Section, Text
 from bundle import files
 from bundle.errors import LabelcurveError
 from bundle.markdown import escaped
@@ -120,7 +120,11 @@ def markdown(report: Report) -> str:
                     lines += [*(f"- {item}" for item in items), ""]
                 case Rows():
                     lines += [f"{block.summary}:", ""] if block.summary else []
-                    lines += [tables.markdown(block.header, [_shown(row) for row in block.body])]
+                    lines += [
+                        tables.markdown(
+                            block.header, [_shown(row, block.names) for row in block.body]
+                        )
+                    ]
                 case Plot():
                     lines += [f"![{block.title}]({PLOTS}/{block.name}.png)", ""]
                     lines += [block.caption, ""]
@@ -129,10 +133,11 @@ def markdown(report: Report) -> str:
     return "\n".join(lines).rstrip() + "\n"
 
 
-def _shown(row: Sequence[str]) -> list[str]:
-    """Its first cell may be a class's name; one that begins with a backtick is Markdown already."""
-    first, *others = row
-    return [first if first.startswith("`") else escaped(first), *others]
+def _shown(row: Sequence[str], names: int) -> list[str]:
+    return [
+        f"`{cell}`" if isinstance(cell, Code) else escaped(cell) if column < names else cell
+        for column, cell in enumerate(row)
+    ]
 
 
 def title(report: Report) -> str:

@@ -142,6 +142,7 @@ def _classes(report: Report) -> Section:
                 ("true class", "taken for", "n", *(model.name for model in models)),
                 pairs,
                 summary="What is most often taken for what, share of the true class",
+                names=2,
             )
         )
     return Section("Classes", blocks)

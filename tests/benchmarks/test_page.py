@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import html
 import json
 import re
 from pathlib import Path
@@ -7,9 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from benchmarks import compare, tables
 from benchmarks.gallery import Gallery
 from benchmarks.record import Model, Report
 from benchmarks.report import page, shown
+from benchmarks.report.blocks import Code, Rows
 from bundle.errors import LabelcurveError
 
 
@@ -113,11 +116,42 @@ def test_names_cannot_break_the_page_or_the_tables(measured: Report) -> None:
     dataset = measured.dataset.model_copy(update={"class_names": names})
     changed = measured.model_copy(update={"models": models, "dataset": dataset})
     assert "<script" not in page.html(changed)
+    assert "<bdi>*c_</bdi>" in page.html(changed)
     text = page.markdown(changed)
     assert any(line.startswith(r"| a\|b | ") for line in text.splitlines())
     assert r"\<script\>alert(1)\</script\>" in text
     assert r"| \*c\_ |" in text
     assert not re.search(r"[^\\]<script|[^\\]\*c_", text)
+
+
+def test_names_in_any_column_are_no_markdown(measured: Report) -> None:
+    rows = Rows(("true", "taken for", "n"), [("`x` [a](b)", "[c](d)", "1")], names=2)
+    command = Rows(("what", "value"), [("command", Code("bench `x`"))])
+    assert [page._shown(row, rows.names) for row in rows.body] == [
+        [r"\`x\` \[a\](b)", r"\[c\](d)", "1"]
+    ]
+    assert page._shown(command.body[0], command.names) == ["command", "`bench `x``"]
+    name = "`x` [a](https://b.example)"
+    old = measured.dataset.class_names
+    models = tuple(
+        model.model_copy(
+            update={
+                "accuracy": model.accuracy.model_copy(
+                    update={
+                        "per_class": {
+                            name if c == old[0] else c: v
+                            for c, v in model.accuracy.per_class.items()
+                        }
+                    }
+                )
+            }
+        )
+        for model in measured.models
+    )
+    dataset = measured.dataset.model_copy(update={"class_names": (name, *old[1:])})
+    text = page.html(measured.model_copy(update={"models": models, "dataset": dataset}))
+    assert f"<bdi>{name}</bdi>" in text
+    assert 'https://b.example"' not in text
 
 
 def test_the_commonest_mistakes_are_listed(measured: Report) -> None:
@@ -240,3 +274,16 @@ def test_every_file_has_the_findings(loaded: Report) -> None:
         assert "McNemar" in text
         assert "a million images at 0.5 an hour" in text
         assert "Labels help these classes most" in text
+
+
+@pytest.mark.parametrize("name", ["cifar10", "digits"])
+def test_the_committed_report_is_that_of_its_figures(name: str) -> None:
+    """`bench render` makes it again after a change of the words; its pictures only `bench` can."""
+    folder = Path(__file__).parent.parent.parent / "docs" / name
+    report = compare.read(folder)
+    assert (folder / "report.md").read_text() == page.markdown(report)
+    told = html.unescape(re.sub(r"<[^>]*>", "", (folder / "report.html").read_text()))
+    for row in tables.rows(report):
+        assert all(cell in told for cell in row)
+    for curve in report.curves:
+        assert all(re.sub(r"[*`]", "", text) in told for text in curve.text)
