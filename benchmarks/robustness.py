@@ -75,7 +75,8 @@ KINDS: dict[str, dict[str, Spoil]] = {
     "blur, sigma of side": {"1.5 %": _blur(0.015), "3 %": _blur(0.03), "5 %": _blur(0.05)},
     "noise, sigma of 255": {"5": _noise(5), "15": _noise(15), "30": _noise(30)},
     "shrunk to": {"75 %": _shrink(0.75), "50 %": _shrink(0.5), "25 %": _shrink(0.25)},
-    "brightness": {"x 0.7": _brightness(0.7), "x 0.4": _brightness(0.4), "x 1.5": _brightness(1.5)},
+    "darker": {"x 0.7": _brightness(0.7), "x 0.4": _brightness(0.4)},
+    "brighter": {"x 1.5": _brightness(1.5)},
 }
 """By kind and level, mildest first."""
 

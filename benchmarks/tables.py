@@ -108,16 +108,18 @@ COLUMNS = "Labels: training + validation. Balanced: mean of the classes' recalls
 
 
 def pool(models: Sequence[Model]) -> str:
-    """What the models learned from besides labels, as a sentence; nothing where it was nothing."""
-    others = sorted({model.n_unlabelled for model in models if model.n_unlabelled}, reverse=True)
-    if not others:
+    """What models learned from besides labels, as a sentence; nothing where it was nothing."""
+    taught = [model for model in models if model.n_unlabelled]
+    if not taught:
         return ""
-    text = (
-        f"The models with fewer labels also learned from {others[0]:,}"
-        if len(others) == 1
-        else f"The models with fewer labels also learned from {others[0]:,} to {others[-1]:,}"
-    )
-    return f"{text} other training images without their labels. "
+    images = sorted({model.n_unlabelled for model in taught})
+    several = f"{images[0]:,} to {images[-1]:,}" if len(images) > 1 else f"{images[0]:,}"
+    shares = sorted({f"{model.fraction:.3g}": model.fraction for model in taught}.values())
+    named = ", ".join(f"{share * 100:.3g} %" for share in shares)
+    which = {model.variant for model in taught}
+    if which != {model.variant for model in models}:
+        named += f" of {' and '.join(sorted(which))}"
+    return f"At {named} {several} other training images taught, too, without their labels. "
 
 
 def conditions(report: Report, trained_on: Sequence[str] = ()) -> str:

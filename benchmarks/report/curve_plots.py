@@ -88,7 +88,16 @@ def _fitted(axes: Axes, curve: Curve, hue: str) -> None:
             else [f for f in curve.line if f.n_labels >= most * 0.9]
         )
         n = [f.n_labels for f in part]
-        axes.plot(n, [f.accuracy.value for f in part], "-" if inside else "--", color=hue, lw=1.4)
+        failed = curve.check is not None and not curve.check.inside
+        name = f"{curve.variant}: its check failed" if failed and not inside else None
+        axes.plot(
+            n,
+            [f.accuracy.value for f in part],
+            "-" if inside else "--",
+            color=hue,
+            lw=1.4,
+            label=name,
+        )
         axes.fill_between(
             n,
             [f.accuracy.low for f in part],

@@ -92,6 +92,7 @@ def _law(curve: Curve, floor: Estimate, scale: Estimate, exponent: Estimate) -> 
 
 
 def _forecasts(curve: Curve) -> Rows:
+    measured = max(float(np.mean(point.accuracies)) for point in curve.points)
     body = [
         (
             f"{count(f.n_labels)} labels",
@@ -99,6 +100,7 @@ def _forecasts(curve: Curve) -> Rows:
             interval(f.accuracy.low, f.accuracy.high),
         )
         for f in curve.next
+        if f.accuracy.value > measured  # less than is there already is no forecast
     ]
     failed = curve.check is not None and not curve.check.inside
     first = "foretold, by a curve that failed its check" if failed else "foretold"

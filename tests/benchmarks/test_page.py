@@ -230,7 +230,11 @@ def test_images_without_labels_are_not_passed_over(measured: Report) -> None:
     first, *others = measured.models
     taught = first.model_copy(update={"n_unlabelled": 1234})
     text = page.markdown(measured.model_copy(update={"models": (taught, *others)}))
-    assert "also learned from 1,234 other training images without their labels" in text
+    said = "1,234 other training images taught, too, without their labels"
+    assert f"At {first.fraction * 100:.3g} % {said}" in text
+    other = others[-1].model_copy(update={"preset": "reference"})
+    text = page.markdown(measured.model_copy(update={"models": (taught, *others[:-1], other)}))
+    assert f"At {first.fraction * 100:.3g} % of {first.variant} {said}" in text
 
 
 def test_more_labels_that_make_it_worse_on_damaged_images_are_a_finding(measured: Report) -> None:
