@@ -313,6 +313,9 @@ def check(bench: Bench) -> None:
         )
     if not bench.clients or min(bench.clients) < 1:
         raise LabelcurveError("--clients: at least one number, of at least 1 each, is needed")
+    if list(bench.clients) != sorted(set(bench.clients)):
+        given = " ".join(map(str, bench.clients))
+        raise LabelcurveError(f"--clients {given}: rising numbers are needed, as 1 2 4 8")
     check_asked(bench.target, bench.price_per_hour, bench.price_per_label)
     # Now, not after minutes of measuring.
     try:

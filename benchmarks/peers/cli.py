@@ -270,7 +270,8 @@ def _ready(one: _Running, process: subprocess.Popen[bytes], log: Path) -> Any:
         except httpx.HTTPError as error:
             last = str(error)
         time.sleep(0.05)
-    tail = log.read_text(errors="replace")[-500:]
+    # The last line alone: a traceback before it holds paths of this machine.
+    tail = log.read_text(errors="replace").strip().rpartition("\n")[2][-500:]
     raise LabelcurveError(f"it did not get ready ({last}): {tail}")
 
 

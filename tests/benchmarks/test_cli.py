@@ -128,6 +128,7 @@ def test_another_service_is_refused(service: Server, tmp_path: Path) -> None:
         (["--data", "nowhere"], "nowhere"),
         (["--target", "95"], "--target 95: an accuracy between 0 and 1"),
         (["--step-seconds", "0.5"], "--step-seconds 0.5: at least 1"),
+        (["--clients", "64", "8"], "--clients 64 8: rising numbers are needed"),
         (["--price-per-hour", "-1"], "--price-per-hour -1"),
         (["--price-per-label", "inf"], "--price-per-label inf"),
         (["--step-seconds", "nan"], "--step-seconds nan"),
