@@ -87,7 +87,7 @@ PLAN = (
     *(Place("reference-scratch", fraction) for fraction in (0.1, 0.5, 1.0)),
     *(Place("default", fraction) for fraction in (0.05, 0.2, 0.3)),
     *(Place(name, 0.1) for name in ABLATIONS),
-    *(Place("default", fraction, seed) for seed in (1, 2) for fraction in (0.2, 0.5, 1.0)),
+    *(Place("default", fraction, seed) for seed in (1, 2) for fraction in (0.05, 0.2, 0.5, 1.0)),
 )
 """All rows, in the order in which they are trained."""
 

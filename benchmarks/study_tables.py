@@ -8,7 +8,7 @@ from typing import Any
 from benchmarks import rows
 from benchmarks.record import Model, Report
 from benchmarks.rows import Row, Study
-from benchmarks.tables import COLUMNS, conditions, duration, markdown
+from benchmarks.tables import COLUMNS, conditions, duration, markdown, unstable
 
 NONE = "–"
 
@@ -118,7 +118,8 @@ def opening(report: Report, study: Study, reference: Mapping[str, Any]) -> str:
 def _load(model: Model | None) -> tuple[str, str]:
     if model is None or model.load is None or model.load.p50_ms is None:
         return NONE, NONE
-    return f"{model.load.p50_ms:.1f}", f"{model.load.requests_per_s:,.0f}"
+    rate = f"{model.load.requests_per_s:,.0f}{unstable([model])}"
+    return f"{model.load.p50_ms:.1f}", rate
 
 
 def experiment(study: Study, reference: Mapping[str, Any]) -> str:
