@@ -168,7 +168,7 @@ def markdown(a: Report, b: Report) -> str:
     text += "\nIn brackets: 95 % intervals, over test images and over windows of the load test. "
     text += "p: McNemar's exact test, two models on the same images; other seeds are not in it. "
     text += f"A star is a difference that chance alone shows once in {1 / SIGNIFICANT:.0f} times, "
-    text += f"and here are {len(body)} row{'s' * (len(body) > 1)} of three. Rates and latencies "
+    text += f"and here are {3 * len(body)} comparisons. Rates and latencies "
     text += f"have none where a run was unstable or had less than {ROUNDS} rounds.\n"
     return text + "".join(f"\nNOTE {doubt}\n" for doubt in doubts(a, b))
 

@@ -62,10 +62,9 @@ def write(out: Path, report: Report, shown: Sequence[Gallery] = ()) -> dict[str,
         contents = dict(_contents(out, report, shown))
         for path, content in contents.items():
             files.replace(path, content)
-        for stale in (
-            set((out / PLOTS).glob("*.png")) - contents.keys()
-        ):  # of a report with more in it
-            stale.unlink()
+        stale = set((out / PLOTS).glob("*.png")) - contents.keys()
+        for path in stale:  # of a report with more in it
+            path.unlink()
     except OSError as error:
         raise LabelcurveError(
             f"cannot write the report to {out}: {error.strerror or error}; choose another --out"
@@ -120,11 +119,8 @@ def markdown(report: Report) -> str:
                     lines += [*(f"- {item}" for item in items), ""]
                 case Rows():
                     lines += [f"{block.summary}:", ""] if block.summary else []
-                    lines += [
-                        tables.markdown(
-                            block.header, [_shown(row, block.names) for row in block.body]
-                        )
-                    ]
+                    body = [_shown(row, block.names) for row in block.body]
+                    lines += [tables.markdown(block.header, body)]
                 case Plot():
                     lines += [f"![{block.title}]({PLOTS}/{block.name}.png)", ""]
                     lines += [block.caption, ""]

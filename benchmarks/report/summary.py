@@ -134,20 +134,13 @@ def _spoilt(models: Sequence[Model]) -> list[str]:
     assert many is not None
     worst: list[tuple[float, str]] = []
     for index, shift in enumerate(many.shifts):
-        for model in measured[:-1]:
-            few = model.robustness
-            assert few is not None
-            a, b = few.shifts[index].accuracy, shift.accuracy
-            # The same images, so this standard error, as if of others, is too large at most.
-            error = ((a * (1 - a) + b * (1 - b)) / few.n) ** 0.5
-            if a - b > SURELY * error:
-                worst.append(
-                    (
-                        a - b,
-                        f"{shift.kind} {shift.level}: {model.name} {percent(a, 1)}, "
-                        f"{measured[-1].name} {percent(b, 1)}",
-                    )
-                )
+        shown = [(m.robustness.shifts[index].accuracy, m.name) for m in measured if m.robustness]
+        (a, name), (b, last) = max(shown[:-1]), shown[-1]
+        # The same images, so this standard error, as if of others, is too large at most.
+        error = ((a * (1 - a) + b * (1 - b)) / many.n) ** 0.5
+        if a - b > SURELY * error:
+            text = f"{shift.kind} {shift.level}: {name} {percent(a, 1)}, {last} {percent(b, 1)}"
+            worst.append((a - b, text))
     if not worst:
         return []
     worst.sort(key=lambda pair: -pair[0])

@@ -52,7 +52,7 @@ def test_rates_that_did_not_hold_still_have_no_star(
     text = compare.markdown(a, b.model_copy(update={"models": (shaky,)}))
     assert "1.30 (1.2" in text
     assert ") *" not in text
-    assert "here are 1 row of three" in text
+    assert "here are 3 comparisons" in text
 
 
 def test_other_models_of_one_name_are_compared_image_by_image(measured: Report) -> None:
