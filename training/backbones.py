@@ -10,6 +10,9 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from training.recipes import TORCHVISION, Backbone
 from training.stored import Images
 
+EMPTY = 1e-9
+"""A direction with this share of the largest variance, or less, holds no signal (fp32's digits)."""
+
 
 class Network(nn.Module):
     """Normalisation, a backbone that gives an embedding, and a linear classifier."""
@@ -29,7 +32,7 @@ class Network(nn.Module):
 
     def normalise(self, images: Tensor) -> Tensor:
         """Uint8 [N, 3, H, W] to float32 [N, 3, H, W] of zero mean and unit variance."""
-        return self.standardise(images.float() / 255)
+        return self.standardise(images.to(self.mean.dtype) / 255)
 
     def standardise(self, images: Tensor) -> Tensor:
         """Float [N, 3, H, W] from 0 to 1 to zero mean and unit variance."""
@@ -116,7 +119,15 @@ class ConvNet(nn.Module):
         patches = normalised.unfold(2, 2, 1).unfold(3, 2, 1).permute(0, 2, 3, 1, 4, 5)
         rows = patches.reshape(-1, 12).double()
         values, vectors = torch.linalg.eigh(rows.T @ rows / len(rows))
-        filters = (vectors / (values + eps).sqrt()).T.reshape(12, 3, 2, 2).float()
+        whitened = (vectors / (values + eps).sqrt()).T
+        # Grey images have directions that hold rounding alone. Channels without signal have huge
+        # gradients behind batch norms, which drown the others' in a step of Muon, and rounding
+        # made large differs between runtimes. Random directions of those with signal replace them.
+        empty = values <= EMPTY * values[-1]
+        if bool(empty.any()) and not bool(empty.all()):
+            mixed = torch.randn(int(empty.sum()), int((~empty).sum()), dtype=torch.float64)
+            whitened[empty] = nn.functional.normalize(mixed) @ whitened[~empty]
+        filters = whitened.reshape(12, 3, 2, 2).float()
         self.whiten.weight.copy_(torch.cat([filters, -filters]))
         assert self.whiten.bias is not None
         self.whiten.bias.zero_()

@@ -106,6 +106,34 @@ def test_whitened_patches_are_uncorrelated_and_of_one_size() -> None:
     assert not torch.allclose(before.T @ before / len(before), torch.eye(12), atol=0.25)
 
 
+def test_every_filter_of_grey_images_holds_signal(digits: Data) -> None:
+    torch.manual_seed(0)
+    net = build("convnet", digits.train.images, 10)
+    assert isinstance(net.backbone, ConvNet)
+    pixels = net.normalise(torch.from_numpy(np.array(digits.train.images)).permute(0, 3, 1, 2))
+    with torch.inference_mode():
+        rows = net.backbone.whiten(pixels).transpose(0, 1).flatten(1)
+    assert torch.allclose(rows[:12], -rows[12:], atol=1e-5)
+    assert torch.allclose(rows.std(dim=1), torch.ones(24), atol=0.1)
+    # The 4 directions of a grey patch of 2 x 2, none of them twice.
+    assert torch.linalg.matrix_rank(rows[:12].double(), rtol=1e-5) == 4
+    assert (torch.corrcoef(rows[:12]).abs() - torch.eye(12)).max() < 0.999
+
+
+def test_no_channel_of_grey_images_has_a_gradient_that_drowns_the_others(digits: Data) -> None:
+    torch.manual_seed(0)
+    net = build("convnet", digits.train.images, 10)
+    assert isinstance(net.backbone, ConvNet)
+    pixels = net.normalise(torch.from_numpy(digits.train.images[:128]).permute(0, 3, 1, 2))
+    labels = torch.from_numpy(digits.train.labels[:128]).long()
+    F.cross_entropy(net.train()(pixels), labels).backward()
+    first = net.backbone.groups[0]
+    assert isinstance(first, Group)
+    assert first.conv1.weight.grad is not None
+    sizes = first.conv1.weight.grad.flatten(1).norm(dim=1)
+    assert sizes.max() < 1e4 * sizes.median()
+
+
 def test_images_of_one_colour_do_not_break_the_whitening() -> None:
     net = build("convnet", np.full((20, 8, 8, 3), 77, np.uint8), 2)
     out = net(net.normalise(torch.full((4, 3, 8, 8), 77, dtype=torch.uint8)))
