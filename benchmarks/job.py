@@ -41,6 +41,7 @@ from benchmarks.server import Server
 from benchmarks.tables import counted
 from bundle import store
 from bundle.errors import BundleError, LabelcurveError
+from bundle.manifest import SHARED
 from bundle.store import Bundle
 from training import data as datasets
 from training.data import Data, default_cache
@@ -110,7 +111,13 @@ def run(
 
     models = tuple(
         describe(
-            b, scores[b.name], times[b.name], loads.get(b.name), spoilt.get(b.name), others[b.name]
+            b,
+            scores[b.name],
+            times[b.name],
+            loads.get(b.name),
+            spoilt.get(b.name),
+            others[b.name],
+            shared=b.name in bench.shared,
         )
         for b in bundles
     )
@@ -146,6 +153,7 @@ def describe(
     load: Load | None = None,
     robustness: Robustness | None = None,
     besides: str = "",
+    shared: bool = False,
 ) -> Model:
     """What is known and was measured of one bundle."""
     manifest, ran = bundle.manifest, store.read_run(bundle.path)
@@ -169,6 +177,7 @@ def describe(
         n_unlabelled=manifest.n_unlabelled,
         pretraining_seconds=ran.pretraining_seconds,
         train_seconds=ran.seconds.get("train", 0.0),
+        shared=shared or (ran.waited or 0.0) > SHARED,
         trained_on=ran.hardware,
         device=manifest.device,
         history=ran.history,
@@ -330,11 +339,12 @@ def check(bench: Bench) -> None:
 
 def _chosen(bench: Bench) -> list[Bundle]:
     names = store.names(bench.models)
-    unknown = [name for name in bench.only if name not in names]
-    if unknown:
-        raise LabelcurveError(
-            f"--only {', '.join(unknown)}: no such model; there are {', '.join(names)}"
-        )
+    for option, given in (("only", bench.only), ("shared", bench.shared)):
+        unknown = [name for name in given if name not in names]
+        if unknown:
+            raise LabelcurveError(
+                f"--{option} {', '.join(unknown)}: no such model; there are {', '.join(names)}"
+            )
     try:
         return store.read_all(bench.models, [n for n in names if n in bench.only] or None)
     except BundleError as error:

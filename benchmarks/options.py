@@ -61,6 +61,9 @@ class Bench:
     """Of the machine that serves, in any currency: the report says what a million images cost."""
     price_per_label: float | None = None
     """In any currency: the report says what the next labels cost."""
+    shared: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
+    """This model was trained beside other work: the report marks its training time, as it does for
+    those whose bundles tell so themselves; may be repeated."""
     note: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
     """Something to say at the top of the report; may be repeated."""
     examples: bool = True

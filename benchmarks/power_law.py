@@ -18,7 +18,7 @@ from math import inf, isfinite
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks import curve_words
+from benchmarks import curve_words, tables
 from benchmarks.curve_words import MIN_FRACTIONS, count, percent
 from benchmarks.record import Check, Curve, CurvePoint, Estimate, Forecast, Model, Target
 from benchmarks.statistics import LEVEL
@@ -128,7 +128,8 @@ def _curve(
             n_labels=group[0].n_labels,
             fraction=group[0].fraction,
             accuracies=tuple(model.accuracy.accuracy for model in group),
-            seconds=tuple(model.train_seconds for model in group),
+            seconds=tuple(model.train_seconds for model in tables.timed(group)),
+            shared=all(model.shared for model in group),
         )
         for group in groups
     )

@@ -315,6 +315,8 @@ class Model(_Record):
     pretraining_seconds: float | None = None
     """What the extractor had cost when it was made, on whatever machine."""
     train_seconds: float
+    shared: bool = False
+    """Other work ran on the machine while it trained: alone it takes less."""
     trained_on: str
     device: Choice
     history: tuple[Epoch, ...]
@@ -361,7 +363,9 @@ class CurvePoint(_Record):
     accuracies: tuple[float, ...]
     """One a seed."""
     seconds: tuple[float, ...]
-    """Training time, one a seed."""
+    """Training time of those seeds that had the machine to themselves, or of all where none had."""
+    shared: bool = False
+    """Whether none had."""
 
 
 class Forecast(_Record):

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import random
 import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -19,6 +20,7 @@ from bundle.errors import LabelcurveError
 from bundle.store import Bundle
 
 READY_SECONDS = 120.0
+PORTS = range(20000, 32000)
 
 
 @dataclass(frozen=True)
@@ -110,12 +112,24 @@ def check(url: str, bundles: Sequence[Bundle]) -> None:
         )
 
 
-def free_port() -> int:
-    """A port of 127.0.0.1 that nobody listens on at the moment."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
+def free_port(n: int = 1) -> int:
+    """The first of `n` ports of 127.0.0.1 in a row that nobody has at the moment.
+
+    They lie below those that systems give to outgoing connections, of which a load test makes many:
+    one of these could have it before the service does.
+
+    Raises:
+        LabelcurveError: no such ports.
+    """
+    for port in random.sample(PORTS, len(PORTS)):
+        try:
+            with ExitStack() as stack:
+                for number in range(port, port + n):
+                    stack.enter_context(socket.socket()).bind(("127.0.0.1", number))
+        except OSError:
+            continue
         return port
+    raise LabelcurveError(f"no {n} free ports of 127.0.0.1 from {PORTS.start} to {PORTS.stop}")
 
 
 def _wait(url: str, process: subprocess.Popen[bytes], log: Path) -> None:

@@ -26,7 +26,7 @@ from benchmarks.record import Report
 from benchmarks.rows import Row, Study
 from bundle import files, store
 from bundle.errors import LabelcurveError
-from bundle.manifest import Manifest
+from bundle.manifest import SHARED, Manifest
 from training.options import Options
 from training.recipes import recipe
 
@@ -191,7 +191,7 @@ def collect(options: Arguments, place: Place) -> Row | None:
         best_epoch=manifest.best_epoch,
         train_seconds=run.seconds["train"],
         pretraining_seconds=run.pretraining_seconds,
-        shared=options.shared,
+        shared=options.shared or (run.waited or 0.0) > SHARED,
         hardware=run.hardware,
         arithmetic=manifest.precision.value,
         started=run.started,
@@ -237,7 +237,7 @@ def reported(path: Path, shared: bool) -> dict[Place, Row]:
             best_epoch=model.best_epoch,
             train_seconds=model.train_seconds,
             pretraining_seconds=model.pretraining_seconds,
-            shared=shared,
+            shared=shared or model.shared,
             hardware=model.trained_on,
             arithmetic=None,
             started=report.provenance.date,

@@ -101,6 +101,12 @@ def opening(report: Report, study: Study, reference: Mapping[str, Any]) -> str:
         "protocol it has a fixed tenth of the labels, and its test images choose nothing: "
         "[docs/reference.md](docs/reference.md)."
     )
+    taught = [row.n_unlabelled for row in study.rows if row.variant == "default"]
+    if fewest := min(filter(None, taught), default=0):
+        text += (
+            f" At the fractions below 100 % {fewest:,} to {max(taught):,} other training images "
+            "taught, too, without their labels."
+        )
     hidden = [row for row in study.rows if row.shared]
     if hidden:
         text += (

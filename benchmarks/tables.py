@@ -12,6 +12,7 @@ from benchmarks.record import Load, Model, Report
 HEADER = (
     "fraction",
     "labels",
+    "without labels",
     "accuracy",
     "balanced",
     "F1",
@@ -25,6 +26,10 @@ HEADER = (
 
 UNSTABLE = " (unstable)"
 """Behind a rate whose last windows differed by more than 10 %."""
+
+
+SHARED = " (shared)"
+"""Behind a training time that other work on the machine has made longer."""
 
 
 def groups(report: Report) -> list[list[Model]]:
@@ -49,15 +54,27 @@ def _row(models: Sequence[Model], several: bool) -> tuple[str, ...]:
     return (
         share if not several or first.variant == "default" else f"{share}, {first.variant}",
         f"{first.n_labels_train:,} + {first.n_labels_val:,}",
+        f"{first.n_unlabelled:,}" if first.n_unlabelled else "–",
         _mean([model.accuracy.accuracy * 100 for model in models], "{:.2f}", " %"),
         _mean([(model.accuracy.balanced_accuracy or 0) * 100 for model in models], "{:.2f}", " %"),
         _mean([model.accuracy.f1 for model in models], "{:.4f}"),
-        duration(float(np.mean([model.train_seconds for model in models]))),
+        training_time(models),
         _mean([model.epochs for model in models], "{:.0f}"),
         _of_load(models, lambda load: load.p50_ms, "{:.1f}"),
         _of_load(models, lambda load: load.p99_ms, "{:.1f}"),
         _of_load(models, lambda load: load.requests_per_s, "{:,.0f}") + unstable(models),
     )
+
+
+def timed(models: Sequence[Model]) -> Sequence[Model]:
+    """Those whose training time is a measurement; all, where each shared its machine."""
+    return [model for model in models if not model.shared] or models
+
+
+def training_time(models: Sequence[Model]) -> str:
+    """Mean over the seeds, marked where it is none of a machine of its own."""
+    text = duration(float(np.mean([model.train_seconds for model in timed(models)])))
+    return text + SHARED * all(model.shared for model in models)
 
 
 def _mean(values: Sequence[float], form: str, unit: str = "") -> str:
@@ -103,23 +120,11 @@ def markdown(header: Sequence[str], body: Sequence[Sequence[object]]) -> str:
     return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
 
 
-COLUMNS = "Labels: training + validation. Balanced: mean of the classes' recalls. "
+COLUMNS = (
+    "Labels: training + validation; without labels: other training images that taught, too, "
+    "without theirs. Balanced: mean of the classes' recalls. "
+)
 """What the table's columns are."""
-
-
-def pool(models: Sequence[Model]) -> str:
-    """What models learned from besides labels, as a sentence; nothing where it was nothing."""
-    taught = [model for model in models if model.n_unlabelled]
-    if not taught:
-        return ""
-    images = sorted({model.n_unlabelled for model in taught})
-    several = f"{images[0]:,} to {images[-1]:,}" if len(images) > 1 else f"{images[0]:,}"
-    shares = sorted({f"{model.fraction:.3g}": model.fraction for model in taught}.values())
-    named = ", ".join(f"{share * 100:.3g} %" for share in shares)
-    which = {model.variant for model in taught}
-    if which != {model.variant for model in models}:
-        named += f" of {' and '.join(sorted(which))}"
-    return f"At {named} {several} other training images taught, too, without their labels. "
 
 
 def conditions(report: Report, trained_on: Sequence[str] = ()) -> str:
@@ -136,6 +141,8 @@ def conditions(report: Report, trained_on: Sequence[str] = ()) -> str:
         runs = f"mean ± standard deviation over {' or '.join(map(str, seeds))} seeds"
     text = f"{report.dataset.name}, {report.dataset.n_test:,} test images, {runs}. "
     text += COLUMNS
+    if any(SHARED in training_time(group) for group in groups(report)):
+        text += "Shared: other work ran on the machine meanwhile, alone it takes less. "
     load = next((model.load for model in report.models if model.load), None)
     if load:
         text += (
@@ -151,7 +158,6 @@ def conditions(report: Report, trained_on: Sequence[str] = ()) -> str:
         )
         scratch = any(model.extractor is None for model in report.models)
         text += ", `scratch` with random weights. " if scratch else ". "
-    text += pool(report.models)
     trained = sorted(set(trained_on) or {model.trained_on for model in report.models})
     text += (
         f"Trained on {'; '.join(trained)}. Measured on {made.cpu}, {counted(made.cores, 'core')}, "

@@ -47,6 +47,21 @@ def memory(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
     return found // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
+def scheduled(tasks: Path = Path("/proc/self/task")) -> tuple[float, float] | None:
+    """Seconds that this process's threads have run, and waited for a core that others had.
+
+    None where the system does not tell; Linux does (`schedstat`).
+    """
+    ran = waited = 0
+    for file in tasks.glob("*/schedstat"):
+        try:
+            times = file.read_text().split()
+        except OSError:  # that thread has just ended
+            continue
+        ran, waited = ran + int(times[0]), waited + int(times[1])
+    return (ran / 1e9, waited / 1e9) if ran else None
+
+
 def cpu_name() -> str:
     """The processor's model name."""
     info = Path("/proc/cpuinfo")

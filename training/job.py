@@ -18,8 +18,8 @@ import torch
 
 from bundle import files
 from bundle.errors import BundleError, DivergedError
-from bundle.machine import git_commit
-from bundle.manifest import Epoch
+from bundle.machine import git_commit, scheduled
+from bundle.manifest import SHARED, Epoch
 from training import data, distributed, finetune, grid, interruption, lock, pretrain_job
 from training.backbones import build
 from training.budget import Budget
@@ -268,6 +268,7 @@ class _Model:
         events = self.folder / re.sub("[:-]|[+].*", "", self.started)
         # A run with a checkpoint keeps the limit that it began with.
         seconds = None if self.interruptions else budget.finetuning()
+        cores = scheduled()
         with (
             EventWriter(events, self.epochs, say) as writer,
             Bar(cell.name) as bar,
@@ -294,7 +295,11 @@ class _Model:
             except DivergedError:
                 self.checkpoint.remove()
                 raise
-        say(f"kept epoch {result.best_epoch}, {result.seconds:.0f} s")
+        waited = _waited(cores, scheduled())
+        shared = ""
+        if waited is not None and waited > SHARED:
+            shared = f", other work had the cores in {waited:.0%} of it: alone it takes less"
+        say(f"kept epoch {result.best_epoch}, {result.seconds:.0f} s{shared}")
         entry = publish(
             options,
             images,
@@ -306,6 +311,7 @@ class _Model:
                 commit=self.commit,
                 n_unlabelled=n_others,
                 started=self.started,
+                waited=waited,
                 interruptions=self.interruptions,
                 command_began=self.command_began,
                 warnings=budget.warnings(result.seconds, result.epochs),
@@ -365,6 +371,15 @@ def _forget(folder: Path) -> None:
     for path in folder.glob("*checkpoint*"):
         path.unlink(missing_ok=True)
     Finished(folder).remove()
+
+
+def _waited(before: tuple[float, float] | None, after: tuple[float, float] | None) -> float | None:
+    """Share of the time in which threads could have run that they waited for a core."""
+    if before is None or after is None:
+        return None
+    # Threads that ended meanwhile took their seconds with them.
+    ran, waited = (max(0.0, b - a) for a, b in zip(before, after, strict=True))
+    return round(waited / (ran + waited), 4) if ran else None
 
 
 def _check_room(folder: Path, network: torch.nn.Module) -> None:

@@ -45,6 +45,8 @@ class Circumstances:
     started: str
     """ISO 8601, UTC."""
     interruptions: int
+    waited: float | None
+    """For cores, as in `Run`."""
     command_began: float
     """By `time.monotonic`, earlier by what the parts before an interruption took."""
     warnings: tuple[str, ...]
@@ -140,6 +142,7 @@ def publish(
         hardware=hardware(device),
         git_commit=about.commit,
         seconds=seconds,
+        waited=about.waited,
         interruptions=about.interruptions,
         warnings=about.warnings,
         pretraining_seconds=(about.extractor.card.seconds or None) if about.extractor else None,

@@ -177,7 +177,7 @@ def _model(
             peer = peers.get(server.name)
             if peer is None or peer.error:
                 continue
-            port = free_port()
+            port = free_port(3)  # MLServer takes two more, for gRPC and metrics
             log = bench.out / f"{server.name}-{name}.log"
             if server is OWN:
                 command = [processes.command("serve"), "--models", str(models), "--port", str(port)]

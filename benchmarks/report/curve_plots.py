@@ -22,18 +22,16 @@ def learning_curve(report: Report) -> Figure:
         accuracy = [np.asarray(point.accuracies) for point in curve.points]
         seconds = [np.asarray(point.seconds) for point in curve.points]
         _band(score, labels, accuracy, hue, marker, curve.variant)
-        _band(time, labels, seconds, hue, marker, None)
-        both.plot(
-            [part.mean() for part in seconds],
-            [part.mean() for part in accuracy],
-            marker,
-            linestyle=DASHES[0],
-            color=hue,
-            markersize=5,
-        )
-        for times, parts in zip(seconds, accuracy, strict=True):
-            if len(parts) > 1:
-                both.plot(times, parts, ".", color=hue, alpha=0.6)
+        _band(time, labels, seconds, hue, None, None)
+        times, scores = [s.mean() for s in seconds], [a.mean() for a in accuracy]
+        both.plot(times, scores, linestyle=DASHES[0], color=hue)
+        for point, n, t, a in zip(curve.points, labels, times, scores, strict=True):
+            fill = "none" if point.shared else hue
+            for axes, x, y in ((time, n, t), (both, t, a)):
+                axes.plot(x, y, marker, color=hue, markersize=6, markerfacecolor=fill)
+        for spread, parts in zip(seconds, accuracy, strict=True):
+            if len(parts) == len(spread) > 1:
+                both.plot(spread, parts, ".", color=hue, alpha=0.6)
         _fitted(score, curve, hue)
     labels_seen = sorted({model.n_labels for model in report.models})
     furthest = max((f.n_labels for curve in report.curves for f in curve.line), default=0)
@@ -62,10 +60,11 @@ def _band(
     labels: list[int],
     parts: list[np.ndarray[tuple[int], np.dtype[np.float64]]],
     hue: str,
-    marker: str,
+    marker: str | None,
     name: str | None,
 ) -> None:
-    axes.plot(labels, [p.mean() for p in parts], marker, color=hue, markersize=6, label=name)
+    if marker:
+        axes.plot(labels, [p.mean() for p in parts], marker, color=hue, markersize=6, label=name)
     axes.fill_between(
         labels, [p.min() for p in parts], [p.max() for p in parts], color=hue, alpha=0.25, lw=0
     )

@@ -34,6 +34,11 @@ def section(report: Report) -> Section:
     curves = report.curves
     seeds = sorted({len(point.accuracies) for curve in curves for point in curve.points})
     n = " or ".join(map(str, seeds))
+    hollow = ""
+    if any(point.shared for curve in curves for point in curve.points):
+        hollow = (
+            " Hollow: other work ran on the machine while these trained; alone they take less time."
+        )
     blocks: list[Block] = [
         Plot(
             "curve",
@@ -41,7 +46,7 @@ def section(report: Report) -> Section:
             "Test accuracy and training time over labels, and one over the other",
             f"n = {report.dataset.n_test:,} test images; marks are means over {n} seed(s) a "
             "fraction, thick bars and bands span the seeds. Lines: the fitted power law with its "
-            "95 % band, dashed beyond the points; dotted where no law is fitted.",
+            "95 % band, dashed beyond the points; dotted where no law is fitted." + hollow,
         )
     ]
     for curve in curves:
@@ -67,7 +72,7 @@ def _measured(curve: Curve) -> Rows:
                 str(len(a)),
                 percent(float(a.mean())),
                 points(float(a.std(ddof=1))).lstrip("+") if len(a) > 1 else NONE,
-                tables.duration(float(s.mean())),
+                tables.duration(float(s.mean())) + tables.SHARED * point.shared,
                 f"{tables.duration(float(s.min()))} to {tables.duration(float(s.max()))}"
                 if len(s) > 1
                 else NONE,

@@ -28,7 +28,7 @@ def _training(report: Report) -> Section:
             str(m.seed),
             m.extractor or NONE,
             f"{m.best_epoch} of {m.epochs}",
-            tables.duration(m.train_seconds),
+            tables.training_time([m]),
             m.trained_on,
         )
         for m in report.models

@@ -226,15 +226,24 @@ def test_batches_and_service_cost_by_the_same_machine(loaded: Report) -> None:
 
 
 def test_images_without_labels_are_not_passed_over(measured: Report) -> None:
-    assert "without their labels" not in page.markdown(measured)
     first, *others = measured.models
+    assert "| 144 + 16 | – |" in page.markdown(measured)
     taught = first.model_copy(update={"n_unlabelled": 1234})
     text = page.markdown(measured.model_copy(update={"models": (taught, *others)}))
-    said = "1,234 other training images taught, too, without their labels"
-    assert f"At {first.fraction * 100:.3g} % {said}" in text
-    other = others[-1].model_copy(update={"preset": "reference"})
-    text = page.markdown(measured.model_copy(update={"models": (taught, *others[:-1], other)}))
-    assert f"At {first.fraction * 100:.3g} % of {first.variant} {said}" in text
+    assert "| 144 + 16 | 1,234 |" in text
+
+
+def test_training_times_of_a_shared_machine_are_marked(measured: Report) -> None:
+    assert "(shared)" not in page.markdown(measured)
+    first, *others = measured.models
+    busy = first.model_copy(update={"shared": True, "train_seconds": 99.0, "seed": 1})
+    text = page.markdown(measured.model_copy(update={"models": (busy, *others)}))
+    assert text.count("1 min 39 s (shared) |") == 2  # at the top, and below Training
+    assert "Shared: other work ran on the machine meanwhile" in text
+    # A seed that had its machine to itself tells the time of its fraction.
+    text = page.markdown(measured.model_copy(update={"models": (first, busy, *others)}))
+    assert text.count("1 min 39 s (shared) |") == 1
+    assert f"| {tables.duration(first.train_seconds)} | " in text
 
 
 def test_more_labels_that_make_it_worse_on_damaged_images_are_a_finding(measured: Report) -> None:

@@ -21,6 +21,16 @@ def listening() -> Iterator[int]:
         yield listener.getsockname()[1]
 
 
+def test_free_ports_lie_in_a_row_and_are_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    first = server.free_port(5)
+    monkeypatch.setattr(server, "PORTS", range(first, first + 4))
+    with socket.create_server(("127.0.0.1", first + 1)):
+        assert {server.free_port(2) for _ in range(20)} <= {first + 2, first + 3}
+        monkeypatch.setattr(server, "PORTS", range(first, first + 1))
+        with pytest.raises(LabelcurveError, match=f"no 9 free ports of 127.0.0.1 from {first}"):
+            server.free_port(9)
+
+
 def test_lists_what_it_serves(service: Server, bundles: list[Bundle]) -> None:
     assert server.served(service.url) == {bundle.name: bundle.version for bundle in bundles}
     server.check(service.url, bundles)

@@ -1,13 +1,15 @@
 from __future__ import annotations
 
 import importlib.metadata
+import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
-from bundle.machine import cores, cpu_name, git_commit, memory, versions
+from bundle.machine import cores, cpu_name, git_commit, memory, scheduled, versions
 
 
 def test_cgroup_v2_quota_limits_the_cores(tmp_path: Path) -> None:
@@ -44,6 +46,36 @@ def test_processes_of_a_launcher_share_the_memory(
     alone = memory(tmp_path)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
     assert memory(tmp_path) == alone // 4
+
+
+def test_threads_that_have_to_wait_for_a_core_are_seen() -> None:
+    if not Path("/proc/self/schedstat").exists():
+        pytest.skip("this system does not tell how long threads wait for a core (Linux does)")
+    held = os.sched_getaffinity(0)
+    core = min(held)
+    busy = f"import os; os.sched_setaffinity(0, {{{core}}}); print(flush=True)\nwhile True: pass"
+    with subprocess.Popen([sys.executable, "-c", busy], stdout=subprocess.PIPE) as other:
+        try:
+            assert other.stdout is not None
+            other.stdout.readline()
+            os.sched_setaffinity(0, {core})
+            before = scheduled()
+            until = time.process_time() + 0.4
+            while time.process_time() < until:
+                pass
+            after = scheduled()
+        finally:
+            os.sched_setaffinity(0, held)
+            other.kill()
+    assert before is not None
+    assert after is not None
+    ran, waited = (b - a for a, b in zip(before, after, strict=True))
+    assert ran > 0.3
+    assert waited > 0.1
+
+
+def test_a_system_that_does_not_tell_of_waiting_threads_is_no_error(tmp_path: Path) -> None:
+    assert scheduled(tmp_path) is None
 
 
 def test_the_processor_has_a_name() -> None:

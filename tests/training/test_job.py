@@ -224,6 +224,20 @@ def test_a_model_of_less_than_an_epoch_is_warned_of(
     assert f"**Warning**: {warning}." in (bundle.path / "README.md").read_text()
 
 
+@pytest.mark.parametrize(
+    ("before", "after", "share"),
+    [
+        ((1.0, 1.0), (4.0, 2.0), 0.25),
+        ((1.0, 1.0), (2.0, 0.5), 0.0),  # a thread that had waited has ended
+        (None, (4.0, 2.0), None),
+    ],
+)
+def test_the_share_of_waiting_for_cores(
+    before: tuple[float, float] | None, after: tuple[float, float] | None, share: float | None
+) -> None:
+    assert job._waited(before, after) == share
+
+
 def test_a_limit_of_minutes_that_leaves_no_time_publishes_nothing(
     tmp_path: Path, cache: Path
 ) -> None:
