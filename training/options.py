@@ -51,8 +51,8 @@ class LabelOptions:
     """How many labels, and which."""
 
     fraction: tyro.conf.UseAppendAction[tuple[float, ...]] = ()
-    """Share of the labels, above 0 and up to 1; repeat it for several models. Without it: 0.1, 0.5
-    and 1.0."""
+    """Share of the labels, above 0 and up to 1; several of them, or the option again, for several
+    models. Without it: 0.1, 0.5 and 1.0."""
     seed: int = 0
     """Of the subsets, the weights and the order of training."""
     seeds: int = 1
@@ -182,7 +182,8 @@ def parse(arguments: Sequence[str] | None = None) -> Options:
     ) -> Options:
         return Options(**vars(image), **vars(label), **vars(training), **vars(output))
 
-    return tyro.cli(gather, prog="train", description=inspect.getdoc(Options), args=arguments)
+    given = _repeated(arguments, "--fraction")
+    return tyro.cli(gather, prog="train", description=inspect.getdoc(Options), args=given)
 
 
 @dataclass(frozen=True)
@@ -300,9 +301,9 @@ class SweepOptions:
     """
 
     data: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
-    """As for `train`; repeat it for several data sets. Without it: cifar10."""
+    """As for `train`; several of them, or the option again. Without it: cifar10."""
     fraction: tyro.conf.UseAppendAction[tuple[float, ...]] = ()
-    """As for `train`; repeat it. Without it: 0.1, 0.5 and 1.0."""
+    """As for `train`. Without it: 0.1, 0.5 and 1.0."""
     seed: int = 0
     """The first one."""
     seeds: int = 1
@@ -341,8 +342,9 @@ class SweepOptions:
 
 def parse_sweep(arguments: Sequence[str] | None = None) -> tuple[SweepOptions, list[str]]:
     """The options of `sweep`, and those that are left for `train`."""
+    given = _repeated(arguments, "--fraction", "--data")
     found: tuple[SweepOptions, list[str]] = tyro.cli(
-        SweepOptions, prog="sweep", args=arguments, return_unknown_args=True
+        SweepOptions, prog="sweep", args=given, return_unknown_args=True
     )
     chosen, others = found
     _check_known(others)
@@ -394,6 +396,22 @@ class QuantizeOptions:
 def parse_quantize(arguments: Sequence[str] | None = None) -> QuantizeOptions:
     """The options of `quantize`, from the command line where no arguments are given."""
     return tyro.cli(QuantizeOptions, prog="quantize", args=arguments)
+
+
+def _repeated(arguments: Sequence[str] | None, *names: str) -> list[str]:
+    """The command line with `--fraction 0.1 0.5` as `--fraction 0.1 --fraction 0.5`."""
+    found: list[str] = []
+    name, has_value = "", False
+    for argument in sys.argv[1:] if arguments is None else arguments:
+        if argument.startswith("-"):
+            name, equals, _ = argument.partition("=")
+            has_value = bool(equals)
+        elif name in names and has_value:
+            found.append(name)
+        else:
+            has_value = True
+        found.append(argument)
+    return found
 
 
 def _check_minutes(minutes: float | None) -> None:

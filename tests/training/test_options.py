@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from bundle.errors import LabelcurveError
-from training.options import Options, PretrainOptions, parse, parse_pretrain
+from training.options import Options, PretrainOptions, parse, parse_pretrain, parse_sweep
 
 
 def parsed(*arguments: str) -> Options:
@@ -67,6 +67,30 @@ def test_a_bad_value_names_the_flag_the_value_and_what_is_allowed(
 ) -> None:
     with pytest.raises(LabelcurveError, match=re.escape(message)):
         Options(**values)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "--seed 3 --fraction 0.1 0.5 1 --no-test",
+        "--fraction=0.1 0.5 --fraction 1 --seed 3 --no-test",
+        "--fraction 0.1 --fraction 0.5 --fraction 1 --no-test --seed 3",
+    ],
+)
+def test_several_fractions_follow_the_option_or_repeat_it(words: str) -> None:
+    chosen = parse(words.split())
+    assert (chosen.fraction, chosen.seed, chosen.no_test) == ((0.1, 0.5, 1.0), 3, True)
+
+
+def test_a_value_that_no_option_takes_is_an_error_still(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        parse(["--seed", "3", "4"])
+    assert "4" in capsys.readouterr().err
+
+
+def test_a_sweep_takes_several_data_sets_and_fractions_too() -> None:
+    chosen, others = parse_sweep(["--data", "a", "b", "--fraction", "0.1", "0.5", "--epochs", "3"])
+    assert (chosen.data, chosen.fraction, others) == (("a", "b"), (0.1, 0.5), ["--epochs", "3"])
 
 
 @pytest.mark.parametrize("values", [{"fraction": (1.0,)}, {"image_size": 8}, {"image_size": 1024}])
