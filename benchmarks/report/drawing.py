@@ -6,11 +6,13 @@ The text of an SVG has the page's colour, so one file suits light, dark and pape
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from io import BytesIO, StringIO
 from typing import Any, Final
 
-from matplotlib import rcParams, style
+from matplotlib import font_manager, rcParams, style
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
@@ -30,7 +32,6 @@ INK, GRID = "#010203", "#040506"
 _STYLE: Final[dict[str, Any]] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "labelcurve",
-    "font.family": "sans-serif",
     "font.size": 10,
     "text.parse_math": False,  # a class may be called $5
     "axes.titlesize": 10,
@@ -45,14 +46,22 @@ _STYLE: Final[dict[str, Any]] = {
     "lines.linewidth": 1.8,
     "xtick.minor.visible": False,
 }
+FONTS: Final = (
+    *("Noto Sans", "Noto Sans CJK SC", "Noto Sans CJK JP", "Source Han Sans", "Arial Unicode MS"),
+    *("WenQuanYi Zen Hei", "Droid Sans Fallback", "PingFang SC", "Microsoft YaHei", "Unifont"),
+)
+"""Have letters that matplotlib's own font lacks; those that are installed help it out in a PNG. An
+SVG has text, which the reader's own fonts show."""
 LONGEST = 24
 """Characters of a class's name in a plot."""
 
 
 def _theme(ink: str, grid: str, paper: str) -> dict[str, Any]:
     inked = ("text.color", "axes.labelcolor", "axes.titlecolor", "xtick.color", "ytick.color")
+    installed = set(font_manager.get_font_names())
     return {
         **_STYLE,
+        "font.family": ["sans-serif", *(name for name in FONTS if name in installed)],
         **dict.fromkeys(inked, ink),
         "axes.edgecolor": grid,
         "grid.color": grid,
@@ -74,7 +83,7 @@ def svg(draw: Draw, report: Report, title: str) -> str:
     """
     buffer = StringIO()
     metadata: dict[str, Any] = {"Date": None, "Creator": None}
-    with style.context(_theme(INK, GRID, "none")):
+    with style.context(_theme(INK, GRID, "none")), _any_letters():
         draw(report).savefig(
             buffer, format="svg", metadata=metadata, bbox_inches="tight", pad_inches=0.05
         )
@@ -90,11 +99,19 @@ def svg(draw: Draw, report: Report, title: str) -> str:
 def png(draw: Draw, report: Report) -> bytes:
     """A plot as PNG on white, for where SVG or the page's colours are not to be had."""
     buffer = BytesIO()
-    with style.context(_theme("#1c2024", "#d8dde2", "#ffffff")):
+    with style.context(_theme("#1c2024", "#d8dde2", "#ffffff")), _any_letters():
         draw(report).savefig(
             buffer, format="png", dpi=110, bbox_inches="tight", metadata={"Software": None}
         )
     return buffer.getvalue()
+
+
+@contextmanager
+def _any_letters() -> Iterator[None]:
+    """A class may be named in letters that no font here has: a box in a PNG, and no warning."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from font", UserWarning)
+        yield
 
 
 def grid_colour() -> str:

@@ -33,6 +33,37 @@ def test_every_plot_is_svg_in_the_colours_of_the_page(draw: Draw, loaded: Report
     assert drawing.GRID not in text
 
 
+def test_letters_that_no_font_has_are_no_warning_and_text_in_the_svg(measured: Report) -> None:
+    names = tuple(f"猫 {name}" for name in measured.dataset.class_names)
+    renamed = {
+        "dataset": measured.dataset.model_copy(update={"class_names": names}),
+        "models": tuple(
+            model.model_copy(
+                update={
+                    "accuracy": model.accuracy.model_copy(
+                        update={
+                            "per_class": dict(
+                                zip(names, model.accuracy.per_class.values(), strict=True)
+                            )
+                        }
+                    )
+                }
+            )
+            for model in measured.models
+        ),
+    }
+    report = measured.model_copy(update=renamed)
+    assert drawing.png(accuracy_plots.classes, report).startswith(b"\x89PNG")
+    assert f">{names[3]}<" in drawing.svg(accuracy_plots.classes, report, "")
+
+
+def test_installed_fonts_help_out(monkeypatch: pytest.MonkeyPatch, measured: Report) -> None:
+    monkeypatch.setattr(drawing, "FONTS", ("No such font", "DejaVu Serif"))
+    text = drawing.svg(curve_plots.history, measured, "")
+    assert "sans-serif, 'DejaVu Serif'" in text
+    assert "No such font" not in text
+
+
 def test_png_and_the_same_bytes_again(measured: Report) -> None:
     first = drawing.png(curve_plots.history, measured)
     assert first.startswith(b"\x89PNG")
