@@ -8,7 +8,7 @@ from typing import Any
 from benchmarks import rows
 from benchmarks.record import Model, Report
 from benchmarks.rows import Row, Study
-from benchmarks.tables import COLUMNS, conditions, duration, markdown, unstable
+from benchmarks.tables import counted, duration, learned, markdown, measured, served, unstable
 
 NONE = "–"
 
@@ -67,7 +67,7 @@ def seconds(group: list[Row]) -> str:
 def opening(report: Report, study: Study, reference: Mapping[str, Any]) -> str:
     """The table that the README opens with, and what its figures are."""
     published = {row["fraction"]: row["accuracy"] for row in reference["results"]}
-    served = {m.fraction: m for m in report.models if m.variant == "default" and m.seed == 0}
+    loads = {m.fraction: m for m in report.models if m.variant == "default" and m.seed == 0}
     body = []
     for fraction in study.fractions("default"):
         group = study.group("default", fraction)
@@ -86,38 +86,43 @@ def opening(report: Report, study: Study, reference: Mapping[str, Any]) -> str:
                 accuracy(study.group("scratch", fraction)),
                 epochs(group),
                 seconds(group),
-                *_load(served.get(fraction)),
+                *_load(loads.get(fraction)),
             )
         )
-    n_test = study.rows[0].n_test
-    text = (
-        f"{report.dataset.name}, {n_test:,} official test images, which chose nothing; one seed "
-        "where no n is given, else mean ± standard deviation over n seeds. "
-    )
-    alone = [row.hardware for row in study.rows if row.variant == "default" and not row.shared]
-    text += conditions(report, alone).partition(COLUMNS)[2]
-    text += (
-        f" Reference experiment: {reference['note']} ([source]({reference['url']})); under our "
-        "protocol it has a fixed tenth of the labels, and its test images choose nothing: "
-        "[docs/reference.md](docs/reference.md)."
-    )
-    taught = [row.n_unlabelled for row in study.rows if row.variant == "default"]
-    if fewest := min(filter(None, taught), default=0):
-        text += (
-            f" At the fractions below 100 % {fewest:,} to {max(taught):,} other training images "
-            "taught, too, without their labels."
+    ours = [row for row in study.rows if row.variant == "default"]
+    about = [
+        f"Accuracy on {report.dataset.name}'s {study.rows[0].n_test:,} official test images, which "
+        "chose nothing; one seed where no n is given, else mean ± standard deviation over n seeds.",
+        f"{learned(report)}".strip(),
+    ]
+    if fewest := min((row.n_unlabelled for row in ours if row.n_unlabelled), default=0):
+        about[-1] += (
+            f" At the fractions below 100 % {fewest:,} to {max(r.n_unlabelled for r in ours):,} "
+            "other training images taught, too, without their labels."
         )
+    about.append(
+        f"Reference experiment: {reference['note']} ([source]({reference['url']})). Under our "
+        "protocol it has a fixed tenth of the labels, and its test images choose nothing "
+        "([docs/reference.md](docs/reference.md))."
+    )
+    alone = sorted({row.hardware for row in ours if not row.shared})
     hidden = [row for row in study.rows if row.shared]
+    times = f"Training times: {'; '.join(alone)}."
     if hidden:
-        text += (
+        times += (
             f" Of {len(study.rows)} models {len(hidden)} had to share the machine with other work: "
             "their accuracy counts, their time is not shown."
         )
+    about += [
+        times,
+        f"{served(report)}{measured(report)}. The commands: [below](#the-figures-above).",
+    ]
     if study.missing:
-        text += (
-            f" {len(study.missing)} rows of the study are not trained yet; `python -m "
+        about.append(
+            f"{counted(len(study.missing), 'row')} of the study not trained yet: `python -m "
             "benchmarks.study` trains what is missing ([docs/results.md](docs/results.md))."
         )
+    text = "\n".join(f"- {line}" for line in about if line)
     return f"{markdown(OPENING, body)}\n{text}"
 
 

@@ -127,44 +127,55 @@ COLUMNS = (
 """What the table's columns are."""
 
 
-def conditions(report: Report, trained_on: Sequence[str] = ()) -> str:
-    """One sentence a figure cannot do without: n, seeds, clients, hardware, versions, command.
-
-    Args:
-        report: what is shown.
-        trained_on: hardware, where the times of training that stand beside it are not its own.
-    """
-    made = report.provenance
+def conditions(report: Report) -> str:
+    """One sentence a figure cannot do without: n, seeds, clients, hardware, versions, command."""
     seeds = sorted({len(group) for group in groups(report)})
     runs = "one seed"
     if seeds != [1]:
         runs = f"mean ± standard deviation over {' or '.join(map(str, seeds))} seeds"
-    text = f"{report.dataset.name}, {report.dataset.n_test:,} test images, {runs}. "
-    text += COLUMNS
+    text = f"{report.dataset.name}, {report.dataset.n_test:,} test images, {runs}. {COLUMNS}"
     if any(SHARED in training_time(group) for group in groups(report)):
         text += "Shared: other work ran on the machine meanwhile, alone it takes less. "
+    trained = sorted({model.trained_on for model in report.models})
+    text += f"{served(report)}{learned(report)}Trained on {'; '.join(trained)}. "
+    return f"{text}{measured(report)}, with `{report.provenance.command}`."
+
+
+def served(report: Report) -> str:
+    """What the columns of the load test are; nothing where there was none."""
     load = next((model.load for model in report.models if model.load), None)
-    if load:
-        text += (
-            f"p50, p99 and requests/s: `POST /classify`, {load.users} clients in a closed loop "
-            f"on {'the same' if load.same_machine else 'another'} machine, "
-            f"{load.seconds:.0f} s a model in {load.rounds} round{'s' if load.rounds > 1 else ''}. "
-        )
-    learned = {m.pretraining_seconds for m in report.models if m.pretraining_seconds}
-    if learned:
-        text += (
-            "The models began with an extractor that had been learned without labels in "
-            f"{' or '.join(map(duration, sorted(learned)))}"
-        )
-        scratch = any(model.extractor is None for model in report.models)
-        text += ", `scratch` with random weights. " if scratch else ". "
-    trained = sorted(set(trained_on) or {model.trained_on for model in report.models})
-    text += (
-        f"Trained on {'; '.join(trained)}. Measured on {made.cpu}, {counted(made.cores, 'core')}, "
+    if not load:
+        return ""
+    return (
+        f"p50, p99 and requests/s: `POST /classify`, {load.users} clients in a closed loop "
+        f"on {'the same' if load.same_machine else 'another'} machine, "
+        f"{load.seconds:.0f} s a model in {load.rounds} round{'s' if load.rounds > 1 else ''}. "
     )
-    text += f"Python {made.python}, "
-    text += ", ".join(f"{name} {made.packages[name]}" for name in _SHOWN if name in made.packages)
-    return f"{text}, {made.date[:10]}, with `{made.command}`."
+
+
+def learned(report: Report) -> str:
+    """What the models began with; nothing where all had random weights."""
+    times = sorted({m.pretraining_seconds for m in report.models if m.pretraining_seconds})
+    if not times:
+        return ""
+    text = (
+        "The models began with an extractor that had been learned without labels in "
+        f"{' or '.join(map(duration, times))}"
+    )
+    scratch = any(model.extractor is None for model in report.models)
+    return text + (", `scratch` with random weights. " if scratch else ". ")
+
+
+def measured(report: Report) -> str:
+    """Where and when, without a full stop."""
+    made = report.provenance
+    versions = ", ".join(
+        f"{name} {made.packages[name]}" for name in _SHOWN if name in made.packages
+    )
+    return (
+        f"Measured on {made.cpu}, {counted(made.cores, 'core')}, Python {made.python}, {versions}, "
+        f"{made.date[:10]}"
+    )
 
 
 _SHOWN = ("onnxruntime", "onnxruntime-gpu", "bentoml", "locust")
