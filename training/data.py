@@ -175,7 +175,8 @@ def load(
             if len(rows) < 5:
                 raise DataError(
                     f"{data}: class {source.class_names[label]!r} has {len(rows)} image"
-                    f"{'s' * (len(rows) != 1)}; without a test/ folder a fifth of each class becomes test: at least 5 are needed"
+                    f"{'s' * (len(rows) != 1)}; without a test/ folder a fifth "
+                    "of each class becomes test: at least 5 are needed"
                 )
             held[rows[: len(rows) // 5]] = True
         test, train = train.take(np.flatnonzero(held)), train.take(np.flatnonzero(~held))
