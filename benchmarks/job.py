@@ -104,7 +104,7 @@ def run(
             with ExitStack() as stack:
                 servers = _servers(bench, first, service, nothing, stack, say)
                 chosen = {b.name: predictions[b.name] for b in first}
-                loads, saturations = _loads(bench, servers, data, chosen, say)
+                loads, saturations = _loads(bench, servers, data, chosen, leading(first).name, say)
     warnings += [text for name, found in loads.items() for text in load.doubts(name, found)]
     warnings += load.unstable(loads)
     warnings += [text for found in saturations.values() for text in saturation.doubts(found)]
@@ -130,7 +130,7 @@ def run(
         notes=bench.note,
         curves=power_law.curves(models, right, bench.target, bench.price_per_label),
         comparisons=statistics.comparisons(models, right),
-        saturation=saturations.get(first[-1].name),
+        saturation=saturations.get(leading(first).name),
         null=Null(
             latency=times[null.NAME],
             load=loads.get(null.NAME),
@@ -208,6 +208,17 @@ def one_seed(bundles: Sequence[Bundle]) -> list[Bundle]:
     return [bundle for bundle in bundles if bundle.name in kept]
 
 
+def leading(bundles: Sequence[Bundle]) -> Bundle:
+    """The one with the most labels; those of the default preset, and with an extractor, first."""
+
+    def place(bundle: Bundle) -> tuple[bool, int, bool]:
+        manifest = bundle.manifest
+        labels = manifest.n_labels_train + manifest.n_labels_val
+        return manifest.preset == "default", labels, manifest.extractor is not None
+
+    return max(bundles, key=place)
+
+
 def besides(bundles: Sequence[Bundle]) -> dict[str, str]:
     """What tells models of one preset apart, by name: their network and the size of its images
     where there are several, and the name that they were trained under where even a seed is there
@@ -264,9 +275,10 @@ def _loads(
     servers: dict[str, Server],
     data: Data,
     predictions: dict[str, Predictions],
+    most: str,
     say: Callable[[str], None],
 ) -> tuple[dict[str, Load], dict[str, Saturation]]:
-    """Load of every model, and the way to saturation of the one with the most labels."""
+    """Load of every model, and the way to saturation of `most`."""
     n = len(servers)
     with load.images_for(data, predictions) as (folder, checked):
         say(
@@ -285,7 +297,6 @@ def _loads(
         )
         saturations: dict[str, Saturation] = {}
         if bench.step_seconds:
-            most = list(predictions)[-1]
             each = bench.step_seconds + saturation.SECONDS_A_STEP
             names = [name for name in (most, null.NAME) if name in servers]
             say(f"To saturation: about {len(names) * len(bench.clients) * each + 20:.0f} s")

@@ -184,3 +184,17 @@ def test_models_of_other_networks_sizes_or_names_are_no_seeds(bundles: list[Bund
     ):
         assert list(job.besides([*seeds, other]).values()) == words
         assert job.one_seed([*seeds, other]) == [seeds[0], other]
+
+
+def test_the_way_to_saturation_is_that_of_the_models_that_the_report_leads_with(
+    bundles: list[Bundle],
+) -> None:
+    def made(name: str, preset: str, labels: int) -> Bundle:
+        changed = {"name": name, "preset": preset, "n_labels_train": labels}
+        manifest = bundles[0].manifest.model_copy(update=changed)
+        return replace(bundles[0], manifest=manifest)
+
+    ours, more = made("a-10", "default", 90), made("a-50", "default", 450)
+    theirs = made("a-reference-100", "reference", 900)
+    assert job.leading([ours, more, theirs]) is more
+    assert job.leading([theirs]) is theirs
