@@ -47,7 +47,7 @@ def rows(report: Report) -> list[tuple[str, ...]]:
 
 
 def _row(models: Sequence[Model], several: bool) -> tuple[str, ...]:
-    first = models[0]
+    first, epochs = models[0], [model.epochs for model in models]
     share = f"{first.fraction:.3g}"
     if first.fraction >= 0.01:
         share = f"{first.fraction:.0%}".replace("%", " %")
@@ -59,7 +59,7 @@ def _row(models: Sequence[Model], several: bool) -> tuple[str, ...]:
         _mean([(model.accuracy.balanced_accuracy or 0) * 100 for model in models], "{:.2f}", " %"),
         _mean([model.accuracy.f1 for model in models], "{:.4f}"),
         training_time(models),
-        _mean([model.epochs for model in models], "{:.0f}"),
+        _mean(epochs if len(set(epochs)) > 1 else epochs[:1], "{:.0f}"),
         _of_load(models, lambda load: load.p50_ms, "{:.1f}"),
         _of_load(models, lambda load: load.p99_ms, "{:.1f}"),
         _of_load(models, lambda load: load.requests_per_s, "{:,.0f}") + unstable(models),

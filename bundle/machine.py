@@ -9,6 +9,8 @@ import platform
 import subprocess
 import sys
 from collections.abc import Iterable
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 
@@ -47,19 +49,33 @@ def memory(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
     return found // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
-def scheduled(tasks: Path = Path("/proc/self/task")) -> tuple[float, float] | None:
-    """Seconds that this process's threads have run, and waited for a core that others had.
+@dataclass(frozen=True)
+class Scheduled:
+    """Seconds of CPU time up to now."""
 
-    None where the system does not tell; Linux does (`schedstat`).
-    """
+    ran: float
+    """Of this process's threads."""
+    waited: float
+    """In which its threads could have run and had no core."""
+    others: float
+    """Of everything else on the machine, stolen time of a virtual machine among it."""
+
+
+def scheduled(proc: Path = Path("/proc")) -> Scheduled | None:
+    """How the cores were shared out; None where the system does not tell (Linux does)."""
     ran = waited = 0
-    for file in tasks.glob("*/schedstat"):
-        try:
-            times = file.read_text().split()
-        except OSError:  # that thread has just ended
-            continue
-        ran, waited = ran + int(times[0]), waited + int(times[1])
-    return (ran / 1e9, waited / 1e9) if ran else None
+    try:
+        for file in proc.glob("self/task/*/schedstat"):
+            with suppress(FileNotFoundError, ProcessLookupError):  # that thread has just ended
+                times = file.read_text().split()
+                ran, waited = ran + int(times[0]), waited + int(times[1])
+        user, nice, system, _idle, _iowait, *rest = map(
+            int, (proc / "stat").read_text().partition("\n")[0].split()[1:9]
+        )
+    except (OSError, ValueError):
+        return None
+    busy = (user + nice + system + sum(rest)) / os.sysconf("SC_CLK_TCK")
+    return Scheduled(ran / 1e9, waited / 1e9, max(0.0, busy - ran / 1e9)) if ran else None
 
 
 def cpu_name() -> str:

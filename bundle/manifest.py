@@ -174,8 +174,7 @@ class Gain(_Record):
 
 
 SHARED = 0.15
-"""A run that waits for cores in more of its time than this has not had the machine to itself; one
-that has waits in some 5 %, for its own threads."""
+"""A run that waits for cores in more of its time than this has not had the machine to itself."""
 
 
 class Run(_Record):
@@ -192,9 +191,9 @@ class Run(_Record):
     """Wall time by stage: train, evaluate, export; `total` of this bundle, and `command` from the
     start of the process to the end of this bundle. Over all parts of an interrupted run."""
     waited: float | None = None
-    """Share of the time in which its threads could have run that they waited for a core while it
-    trained, since its last start. Above `SHARED` other work ran on the machine, and `seconds` say
-    little. None where the system does not tell."""
+    """Share of the time in which its threads could have run that they waited for a core which other
+    work had, while it trained, since its last start. Above `SHARED`, `seconds` say little. None
+    where the system does not tell."""
     interruptions: int = 0
     """Times that the run was interrupted and went on from a checkpoint."""
     warnings: tuple[str, ...] = ()

@@ -18,7 +18,7 @@ import torch
 
 from bundle import files
 from bundle.errors import BundleError, DivergedError
-from bundle.machine import git_commit, scheduled
+from bundle.machine import Scheduled, git_commit, scheduled
 from bundle.manifest import SHARED, Epoch
 from training import data, distributed, finetune, grid, interruption, lock, pretrain_job
 from training.backbones import build
@@ -373,13 +373,16 @@ def _forget(folder: Path) -> None:
     Finished(folder).remove()
 
 
-def _waited(before: tuple[float, float] | None, after: tuple[float, float] | None) -> float | None:
-    """Share of the time in which threads could have run that they waited for a core."""
+def _waited(before: Scheduled | None, after: Scheduled | None) -> float | None:
+    """Share of the time in which threads could have run that other work had their cores."""
     if before is None or after is None:
         return None
     # Threads that ended meanwhile took their seconds with them.
-    ran, waited = (max(0.0, b - a) for a, b in zip(before, after, strict=True))
-    return round(waited / (ran + waited), 4) if ran else None
+    ran = max(0.0, after.ran - before.ran)
+    waited = max(0.0, after.waited - before.waited)
+    # For longer than others ran, they waited for one another.
+    others = max(0.0, after.others - before.others)
+    return round(min(waited, others) / (ran + waited), 4) if ran else None
 
 
 def _check_room(folder: Path, network: torch.nn.Module) -> None:

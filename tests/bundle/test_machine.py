@@ -69,13 +69,24 @@ def test_threads_that_have_to_wait_for_a_core_are_seen() -> None:
             other.kill()
     assert before is not None
     assert after is not None
-    ran, waited = (b - a for a, b in zip(before, after, strict=True))
-    assert ran > 0.3
-    assert waited > 0.1
+    assert after.ran - before.ran > 0.3
+    assert after.waited - before.waited > 0.1
+    assert after.others - before.others > 0.1
 
 
-def test_a_system_that_does_not_tell_of_waiting_threads_is_no_error(tmp_path: Path) -> None:
+def test_how_the_cores_were_shared_out_or_none_where_the_system_does_not_tell(
+    tmp_path: Path,
+) -> None:
     assert scheduled(tmp_path) is None
+    (tmp_path / "stat").write_text("cpu  1 2 3 4 5 6 7 8 9 10\n")
+    assert scheduled(tmp_path) is None
+    task = tmp_path / "self/task/1"
+    task.mkdir(parents=True)
+    (task / "schedstat").write_text("50000000 20000000 7\n")
+    found = scheduled(tmp_path)
+    assert found is not None
+    assert (found.ran, found.waited) == (0.05, 0.02)
+    assert found.others == pytest.approx(27 / os.sysconf("SC_CLK_TCK") - 0.05)
 
 
 def test_the_processor_has_a_name() -> None:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from bundle import store
 from bundle.errors import BundleError, ExportError, LabelcurveError
+from bundle.machine import Scheduled
 from bundle.store import Bundle
 from training import data, export, extractor, finetune, fractions, grid, job, pretrain_job
 from training.data import Data, Split
@@ -225,17 +226,17 @@ def test_a_model_of_less_than_an_epoch_is_warned_of(
 
 
 @pytest.mark.parametrize(
-    ("before", "after", "share"),
+    ("after", "share"),
     [
-        ((1.0, 1.0), (4.0, 2.0), 0.25),
-        ((1.0, 1.0), (2.0, 0.5), 0.0),  # a thread that had waited has ended
-        (None, (4.0, 2.0), None),
+        (Scheduled(4.0, 2.0, 9.0), 0.25),
+        (Scheduled(4.0, 2.0, 5.5), 0.125),  # half of it for its own threads
+        (Scheduled(2.0, 0.5, 9.0), 0.0),  # a thread that had waited has ended
+        (None, None),
     ],
 )
-def test_the_share_of_waiting_for_cores(
-    before: tuple[float, float] | None, after: tuple[float, float] | None, share: float | None
-) -> None:
-    assert job._waited(before, after) == share
+def test_the_share_of_waiting_for_other_work(after: Scheduled | None, share: float | None) -> None:
+    assert job._waited(Scheduled(1.0, 1.0, 5.0), after) == share
+    assert job._waited(None, after) is None
 
 
 def test_a_limit_of_minutes_that_leaves_no_time_publishes_nothing(
