@@ -48,8 +48,8 @@ FP32_CPU = Device(
 )
 
 
-def choose(wanted: Literal["auto", "cuda", "cpu"] = "auto") -> Device:
-    """An NVIDIA GPU when torch sees one, else the CPU; bfloat16 where the processor computes it.
+def check(wanted: Literal["auto", "cuda", "cpu"]) -> None:
+    """Refuses a device that is not there.
 
     Raises:
         DeviceError: `cuda` was asked for and torch sees no GPU.
@@ -59,6 +59,15 @@ def choose(wanted: Literal["auto", "cuda", "cpu"] = "auto") -> Device:
             "--device cuda: torch sees no NVIDIA GPU (in a container: `--gpus all`). "
             "Allowed here: --device cpu, or auto"
         )
+
+
+def choose(wanted: Literal["auto", "cuda", "cpu"] = "auto") -> Device:
+    """An NVIDIA GPU when torch sees one, else the CPU; bfloat16 where the processor computes it.
+
+    Raises:
+        DeviceError: as `check`.
+    """
+    check(wanted)
     if wanted != "cpu" and torch.cuda.is_available():
         name = torch.cuda.get_device_name()
         choice = Choice(value="cuda", reason=f"torch sees {name}{_processes()}")

@@ -58,6 +58,22 @@ def backbone(name: str, size: int) -> tuple[nn.Module, int]:
     return network.train(), dim
 
 
+def check(wanted: str) -> None:
+    """Refuses a network or a file that is not there.
+
+    Raises:
+        LabelcurveError: names what there is.
+    """
+    name, _, file = wanted.removeprefix(TORCHVISION).partition("=")
+    if name not in names():
+        raise LabelcurveError(
+            f"--extractor {TORCHVISION}{name}: no such network{near(name, names())}; allowed are "
+            f"{', '.join(names())}"
+        )
+    if file and not Path(file).is_file():
+        raise LabelcurveError(f"--extractor {wanted}: {file} is no file")
+
+
 def read(wanted: str, size: int) -> Extractor:
     """The weights that `torchvision:NAME` or `torchvision:NAME=FILE` means.
 
@@ -68,6 +84,7 @@ def read(wanted: str, size: int) -> Extractor:
     Raises:
         LabelcurveError: no such network, the weights cannot be had, or are another network's.
     """
+    check(wanted)
     name, _, file = wanted.removeprefix(TORCHVISION).partition("=")
     network, head = _headless(name)
     given = _from_file(wanted, Path(file)) if file else _download(name)
@@ -114,11 +131,6 @@ def read(wanted: str, size: int) -> Extractor:
 
 def _headless(name: str) -> tuple[nn.Module, str]:
     """The network without its last linear layer, and the name of that layer."""
-    if name not in names():
-        raise LabelcurveError(
-            f"--extractor {TORCHVISION}{name}: no such network{near(name, names())}; allowed are "
-            f"{', '.join(names())}"
-        )
     network: nn.Module = models.get_model(name, weights=None)
     head = [path for path, module in network.named_modules() if isinstance(module, nn.Linear)][-1]
     network.set_submodule(head, nn.Identity())
@@ -135,7 +147,7 @@ def _download(name: str) -> Mapping[str, Tensor]:
         raise LabelcurveError(
             f"--extractor {TORCHVISION}{name}: {weights.url} could not be fetched ({error}). Fetch "
             f"it on another machine and give --extractor {TORCHVISION}{name}=FILE, or take "
-            "--extractor auto, which needs no download"
+            "--extractor auto or none, which need no download"
         ) from error
     return found
 

@@ -26,6 +26,7 @@ from training.budget import Budget
 from training.checkpoint import Checkpoint
 from training.data import Data
 from training.device import Device, choose, circumstances
+from training.device import check as check_device
 from training.extractor import Extractor
 from training.finished import Finished
 from training.grid import Cell
@@ -69,6 +70,8 @@ def run(
     start = time.monotonic() if start is None else start
     if not options.dry_run:
         files.check_out(options.out)
+    pretrain_job.check(options.extractor)
+    check_device(options.device)
     if options.clear_cache:
         data.clear(options.cache, say)
     images = data.load(

@@ -22,6 +22,8 @@ from training.recipes import TORCHVISION, Objective, Preset
 
 DEFAULT_FRACTIONS = (0.1, 0.5, 1.0)
 
+LAST_SEED = 2**32 - 1
+"""numpy and scikit-learn take no larger one."""
 Flag = Annotated[bool, tyro.conf.FlagCreatePairsOff]
 
 
@@ -152,7 +154,7 @@ class Options(OutputOptions, TrainingOptions, LabelOptions, ImageOptions):
                 f"--extractor {self.extractor}: --preset reference has a network of its own; "
                 "leave one of the two out"
             )
-        _check_common(self.seed, self.image_size, self.checkpoint_seconds)
+        _check_common((self.seed, self.seeds), self.image_size, self.checkpoint_seconds)
         _bytes(self.memory_gb)
 
     @property
@@ -267,7 +269,7 @@ class PretrainOptions(PretrainOutputOptions, PretrainTrainingOptions, PretrainIm
             raise LabelcurveError(f"--batch-size {self.batch_size}: allowed are 2 and more")
         if self.out is not None and (self.out.suffix != ".safetensors" or self.out.is_dir()):
             raise LabelcurveError(f"--out {self.out}: allowed is a file name in .safetensors")
-        _check_common(self.seed, self.image_size, self.checkpoint_seconds)
+        _check_common((self.seed, 1), self.image_size, self.checkpoint_seconds)
         _bytes(self.memory_gb)
 
     @property
@@ -427,13 +429,18 @@ def _bytes(memory_gb: float | None) -> int | None:
     return max(1, int(memory_gb * 1e9))
 
 
-def _check_common(seed: int, image_size: int | None, checkpoint_seconds: float) -> None:
+def _check_common(
+    seeds: tuple[int, int], image_size: int | None, checkpoint_seconds: float
+) -> None:
     if not 0 <= checkpoint_seconds < math.inf:
         raise LabelcurveError(
             f"--checkpoint-seconds {checkpoint_seconds:g}: allowed are 0 (after every step) and "
             "more"
         )
-    if seed < 0:
-        raise LabelcurveError(f"--seed {seed}: allowed are 0 and more")
+    if not 0 <= seeds[0] <= LAST_SEED + 1 - seeds[1]:
+        several = f" (with --seeds {seeds[1]})" if seeds[1] > 1 else ""
+        raise LabelcurveError(
+            f"--seed {seeds[0]}: allowed are 0 to {LAST_SEED + 1 - seeds[1]}{several}"
+        )
     if image_size is not None and not 8 <= image_size <= 1024:
         raise LabelcurveError(f"--image-size {image_size}: allowed are 8 to 1024 pixels")

@@ -39,6 +39,7 @@ from training.backbones import Network, build
 from training.checkpoint import Checkpoint
 from training.data import Data
 from training.device import Device, choose, circumstances, hardware, to_device
+from training.device import check as check_device
 from training.extractor import Card, Extractor
 from training.objectives import Contrastive, RelativePosition
 from training.options import PretrainOptions
@@ -97,6 +98,8 @@ def run(options: PretrainOptions, start: float | None = None) -> dict[str, Any]:
     began = time.monotonic() if start is None else start
     if options.out is not None:
         files.check_out(options.out.parent)
+    check_device(options.device)
+    first = None if options.start is None else extractor.read(options.start, "--start")
     if options.clear_cache:
         data.clear(options.cache, say)
     images = data.load(
@@ -128,7 +131,7 @@ def run(options: PretrainOptions, start: float | None = None) -> dict[str, Any]:
         seed=options.seed,
         labelled=not options.unlabelled,
         seconds=_left(options.max_minutes, time.monotonic() - began),
-        start=None if options.start is None else extractor.read(options.start, "--start"),
+        start=first,
     )
     out = options.out or extractor.cached(
         images.pixels_hash,
@@ -163,6 +166,23 @@ def run(options: PretrainOptions, start: float | None = None) -> dict[str, Any]:
     }
 
 
+def check(wanted: str) -> None:
+    """Refuses what `train --extractor` cannot mean, before any image is read.
+
+    Raises:
+        LabelcurveError: names what there is.
+    """
+    if wanted.startswith(TORCHVISION):
+        from training import imagenet
+
+        imagenet.check(wanted)
+    elif wanted not in ("auto", "none") and not Path(wanted).exists():
+        raise LabelcurveError(
+            f"--extractor {wanted}: no such file{near(wanted, ('auto', 'none'))}. Allowed: auto, "
+            f"none, a file that `pretrain` wrote, {TORCHVISION}NAME and {TORCHVISION}NAME=FILE"
+        )
+
+
 def obtain(
     wanted: str,
     images: Data,
@@ -185,6 +205,7 @@ def obtain(
     Raises:
         LabelcurveError: no such extractor, or one that does not fit.
     """
+    check(wanted)
     if wanted == "none":
         return None
     if wanted.startswith(TORCHVISION):
@@ -197,11 +218,6 @@ def obtain(
     cache = cache or data.default_cache()
     objective: Objective = "relative-position" if recipe.backbone == "reference" else "contrastive"
     plan = short(pretraining(objective, len(images.train), images.size), len(images.train))
-    if wanted != "auto" and not Path(wanted).exists():
-        raise LabelcurveError(
-            f"--extractor {wanted}: no such file{near(wanted, ('auto', 'none'))}. Allowed: auto, "
-            f"none, a file that `pretrain` wrote, {TORCHVISION}NAME and {TORCHVISION}NAME=FILE"
-        )
     if wanted != "auto":
         found = extractor.read(Path(wanted))
         found.load_into(build(recipe.backbone, images.train.images[:1], 2))  # does it fit?

@@ -44,7 +44,12 @@ def test_fractions_are_repeatable_sorted_and_each_once() -> None:
         ({"fraction": (-0.1,)}, "--fraction -0.1: allowed are values above 0 and up to 1"),
         ({"fraction": (float("nan"),)}, "--fraction nan: allowed are values above 0 and up to 1"),
         ({"epochs": 0}, "--epochs 0: allowed are 1 and more"),
-        ({"seed": -1}, "--seed -1: allowed are 0 and more"),
+        ({"seed": -1}, "--seed -1: allowed are 0 to 4294967295"),
+        (
+            {"seed": 2**32 - 2, "seeds": 3},
+            "--seed 4294967294: allowed are 0 to 4294967293 (with --seeds 3)",
+        ),
+        ({"seed": 2**32}, "--seed 4294967296: allowed are 0 to 4294967295"),
         ({"seeds": 0}, "--seeds 0: allowed are 1 and more"),
         ({"checkpoint_seconds": -1.0}, "--checkpoint-seconds -1: allowed are 0 (after every step)"),
         ({"image_size": 7}, "--image-size 7: allowed are 8 to 1024 pixels"),
@@ -137,7 +142,8 @@ def test_the_defaults_of_pretrain_are_the_main_job_too() -> None:
         ),
         ({"out": Path("a.pt")}, "--out a.pt: allowed is a file name in .safetensors"),
         ({"out": Path("folder")}, "--out folder: allowed is a file name in .safetensors"),
-        ({"seed": -1}, "--seed -1: allowed are 0 and more"),
+        ({"seed": -1}, "--seed -1: allowed are 0 to 4294967295"),
+        ({"seed": 2**32}, "--seed 4294967296: allowed are 0 to 4294967295"),
         ({"image_size": 7}, "--image-size 7: allowed are 8 to 1024 pixels"),
     ],
 )
