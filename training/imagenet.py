@@ -71,7 +71,7 @@ def check(wanted: str) -> None:
             f"{', '.join(names())}"
         )
     if file and not Path(file).is_file():
-        raise LabelcurveError(f"--extractor {wanted}: {file} is no file")
+        raise LabelcurveError(f"--extractor {wanted}: No such file")
 
 
 def read(wanted: str, size: int) -> Extractor:
@@ -131,6 +131,7 @@ def read(wanted: str, size: int) -> Extractor:
 
 def _headless(name: str) -> tuple[nn.Module, str]:
     """The network without its last linear layer, and the name of that layer."""
+    check(f"{TORCHVISION}{name}")
     network: nn.Module = models.get_model(name, weights=None)
     head = [path for path, module in network.named_modules() if isinstance(module, nn.Linear)][-1]
     network.set_submodule(head, nn.Identity())

@@ -107,6 +107,19 @@ def test_a_network_that_does_not_fit_is_refused(name: str, size: int, message: s
         imagenet.backbone(f"torchvision:{name}", size)
 
 
+def test_what_is_not_there_is_refused_before_any_image_is_read(tmp_path: Path) -> None:
+    for wanted, message in (
+        ("torchvision:resnet_18", "no such network"),
+        ("torchvision:resnet18=missing.pth", "No such file"),
+        ("nope", r"no such file \(perhaps you meant none\)"),
+    ):
+        options = Options(data="none-there", extractor=wanted, out=tmp_path, dry_run=True)
+        with pytest.raises(LabelcurveError, match=message):
+            job.run(options)
+    with pytest.raises(LabelcurveError, match="--data none-there"):
+        job.run(Options(data="none-there", extractor="none", out=tmp_path, dry_run=True))
+
+
 class Runs:
     """What a hostile pickle does when it is read."""
 
