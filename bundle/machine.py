@@ -6,6 +6,7 @@ import importlib.metadata
 import math
 import os
 import platform
+import signal
 import subprocess
 import sys
 from collections.abc import Iterable
@@ -108,7 +109,12 @@ def versions(names: Iterable[str]) -> dict[str, str]:
 
 
 def show_version() -> None:
-    """Prints the version and ends the command, where `--version` is what was asked for."""
+    """Prints the version and ends the command, where `--version` is what was asked for.
+
+    Called first by every command: `--help | head` ends them as it ends others, without a traceback.
+    """
+    if {"-h", "--help"} & set(sys.argv[1:]) and hasattr(signal, "SIGPIPE"):
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     if sys.argv[1:] == ["--version"]:
         print(f"labelcurve {importlib.metadata.version('labelcurve')}")
         sys.exit()

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -134,3 +135,16 @@ def test_every_command_says_its_version(command: str) -> None:
     done = subprocess.run([str(program), "--version"], capture_output=True, text=True)
     assert done.stdout == f"labelcurve {importlib.metadata.version('labelcurve')}\n"
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("command", ["train", "pretrain", "serve", "classify", "bench"])
+def test_help_whose_reader_has_seen_enough_ends_without_a_traceback(command: str) -> None:
+    program = Path(sys.executable).with_name(command)
+    with subprocess.Popen(
+        [str(program), "--help"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()  # as `head` does
+        assert process.stderr.read() == b""
+    assert process.returncode in (0, -signal.SIGPIPE)
