@@ -32,7 +32,7 @@ class Network(nn.Module):
 
     def normalise(self, images: Tensor) -> Tensor:
         """Uint8 [N, 3, H, W] to float32 [N, 3, H, W] of zero mean and unit variance."""
-        return self.standardise(images.to(self.mean.dtype) / 255)
+        return self.standardise(images.float() / 255)
 
     def standardise(self, images: Tensor) -> Tensor:
         """Float [N, 3, H, W] from 0 to 1 to zero mean and unit variance."""

@@ -194,9 +194,9 @@ def test_a_network_that_was_altered_after_export_is_refused_by_how_much(
 def test_another_top_1_is_refused_also_where_probabilities_are_close(
     digits: Data, graph: bytes
 ) -> None:
-    flat = Served(network(), 3e3).eval()
+    flat = Served(network(), 1e6).eval()
     exported = export.to_onnx(flat, 8, NAMES)
-    other = Served(network(seed=1), 3e3).eval()
+    other = Served(network(seed=1), 1e6).eval()
     rows, files = some(digits)
     with pytest.raises(ExportError, match=r"top-1 agrees on \d+\.\d+% of 70") as error:
         export.check_parity(exported, other, rows.images, files, NAMES)
@@ -204,48 +204,6 @@ def test_another_top_1_is_refused_also_where_probabilities_are_close(
     assert apart is not None
     assert float(apart[1]) < 1e-4
     assert exported != graph
-
-
-def coarse() -> Served:
-    """Logits so large that fp32 loses their thousandths, and two classes near each other."""
-    net = network()
-    with torch.no_grad():
-        net.classifier.weight += 300
-        net.classifier.bias[3] += 3
-        net.classifier.weight[4] = net.classifier.weight[3] + 1e-4 * torch.randn(net.dim)
-        net.classifier.bias[4] = net.classifier.bias[3]
-    return Served(net, 1.7).eval()
-
-
-def test_what_rounding_alone_moves_is_no_other_function(digits: Data) -> None:
-    other = coarse()
-    with torch.no_grad():
-        for tensor in (other.network.classifier.weight, other.network.classifier.bias):
-            tensor[[3, 4]] = tensor[[4, 3]].clone()
-    rows, files = some(digits)
-    parity = export.check_parity(
-        export.to_onnx(other, 8, NAMES), coarse(), rows.images, files, NAMES
-    )
-    assert 1e-4 < parity.max_abs_diff < 1e-2
-    assert parity.top1_agreement < 1.0  # ties, said as they are
-
-
-def test_what_is_more_than_rounding_is_refused_there_too(digits: Data) -> None:
-    altered = coarse()
-    with torch.no_grad():
-        altered.network.classifier.bias[3] += 0.5
-    rows, files = some(digits)
-    with pytest.raises(ExportError, match=r"allowed [1-9]e-03"):
-        export.check_parity(export.to_onnx(coarse(), 8, NAMES), altered, rows.images, files, NAMES)
-
-
-def test_no_rounding_is_so_large_that_it_excuses_anything(digits: Data) -> None:
-    wild = coarse()
-    with torch.no_grad():
-        wild.network.classifier.bias.add_(1e7)
-    rows, files = some(digits)
-    with pytest.raises(ExportError, match=r"allowed 1e-02"):
-        export.check_parity(export.to_onnx(coarse(), 8, NAMES), wild, rows.images, files, NAMES)
 
 
 def test_a_network_of_nan_does_not_pass_the_gate(digits: Data) -> None:

@@ -251,7 +251,6 @@ def test_a_bundle_that_fails_the_gate_is_not_published(
     tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(export, "TOLERANCE", 1e-12)
-    monkeypatch.setattr(export, "ROUNDING", 1e-6)
     with pytest.raises(ExportError, match=r"probabilities are up to \d\.\d+e-\d+ apart"):
         job.run(options(tmp_path, cache))
     assert published(tmp_path) == []
