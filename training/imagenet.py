@@ -84,7 +84,6 @@ def read(wanted: str, size: int) -> Extractor:
     Raises:
         LabelcurveError: no such network, the weights cannot be had, or are another network's.
     """
-    check(wanted)
     name, _, file = wanted.removeprefix(TORCHVISION).partition("=")
     network, head = _headless(name)
     given = _from_file(wanted, Path(file)) if file else _download(name)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from benchmarks.record import Load, Saturation, Stage, Step, Window
+from benchmarks.record import Load, Report, Saturation, Stage, Step, Window
 
 LOAD = Load(
     users=8,
@@ -56,3 +56,14 @@ SATURATION = Saturation(
     client_bound=False,
     rates=(step(None, 20.0), step(None, 60.0)),
 )
+
+
+def renamed(report: Report, names: tuple[str, ...]) -> Report:
+    """With other names of its classes."""
+    models = []
+    for model in report.models:
+        scores = dict(zip(names, model.accuracy.per_class.values(), strict=True))
+        accuracy = model.accuracy.model_copy(update={"per_class": scores})
+        models.append(model.model_copy(update={"accuracy": accuracy}))
+    dataset = report.dataset.model_copy(update={"class_names": names})
+    return report.model_copy(update={"models": tuple(models), "dataset": dataset})

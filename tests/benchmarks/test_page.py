@@ -14,6 +14,7 @@ from benchmarks.record import Model, Report
 from benchmarks.report import page, shown
 from benchmarks.report.blocks import Code, Rows
 from bundle.errors import LabelcurveError
+from tests.benchmarks.samples import renamed
 
 
 def test_writes_three_files_and_the_plots_and_nothing_else(
@@ -99,22 +100,7 @@ def test_without_load(measured: Report) -> None:
 def test_names_cannot_break_the_page_or_the_tables(measured: Report) -> None:
     old = measured.dataset.class_names
     names = ("<script>alert(1)</script>", "a|b", "*c_", "$d", *old[4:])
-    models = tuple(
-        model.model_copy(
-            update={
-                "accuracy": model.accuracy.model_copy(
-                    update={
-                        "per_class": dict(
-                            zip(names, model.accuracy.per_class.values(), strict=True)
-                        )
-                    }
-                )
-            }
-        )
-        for model in measured.models
-    )
-    dataset = measured.dataset.model_copy(update={"class_names": names})
-    changed = measured.model_copy(update={"models": models, "dataset": dataset})
+    changed = renamed(measured, names)
     assert "<script" not in page.html(changed)
     assert "<bdi>*c_</bdi>" in page.html(changed)
     text = page.markdown(changed)

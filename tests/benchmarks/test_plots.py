@@ -8,6 +8,7 @@ import pytest
 from benchmarks.record import Report
 from benchmarks.report import accuracy_plots, curve_plots, drawing, serving_plots
 from benchmarks.report.drawing import Draw
+from tests.benchmarks.samples import renamed
 
 ALL = [
     curve_plots.learning_curve,
@@ -35,24 +36,7 @@ def test_every_plot_is_svg_in_the_colours_of_the_page(draw: Draw, loaded: Report
 
 def test_letters_that_no_font_has_are_no_warning_and_text_in_the_svg(measured: Report) -> None:
     names = tuple(f"猫 {name}" for name in measured.dataset.class_names)
-    renamed = {
-        "dataset": measured.dataset.model_copy(update={"class_names": names}),
-        "models": tuple(
-            model.model_copy(
-                update={
-                    "accuracy": model.accuracy.model_copy(
-                        update={
-                            "per_class": dict(
-                                zip(names, model.accuracy.per_class.values(), strict=True)
-                            )
-                        }
-                    )
-                }
-            )
-            for model in measured.models
-        ),
-    }
-    report = measured.model_copy(update=renamed)
+    report = renamed(measured, names)
     assert drawing.png(accuracy_plots.classes, report).startswith(b"\x89PNG")
     assert f">{names[3]}<" in drawing.svg(accuracy_plots.classes, report, "")
 

@@ -17,7 +17,7 @@ from training.backbones import build
 from training.data import Data, Split
 from training.device import FP32_CPU
 from training.extractor import Extractor
-from training.pretrain_job import Request, make, obtain, short, split
+from training.pretrain_job import Request, check, make, obtain, short, split
 from training.recipes import pretraining, recipe
 from training.stored import Stored
 
@@ -238,9 +238,9 @@ def test_with_none_nothing_is_read_or_made(tmp_path: Path, digits: Data) -> None
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_file_that_is_not_there_says_what_is_allowed(tmp_path: Path, digits: Data) -> None:
+def test_a_file_that_is_not_there_says_what_is_allowed() -> None:
     with pytest.raises(LabelcurveError) as error:
-        from_cache(digits, tmp_path, "aut")
+        check("aut")
     assert "--extractor aut: no such file (perhaps you meant auto). Allowed: auto, none, a" in str(
         error.value
     )
