@@ -135,12 +135,14 @@ def pretrain(
         if tenth > shown or progress >= 1:
             loss_shown = mean_loss()
             now = time.monotonic()
-            rate = (step - row_step) * batch * recipe.n_views / max(1e-9, now - since_row)
+            views = (step - row_step) * batch * recipe.n_views
+            # None yet where a run goes on from a checkpoint in front of a row.
+            rate = f"{views / max(1e-9, now - since_row):.0f}" if views else "-"
             accuracy = f"{probe.knn(network):.4f}" if probe else "-"
             left = elapsed / max(progress, 1e-9) * (1 - min(1, progress))
             say(
                 f"{step / steps:6.1f}{of:<5}{loss_shown:7.4f}{accuracy:>8} "
-                f"{optimizers.lr:9.5f} {rate:9.0f} {elapsed:8.0f} {left:6.0f} s"
+                f"{optimizers.lr:9.5f} {rate:>9} {elapsed:8.0f} {left:6.0f} s"
             )
             shown, losses = tenth, torch.zeros_like(losses)
             row_step = loss_step = step

@@ -346,6 +346,7 @@ def test_a_run_that_was_interrupted_after_its_last_step_only_ends(
     assert same_weights(net, undisturbed)
     assert result.epochs == whole.epochs
     assert said[-1].endswith(" 0 s")
+    assert said[-1].split()[-4] == "-"  # no step since, so no speed
 
 
 def test_the_seconds_are_those_of_all_parts(digits: Data, tmp_path: Path) -> None:
