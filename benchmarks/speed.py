@@ -10,8 +10,10 @@ else in `benchmarks`.
 from __future__ import annotations
 
 import json
+import math
 import os
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -26,6 +28,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from benchmarks.provenance import check_out
+from bundle.errors import LabelcurveError
 from bundle.machine import cores, git_commit, versions
 from training import augment
 from training.backbones import build
@@ -49,6 +52,17 @@ class Speed:
     out: Path | None = None
     """File for the JSON document, such as benchmarks/results/speed.json."""
 
+    def __post_init__(self) -> None:
+        """Checks what no type can say.
+
+        Raises:
+            LabelcurveError: names the option, the value and what is allowed.
+        """
+        if not 0 < self.seconds < math.inf:
+            raise LabelcurveError(f"--seconds {self.seconds:g}: allowed are numbers above 0")
+        if not 8 <= self.image_size <= 1024:
+            raise LabelcurveError(f"--image-size {self.image_size}: allowed are 8 to 1024 pixels")
+
 
 @dataclass(frozen=True)
 class Figure:
@@ -68,7 +82,13 @@ ROUNDS = 3
 
 def main() -> None:
     """The command `python -m benchmarks.speed`."""
-    options = tyro.cli(Speed, prog="python -m benchmarks.speed")
+    try:
+        _run(tyro.cli(Speed, prog="python -m benchmarks.speed"))
+    except LabelcurveError as error:
+        sys.exit(f"error: {error}")
+
+
+def _run(options: Speed) -> None:
     check_out(options.out)
     device = choose(options.device)
     size = options.image_size

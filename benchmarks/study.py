@@ -9,6 +9,7 @@ here and in `benchmarks/speed.py`, nowhere else in `benchmarks`.
 
 from __future__ import annotations
 
+import math
 import shlex
 import sys
 import time
@@ -128,6 +129,14 @@ class Arguments:
         for name in self.only:
             if name not in VARIANTS:
                 raise LabelcurveError(f"--only {name}: allowed are {', '.join(VARIANTS)}")
+        fractions = sorted({place.fraction for place in PLAN})
+        for fraction in self.fraction:
+            if fraction not in fractions:
+                raise LabelcurveError(
+                    f"--fraction {fraction:g}: allowed are {', '.join(map(str, fractions))}"
+                )
+        if self.minutes is not None and not 0 < self.minutes < math.inf:
+            raise LabelcurveError(f"--minutes {self.minutes:g}: allowed are numbers above 0")
 
 
 def command(place: Place) -> str:
@@ -289,6 +298,8 @@ def run(options: Arguments, plan: Sequence[Place] = PLAN) -> Study:
         and (not options.only or place.variant in options.only)
         and (not options.fraction or place.fraction in options.fraction)
     ]
+    if not wanted and (options.only or options.fraction):
+        say("nothing is missing of what --only and --fraction name")
     for number, place in enumerate(wanted, 1):
         if options.collect:
             say(f"missing: {command(place)}")

@@ -105,9 +105,10 @@ def duration(seconds: float) -> str:
     if seconds < 60:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
-    return (
-        f"{minutes} min {rest:02} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02} min"
-    )
+    if minutes < 60:
+        return f"{minutes} min {rest:02} s"
+    hours, minutes = divmod(round(seconds / 60), 60)
+    return f"{hours} h {minutes:02} min"
 
 
 _BAR = re.compile(r"(?<!\\)\|")
@@ -155,15 +156,24 @@ def served(report: Report) -> str:
 
 def learned(report: Report) -> str:
     """What the models began with; nothing where all had random weights."""
-    times = sorted({m.pretraining_seconds for m in report.models if m.pretraining_seconds})
+    times = pretraining_times(report)
     if not times:
         return ""
-    text = (
-        "The models began with an extractor that had been learned without labels in "
-        f"{' or '.join(map(duration, times))}"
-    )
+    text = f"The models began with an extractor that had been learned without labels in {times}"
     scratch = any(model.extractor is None for model in report.models)
     return text + (", `scratch` with random weights. " if scratch else ". ")
+
+
+def pretraining_times(report: Report) -> str:
+    """What the extractors took: `1 h 09 min (default) or 1 h 28 min (reference)`."""
+    found: dict[float, set[str]] = {}
+    for model in report.models:
+        if model.pretraining_seconds:
+            found.setdefault(model.pretraining_seconds, set()).add(model.variant)
+    return " or ".join(
+        duration(seconds) + f" ({', '.join(sorted(found[seconds]))})" * (len(found) > 1)
+        for seconds in sorted(found)
+    )
 
 
 def measured(report: Report) -> str:

@@ -11,7 +11,7 @@ from io import BytesIO
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from bundle.errors import ImageTooLarge, UnreadableImage, UnsupportedImage
 from bundle.manifest import PREPROCESSING_VERSION
@@ -72,7 +72,10 @@ def decode(
     except Exception as error:  # Pillow's plugins raise almost anything on malformed headers
         kinds = (kind for start, kind in _SIGNATURES.items() if re.match(start, data))
         if kind := next(kinds, None):
-            raise UnreadableImage(f"the {kind} image is truncated or corrupt: {error}") from error
+            # Pillow's own words for that name a Python object.
+            unknown = isinstance(error, UnidentifiedImageError)
+            detail = "its header cannot be read" if unknown else error
+            raise UnreadableImage(f"the {kind} image is truncated or corrupt: {detail}") from error
         raise UnsupportedImage(
             f"not an image that can be read ({len(data)} bytes): allowed are {', '.join(FORMATS)}"
         ) from error

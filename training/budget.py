@@ -15,8 +15,12 @@ AFTERWARDS = (5.0, 20.0)
 """Seconds for export, parity and publication of the first bundle: twice what reading the data and
 the start of the process took, within these. Then they have been measured."""
 
+ONCE = 0.9
+"""Share of it that later bundles of a command are spared: libraries are loaded, the graph is
+traced."""
+
 IMAGES_PER_S = 500.0
-"""At which the first bundle is expected to be tested at least."""
+"""At which a bundle is tested at most, as far as is expected."""
 
 ENOUGH = 5
 """Epochs: the fewest of a recipe."""
@@ -34,6 +38,7 @@ class Budget:
         work: of each model in the order in which they are trained: images to learn from.
         n_test: images that each is tested on.
         startup: seconds that reading the data and the start of the process took.
+        images_per_s: at which this machine tests them.
     """
 
     def __init__(
@@ -43,13 +48,16 @@ class Budget:
         work: Sequence[float],
         n_test: int,
         startup: float,
+        images_per_s: float = IMAGES_PER_S,
     ) -> None:
         self._end = None if minutes is None else start + minutes * 60
         self._minutes = minutes
         self._waiting = list(work)
         low, high = AFTERWARDS
-        self._afterwards = min(max(2 * startup, low), high)
-        self._afterwards += n_test / IMAGES_PER_S
+        once = min(max(2 * startup, low), high)
+        test = n_test / min(images_per_s, IMAGES_PER_S)
+        self._first: float | None = once + test
+        self._later = (1 - ONCE) * once + test
 
     def pretraining(self) -> float | None:
         """Seconds for making an extractor; None where there is no limit.
@@ -74,27 +82,40 @@ class Budget:
         if self._end is None:
             return None
         left = (self._end - time.monotonic()) * (1 - SPARE)
-        left -= self._afterwards * len(self._waiting)
-        if left <= 1:
+        first = self._later if self._first is None else self._first
+        afterwards = first + self._later * (len(self._waiting) - 1)
+        if left - afterwards <= 1:
             raise LabelcurveError(
                 f"--max-minutes {self._minutes:g} leaves no time to train {len(self._waiting)} "
-                f"model(s): reading, export and test take about {self._afterwards:.0f} s each. "
+                f"model(s): their export and test take about {afterwards:.0f} s. "
                 "Allow more minutes or fewer fractions"
             )
+        left -= afterwards
         return left
 
     def warnings(self, seconds: float, epochs: float) -> tuple[str, ...]:
         """What is to be said of the model in work, which had so many epochs in so many seconds."""
-        if self._minutes is None or epochs >= 1:
+        if self._minutes is None or epochs >= ENOUGH:
             return ()
         missing = seconds * (ENOUGH / epochs - 1) * sum(self._waiting) / self._waiting[0]
+        so_far = (
+            "it saw every image once, so expect little"
+            if epochs < 1
+            else (f"it had {ENOUGH}, the fewest of the recipe, so expect less")
+        )
         return (
-            f"{epochs:.2f} epochs: --max-minutes {self._minutes:g} ended the training before it "
-            "saw every image once, so expect little of this model. With --max-minutes "
+            f"{epochs:.2f} epochs: --max-minutes {self._minutes:g} ended the training before "
+            f"{so_far} of this model. With --max-minutes "
             f"{math.ceil(self._minutes + missing / 60)} it has some {ENOUGH} epochs",
         )
 
-    def done(self, afterwards: float) -> None:
-        """A model is published; what came after its training took so many seconds."""
+    def done(self, afterwards: float, export: float) -> None:
+        """A model is published.
+
+        Args:
+            afterwards: seconds of all that came after its training.
+            export: of them, those of export and parity, of which the next ones are spared a part.
+        """
         self._waiting.pop(0)
-        self._afterwards = afterwards
+        self._later = afterwards if self._first is None else afterwards - ONCE * export
+        self._first = None

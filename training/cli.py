@@ -6,7 +6,6 @@ import json
 import os
 import signal
 import sys
-import time
 from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
@@ -15,12 +14,9 @@ from typing import Any, TypeVar
 from bundle import files
 from bundle.errors import LabelcurveError
 from bundle.machine import show_version
-from training import interruption, options, output
+from training import STARTED, interruption, options, output
 
 T = TypeVar("T")
-
-STARTED = time.monotonic()
-"""Of the process, near enough."""
 
 FIRST = os.environ.get("RANK", "0") == "0"
 """Whether this process is the first of several, or the only one."""

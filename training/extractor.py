@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -68,6 +69,13 @@ class Card(BaseModel):
         """Of all runs."""
         return sum(run.seconds for run in self.runs)
 
+    @property
+    def cut_short(self) -> bool:
+        """The last run had fewer epochs than its recipe, since the time of `train` ended it."""
+        last = self.runs[-1]
+        planned = last.recipe.get("epochs")
+        return isinstance(planned, float | int) and last.epochs < 0.99 * planned < 1_000
+
 
 @dataclass(frozen=True)
 class Extractor:
@@ -98,8 +106,9 @@ class Extractor:
         if wrong:
             raise LabelcurveError(
                 f"{self.path} holds a {self.card.backbone} for {self.card.image_size} px that does "
-                f"not fit this network (first difference: {wrong[0]}): make one with `pretrain` "
-                "on the same preset and --image-size, or train with --extractor none"
+                f"not fit this network (first difference: {wrong[0]}). For --preset reference it "
+                "is made by `pretrain --objective relative-position` at the same --image-size, "
+                "else by `pretrain`; --extractor none needs none"
             )
         network.load_state_dict(self.weights, strict=False)
 
@@ -141,6 +150,9 @@ def read(path: Path, option: str = "--extractor") -> Extractor:
     Raises:
         LabelcurveError: no such file, or not one that `pretrain` wrote.
     """
+    if not path.is_file():
+        what = "a folder, not a file" if path.is_dir() else "no such file"
+        raise LabelcurveError(f"{option} {path}: {what}; what `pretrain` writes is a .safetensors")
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
@@ -153,15 +165,35 @@ def read(path: Path, option: str = "--extractor") -> Extractor:
             f"{option} {path}: not a file that `pretrain` wrote ({type(error).__name__})"
         ) from error
     floats = {k: v.float() if v.is_floating_point() else v for k, v in weights.items()}
+    check_finite(floats, f"{option} {path}")
     digest = hashlib.sha256()
     for name in sorted(weights):
         digest.update(name.encode() + weights[name].numpy().tobytes())
     return Extractor(card, floats, path, digest.hexdigest()[:12])
 
 
+def check_finite(weights: Mapping[str, Tensor], wanted: str) -> None:
+    """Refuses weights that would end the training with a loss that is no number.
+
+    Raises:
+        LabelcurveError: names the first.
+    """
+    bad = [k for k, v in weights.items() if v.is_floating_point() and not v.isfinite().all()]
+    if bad:
+        raise LabelcurveError(
+            f"{wanted}: {len(bad)} of {len(weights)} entries hold NaN or infinity (first: "
+            f"{bad[0]}); take another file, or --extractor none"
+        )
+
+
 def find(pixels_hash: str, backbone: str, size: int, flip: bool, cache: Path) -> Extractor | None:
-    """The shipped extractor of these images, else the one that `pretrain` left in the cache."""
+    """Of the shipped extractor of these images and the one in the cache, that with the higher k-NN.
+
+    Both were judged on the same held-out images. The shipped one where there is nothing between
+    them.
+    """
     own = cached(pixels_hash, backbone, size, flip, cache)
+    best: Extractor | None = None
     for path in [*sorted(SHIPPED.glob("*.safetensors")), own]:
         if not path.exists():
             continue
@@ -173,9 +205,11 @@ def find(pixels_hash: str, backbone: str, size: int, flip: bool, cache: Path) ->
             raise
         card = found.card
         made_for = (card.pixels_hash, card.backbone, card.image_size, card.flip)
-        if made_for == (pixels_hash, backbone, size, flip):
-            return found
-    return None
+        if made_for != (pixels_hash, backbone, size, flip):
+            continue
+        if best is None or (card.knn or 0) > (best.card.knn or 0):
+            best = found
+    return best
 
 
 def cached(pixels_hash: str, backbone: str, size: int, flip: bool, cache: Path) -> Path:
@@ -184,15 +218,20 @@ def cached(pixels_hash: str, backbone: str, size: int, flip: bool, cache: Path) 
     return cache / "extractors" / f"{pixels_hash[:20]}-{backbone}-{size}{turned}.safetensors"
 
 
+def lasted(seconds: float) -> str:
+    """`42 s` or `70 min`."""
+    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
+
+
 def _text(card: Card) -> str:
     runs = "\n".join(
         f"- `{run.command}`: {run.epochs:.6g} epochs, {run.views_seen:,} views, "
-        f"{run.seconds / 60:.0f} min on {run.hardware} ({run.precision}), started {run.started}, "
+        f"{lasted(run.seconds)} on {run.hardware} ({run.precision}), started {run.started}, "
         f"loss {run.loss:.4f} at the end, commit {run.git_commit or 'unknown'}, "
         + ", ".join(f"{name} {version}" for name, version in run.packages.items())
         for run in card.runs
     )
-    judged = "No labels were there to judge it by."
+    judged = "No labels were there to judge it by, or no time (--max-minutes)."
     if card.knn is not None and card.probe is not None:
         judged = (
             f"On {card.n_held_out:,} training images that it did not see: k-NN accuracy "

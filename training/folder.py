@@ -125,7 +125,7 @@ def _class_files(root: Path, say: Say) -> dict[str, list[Path]]:
         raise DataError(
             f"{root} holds no class folder: it should hold one folder a class with its images "
             f"inside ({', '.join(sorted(SUFFIXES))}), or Parquet files with a column `image` and a "
-            "column `label`"
+            "column `label`. From images without classes `pretrain --unlabelled` learns"
         )
     if other:
         kinds = ", ".join(f"{n} {kind}" for kind, n in other.most_common(10))

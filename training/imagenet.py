@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torchvision import models
 
 from bundle.errors import LabelcurveError, near
-from training.extractor import Card, Extractor
+from training.extractor import Card, Extractor, check_finite
 from training.recipes import TORCHVISION
 
 DATASET = "ImageNet-1k"
@@ -64,14 +64,19 @@ def check(wanted: str) -> None:
     Raises:
         LabelcurveError: names what there is.
     """
-    name, _, file = wanted.removeprefix(TORCHVISION).partition("=")
+    name, named, file = wanted.removeprefix(TORCHVISION).partition("=")
     if name not in names():
         raise LabelcurveError(
             f"--extractor {TORCHVISION}{name}: no such network{near(name, names())}; allowed are "
             f"{', '.join(names())}"
         )
-    if file and not Path(file).is_file():
-        raise LabelcurveError(f"--extractor {wanted}: No such file")
+    if named and not Path(file).is_file():
+        what = "no such file" if not Path(file).exists() else "a folder, not a file"
+        raise LabelcurveError(
+            f"--extractor {wanted}: {what if file else 'no file is named'}. Allowed: "
+            f"{TORCHVISION}{name}=FILE with a state dict, and {TORCHVISION}{name} alone, which "
+            "downloads one"
+        )
 
 
 def read(wanted: str, size: int) -> Extractor:
@@ -96,10 +101,11 @@ def read(wanted: str, size: int) -> Extractor:
     ]
     if wrong:
         raise LabelcurveError(
-            f"--extractor {wanted}: not the state dict of torchvision's {name}, {len(wrong)} of "
-            f"{len(own)} entries differ (first: {wrong[0]})"
+            f"--extractor {wanted}: not the state dict of torchvision's {name}: {len(wrong)} "
+            f"entries are missing, unknown or of another shape (first: {wrong[0]})"
         )
     floats = {key: v.float() if v.is_floating_point() else v for key, v in weights.items()}
+    check_finite(floats, f"--extractor {wanted}")
     preset = models.get_model_weights(name).DEFAULT.transforms()
     digest = hashlib.sha256()
     for key in sorted(floats):

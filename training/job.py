@@ -22,10 +22,10 @@ from bundle.machine import Scheduled, git_commit, scheduled
 from bundle.manifest import SHARED, Epoch
 from training import data, distributed, finetune, grid, interruption, lock, pretrain_job
 from training.backbones import build
-from training.budget import Budget
+from training.budget import IMAGES_PER_S, Budget
 from training.checkpoint import Checkpoint
 from training.data import Data
-from training.device import Device, choose, circumstances
+from training.device import FP32_CPU, Device, choose, circumstances
 from training.device import check as check_device
 from training.extractor import Extractor
 from training.finished import Finished
@@ -127,12 +127,17 @@ def _train(
     # Of the code that was loaded, not of what lies there at the end.
     commit = git_commit(Path(__file__))
     startup = time.monotonic() - start
+    n_test = 0 if options.no_test else len(images.test)
+    images_per_s = IMAGES_PER_S
+    if options.max_minutes is not None and n_test:
+        images_per_s = _test_speed(images, cells[0])
     budget = Budget(
         start,
         options.max_minutes,
         [work(len(c.subset.train)) for c in cells],
-        len(images.test),
+        n_test,
         startup,
+        images_per_s,
     )
     extractor = pretrain_job.obtain(
         options.extractor,
@@ -169,14 +174,29 @@ def _train(
         start,
         options.max_minutes,
         [work(len(model.cell.subset.train)) for model in waiting],
-        len(images.test),
+        n_test,
         startup,
+        images_per_s,
     )
     for model in waiting:
         model.command_began = start
     for model in waiting:
         entries[model.cell.name] = model.train(budget)
     return [entries[cell.name] for cell in cells]
+
+
+def _test_speed(images: Data, cell: Cell) -> float:
+    """Images/s of the network as it will be tested, on the CPU in fp32; a second at most or so."""
+    network = build(cell.recipe.backbone, images.train.images, len(images.class_names))
+    finetune.predict_logits(network, images.train.images[:4], FP32_CPU)  # the first takes longer
+    n = 4
+    while True:
+        since = time.monotonic()
+        finetune.predict_logits(network, images.train.images[:n], FP32_CPU)
+        took = time.monotonic() - since
+        if took > 0.2 or n >= len(images.train):
+            return min(n, len(images.train)) / took
+        n *= 4
 
 
 class _Model:
@@ -317,11 +337,14 @@ class _Model:
                 waited=waited,
                 interruptions=self.interruptions,
                 command_began=self.command_began,
-                warnings=budget.warnings(result.seconds, result.epochs),
+                warnings=(
+                    *budget.warnings(result.seconds, result.epochs),
+                    *pretrain_job.foreign(self.extractor, images),
+                ),
             ),
             say,
         )
-        budget.done(time.monotonic() - began - result.seconds)
+        budget.done(time.monotonic() - began - result.seconds, entry["seconds"]["export"])
         self.finished.write(entry)
         self.checkpoint.remove()
         return entry

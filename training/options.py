@@ -77,10 +77,11 @@ class TrainingOptions:
     protocol."""
     extractor: str = "auto"
     """What the network knows before it sees a label. `auto`: the extractor that ships with
-    Labelcurve where it was made from these images (CIFAR-10), else the one that `pretrain` left in
-    the cache, else a short `pretrain` first. `none`: nothing. Or a file that `pretrain` wrote.
-    `torchvision:NAME`, such as torchvision:resnet18: that network and its ImageNet weights, which
-    are downloaded; `torchvision:NAME=FILE`: its state dict from a file."""
+    Labelcurve where it was made from these images (CIFAR-10), or the one that `pretrain` left in
+    the cache where its k-NN accuracy is higher, else a short `pretrain` first. `none`: nothing.
+    Or a file that `pretrain` wrote. `torchvision:NAME`, such as torchvision:resnet18: that network
+    and its ImageNet weights, which are downloaded; `torchvision:NAME=FILE`: its state dict from a
+    file."""
     epochs: int | None = None
     """At most so many epochs, instead of the recipe's."""
     max_minutes: float | None = None

@@ -27,6 +27,9 @@ from training.stream import Batches
 
 HEADER = "   epoch      loss    k-NN        lr   views/s  seconds     left"
 
+JUDGING = 0.1
+"""Share of a limited time that judging may take on the way."""
+
 
 @dataclass(frozen=True)
 class Result:
@@ -40,6 +43,8 @@ class Result:
     """Of training, over all parts of an interrupted run."""
     loss: float
     """Mean over the last tenth of the run."""
+    knn: float | None
+    """Accuracy of the last row; None without a probe."""
 
 
 def pretrain(
@@ -60,9 +65,11 @@ def pretrain(
 
     Args:
         images: to learn from.
-        probe: judges the backbone at each tenth of the run.
+        probe: judges the backbone at each tenth of the run; with `seconds` less often, where it
+            would take more than a tenth of them.
         checkpoint: the run goes on from it.
-        seconds: the run ends then at the latest, with the learning rate at its end.
+        seconds: the run ends then at the latest, with the learning rate at its end. The last row
+            and its judging follow.
         on_step: receives the progress of the run from 0 to 1, and the seconds that are left.
 
     Raises:
@@ -119,13 +126,15 @@ def pretrain(
             "seconds": before + time.monotonic() - start,
         }
 
+    start = time.monotonic()
+    cost = probe.seconds(network)[0] if probe and seconds is not None else 0.0
     modules.train()
     network.train()
-    start = time.monotonic()
     since_row, row_step = start, step
     of = "" if seconds is not None else f"/{recipe.epochs:g}"
     say(HEADER)
-    loss_shown = math.nan
+    loss_shown, knn = math.nan, None
+    judging = 0.0
     while True:
         elapsed = before + time.monotonic() - start
         if seconds is not None:
@@ -138,10 +147,16 @@ def pretrain(
             views = (step - row_step) * batch * recipe.n_views
             # None yet where a run goes on from a checkpoint in front of a row.
             rate = f"{views / max(1e-9, now - since_row):.0f}" if views else "-"
-            accuracy = f"{probe.knn(network):.4f}" if probe else "-"
+            knn = None
+            fits = seconds is None or progress >= 1 or judging + cost <= JUDGING * elapsed
+            if probe and fits:
+                knn = probe.knn(network)
+                cost = time.monotonic() - now
+                judging += cost
+            judged = "-" if knn is None else f"{knn:.4f}"
             left = elapsed / max(progress, 1e-9) * (1 - min(1, progress))
             say(
-                f"{step / steps:6.1f}{of:<5}{loss_shown:7.4f}{accuracy:>8} "
+                f"{step / steps:6.1f}{of:<5}{loss_shown:7.4f}{judged:>8} "
                 f"{optimizers.lr:9.5f} {rate:>9} {elapsed:8.0f} {left:6.0f} s"
             )
             shown, losses = tenth, torch.zeros_like(losses)
@@ -184,4 +199,5 @@ def pretrain(
         views_seen=step * batch * recipe.n_views,
         seconds=before + time.monotonic() - start,
         loss=loss_shown,
+        knn=knn,
     )

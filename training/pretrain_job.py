@@ -40,7 +40,7 @@ from training.checkpoint import Checkpoint
 from training.data import Data
 from training.device import Device, choose, circumstances, hardware, to_device
 from training.device import check as check_device
-from training.extractor import Card, Extractor
+from training.extractor import Card, Extractor, lasted
 from training.objectives import Contrastive, RelativePosition
 from training.options import PretrainOptions
 from training.output import say
@@ -142,6 +142,9 @@ def run(options: PretrainOptions, start: float | None = None) -> dict[str, Any]:
     )
     busy = f"{{holder}} is making {out} right now: wait for it, or name another file with --out"
     with lock.hold(_lock(out), busy, say=say):
+        with suppress(LabelcurveError):
+            before = extractor.read(out).card
+            say(f"{out} is there and will be replaced: {_summary(before)}")
         made = make(
             images,
             request,
@@ -151,6 +154,19 @@ def run(options: PretrainOptions, start: float | None = None) -> dict[str, Any]:
             checkpoint_seconds=options.checkpoint_seconds,
         )
     say(f"\nwrote {made.path} and its card, {time.monotonic() - began:.0f} s")
+    if options.out is None:
+        taken = extractor.find(
+            images.pixels_hash,
+            recipe.backbone,
+            images.size,
+            request.flip,
+            options.cache or data.default_cache(),
+        )
+        if taken is not None and taken.path != made.path:
+            say(
+                f"`train` takes {taken.path.name} by itself, which is no worse (k-NN "
+                f"{taken.card.knn or 0:.4f}); --extractor {made.path} takes this one"
+            )
     last = made.card.runs[-1]
     return {
         "extractor": {
@@ -176,9 +192,11 @@ def check(wanted: str) -> None:
         from training import imagenet
 
         imagenet.check(wanted)
-    elif wanted not in ("auto", "none") and not Path(wanted).exists():
+    elif wanted not in ("auto", "none") and not (wanted and Path(wanted).is_file()):
+        what = "a folder, not a file" if wanted and Path(wanted).is_dir() else "no such file"
+        shown = wanted or "''"
         raise LabelcurveError(
-            f"--extractor {wanted}: no such file{near(wanted, ('auto', 'none'))}. Allowed: auto, "
+            f"--extractor {shown}: {what}{near(wanted, ('auto', 'none'))}. Allowed: auto, "
             f"none, a file that `pretrain` wrote, {TORCHVISION}NAME and {TORCHVISION}NAME=FILE"
         )
 
@@ -221,14 +239,14 @@ def obtain(
         found = extractor.read(Path(wanted))
         found.load_into(build(recipe.backbone, images.train.images[:1], 2))  # does it fit?
     else:
-        found = extractor.find(images.pixels_hash, recipe.backbone, images.size, flip, cache)
+        found = _found(images, recipe, flip, cache, seconds)
     if found is None and len(images.train) < SMALLEST:
         say(f"extractor: none ({len(images.train)} images are too few to learn one from)")
         return None
     if found is None:
         say(
-            "extractor: none is made from these images yet, so a short one is made first (a longer "
-            "`pretrain` gives a better one; --extractor none leaves it out)"
+            "extractor: a short one is made from these images first (a longer `pretrain` gives a "
+            "better one; --extractor none leaves it out)"
         )
         out = extractor.cached(
             images.pixels_hash, recipe.backbone, images.size, flip, _writable(cache)
@@ -239,8 +257,7 @@ def obtain(
         key = json.dumps(_key(images, request, learn), sort_keys=True)
         of = hashlib.sha256(key.encode()).hexdigest()[:12]
         with lock.hold(_lock(out), "{holder} is making it: waiting", wait=True, say=say):
-            found = extractor.find(images.pixels_hash, recipe.backbone, images.size, flip, cache)
-            found = found or make(
+            found = _found(images, recipe, flip, cache, seconds) or make(
                 images,
                 request,
                 device,
@@ -249,13 +266,51 @@ def obtain(
                 fresh=fresh,
                 checkpoint_seconds=checkpoint_seconds,
             )
-    card = found.card
-    judged = "" if card.knn is None else f", k-NN {card.knn:.4f}"
-    say(
-        f"extractor: {found.path.name} {found.version}, {card.objective} on {card.n_images:,} "
-        f"images of {card.dataset}, {card.seconds / 60:.0f} min{judged}"
-    )
+    say(f"extractor: {found.path.name} {found.version}, {_summary(found.card)}")
+    for warning in foreign(found, images):
+        say(f"WARNING: {warning}")
     return found
+
+
+def _summary(card: Card) -> str:
+    judged = "" if card.knn is None else f", k-NN {card.knn:.4f}"
+    return (
+        f"{card.objective} on {card.n_images:,} images of {card.dataset}, "
+        f"{lasted(card.seconds)}{judged}"
+    )
+
+
+def _found(
+    images: Data, recipe: Recipe, flip: bool, cache: Path, seconds: float | None
+) -> Extractor | None:
+    """What is there already; without a limit of time nothing that such a limit cut short."""
+    found = extractor.find(images.pixels_hash, recipe.backbone, images.size, flip, cache)
+    if found is not None and seconds is None and found.card.cut_short:
+        say(
+            f"extractor: {found.path.name} in the cache had {found.card.runs[-1].epochs:.3g} "
+            "epochs only, for want of time (--max-minutes)"
+        )
+        return None
+    return found
+
+
+def foreign(found: Extractor | None, images: Data) -> tuple[str, ...]:
+    """What is to be said of an extractor that was not made from these training images."""
+    if found is None or not found.card.runs:  # ImageNet weights say themselves what they are
+        return ()
+    card, said = found.card, []
+    if card.pixels_hash != images.pixels_hash:
+        said.append(
+            f"the extractor {found.path.name} was learned from other images than these training "
+            "images: if the test images were among them, without their labels, the test figures "
+            "are not those of unseen images"
+        )
+    if card.image_size != images.size:
+        said.append(
+            f"the extractor {found.path.name} was learned at {card.image_size} px, and these "
+            f"images have {images.size}: one made at --image-size {images.size} may do better"
+        )
+    return tuple(said)
 
 
 def _writable(cache: Path) -> Path:
@@ -330,7 +385,7 @@ def make(
     except DivergedError:
         saved.remove()
         raise
-    if knn is not None:
+    if knn is not None and linear is not None:
         say(f"k-NN {knn:.4f}, linear probe {linear:.4f} on {len(held):,} held-out training images")
     if request.seconds is not None and result.epochs < 1:
         say(
@@ -398,6 +453,17 @@ def learn_from(
         probe = Probe(
             to_device(bank, device), labels, to_device(held_out, device), held_out_labels, device
         )
+    seconds = request.seconds
+    if seconds is not None:
+        # The figures at the end are a part of the time.
+        closing = probe.seconds(network)[1] if probe else 0.0
+        if closing > seconds / 2:
+            say(
+                f"not judged: k-NN and linear probe would take some {closing:.0f} of "
+                f"{seconds:.0f} s (--max-minutes)"
+            )
+            probe, closing = None, 0.0
+        seconds = distributed.agree(seconds - closing)
     objective: Contrastive | RelativePosition
     if recipe.objective == "relative-position":
         objective = RelativePosition(size, device)
@@ -406,7 +472,7 @@ def learn_from(
         views = Views(size=side, flip=request.flip)
         objective = Contrastive(network.dim, views, recipe.n_views, recipe.temperature, device)
     steps = recipe.epochs * len(images) / recipe.batch_size
-    if request.seconds is not None and request.seconds < 300:
+    if seconds is not None and seconds < 300:
         steps = 0  # the time is needed for them
     choice = compilation.choose(device, steps)
     say(f"compilation: {choice.value} ({choice.reason})")
@@ -420,13 +486,11 @@ def learn_from(
             request.seed,
             probe=probe,
             checkpoint=checkpoint,
-            seconds=request.seconds,
+            seconds=seconds,
             say=say,
             on_step=on_step,
         )
-    if probe is None:
-        return result, None, None
-    return result, probe.knn(network), probe.linear(network)
+    return result, result.knn, probe.linear(network) if probe else None
 
 
 def split(n: int) -> tuple[NDArray[np.int32], NDArray[np.int32]]:

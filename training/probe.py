@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,6 +19,11 @@ NEIGHBOURS = 20
 BANK = 20_000
 """Neighbours are sought among so many images at most."""
 
+TIMED = 250
+"""Images whose embedding is timed to foretell that of all."""
+MARGIN = 1.5
+"""For what follows on the embedding."""
+
 
 @dataclass(frozen=True)
 class Probe:
@@ -29,6 +35,16 @@ class Probe:
     held_out: Tensor
     held_out_labels: Index
     device: Device
+
+    def seconds(self, network: Network) -> tuple[float, float]:
+        """What `knn` and what both together are expected to take; measured on some images."""
+        some = self.images[:TIMED]
+        embed(network, some, self.device)  # the first takes longer
+        since = time.monotonic()
+        embed(network, some, self.device)
+        one = (time.monotonic() - since) / len(some) * MARGIN
+        knn = one * (min(len(self.images), BANK) + len(self.held_out))
+        return knn, knn + one * (len(self.images) + len(self.held_out))
 
     def knn(self, network: Network) -> float:
         """Accuracy of the 20 nearest by cosine, weighted by nearness (Wu et al., 2018)."""

@@ -49,9 +49,7 @@ def _training(report: Report) -> Section:
             "the epoch whose weights are kept.",
         ),
     ]
-    learned = sorted({m.pretraining_seconds for m in report.models if m.pretraining_seconds})
-    if learned:
-        times = " or ".join(map(tables.duration, learned))
+    if times := tables.pretraining_times(report):
         blocks.append(Text(f"The extractors had been learned without labels in {times}."))
     return Section("Training", blocks)
 

@@ -4,6 +4,27 @@ import json
 import subprocess
 import sys
 
+import pytest
+
+from benchmarks import speed
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "allowed"),
+    [
+        ("--seconds", "0", "numbers above 0"),
+        ("--seconds", "nan", "numbers above 0"),
+        ("--image-size", "3", "8 to 1024 pixels"),
+    ],
+)
+def test_a_value_that_cannot_be_is_refused_in_one_line(
+    monkeypatch: pytest.MonkeyPatch, option: str, value: str, allowed: str
+) -> None:
+    monkeypatch.setattr("sys.argv", ["speed", option, value])
+    with pytest.raises(SystemExit) as stopped:
+        speed.main()
+    assert stopped.value.code == f"error: {option} {value}: allowed are {allowed}"
+
 
 def test_the_last_line_holds_the_rate_and_the_share_of_the_ceiling() -> None:
     done = subprocess.run(

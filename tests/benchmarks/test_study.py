@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -112,5 +113,11 @@ def test_what_is_not_a_study_is_refused(tmp_path: Path) -> None:
     path.write_text("{}")
     with pytest.raises(LabelcurveError, match=r"study.json is no study.json"):
         rows.read(path)
+    for wrong in (0.7, 2.0):
+        with pytest.raises(LabelcurveError, match=rf"--fraction {wrong:g}: allowed are 0.05, 0.1"):
+            Arguments(fraction=(wrong,))
+    for minutes in (-1.0, 0.0, math.nan, math.inf):
+        with pytest.raises(LabelcurveError, match=r"--minutes .*: allowed are numbers above 0"):
+            Arguments(minutes=minutes)
     with pytest.raises(LabelcurveError, match="--only no-such: allowed are default, scratch"):
         Arguments(only=("no-such",))

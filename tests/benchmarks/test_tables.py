@@ -48,7 +48,14 @@ def test_several_seeds_give_mean_and_deviation(measured: Report) -> None:
 
 
 @pytest.mark.parametrize(
-    ("seconds", "text"), [(3.21, "3.2 s"), (245, "4 min 05 s"), (3725, "1 h 02 min")]
+    ("seconds", "text"),
+    [
+        (3.21, "3.2 s"),
+        (245, "4 min 05 s"),
+        (3725, "1 h 02 min"),
+        (4194, "1 h 10 min"),
+        (7199.6, "2 h 00 min"),
+    ],
 )
 def test_duration(seconds: float, text: str) -> None:
     assert tables.duration(seconds) == text

@@ -263,6 +263,12 @@ def test_metadata_that_inflates_to_100_mb_is_no_other_format() -> None:
         preprocess.decode(data[:33] + bomb + data[33:])
 
 
+def test_a_file_cut_off_in_its_header_is_told_without_a_python_object() -> None:
+    with pytest.raises(UnreadableImage) as error:
+        preprocess.decode(encoded(quarters())[:20])
+    assert str(error.value) == "the PNG image is truncated or corrupt: its header cannot be read"
+
+
 def test_a_flipped_bit_in_a_png_is_noticed() -> None:
     data = bytearray(encoded(photo().resize((64, 64))))
     data[len(data) // 2] ^= 1

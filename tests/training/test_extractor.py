@@ -140,7 +140,7 @@ def test_a_card_for_people_says_what_was_learnt_from_and_how_good_it_is(tmp_path
 def test_a_card_without_labels_says_that_nothing_judged_it(tmp_path: Path) -> None:
     extractor.write(tmp_path / "a.safetensors", network(), card(knn=None, probe=None, flip=True))
     text = (tmp_path / "a.md").read_text()
-    assert "No labels were there to judge it by." in text
+    assert "No labels were there to judge it by, or no time" in text
     assert "mirrored" not in text
     assert "None" not in text
 
@@ -197,7 +197,7 @@ def test_an_extractor_for_another_network_is_refused_with_what_to_do(
     with pytest.raises(LabelcurveError) as error:
         extractor.read(path).load_into(net)
     assert str(error.value).startswith(f"{path} holds a convnet for 8 px that does not fit")
-    assert "make one with `pretrain`" in str(error.value)
+    assert "made by `pretrain --objective relative-position` at the same" in str(error.value)
     assert "--extractor none" in str(error.value)
     assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
 
@@ -338,16 +338,42 @@ def test_where_there_is_none_none_is_found(tmp_path: Path, shipped: Path) -> Non
     assert find(tmp_path / "cache") is None
 
 
-def test_the_shipped_one_comes_before_the_cached_one(tmp_path: Path, shipped: Path) -> None:
+@pytest.mark.parametrize(
+    ("knn", "place"), [(None, "shipped"), (0.1, "shipped"), (0.5, "shipped"), (0.6, "cache")]
+)
+def test_of_the_shipped_and_the_cached_one_the_better_is_found(
+    tmp_path: Path, shipped: Path, knn: float | None, place: str
+) -> None:
     cache = tmp_path / "cache"
-    extractor.write(in_cache(cache), network(1), CARD)
+    extractor.write(in_cache(cache), network(1), card(knn=knn))
     found = find(cache)
     assert found is not None
     assert found.path == in_cache(cache)
-    extractor.write(shipped / "digits.safetensors", network(), CARD)
+    extractor.write(shipped / "digits.safetensors", network(), card(knn=0.5))
     found = find(cache)
     assert found is not None
-    assert found.path == shipped / "digits.safetensors"
+    assert found.path.is_relative_to(tmp_path / place)
+
+
+def test_weights_that_are_no_numbers_are_refused_by_name(tmp_path: Path) -> None:
+    net = network()
+    with torch.no_grad():
+        next(net.backbone.parameters()).view(-1)[3] = torch.nan
+    path = tmp_path / "a.safetensors"
+    extractor.write(path, net, CARD)
+    with pytest.raises(
+        LabelcurveError, match=r"--extractor .*a.safetensors: 1 of \d+ entries hold"
+    ):
+        extractor.read(path)
+
+
+@pytest.mark.parametrize(
+    ("epochs", "planned", "cut"),
+    [(0.9, 20, True), (20.0, 20, False), (0.9, 10_000, False), (3.0, 3, False)],
+)
+def test_what_a_limit_of_time_cut_short_says_so(epochs: float, planned: float, cut: bool) -> None:
+    run = CARD.runs[-1].model_copy(update={"epochs": epochs, "recipe": {"epochs": planned}})
+    assert card(runs=(run,)).cut_short == cut
 
 
 OTHERS = pytest.mark.parametrize(

@@ -110,7 +110,11 @@ def test_a_network_that_does_not_fit_is_refused(name: str, size: int, message: s
 def test_what_is_not_there_is_refused_before_any_image_is_read(tmp_path: Path) -> None:
     for wanted, message in (
         ("torchvision:resnet_18", "no such network"),
-        ("torchvision:resnet18=missing.pth", "No such file"),
+        ("torchvision:resnet18=missing.pth", "resnet18=missing.pth: no such file. Allowed: "),
+        ("torchvision:resnet18=", "resnet18=: no file is named. Allowed: "),
+        (f"torchvision:resnet18={tmp_path}", "a folder, not a file"),
+        (str(tmp_path), "a folder, not a file"),
+        ("", "--extractor '': no such file"),
         ("nope", r"no such file \(perhaps you meant none\)"),
     ):
         options = Options(data="none-there", extractor=wanted, out=tmp_path, dry_run=True)

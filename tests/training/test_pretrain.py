@@ -503,7 +503,8 @@ def test_the_seconds_end_the_run_also_where_judging_takes_long(
 
     probe = SlowProbe(**vars(judge(digits)))
     net, objective = parts()
-    pretrain(
+    said: list[str] = []
+    result = pretrain(
         net,
         Slow(objective, clock),
         images(digits),
@@ -512,9 +513,13 @@ def test_the_seconds_end_the_run_also_where_judging_takes_long(
         0,
         probe=probe,
         seconds=100.0,
-        say=lambda _: None,
+        say=said.append,
     )
     assert clock.now - 5_000 <= 100 + 1 + 3, "a step and the last judging may come after the end"
+    judged = [row.split()[2] for row in said[1:]]
+    # At most a tenth of the time so far on the way, and always at the end.
+    assert judged.count("-") == 10 - 4
+    assert judged[-1] == f"{result.knn:.4f}"
 
 
 def test_a_run_that_goes_on_has_the_seconds_that_are_left(

@@ -17,7 +17,8 @@ from training.backbones import build
 from training.data import Data, Split
 from training.device import FP32_CPU
 from training.extractor import Extractor
-from training.pretrain_job import Request, check, make, obtain, short, split
+from training.options import PretrainOptions
+from training.pretrain_job import Request, check, foreign, make, obtain, short, split
 from training.recipes import pretraining, recipe
 from training.stored import Stored
 
@@ -253,7 +254,7 @@ def test_the_second_time_the_extractor_of_the_cache_is_taken(
     first = from_cache(digits, tmp_path)
     assert first is not None
     text = capsys.readouterr().out
-    assert "none is made from these images yet" in text
+    assert "a short one is made from these images first" in text
     assert "--extractor none leaves it out" in text
     assert "contrastive on 1,298 images" in text
     changed = first.path.stat().st_mtime_ns
@@ -284,6 +285,68 @@ def test_a_file_is_taken_whatever_the_images(tmp_path: Path, digits: Data) -> No
         assert found is not None
         assert found.version == first.version
     assert not (tmp_path / "cache").exists()
+
+
+def test_an_extractor_of_other_images_or_another_size_is_taken_with_a_warning(
+    tmp_path: Path, digits: Data, capsys: pytest.CaptureFixture[str]
+) -> None:
+    some = few(digits, 250)
+    first = made(some, tmp_path / "a.safetensors")
+    from_cache(some, tmp_path / "cache", str(first.path))
+    assert "WARNING" not in capsys.readouterr().out
+    from_cache(digits, tmp_path / "cache", str(first.path))
+    said = capsys.readouterr().out
+    assert "WARNING: the extractor a.safetensors was learned from other images than these" in said
+    assert "if the test images were among them" in said
+    (warning,) = foreign(first, replace(some, size=16))
+    assert "was learned at 8 px, and these images have 16" in warning
+    assert foreign(None, digits) == ()
+
+
+@pytest.mark.usefixtures("briefly")
+def test_what_a_limit_of_time_cut_short_is_not_kept_for_runs_without_one(
+    tmp_path: Path, digits: Data, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cut = from_cache(digits, tmp_path, seconds=0.01)
+    assert cut is not None
+    assert cut.card.cut_short
+    assert cut.card.knn is None, "there was no time to judge it"
+    said = capsys.readouterr().out
+    assert re.search(r"not judged: k-NN and linear probe would take some \d+ of 0 s", said)
+    again = from_cache(digits, tmp_path, seconds=0.01)
+    assert again is not None
+    assert again.version == cut.version
+    whole = from_cache(digits, tmp_path)
+    assert whole is not None
+    assert whole.card.runs[-1].epochs == 1
+    assert f"{cut.path.name} in the cache had {cut.card.runs[-1].epochs:.3g} epochs only" in (
+        capsys.readouterr().out
+    )
+    taken = from_cache(digits, tmp_path, seconds=0.01)
+    assert taken is not None
+    assert taken.version == whole.version
+
+
+def test_pretrain_says_what_it_replaces_and_what_train_will_take(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = PretrainOptions(data="digits", image_size=8, epochs=1, cache=tmp_path, device="cpu")
+    document = pretrain_job.run(given)["extractor"]
+    said = capsys.readouterr().out
+    assert "will be replaced" not in said
+    assert "`train` takes" not in said
+    first = extractor.read(Path(document["path"]))
+    better = first.card.model_copy(update={"knn": 1.0})
+    network = build("convnet", np.zeros((64, 8, 8, 3), np.uint8), 2)
+    first.load_into(network)
+    extractor.write(extractor.SHIPPED / "ours.safetensors", network, better)
+    pretrain_job.run(replace(given, seed=1))
+    said = capsys.readouterr().out
+    assert f"{first.path} is there and will be replaced: contrastive on" in said
+    assert (
+        f"`train` takes ours.safetensors by itself, which is no worse (k-NN 1.0000); --extractor "
+        f"{first.path} takes this one"
+    ) in said
 
 
 def test_from_too_few_images_nothing_is_learnt(
