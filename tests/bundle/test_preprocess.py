@@ -265,7 +265,7 @@ def test_metadata_that_inflates_to_100_mb_is_no_other_format() -> None:
 
 def test_a_file_cut_off_in_its_header_is_told_without_a_python_object() -> None:
     with pytest.raises(UnreadableImage) as error:
-        preprocess.decode(encoded(quarters())[:20])
+        preprocess.decode(encoded(quarters())[:30])
     assert str(error.value) == "the PNG image is truncated or corrupt: its header cannot be read"
 
 
