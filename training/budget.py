@@ -28,6 +28,9 @@ ENOUGH = 5
 SPARE = 0.02
 """Of the time left, kept back."""
 
+AROUND = 1.5
+"""Seconds that the interpreter takes to start and to end, which no clock of the process sees."""
+
 
 class Budget:
     """The time of a run, or no limit at all.
@@ -50,7 +53,7 @@ class Budget:
         startup: float,
         images_per_s: float = IMAGES_PER_S,
     ) -> None:
-        self._end = None if minutes is None else start + minutes * 60
+        self._end = None if minutes is None else start + minutes * 60 - AROUND
         self._minutes = minutes
         self._waiting = list(work)
         low, high = AFTERWARDS

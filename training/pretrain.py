@@ -134,12 +134,13 @@ def pretrain(
     of = "" if seconds is not None else f"/{recipe.epochs:g}"
     say(HEADER)
     loss_shown, knn = math.nan, None
-    judging = 0.0
+    judging = last_step = 0.0
     while True:
         elapsed = before + time.monotonic() - start
-        if seconds is not None:
-            elapsed = distributed.agree(elapsed)
-        progress = step / total if seconds is None else max(step / total, elapsed / seconds)
+        progress = step / total
+        if seconds is not None and step:
+            # A step that would end after the limit is not begun.
+            progress = max(progress, distributed.agree(elapsed / max(1e-9, seconds - last_step)))
         tenth = min(10, int(progress * 10 + 1e-9))
         if tenth > shown or progress >= 1:
             loss_shown = mean_loss()
@@ -170,6 +171,7 @@ def pretrain(
         on_step(min(1.0, progress), elapsed * (1 / progress - 1) if 0 < progress < 1 else 0.0)
         # The randomness of a step depends on nothing but its number: a run that goes on after an
         # interruption is the same run.
+        step_began = time.monotonic()
         generator.manual_seed(mix(seed, step, *distributed.salt()))
         torch.manual_seed(mix(seed, step, *distributed.salt()))
         optimizers.begin(progress)
@@ -188,6 +190,7 @@ def pretrain(
         optimizers.step()
         losses += loss.detach()
         step += 1
+        last_step = time.monotonic() - step_began
         distributed.heed()
         if checkpoint is not None:
             checkpoint.save(state_now, check=mean_loss)

@@ -14,7 +14,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,7 @@ from training import (
     lock,
 )
 from training.backbones import Network, build
+from training.budget import AROUND, SPARE
 from training.checkpoint import Checkpoint
 from training.data import Data
 from training.device import Device, choose, circumstances, hardware, to_device
@@ -78,6 +79,8 @@ class Request:
     labelled: bool = True
     """Labels are there to judge by; the extractor never sees them."""
     seconds: float | None = None
+    """From `since` to the last figure, over all parts of an interrupted run."""
+    since: float = field(default_factory=time.monotonic)
     start: Extractor | None = None
     """Weights to begin with."""
 
@@ -455,7 +458,8 @@ def learn_from(
         )
     seconds = request.seconds
     if seconds is not None:
-        # The figures at the end are a part of the time.
+        # What made everything ready, and the figures at the end, are a part of the time.
+        seconds = max(0.0, seconds - (time.monotonic() - request.since))
         closing = probe.seconds(network)[1] if probe else 0.0
         if closing > seconds / 2:
             say(
@@ -463,7 +467,7 @@ def learn_from(
                 f"{seconds:.0f} s (--max-minutes)"
             )
             probe, closing = None, 0.0
-        seconds = distributed.agree(seconds - closing)
+        seconds = distributed.agree(max(0.0, seconds - closing))
     objective: Contrastive | RelativePosition
     if recipe.objective == "relative-position":
         objective = RelativePosition(size, device)
@@ -514,7 +518,7 @@ def _left(minutes: float | None, startup: float) -> float | None:
     """Seconds to learn in; None where there is no limit."""
     if minutes is None:
         return None
-    left = minutes * 60 - startup
+    left = minutes * 60 * (1 - SPARE) - AROUND - startup
     if left <= 1:
         raise LabelcurveError(
             f"--max-minutes {minutes:g} leaves no time to learn: the start of the process and "

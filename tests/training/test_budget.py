@@ -5,7 +5,7 @@ import re
 import pytest
 
 from bundle.errors import LabelcurveError
-from training.budget import AFTERWARDS, IMAGES_PER_S, ONCE, SPARE, Budget
+from training.budget import AFTERWARDS, AROUND, IMAGES_PER_S, ONCE, SPARE, Budget
 
 STARTUP = 30.0
 """So long that the most is taken for what comes after the first training."""
@@ -55,7 +55,7 @@ def test_time_is_shared_by_work_and_all_of_it_is_given_out(clock: Clock) -> None
 
 def test_before_the_first_model_what_comes_after_training_is_estimated(clock: Clock) -> None:
     untested = seconds(Budget(clock.now, 30, [1.0], 0, STARTUP))
-    assert untested == pytest.approx(1_800 * (1 - SPARE) - AFTERWARDS[1])
+    assert untested == pytest.approx((1_800 - AROUND) * (1 - SPARE) - AFTERWARDS[1])
     tested = seconds(Budget(clock.now, 30, [1.0], 10_000, STARTUP))
     assert untested - tested == pytest.approx(10_000 / IMAGES_PER_S)
     slow = seconds(Budget(clock.now, 30, [1.0], 10_000, STARTUP, images_per_s=50.0))
@@ -125,7 +125,9 @@ def test_an_extractor_gets_a_part_of_the_time_that_is_left(clock: Clock) -> None
     assert first is not None
     assert second is not None
     assert 0 < first < 600 - AFTERWARDS[1]
-    assert first - second == pytest.approx(first * 300 * (1 - SPARE) / (600 * (1 - SPARE) - 20))
+    assert first - second == pytest.approx(
+        first * 300 * (1 - SPARE) / ((600 - AROUND) * (1 - SPARE) - 20)
+    )
 
 
 def test_no_extractor_is_made_where_no_time_is_left_for_a_model(clock: Clock) -> None:

@@ -474,9 +474,9 @@ def test_the_seconds_end_the_run_and_the_learning_rate_has_come_down(
         seconds=30.0,
         say=said.append,
     )
-    assert len(slow.batches) == 30
-    assert result.seconds == 30
-    assert result.epochs == 6
+    assert len(slow.batches) == 29, "a step is not begun that might end too late"
+    assert result.seconds == 29
+    assert result.epochs == 5.8
     assert len(said) == 11
     assert said[-1].endswith(" 0 s")
     rates = [float(re.split(" +", row.strip())[3]) for row in said[1:]]
@@ -546,7 +546,7 @@ def test_a_run_that_goes_on_has_the_seconds_that_are_left(
         except Stopped:
             clock.now += 10_000
         counts.append(len(fragile.batches))
-    assert counts == [12, 18]
+    assert counts == [12, 17]
 
 
 def test_the_device_of_this_machine_learns_too(digits: Data) -> None:
