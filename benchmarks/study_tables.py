@@ -253,13 +253,13 @@ def results(study: Study, speed: Mapping[str, Any] | None) -> str:
     parts.append("## All models\n")
     parts.append(
         markdown(
-            ("command", "accuracy", "F1", "epochs", "arithmetic", "commit", "alone"),
+            ("command", "accuracy", "F1", "epoch kept", "arithmetic", "commit", "alone"),
             [
                 (
                     f"`{row.command}`",
                     f"{row.accuracy * 100:.2f} %",
                     f"{row.f1:.4f}",
-                    str(row.epochs),
+                    f"{row.best_epoch} of {row.epochs}",
                     f"{row.hardware}{f', {row.arithmetic}' if row.arithmetic else ''}",
                     _commit(row),
                     "no" if row.shared else "yes",
