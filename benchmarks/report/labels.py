@@ -150,13 +150,15 @@ def reference(report: Report) -> Section | None:
     if any(curve.variant.startswith("reference") for curve in others):
         note += (
             "`reference` is its network, optimiser and stopping under our protocol "
-            "(`train --preset reference`, with `--extractor none` for `scratch`). "
+            "(`train --preset reference`). "
         )
     else:
         note += (
             "Its own network under our protocol is not among these models: `train --preset "
             "reference` adds it. "
         )
+    if any("scratch" in curve.variant for curve in others):
+        note += "`scratch` began with random weights (`--extractor none`). "
     note += (
         f"Run here: on all {report.dataset.n_test:,} test images, which chose nothing; mean ± "
         "standard deviation over the seeds where there are several."

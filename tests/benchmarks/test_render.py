@@ -60,7 +60,7 @@ def test_a_report_of_an_earlier_release(old: Path, tmp_path: Path) -> None:
     cli.main(["render", str(old), "--out", str(tmp_path)])
     text = (tmp_path / "report.md").read_text()
     assert "## Beside the reference experiment" in text
-    assert "| 10 % | 72 % | 55.87 % | 84.77 ± 0.26 % (3 seeds) | +28.90 |" in text
+    assert "| 10 % | 72 % | 55.87 % | 81.05 % | 84.77 ± 0.26 % (3 seeds) | +28.90 |" in text
     assert "## Calibration" not in text
     assert "<svg" in (tmp_path / "report.html").read_text()
 
