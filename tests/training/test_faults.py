@@ -47,7 +47,7 @@ def shown(monkeypatch: pytest.MonkeyPatch) -> list[str]:
             "fraction": cell.subset.fraction,
             "seed": cell.seed,
             "test": figures,
-            "seconds": {"command": 1.0},
+            "seconds": {"command": 1.0, "export": 0.5},
         }
 
     monkeypatch.setattr(job, "publish", publish)
