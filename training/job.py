@@ -339,7 +339,7 @@ class _Model:
                 command_began=self.command_began,
                 warnings=(
                     *budget.warnings(result.seconds, result.epochs),
-                    *pretrain_job.foreign(self.extractor, images),
+                    *pretrain_job.doubts(self.extractor, images),
                 ),
             ),
             say,

@@ -127,7 +127,7 @@ def pretrain(
         }
 
     start = time.monotonic()
-    cost = probe.seconds(network)[0] if probe and seconds is not None else 0.0
+    cost = probe.cost if probe else 0.0
     modules.train()
     network.train()
     since_row, row_step = start, step

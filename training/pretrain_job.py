@@ -270,7 +270,7 @@ def obtain(
                 checkpoint_seconds=checkpoint_seconds,
             )
     say(f"extractor: {found.path.name} {found.version}, {_summary(found.card)}")
-    for warning in foreign(found, images):
+    for warning in doubts(found, images):
         say(f"WARNING: {warning}")
     return found
 
@@ -297,11 +297,16 @@ def _found(
     return found
 
 
-def foreign(found: Extractor | None, images: Data) -> tuple[str, ...]:
-    """What is to be said of an extractor that was not made from these training images."""
+def doubts(found: Extractor | None, images: Data) -> tuple[str, ...]:
+    """What is to be said of an extractor of other images or sizes, or of one that was cut short."""
     if found is None or not found.card.runs:  # ImageNet weights say themselves what they are
         return ()
     card, said = found.card, []
+    if card.cut_short:
+        said.append(
+            f"the extractor {found.path.name} had {card.runs[-1].epochs:.3g} epochs only, for want "
+            "of time: `pretrain`, or `train` without --max-minutes, makes a better one"
+        )
     if card.pixels_hash != images.pixels_hash:
         said.append(
             f"the extractor {found.path.name} was learned from other images than these training "
@@ -460,7 +465,10 @@ def learn_from(
     if seconds is not None:
         # What made everything ready, and the figures at the end, are a part of the time.
         seconds = max(0.0, seconds - (time.monotonic() - request.since))
-        closing = probe.seconds(network)[1] if probe else 0.0
+        closing = 0.0
+        if probe is not None:
+            cost, closing = probe.seconds(network)
+            probe = replace(probe, cost=cost)
         if closing > seconds / 2:
             say(
                 f"not judged: k-NN and linear probe would take some {closing:.0f} of "

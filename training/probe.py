@@ -35,6 +35,8 @@ class Probe:
     held_out: Tensor
     held_out_labels: Index
     device: Device
+    cost: float = 0.0
+    """Seconds that `knn` is expected to take, where somebody has measured it."""
 
     def seconds(self, network: Network) -> tuple[float, float]:
         """What `knn` and what both together are expected to take; measured on some images."""

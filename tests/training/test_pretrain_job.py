@@ -18,7 +18,7 @@ from training.data import Data, Split
 from training.device import FP32_CPU
 from training.extractor import Extractor
 from training.options import PretrainOptions
-from training.pretrain_job import Request, check, foreign, make, obtain, short, split
+from training.pretrain_job import Request, check, doubts, make, obtain, short, split
 from training.recipes import pretraining, recipe
 from training.stored import Stored
 
@@ -298,9 +298,9 @@ def test_an_extractor_of_other_images_or_another_size_is_taken_with_a_warning(
     said = capsys.readouterr().out
     assert "WARNING: the extractor a.safetensors was learned from other images than these" in said
     assert "if the test images were among them" in said
-    (warning,) = foreign(first, replace(some, size=16))
+    (warning,) = doubts(first, replace(some, size=16))
     assert "was learned at 8 px, and these images have 16" in warning
-    assert foreign(None, digits) == ()
+    assert doubts(None, digits) == ()
 
 
 @pytest.mark.usefixtures("briefly")
@@ -316,6 +316,7 @@ def test_what_a_limit_of_time_cut_short_is_not_kept_for_runs_without_one(
     again = from_cache(digits, tmp_path, seconds=0.01)
     assert again is not None
     assert again.version == cut.version
+    assert re.search(r"WARNING: the extractor .* had 0\.\d+ epochs only", capsys.readouterr().out)
     whole = from_cache(digits, tmp_path)
     assert whole is not None
     assert whole.card.runs[-1].epochs == 1
