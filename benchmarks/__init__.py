@@ -1,3 +1,4 @@
-"""Accuracy and latency of the models side by side, load tests, the report."""
+"""Accuracy and latency of models side by side, load tests, reports."""
 
-import bundle as bundle  # before ONNX Runtime is imported: it switches its telemetry off
+# Before ONNX Runtime is imported: it switches its telemetry off.
+from labelcurve import bundle as bundle

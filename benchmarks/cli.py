@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Sequence
-from difflib import get_close_matches
 from functools import partial
 from importlib import import_module
 from pathlib import Path
@@ -15,16 +13,16 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import processes, tables
-from benchmarks.options import Bench
-from benchmarks.record import Report
-from bundle.errors import LabelcurveError
-from bundle.machine import show_version
+from labelcurve.benchmarks.options import Bench
+from labelcurve.benchmarks.record import Report
+from labelcurve.benchmarks.report import tables
+from labelcurve.bundle import command
+from labelcurve.bundle.errors import LabelcurveError, near
 
 OTHERS = {
-    "compare": "benchmarks.compare",
-    "render": "benchmarks.render",
-    "peers": "benchmarks.peers.cli",
+    "compare": "labelcurve.benchmarks.compare",
+    "render": "labelcurve.benchmarks.render",
+    "peers": "labelcurve.benchmarks.peers.cli",
 }
 
 
@@ -35,10 +33,10 @@ def show(result: Report, paths: dict[str, Path]) -> None:
         table.add_column(name, justify="right", no_wrap=True)
     for row in tables.rows(result):
         table.add_row(*row)
-    # As wide as it has to be where there is no terminal, so that no column is cut in a log.
+    # As wide as it has to be: a narrow terminal wraps its lines, and no column is cut.
     console = Console()
-    if not sys.stdout.isatty():
-        console = Console(width=max(120, Console(width=1000).measure(table).maximum))
+    least = console.width if sys.stdout.isatty() else 120
+    console = Console(width=max(least, Console(width=1000).measure(table).maximum))
     console.print(table)
     for warning in result.warnings:
         console.print(f"WARNING {warning}", style="bold red", markup=False, highlight=False)
@@ -49,7 +47,7 @@ def show(result: Report, paths: dict[str, Path]) -> None:
 
 
 def document(result: Report, paths: dict[str, Path]) -> dict[str, Any]:
-    """What `bench` prints last: the report without its long parts, and where the files are."""
+    """Build the JSON document: the report without its long parts, and the paths of the files."""
     short = result.model_dump(mode="json")
     for model in short["models"]:
         del model["history"], model["robustness"]
@@ -65,38 +63,28 @@ def failed(result: Report) -> bool:
     return any(model.load is not None and model.load.errors for model in result.models)
 
 
-def main(args: Sequence[str] | None = None) -> None:
+def main(arguments: Sequence[str]) -> None:
     """The command `bench`: exits with 1 on an error, and when a request of the load test failed.
 
-    `bench peers` compares this service with others, `bench compare A B` two reports, and `bench
-    render A` makes a report's page again.
+    `bench peers` compares this service with others, `bench compare A B` two reports, and
+    `bench render A` makes a report's page again.
     """
-    show_version()
-    given = list(sys.argv[1:] if args is None else args)
-    if given and (other := OTHERS.get(given[0])):
-        import_module(other).main(given[1:])
+    first = arguments[0] if arguments else ""
+    if other := OTHERS.get(first):
+        import_module(other).main(arguments[1:])
         return
-    if given and not given[0].startswith("-"):
-        near = get_close_matches(given[0], OTHERS, n=1)
-        sys.exit(
-            f"error: no command {given[0]}{f': is {near[0]} meant?' if near else ''}; there are "
+    if first and not first.startswith("-"):
+        raise LabelcurveError(
+            f"no command `bench {first}`{near(first, OTHERS)}; there are "
             f"{', '.join(OTHERS)}, and bench alone, which takes options only"
         )
-    bench = tyro.cli(Bench, args=args, prog="bench")
-    from benchmarks import job  # takes seconds, which help and a typing error need not wait for
+    bench = tyro.cli(Bench, args=arguments, prog="labelcurve bench")
+    from labelcurve.benchmarks import (
+        job,  # takes seconds, which help and a typing error need not wait for
+    )
 
-    processes.end_on_signals()
-    try:
-        result, paths = job.run(bench, partial(print, flush=True))
-    except LabelcurveError as error:
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        sys.exit(130)
+    result, paths = job.run(bench, partial(print, flush=True))
     show(result, paths)
-    print(json.dumps(document(result, paths)), flush=True)
+    command.answer(document(result, paths))
     if failed(result):
-        sys.exit(f"error: requests failed, see {paths['html']}")
-
-
-if __name__ == "__main__":
-    main()
+        raise LabelcurveError(f"requests failed, see {paths['html']}")

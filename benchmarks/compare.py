@@ -1,14 +1,12 @@
-"""`bench compare A B`: two runs of `bench`, with what of their difference is more than chance.
+"""`bench compare A B`: compare two runs of `bench` and test which differences are significant.
 
 Accuracy is compared image by image (McNemar's exact test), which needs the same test split. Rates
-and latencies are compared between the windows of each run (Welch's t-test on logarithms), which
-says nothing of what else differed: another machine, or the same one on another day.
+and latencies are compared over the windows of each run (Welch's t-test on logarithms), which does
+not account for what else differed, such as the machine or its load on another day.
 """
 
 from __future__ import annotations
 
-import json
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,38 +16,40 @@ import tyro
 from pydantic import ValidationError
 from scipy.stats import ttest_ind
 
-from benchmarks import statistics, tables
-from benchmarks.record import Comparison, Estimate, Load, Model, Report
-from bundle.errors import LabelcurveError
+from labelcurve.benchmarks.harness import statistics
+from labelcurve.benchmarks.record import Comparison, Estimate, Load, Model, Report
+from labelcurve.bundle import command
+from labelcurve.bundle.errors import LabelcurveError
+from labelcurve.bundle.text import table
 
 SIGNIFICANT = 0.05
 ROUNDS = 3
-"""Windows of fewer are parts of one run, and vary less than two runs do."""
+"""Below this, windows are parts of one round and vary less than two runs do."""
 CONDITIONS = ("cpu", "cores", "python")
 LOADS = {
     "users": "the numbers of clients",
     "rounds": "the rounds of the load test",
     "same_machine": "the places of the load generator (same machine or not)",
 }
-"""What of a load test must be the same for its figures to be."""
+"""Conditions of a load test that must agree for its figures to be comparable."""
 
 
 @dataclass(frozen=True)
 class Pair:
-    """A model of the one run and its counterpart in the other."""
+    """A model of one run and its counterpart in the other."""
 
     a: Model
     b: Model
     accuracy: Comparison | None
-    """None when the runs did not use the same test images, or kept no answers."""
+    """None where test images differ or predictions were not kept."""
     rate: Estimate | None
-    """Requests/s of the second run over the first, with a 95 % interval over windows."""
+    """Requests/s of B over A, with a 95 % interval over windows."""
     p50: Estimate | None
-    """The same of the median latency."""
+    """Median latency of B over A, likewise."""
 
 
 def pairs(a: Report, b: Report) -> list[Pair]:
-    """Models of the same name, or the two only ones.
+    """Pair models of the same name, or the only model of each report.
 
     Raises:
         LabelcurveError: the reports have no model in common.
@@ -89,7 +89,7 @@ def _accuracy(a: Model, b: Model) -> Comparison | None:
 
 
 def ratio(a: Load | None, b: Load | None, figure: str) -> Estimate | None:
-    """Geometric mean of a figure of the windows of `b` over that of `a`, with a 95 % interval."""
+    """Ratio of geometric means of a figure over the windows, `b` over `a`, with a 95 % interval."""
     if a is None or b is None:
         return None
     logs = []
@@ -110,7 +110,7 @@ def ratio(a: Load | None, b: Load | None, figure: str) -> Estimate | None:
 
 
 def doubts(a: Report, b: Report) -> list[str]:
-    """What differs between the runs besides the models."""
+    """List what differs between the runs besides the models."""
     found = []
     if a.dataset.hash != b.dataset.hash:
         found.append(
@@ -120,7 +120,7 @@ def doubts(a: Report, b: Report) -> list[str]:
     for name in CONDITIONS:
         one, other = getattr(a.provenance, name), getattr(b.provenance, name)
         if one != other:
-            found.append(f"{name} differs ({one}, {other}): times are not those of the code alone")
+            found.append(f"{name} differs ({one}, {other}): times differ for that reason, too")
     packages = sorted({*a.provenance.packages, *b.provenance.packages})
     for name in packages:
         one, other = (r.provenance.packages.get(name, "none") for r in (a, b))
@@ -133,7 +133,7 @@ def doubts(a: Report, b: Report) -> list[str]:
         if all(values) and values[0] != values[1]:
             one, other = (", ".join(map(str, found)) for found in values)
             found.append(
-                f"{what} differ ({one} and {other}): requests/s and p50 are not to be compared"
+                f"{what} differ ({one} and {other}): requests/s and p50 are not comparable"
             )
     for label, report in (("A", a), ("B", b)):
         unstable = [m.name for m in report.models if m.load and m.load.stable is False]
@@ -143,7 +143,7 @@ def doubts(a: Report, b: Report) -> list[str]:
 
 
 def markdown(a: Report, b: Report) -> str:
-    """The comparison for people."""
+    """Render the comparison."""
     body = []
     comparable = a.dataset.hash == b.dataset.hash
     for pair in pairs(a, b):
@@ -164,12 +164,11 @@ def markdown(a: Report, b: Report) -> str:
             )
         )
     header = ("model", "A", "B", "B minus A, points", "p", "requests/s, B / A", "p50, B / A")
-    text = tables.markdown(header, body)
+    text = table(header, body)
     text += "\nIn brackets: 95 % intervals, over test images and over windows of the load test. "
-    text += "p: McNemar's exact test, two models on the same images; other seeds are not in it. "
-    text += f"A star is a difference that chance alone shows once in {1 / SIGNIFICANT:.0f} times, "
-    text += f"and here are {3 * len(body)} comparisons. Rates and latencies "
-    text += f"have none where a run was unstable or had less than {ROUNDS} rounds.\n"
+    text += "p: McNemar's exact test on the same images; it does not account for other seeds. "
+    text += f"*: significant at {SIGNIFICANT:.0%}, not corrected for {3 * len(body)} comparisons; "
+    text += f"rates and latencies need {ROUNDS} rounds and stable runs for a star.\n"
     return text + "".join(f"\nNOTE {doubt}\n" for doubt in doubts(a, b))
 
 
@@ -179,7 +178,7 @@ def _points(found: Comparison) -> str:
 
 
 def _still(load: Load | None) -> bool:
-    """Whether windows of a load test are enough apart, and alike, to tell chance from more."""
+    """Whether a load test has enough stable windows for a significance test."""
     return load is not None and load.rounds >= ROUNDS and load.stable is not False
 
 
@@ -196,7 +195,7 @@ def _p(value: float) -> str:
 
 
 def read(path: Path) -> Report:
-    """A report.json.
+    """Read a report.json.
 
     Raises:
         LabelcurveError: missing, or not of this schema.
@@ -206,22 +205,23 @@ def read(path: Path) -> Report:
         return Report.model_validate_json(file.read_bytes())
     except OSError as error:
         raise LabelcurveError(
-            f"cannot read {file}: {error.strerror}. `bench --out DIR` writes DIR/report.json"
+            f"cannot read {file}: {error.strerror}. `labelcurve bench --out DIR` "
+            "writes DIR/report.json"
         ) from error
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         place = ".".join(map(str, first["loc"])) or "the file"
         raise LabelcurveError(
-            f"{file} is no report.json of this release: {place}: {first['msg']}"
+            f"{file} is not a report.json of this release: {place}: {first['msg']}"
             f"{f' ({error.error_count()} faults)' if error.error_count() > 1 else ''}"
         ) from error
 
 
 @dataclass
 class Compare:
-    """Compares two reports of `bench`; a star marks what is more than chance (5 %).
+    """Compares two reports of `bench`; a star marks significant differences (5 %).
 
-    The last line on stdout is one JSON document.
+    Where stdout is not a terminal, and with --json, its last line is one JSON document.
     """
 
     a: tyro.conf.Positional[Path]
@@ -230,22 +230,19 @@ class Compare:
     """The other one."""
 
 
-def main(args: Sequence[str] | None = None) -> None:
-    """The command `bench compare`."""
-    options = tyro.cli(Compare, args=args, prog="bench compare")
-    try:
-        a, b = read(options.a), read(options.b)
-        print(markdown(a, b))
-        document = [
-            {
-                "a": pair.a.name,
-                "b": pair.b.name,
-                "accuracy": pair.accuracy.model_dump() if pair.accuracy else None,
-                "requests_per_s": pair.rate.model_dump() if pair.rate else None,
-                "p50": pair.p50.model_dump() if pair.p50 else None,
-            }
-            for pair in pairs(a, b)
-        ]
-    except LabelcurveError as error:
-        sys.exit(f"error: {error}")
-    print(json.dumps({"pairs": document, "notes": doubts(a, b)}), flush=True)
+def main(arguments: Sequence[str]) -> None:
+    """The command `labelcurve bench compare`."""
+    options = tyro.cli(Compare, args=arguments, prog="labelcurve bench compare")
+    a, b = read(options.a), read(options.b)
+    print(markdown(a, b))
+    document = [
+        {
+            "a": pair.a.name,
+            "b": pair.b.name,
+            "accuracy": pair.accuracy.model_dump() if pair.accuracy else None,
+            "requests_per_s": pair.rate.model_dump() if pair.rate else None,
+            "p50": pair.p50.model_dump() if pair.p50 else None,
+        }
+        for pair in pairs(a, b)
+    ]
+    command.answer({"pairs": document, "notes": doubts(a, b)})

@@ -1,7 +1,7 @@
-"""`make demo`: trains on digits, serves, classifies one image, loads the service, reports.
+"""`make demo`: train on digits, serve, classify an image, load the service, report.
 
-Needs nothing but the environment: the digits are part of scikit-learn. Whatever it starts is
-stopped when it ends, also by Ctrl-C.
+It needs no download: the digits are part of scikit-learn. All processes that it starts are stopped
+when it ends, also by Ctrl-C.
 """
 
 from __future__ import annotations
@@ -19,35 +19,37 @@ from pathlib import Path
 import httpx
 import tyro
 
-from benchmarks import cli, job, server
-from benchmarks.options import Bench
-from benchmarks.processes import child, command, end_on_signals
-from bundle.errors import LabelcurveError
-from training import data as datasets
+from labelcurve.benchmarks import cli, job
+from labelcurve.benchmarks.harness import server
+from labelcurve.benchmarks.harness.processes import child, labelcurve
+from labelcurve.benchmarks.options import Bench
+from labelcurve.bundle import command
+from labelcurve.bundle.errors import LabelcurveError
+from labelcurve.training.data import dataset as datasets
 
 DATA = "digits"
 
 
 @dataclass
 class Demo:
-    """The whole product on scikit-learn's digits: train, serve, classify, load, report."""
+    """Runs the whole product on scikit-learn's digits: train, serve, classify, load, report."""
 
     out: Path = Path("runs/demo")
     """Folder for the models and the report."""
     fraction: tyro.conf.UseAppendAction[tuple[float, ...]] = ()
-    """Share of the labels; may be repeated. Without it: what `train` takes without it."""
+    """Fraction of the labels; may be repeated. Default: that of `train`."""
     epochs: int = 6
-    """Of each fraction: digits are learnt by then, and a slow processor is done in time, too."""
+    """Epochs of each fraction, few enough for a slow processor."""
     load_seconds: int = 3
-    """Load for each model."""
+    """Duration of the load test of each model."""
     step_seconds: float = 0.0
-    """Length of each step from one client to saturation; 0, the default, leaves them out."""
+    """Duration of each step from one client to saturation; 0 omits them."""
     latency_seconds: float = 5.0
-    """Session latency of all models together."""
+    """Duration of the session latency measurement of all models."""
 
 
 def run(demo: Demo, say: Callable[[str], None]) -> None:
-    """Runs every step.
+    """Run every step.
 
     Raises:
         LabelcurveError: a step failed; nothing is left running.
@@ -77,7 +79,7 @@ def run(demo: Demo, say: Callable[[str], None]) -> None:
 
 
 def train(demo: Demo, models: Path, say: Callable[[str], None]) -> None:
-    """Runs `train`; its lines are shown but for the last, which is for programs.
+    """Run `train` and show its output except the JSON document.
 
     Raises:
         LabelcurveError: it failed.
@@ -86,8 +88,8 @@ def train(demo: Demo, models: Path, say: Callable[[str], None]) -> None:
     for fraction in demo.fraction:
         arguments += ["--fraction", f"{fraction:g}"]
     arguments += ["--epochs", str(demo.epochs)]
-    say(f"$ {shlex.join(arguments)}")
-    with child([command("train"), *arguments[1:]], subprocess.PIPE) as process:
+    say(f"$ {shlex.join(['labelcurve', *arguments])}")
+    with child([*labelcurve(*arguments)], subprocess.PIPE) as process:
         assert process.stdout is not None
         for raw in process.stdout:
             line = raw.decode(errors="replace").rstrip()
@@ -99,7 +101,7 @@ def train(demo: Demo, models: Path, say: Callable[[str], None]) -> None:
 
 
 def classify(url: str, data: datasets.Data, path: Path, say: Callable[[str], None]) -> None:
-    """Writes a test image to a file, posts it and shows the answer.
+    """Write a test image to a file, post it and show the answer.
 
     Raises:
         LabelcurveError: the service did not answer with labels.
@@ -128,17 +130,11 @@ def _is_document(line: str) -> bool:
         return False
 
 
-def main(args: Sequence[str] | None = None) -> None:
+def main(arguments: Sequence[str]) -> None:
     """The command `python -m benchmarks.demo`."""
-    demo = tyro.cli(Demo, args=args, prog="python -m benchmarks.demo")
-    end_on_signals()
-    try:
-        run(demo, partial(print, flush=True))
-    except LabelcurveError as error:
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        sys.exit(130)
+    demo = tyro.cli(Demo, args=arguments, prog="python -m benchmarks.demo")
+    run(demo, partial(print, flush=True))
 
 
 if __name__ == "__main__":
-    main()
+    command.enter(main, extra="bench")

@@ -1,4 +1,4 @@
-"""A run of `bench`, top to bottom: accuracy, robustness, session latency, load, curve, report."""
+"""A run of `bench`: accuracy, robustness, session latency, load, learning curve, report."""
 
 from __future__ import annotations
 
@@ -6,26 +6,16 @@ import os
 import re
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from math import inf
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from benchmarks import (
-    accuracy,
-    gallery,
-    latency,
-    load,
-    null,
-    power_law,
-    provenance,
-    robustness,
-    saturation,
-    server,
-    statistics,
-)
-from benchmarks.accuracy import Predictions
-from benchmarks.options import Bench, check_asked
-from benchmarks.record import (
+from labelcurve.benchmarks.harness import null_model, provenance, server, statistics
+from labelcurve.benchmarks.harness.server import Server
+from labelcurve.benchmarks.load import latency, load, saturation
+from labelcurve.benchmarks.options import Bench
+from labelcurve.benchmarks.quality import accuracy, gallery, learning_curve, robustness
+from labelcurve.benchmarks.quality.accuracy import Predictions
+from labelcurve.benchmarks.record import (
     Accuracy,
     Dataset,
     Latency,
@@ -36,21 +26,21 @@ from benchmarks.record import (
     Robustness,
     Saturation,
 )
-from benchmarks.report import page
-from benchmarks.server import Server
-from benchmarks.tables import counted
-from bundle import store
-from bundle.errors import BundleError, LabelcurveError
-from bundle.manifest import SHARED
-from bundle.store import Bundle
-from training import data as datasets
-from training.data import Data, default_cache
+from labelcurve.benchmarks.report import page
+from labelcurve.bundle import store
+from labelcurve.bundle.errors import BundleError, LabelcurveError
+from labelcurve.bundle.manifest import SHARED
+from labelcurve.bundle.store import Bundle
+from labelcurve.bundle.text import counted
+from labelcurve.training.data import dataset as datasets
+from labelcurve.training.data.dataset import Data, default_cache
+from labelcurve.training.data.sources import Selection
 
 
 def run(
     bench: Bench, say: Callable[[str], None], command: Sequence[str] | None = None
 ) -> tuple[Report, dict[str, Path]]:
-    """Measures and writes the report.
+    """Measure and write the report.
 
     Args:
         bench: the options.
@@ -63,13 +53,14 @@ def run(
     Raises:
         LabelcurveError: models, data or service cannot be used.
     """
-    check(bench)
+    bench.check()
+    writable(bench.out)
     bundles = _chosen(bench)
     service = server.running(bench.url) if bench.url and bench.load else None
     if service:
         server.check(service.url, bundles)
     data = datasets.load(
-        bench.data,
+        Selection(bench.data, bench.layout, bench.label_column),
         size=bundles[-1].manifest.preprocessing.size,
         cache=bench.cache,
         skip_unreadable=bench.skip_unreadable,
@@ -86,25 +77,8 @@ def run(
     warnings = accuracy.doubts(scores)
     first, others = one_seed(bundles), besides(bundles)
 
-    spoilt: dict[str, Robustness] = {}
-    if bench.robustness_images:
-        n = min(bench.robustness_images, len(truth))
-        images = counted(n, "test image")
-        say(f"Robustness of {counted(len(first), 'model')} on {images}, spoilt in 15 ways")
-        spoilt = robustness.measure(first, data, bench.robustness_images, say)
-
-    with TemporaryDirectory(prefix="labelcurve-null-") as folder:
-        nothing = null.publish(Path(folder), bundles[-1]) if bench.null else None
-        say(f"Session latency by batch size, about {bench.latency_seconds:.0f} s")
-        timed = [*bundles, nothing] if nothing else bundles
-        times = latency.measure(timed, bench.latency_seconds, threads=bench.threads, say=say)
-        loads: dict[str, Load] = {}
-        saturations: dict[str, Saturation] = {}
-        if bench.load:
-            with ExitStack() as stack:
-                servers = _servers(bench, first, service, nothing, stack, say)
-                chosen = {b.name: predictions[b.name] for b in first}
-                loads, saturations = _loads(bench, servers, data, chosen, leading(first).name, say)
+    corrupted = _robustness(first, data, min(bench.robustness_images, len(truth)), say)
+    times, loads, saturations = _timings(bench, bundles, service, data, predictions, say)
     warnings += [text for name, found in loads.items() for text in load.doubts(name, found)]
     warnings += load.unstable(loads)
     warnings += [text for found in saturations.values() for text in saturation.doubts(found)]
@@ -115,35 +89,73 @@ def run(
             scores[b.name],
             times[b.name],
             loads.get(b.name),
-            spoilt.get(b.name),
+            corrupted.get(b.name),
             others[b.name],
             shared=b.name in bench.shared,
         )
         for b in bundles
     )
+    facts = {"name": data.name, "hash": data.hash, "class_names": data.class_names}
     result = Report(
-        dataset=Dataset(
-            name=data.name, hash=data.hash, n_test=len(truth), class_names=data.class_names
-        ),
+        dataset=Dataset(**facts, n_test=len(truth)),
         models=models,
         warnings=tuple(warnings),
         notes=bench.note,
-        curves=power_law.curves(models, right, bench.target, bench.price_per_label),
+        curves=learning_curve.curves(models, right, bench.target, bench.price_per_label),
         comparisons=statistics.comparisons(models, right),
         saturation=saturations.get(leading(first).name),
-        null=Null(
-            latency=times[null.NAME],
-            load=loads.get(null.NAME),
-            saturation=saturations.get(null.NAME),
-        )
-        if nothing
-        else None,
+        null=_null(times, loads, saturations),
         price_per_hour=bench.price_per_hour,
         price_per_label=bench.price_per_label,
         provenance=provenance.here(command),
     )
     shown = gallery.galleries(bundles, data, predictions) if bench.examples else ()
     return result, page.write(bench.out, result, shown)
+
+
+def _robustness(
+    bundles: Sequence[Bundle], data: Data, n: int, say: Callable[[str], None]
+) -> dict[str, Robustness]:
+    if not n:
+        return {}
+    images = counted(n, "test image")
+    say(f"Robustness of {counted(len(bundles), 'model')} on {images}, under 15 corruptions")
+    return robustness.measure(bundles, data, n, say)
+
+
+def _null(
+    times: dict[str, Latency], loads: dict[str, Load], saturations: dict[str, Saturation]
+) -> Null | None:
+    name = null_model.NAME
+    if name not in times:
+        return None
+    return Null(latency=times[name], load=loads.get(name), saturation=saturations.get(name))
+
+
+def _timings(
+    bench: Bench,
+    bundles: Sequence[Bundle],
+    service: Server | None,
+    data: Data,
+    predictions: dict[str, Predictions],
+    say: Callable[[str], None],
+) -> tuple[dict[str, Latency], dict[str, Load], dict[str, Saturation]]:
+    """Measure latency, load and saturation by model name, the null model among them."""
+    first = one_seed(bundles)
+    loads: dict[str, Load] = {}
+    saturations: dict[str, Saturation] = {}
+    with TemporaryDirectory(prefix="labelcurve-null-") as folder, ExitStack() as stack:
+        nothing = null_model.publish(Path(folder), bundles[-1]) if bench.null else None
+        say(f"Session latency by batch size, about {bench.latency_seconds:.0f} s")
+        timed = [*bundles, nothing] if nothing else bundles
+        times = latency.measure(
+            timed, bench.latency_seconds, threads=bench.threads, device=bench.device, say=say
+        )
+        if bench.load:
+            servers = _servers(bench, first, service, nothing, stack, say)
+            chosen = {b.name: predictions[b.name] for b in first}
+            loads, saturations = _loads(bench, servers, data, chosen, leading(first).name, say)
+    return times, loads, saturations
 
 
 def describe(
@@ -155,31 +167,25 @@ def describe(
     besides: str = "",
     shared: bool = False,
 ) -> Model:
-    """What is known and was measured of one bundle."""
+    """Collect what is known of a bundle and what was measured."""
     manifest, ran = bundle.manifest, store.read_run(bundle.path)
+    same = (
+        *("fraction", "n_labels_train", "n_labels_val", "n_unlabelled", "seed", "preset"),
+        *("backbone", "n_parameters", "epochs", "best_epoch", "device"),
+    )
     return Model(
+        **{name: getattr(manifest, name) for name in same},
         name=bundle.name,
         version=bundle.version,
         dataset=manifest.dataset.name,
-        fraction=manifest.fraction,
-        n_labels_train=manifest.n_labels_train,
-        n_labels_val=manifest.n_labels_val,
-        seed=manifest.seed,
         besides=besides,
-        preset=manifest.preset,
-        backbone=manifest.backbone,
-        n_parameters=manifest.n_parameters,
         size=manifest.preprocessing.size,
         graph_bytes=len(bundle.graph),
-        epochs=manifest.epochs,
-        best_epoch=manifest.best_epoch,
         extractor=manifest.extractor.objective if manifest.extractor else None,
-        n_unlabelled=manifest.n_unlabelled,
         pretraining_seconds=ran.pretraining_seconds,
         train_seconds=ran.seconds.get("train", 0.0),
         shared=shared or (ran.waited or 0.0) > SHARED,
         trained_on=ran.hardware,
-        device=manifest.device,
         history=ran.history,
         accuracy=accuracy,
         latency=latency,
@@ -189,9 +195,9 @@ def describe(
 
 
 def one_seed(bundles: Sequence[Bundle]) -> list[Bundle]:
-    """Of bundles that differ in nothing but the seed the one with the lowest, in the same order.
+    """Keep the lowest seed of bundles that differ only in the seed, in the same order.
 
-    What they cost to serve is the same: the graphs differ in their weights alone.
+    Seeds cost the same to serve: their graphs differ only in the weights.
     """
     lowest: dict[object, Bundle] = {}
     names = besides(bundles)
@@ -209,7 +215,7 @@ def one_seed(bundles: Sequence[Bundle]) -> list[Bundle]:
 
 
 def leading(bundles: Sequence[Bundle]) -> Bundle:
-    """The one with the most labels; those of the default preset, and with an extractor, first."""
+    """Choose the bundle with the most labels, preferring the default preset and an extractor."""
 
     def place(bundle: Bundle) -> tuple[bool, int, bool]:
         manifest = bundle.manifest
@@ -220,9 +226,8 @@ def leading(bundles: Sequence[Bundle]) -> Bundle:
 
 
 def besides(bundles: Sequence[Bundle]) -> dict[str, str]:
-    """What tells models of one preset apart, by name: their network and the size of its images
-    where there are several, and the name that they were trained under where even a seed is there
-    twice."""
+    """Tell models of one preset apart: by network and image size where there are several, and by
+    name where a seed occurs twice."""
     found: dict[str, str] = {}
     for bundle in bundles:
         alike = [b for b in bundles if _preset(b) == _preset(bundle)]
@@ -252,7 +257,7 @@ def _servers(
     stack: ExitStack,
     say: Callable[[str], None],
 ) -> dict[str, Server]:
-    """The service of each model; what is started ends with the stack."""
+    """Find or start the service of each model; the stack stops it."""
     if service is None:
         log, models = bench.out / "serve.log", bench.models
         if bench.only:  # another one may be damaged
@@ -278,7 +283,7 @@ def _loads(
     most: str,
     say: Callable[[str], None],
 ) -> tuple[dict[str, Load], dict[str, Saturation]]:
-    """Load of every model, and the way to saturation of `most`."""
+    """Load every model, and `most` up to saturation."""
     n = len(servers)
     with load.images_for(data, predictions) as (folder, checked):
         say(
@@ -298,7 +303,7 @@ def _loads(
         saturations: dict[str, Saturation] = {}
         if bench.step_seconds:
             each = bench.step_seconds + saturation.SECONDS_A_STEP
-            names = [name for name in (most, null.NAME) if name in servers]
+            names = [name for name in (most, null_model.NAME) if name in servers]
             say(f"To saturation: about {len(names) * len(bench.clients) * each + 20:.0f} s")
             for name in names:
                 saturations[name] = saturation.measure(
@@ -313,39 +318,20 @@ def _loads(
     return loads, saturations
 
 
-def check(bench: Bench) -> None:
-    """Refuses options that cannot be meant, and a folder that cannot be written.
+def writable(folder: Path) -> None:
+    """Make the output folder now, not after minutes of measuring.
 
     Raises:
-        LabelcurveError: names the option.
+        LabelcurveError: it cannot be made or written.
     """
-    for name in ("users", "load_seconds", "rounds", "threads"):
-        value = getattr(bench, name)
-        if value < 1:
-            raise LabelcurveError(f"--{name.replace('_', '-')} {value}: at least 1 is needed")
-    for name in ("latency_seconds", "step_seconds", "robustness_images"):
-        value = getattr(bench, name)
-        if not 0 <= value < inf:
-            raise LabelcurveError(f"--{name.replace('_', '-')} {value:g}: at least 0 is needed")
-    if 0 < bench.step_seconds < 1:
-        raise LabelcurveError(
-            f"--step-seconds {bench.step_seconds:g}: at least 1, or 0 to leave the steps out"
-        )
-    if not bench.clients or min(bench.clients) < 1:
-        raise LabelcurveError("--clients: at least one number, of at least 1 each, is needed")
-    if list(bench.clients) != sorted(set(bench.clients)):
-        given = " ".join(map(str, bench.clients))
-        raise LabelcurveError(f"--clients {given}: rising numbers are needed, as 1 2 4 8")
-    check_asked(bench.target, bench.price_per_hour, bench.price_per_label)
-    # Now, not after minutes of measuring.
     try:
-        bench.out.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise LabelcurveError(
-            f"--out {bench.out} cannot be made ({error.strerror}): choose another folder"
+            f"--out {folder} cannot be made ({error.strerror}): choose another folder"
         ) from error
-    if not os.access(bench.out, os.W_OK | os.X_OK):
-        raise LabelcurveError(f"--out {bench.out} cannot be written: choose another folder")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise LabelcurveError(f"--out {folder} cannot be written: choose another folder")
 
 
 def _chosen(bench: Bench) -> list[Bundle]:

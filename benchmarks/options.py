@@ -1,32 +1,39 @@
-"""The options of `bench`, apart from the work, which takes seconds to import."""
+"""The options of `bench`, in a module that imports fast."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from math import inf
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 
-from bundle.errors import LabelcurveError
+from labelcurve.bundle.errors import LabelcurveError
+from labelcurve.bundle.options import Within, check
+from labelcurve.training.data.formats.split_names import Layout
 
 CLIENTS = (1, 2, 4, 8, 16, 32, 64)
+Price = Annotated[float | None, Within(0)]
+Targets = Annotated[
+    tuple[float, ...],
+    tyro.conf.UseAppendAction,
+    Within(0, 1, above=True, below=True, note="(0.95 is 95 %)"),
+]
 
 
 @dataclass
 class Bench:
     """Measures accuracy, latency and load of every model in a folder, side by side.
 
-    Writes report.html, report.md with plots/, and report.json. The last line on stdout is one JSON
-    document. `bench compare A B` compares two such reports, `bench render A` makes its page again.
+    Writes report.html, report.md with plots/, and report.json. Where stdout is not a terminal, and
+    with --json, its last line is one JSON document. `bench compare A B` compares two such reports,
+    `bench render A` makes its page again, `bench peers` compares the service with others.
     """
 
     models: Path = Path("models")
-    """Folder of bundles, as `train --out` wrote it."""
+    """Folder of bundles, as `labelcurve train --out` wrote it."""
     data: str = "cifar10"
-    """What the models were trained on: cifar10, digits, or a folder as `train --data` takes it."""
+    """Data that the models were trained on: cifar10, digits, or a path as for `train --data`."""
     url: str | None = None
     """A running service over the same models; without it bench starts one and stops it."""
     out: Path = Path("runs/bench")
@@ -35,59 +42,63 @@ class Bench:
     """Measure only this model; may be repeated."""
     load: bool = True
     """Run the load test, with one seed of each fraction."""
-    users: int = 8
+    users: Annotated[int, Within(1)] = 8
     """Clients of the load test, each of which waits for its answer before it sends again."""
-    load_seconds: int = 15
-    """Load for each model, divided among the rounds."""
-    rounds: int = 3
-    """Turns of each model in the load test."""
-    step_seconds: float = 5.0
-    """Length of each step from one client to saturation, and of each fixed rate; 0 leaves them
-    out."""
-    clients: tuple[int, ...] = CLIENTS
+    load_seconds: Annotated[int, Within(1)] = 15
+    """Duration of the load test of each model, divided among the rounds."""
+    rounds: Annotated[int, Within(1)] = 3
+    """Rounds of the load test; the models take turns in each."""
+    step_seconds: Annotated[float, Within(0)] = 5.0
+    """Duration of each step from one client to saturation, and of each fixed rate; 0 omits them."""
+    clients: Annotated[tuple[int, ...], Within(1)] = CLIENTS
     """Numbers of clients of those steps, rising."""
     null: bool = True
-    """Measure a model that does nothing beside the others: what the harness itself costs."""
-    latency_seconds: float = 20.0
-    """Session latency of all models and batch sizes together."""
-    threads: int = 1
+    """Also measure a model that does nothing: the overhead of the harness."""
+    latency_seconds: Annotated[float, Within(0)] = 20.0
+    """Duration of the session latency measurement, all models and batch sizes together."""
+    threads: Annotated[int, Within(1)] = 1
     """ONNX Runtime's threads in the latency measurement."""
-    robustness_images: int = 1000
-    """Test images that are spoilt in 15 ways (JPEG, blur, noise, size, brightness); 0 for none."""
-    target: Annotated[tuple[float, ...], tyro.conf.UseAppendAction] = ()
-    """An accuracy whose labels are asked for, as 0.95; may be repeated. Without it some are
-    chosen."""
-    price_per_hour: float | None = None
-    """Of the machine that serves, in any currency: the report says what a million images cost."""
-    price_per_label: float | None = None
-    """In any currency: the report says what the next labels cost."""
+    device: Literal["cpu", "cuda"] = "cpu"
+    """Device for the latency of a session; accuracy is measured on the CPU, and load on the
+    service's device."""
+    robustness_images: Annotated[int, Within(0)] = 1000
+    """Test images under 15 corruptions (JPEG, blur, noise, size, brightness); 0 for none."""
+    target: Targets = ()
+    """Forecast the labels that this accuracy needs, e.g. 0.95; may be repeated. By default levels
+    near the measured accuracies."""
+    price_per_hour: Price = None
+    """Price of the serving machine, in any currency, for the cost of a million images."""
+    price_per_label: Price = None
+    """Price of a label, in any currency, for the cost of further labels."""
     shared: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
-    """This model was trained beside other work: the report marks its training time, as it does for
-    those whose bundles tell so themselves; may be repeated."""
+    """Mark the training time of this model, since the machine did other work; may be repeated.
+    Bundles that recorded this are marked anyway."""
     note: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
-    """Something to say at the top of the report; may be repeated."""
+    """A note for the top of the report; may be repeated."""
     examples: bool = True
-    """Show test images in the HTML report: mended and broken by labels, the worst, six at
-    random."""
+    """Show test images in the HTML report: corrected and broken by more labels, the most confident
+    errors, six at random."""
     cache: Path | None = None
-    """Folder of downloads, decoded pixels and answers; by default the user's cache folder."""
+    """Folder of downloads, decoded pixels and predictions; by default the user's cache folder."""
+    layout: Layout = "auto"
+    """As for `train`."""
+    label_column: str | None = None
+    """As for `train`."""
     skip_unreadable: bool = False
     """Leave unreadable images out and count them."""
 
+    def check(self) -> None:
+        """Validates the values.
 
-def check_asked(
-    targets: Sequence[float], price_per_hour: float | None, price_per_label: float | None
-) -> None:
-    """Refuses targets and prices that cannot be meant.
-
-    Raises:
-        LabelcurveError: names the option.
-    """
-    for target in targets:
-        if not 0 < target < 1:
+        Raises:
+            LabelcurveError: names the option, the value and what is allowed.
+        """
+        check(self)
+        if 0 < self.step_seconds < 1:
             raise LabelcurveError(
-                f"--target {target:g}: an accuracy between 0 and 1 is needed, as 0.95"
+                f"--step-seconds {self.step_seconds:g}: allowed are 1 and more, and 0 to leave the "
+                "steps out"
             )
-    for name, price in (("hour", price_per_hour), ("label", price_per_label)):
-        if price is not None and not 0 <= price < inf:
-            raise LabelcurveError(f"--price-per-{name} {price:g}: at least 0 is needed")
+        if not self.clients or list(self.clients) != sorted(set(self.clients)):
+            given = " ".join(map(str, self.clients))
+            raise LabelcurveError(f"--clients {given}: allowed are rising numbers, as 1 2 4 8")

@@ -1,17 +1,24 @@
-"""The schema of `report.json`: what one run of `bench` measured, and under which conditions."""
+"""The schema of `report.json`: what one run of `bench` measured, and under which conditions.
+
+`python -m benchmarks.record` writes it as JSON Schema, to `report.schema.json`.
+"""
 
 from __future__ import annotations
 
 import binascii
+import json
 from base64 import b64decode
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
+from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from bundle.manifest import Choice, Epoch
+from labelcurve.bundle.manifest import Choice, Epoch
 
 SCHEMA_VERSION: Final = 1
+SCHEMA: Final = Path(__file__).with_name("report.schema.json")
 
 Share = Annotated[float, Field(ge=0, le=1)]
 
@@ -21,24 +28,26 @@ class _Record(BaseModel):
 
 
 class Provenance(_Record):
-    """What a figure needs beside it to be believed, and to be measured again."""
+    """Conditions of a measurement, to judge it and to repeat it."""
 
     command: str
     date: str
     """ISO 8601, UTC, at the end of the run."""
     git_commit: str | None
-    """With `-dirty` when tracked files differed from it; None outside a git checkout."""
+    """Ends in `+` where tracked files had changes; None outside a git checkout."""
     cpu: str
     cores: int
     """Cores that the process may use (affinity and cgroup counted in)."""
     memory_gb: float
+    gpu: str | None = None
+    """Names of the GPUs that the process can see; None without one."""
     system: str
     python: str
     packages: dict[str, str]
 
 
 class Estimate(_Record):
-    """A figure with its 95 % interval; what the interval is over stands where it is used."""
+    """A figure with a 95 % interval; the field says over what."""
 
     value: float
     low: float
@@ -55,43 +64,70 @@ class ClassScore(_Record):
 
 
 class Bin(_Record):
-    """Test images whose first answer had a probability within one stretch."""
+    """Test images whose confidence lies in one bin."""
 
     n: int
     confidence: float
-    """Mean probability of the first answer."""
+    """Mean confidence."""
     accuracy: float
 
 
 class Calibration(_Record):
-    """Whether probabilities mean what they say; intervals from a bootstrap over test images."""
+    """Calibration; intervals from a bootstrap over test images."""
 
     ece: Estimate
-    """Expected calibration error of the first answer, bins of equal width (Guo et al. 2017)."""
+    """Expected calibration error of the top-1 prediction, bins of equal width (Guo et al. 2017)."""
     nll: Estimate
     """Mean negative log-likelihood in nats."""
     brier: float
-    """Mean squared distance of the probabilities from the truth, summed over classes."""
+    """Mean squared error of the probabilities, summed over classes."""
     bins: tuple[Bin, ...]
     """The reliability diagram; empty bins are left out."""
 
 
+class Point(_Record):
+    """Accuracy of the most confident share of the test images."""
+
+    coverage: Share
+    accuracy: Share
+
+
+class Accepted(_Record):
+    """Answers accepted by the threshold for a target accuracy; all None without a threshold."""
+
+    wished: Share
+    forecast: Share | None = None
+    """Share of the validation images that are accepted."""
+    coverage: Share | None = None
+    """Share of the test images."""
+    accuracy: Share | None = None
+    """Accuracy on the accepted test images; None where there are none."""
+    why_none: str | None = None
+
+
+class Accepting(_Record):
+    """Answers that are accepted without a look (`bundle.acceptance`)."""
+
+    levels: tuple[Accepted, ...]
+    curve: tuple[Point, ...]
+
+
 class Shift(_Record):
-    """Accuracy on test images that were spoilt in one way."""
+    """Accuracy under one corruption."""
 
     kind: str
     level: str
     accuracy: float
     drop: Estimate
-    """Against the same images unspoilt; interval over test images, paired."""
+    """Clean minus corrupted accuracy on the same images; interval over test images, paired."""
 
 
 class Robustness(_Record):
-    """What becomes of the accuracy when uploads are worse than the test images."""
+    """Accuracy under corruptions."""
 
     n: int
     accuracy: float
-    """On the same images, unspoilt."""
+    """On the same images without corruption."""
     shifts: tuple[Shift, ...]
 
 
@@ -115,7 +151,7 @@ class Accuracy(_Record):
     confusion: tuple[tuple[int, ...], ...]
     """Rows are true classes, columns predicted ones."""
     manifest_accuracy: float | None
-    """What training measured on test; None after `--no-test`."""
+    """Test accuracy measured by `train`; None after `--no-test`."""
     difference: float | None
     """`accuracy` minus `manifest_accuracy`."""
     same_data: bool
@@ -124,12 +160,13 @@ class Accuracy(_Record):
     f1_high: float | None = None
     """95 % interval from a bootstrap over test images."""
     balanced_accuracy: float | None = None
-    """Mean of the recalls of the classes that occur, so that a rare class counts as a frequent one;
-    made from `confusion` where a report of an earlier release lacks it."""
+    """Mean recall of the classes that occur, so that all classes weigh the same; computed from
+    `confusion` where a report of an earlier release lacks it."""
     calibration: Calibration | None = None
+    accepting: Accepting | None = None
     right: str | None = None
-    """Which test images were right, a bit each in the order of the data set's rows, most
-    significant first, in base64: what a paired test between two reports needs."""
+    """Correctly classified test images, for paired tests between reports: one bit each in the order
+    of the data set's rows, most significant first, in base64."""
 
     @model_validator(mode="before")
     @classmethod
@@ -171,7 +208,7 @@ class BatchLatency(_Record):
     p99_ms: float
     p50_low_ms: float
     p50_high_ms: float
-    """Lowest and highest median among the fifths of the run: the spread."""
+    """Spread: lowest and highest median among the fifths of the run."""
     images_per_s: float
     """`batch` over the mean time of a call."""
     stable: bool | None = None
@@ -179,7 +216,7 @@ class BatchLatency(_Record):
 
 
 class Latency(_Record):
-    """Session latency by batch size; the models took turns in every round."""
+    """Session latency by batch size; the models take turns in every round."""
 
     provider: str
     threads: int
@@ -188,8 +225,8 @@ class Latency(_Record):
 
 
 class Stage(_Record):
-    """Where the time of answered requests went, in ms. What the service says of itself is its
-    `Server-Timing`; `other` is what is left of the client's latency."""
+    """Time of answered requests in one stage, in ms, from `Server-Timing`; `other` is the rest of
+    the client's latency."""
 
     mean_ms: float
     p50_ms: float
@@ -197,7 +234,7 @@ class Stage(_Record):
 
 
 class Window(_Record):
-    """A stretch of the measured time."""
+    """A window of the measured time."""
 
     seconds: float
     n: int
@@ -213,38 +250,38 @@ class Load(_Record):
     """Whether clients and service shared the machine."""
     rounds: int
     seconds: float
-    """Measured time, summed over the rounds; the start of the clients is left out."""
+    """Measured time, summed over the rounds, without the start of the clients."""
     n: int
     """Requests that ended in the measured time, failed ones included."""
     errors: int
     messages: dict[str, int]
-    """The commonest reasons of failure with their counts."""
+    """The most frequent failures with their counts."""
     n_checked: int
-    """Images sent whose first label was held against the offline prediction."""
+    """Images whose label was compared with the offline prediction."""
     requests_per_s: float
     requests_per_s_low: float
     requests_per_s_high: float
-    """Of the slowest and the fastest round."""
+    """Slowest and fastest round."""
     p50_ms: float | None
     p95_ms: float | None
     p99_ms: float | None
     """From raw latencies of the answered requests; None when every request failed."""
     client_cpu: float
-    """Cores that the load generator kept busy; near 1 it measures itself."""
+    """Cores used by the load generator; near 1 it is the bottleneck."""
     server_cpu_ms: float | None
     """CPU time of the server's processes per request; None where they cannot be seen."""
     stages: dict[str, Stage] = {}
-    """decode, queue, inference, encode and other; empty where the service does not tell."""
+    """decode, queue, inference, encode and other; empty without `Server-Timing`."""
     windows: tuple[Window, ...] = ()
     stable: bool | None = None
     """Whether requests/s and p50 of the last three windows agree within 10 %."""
     server_memory_mb: float | None = None
-    """Largest proportional (or resident) memory of the server's processes, with every model that
-    it serves loaded."""
+    """Memory of the server's processes with all models loaded: proportional set size on Linux, else
+    resident set size."""
 
 
 class Step(_Record):
-    """One step of a load that grows, or of a rate that does."""
+    """A step of a growing number of clients, or of a growing rate."""
 
     users: int | None
     """Clients of the closed loop; None at a fixed arrival rate."""
@@ -257,13 +294,13 @@ class Step(_Record):
     p50_ms: float | None
     p95_ms: float | None
     p99_ms: float | None
-    """At a fixed rate from the moment when the request was due, not from when it was sent."""
+    """At a fixed rate counted from when the request was due."""
     batch: float | None
-    """Mean images in a batch, as the service counted them."""
+    """Mean images per batch, as counted by the service."""
     client_cpu: float
-    """Cores that the load generator kept busy."""
+    """Cores used by the load generator."""
     server_cpu: float | None
-    """Cores that the service kept busy."""
+    """Cores used by the service."""
     stable: bool
 
 
@@ -273,15 +310,14 @@ class Saturation(_Record):
     model: str
     steps: Annotated[tuple[Step, ...], Field(min_length=1)]
     knee: int | None
-    """The fewest clients with 95 % of the best rate: more only wait. None when nothing answered."""
+    """The fewest clients with 95 % of the best rate. None when nothing answered."""
     client_bound: bool
-    """Whether the load generator was the limit at the knee: then it measured itself."""
+    """Whether the load generator was the bottleneck at the knee."""
     rates: tuple[Step, ...] = ()
 
 
 class Null(_Record):
-    """A model that does nothing and answers a constant (as MLPerf's null backend): what the harness
-    itself costs."""
+    """The null model, which answers a constant like MLPerf's null backend."""
 
     latency: Latency
     load: Load | None
@@ -289,7 +325,7 @@ class Null(_Record):
 
 
 class Model(_Record):
-    """One bundle and what was measured of it."""
+    """A bundle and its measurements."""
 
     name: str
     version: str
@@ -299,7 +335,7 @@ class Model(_Record):
     n_labels_val: int
     seed: int
     besides: str = ""
-    """What tells it from others of its preset in this report: network, size, name."""
+    """Distinguishes it from others of its preset in this report: network, size, name."""
     preset: str
     backbone: str
     n_parameters: int
@@ -309,14 +345,14 @@ class Model(_Record):
     epochs: int
     best_epoch: int
     extractor: str | None = None
-    """Objective of the extractor that it began with; None for random weights."""
+    """Objective of the extractor that initialised it; None for random weights."""
     n_unlabelled: int = 0
-    """Other training images that taught without their labels."""
+    """Number of further training images used as unlabelled data."""
     pretraining_seconds: float | None = None
-    """What the extractor had cost when it was made, on whatever machine."""
+    """Training time of the extractor, on the machine that made it."""
     train_seconds: float
     shared: bool = False
-    """Other work ran on the machine while it trained: alone it takes less."""
+    """Whether the machine did other work while it trained."""
     trained_on: str
     device: Choice
     history: tuple[Epoch, ...]
@@ -327,12 +363,12 @@ class Model(_Record):
 
     @property
     def n_labels(self) -> int:
-        """Labels that the model has seen in any way, validation included."""
+        """All labels that the model has used, validation included."""
         return self.n_labels_train + self.n_labels_val
 
     @property
     def variant(self) -> str:
-        """What it is besides its number of labels: `default`, `scratch`, `reference`, and
+        """Kind of model apart from its number of labels: `default`, `scratch`, `reference`, and
         `besides`."""
         words = [self.preset] if self.preset != "default" else []
         words += ["scratch"] if self.extractor is None else []
@@ -341,60 +377,60 @@ class Model(_Record):
 
 
 class Comparison(_Record):
-    """Two models on the same test images: McNemar's exact test."""
+    """Two models on the same test images, compared by McNemar's exact test."""
 
     a: str
     b: str
     n: int
     only_a: int
-    """Images that `a` alone has right."""
+    """Images that only `a` classifies correctly."""
     only_b: int
     difference: Estimate
     """Accuracy of `b` minus that of `a`; interval over test images, paired."""
     p_value: float
-    """Of two models that are equally good; says nothing about other seeds."""
+    """Under the null hypothesis of equal accuracy; does not account for other seeds."""
 
 
 class CurvePoint(_Record):
-    """Models that differ in nothing but the seed."""
+    """Models that differ only in the seed."""
 
     n_labels: int
     fraction: float
     accuracies: tuple[float, ...]
-    """One a seed."""
+    """One per seed."""
     seconds: tuple[float, ...]
-    """Training time of those seeds that had the machine to themselves, or of all where none had."""
+    """Training times of the seeds that had the machine to themselves, or of all."""
     shared: bool = False
-    """Whether none had."""
+    """Whether no seed had the machine to itself."""
 
 
 class Forecast(_Record):
-    """What the fitted curve says of a number of labels that was not measured."""
+    """Accuracy that the fitted curve forecasts for a number of labels."""
 
     n_labels: int
     accuracy: Estimate
 
 
 class Target(_Record):
-    """How many labels an accuracy needs; None is more than any number."""
+    """Number of labels that an accuracy needs; None where no number is enough."""
 
     accuracy: float
     n_labels: float | None
     low: float | None
     high: float | None
     text: str
-    """In words, and honest ones where the curve does not allow a number."""
+    """The forecast in words, also where the curve gives no number."""
 
 
 class Check(_Record):
-    """The largest fraction predicted from the others alone."""
+    """Forecast of the largest fraction from the smaller ones."""
 
     fitted_up_to: int
-    """Labels of the largest fraction that the fit saw."""
+    """Labels of the largest fraction in the fit."""
     n_fractions: int
     n_labels: int
     predicted: Estimate
-    """For one more run, so the interval has the seeds' spread in it."""
+    """For a single run: the interval includes the spread between seeds."""
     measured: float
     error: float
     """Predicted minus measured."""
@@ -403,30 +439,29 @@ class Check(_Record):
 
 
 class Curve(_Record):
-    """error = floor + scale * labels ** -exponent, least squares weighted by the spread."""
+    """The learning curve of a variant: a power law with a smooth departure from it.
+
+    Parameters of the bare law, which reports of earlier releases have, are ignored.
+    """
+
+    model_config = ConfigDict(extra="ignore")
 
     variant: str
     points: tuple[CurvePoint, ...]
-    floor: Estimate | None
-    scale: Estimate | None
-    exponent: Estimate | None
-    """None with fewer than five fractions: no curve is fitted then."""
     line: tuple[Forecast, ...] = ()
-    """The fitted curve, for plots."""
+    """The fitted curve, for plots; empty with fewer than five fractions, where none is fitted."""
     next: tuple[Forecast, ...] = ()
-    """10 % more labels than the most, twice and four times as many."""
+    """At 1.1, 2 and 4 times the largest number of labels."""
     targets: tuple[Target, ...] = ()
     check: Check | None = None
     seed_spread: float | None = None
     """Relative standard deviation of the error over seeds, pooled; None without a second seed."""
-    misfit: float | None = None
-    """Root of chi-squared over degrees of freedom; above 1 the intervals are widened by it."""
     text: tuple[str, ...] = ()
-    """What it means, in words."""
+    """Summary in words."""
 
 
 class Dataset(_Record):
-    """The data whose test split was used."""
+    """The data set whose test split was used."""
 
     name: str
     hash: str
@@ -442,16 +477,16 @@ class Report(_Record):
     models: Annotated[tuple[Model, ...], Field(min_length=1)]
     """Fewest labels first."""
     warnings: tuple[str, ...]
-    """What the reader must know before using a figure; empty after a clean run."""
+    """Warnings that limit the use of the figures; empty after a clean run."""
     notes: tuple[str, ...] = ()
-    """What whoever ran it wants said beside the figures."""
+    """Notes of the user who ran it."""
     curves: tuple[Curve, ...] = ()
-    """One a variant."""
+    """One per variant."""
     comparisons: tuple[Comparison, ...] = ()
     saturation: Saturation | None = None
     null: Null | None = None
     price_per_hour: float | None = None
-    """Of the machine that serves."""
+    """Price of the serving machine."""
     price_per_label: float | None = None
     provenance: Provenance
 
@@ -467,3 +502,26 @@ class Report(_Record):
             if set(model.accuracy.per_class) != set(names):
                 raise ValueError(f"{model.name} has other classes than the data set")
         return self
+
+
+def groups(models: Iterable[Model]) -> list[list[Model]]:
+    """Group models that differ only in the seed, fewest labels first."""
+    found: dict[tuple[str, float, int], list[Model]] = {}
+    for model in models:
+        found.setdefault((model.variant, model.fraction, model.n_labels_train), []).append(model)
+    return list(found.values())
+
+
+def timed(models: Sequence[Model]) -> Sequence[Model]:
+    """Select the models whose training had the machine to itself; all, where none had."""
+    return [model for model in models if not model.shared] or models
+
+
+def schema() -> str:
+    """The JSON Schema (2020-12) of report.json, as it is committed in `SCHEMA`."""
+    return json.dumps(Report.model_json_schema(), indent=1, ensure_ascii=False) + "\n"
+
+
+if __name__ == "__main__":
+    SCHEMA.write_text(schema())
+    print(f"{SCHEMA}: written")

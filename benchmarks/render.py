@@ -1,12 +1,10 @@
-"""`bench render REPORT --out DIR`: the page, the Markdown and the plots of an earlier report.
+"""`bench render REPORT --out DIR`: render an earlier report again, without measuring.
 
-Nothing is measured again. Curves and comparisons that a report of an earlier release lacks are
-made from the answers that it keeps.
+Curves and comparisons are recomputed from the predictions that the report holds.
 """
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,34 +12,37 @@ from typing import Annotated
 
 import tyro
 
-from benchmarks import compare, power_law, statistics
-from benchmarks.options import check_asked
-from benchmarks.record import Report
-from benchmarks.report import page
-from bundle.errors import LabelcurveError
+from labelcurve.benchmarks import compare
+from labelcurve.benchmarks.harness import statistics
+from labelcurve.benchmarks.options import Price, Targets
+from labelcurve.benchmarks.quality import learning_curve
+from labelcurve.benchmarks.record import Report
+from labelcurve.benchmarks.report import page
+from labelcurve.bundle.errors import LabelcurveError
+from labelcurve.bundle.options import check
 
 
 @dataclass
 class Render:
-    """Makes report.html, report.md and plots/ again from a report.json."""
+    """Renders report.html, report.md and plots/ again from a report.json."""
 
     report: tyro.conf.Positional[Path]
     """A report.json, or the folder that holds it."""
     out: Path = Path("runs/render")
     """Folder for the files."""
-    target: Annotated[tuple[float, ...], tyro.conf.UseAppendAction] = ()
-    """An accuracy whose labels are asked for, as 0.95; may be repeated. Without it those of the
-    report."""
+    target: Targets = ()
+    """Forecast the labels that this accuracy needs, e.g. 0.95; may be repeated. By default the
+    targets of the report."""
     note: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
-    """Something to say at the top of the report, beside what it says already; may be repeated."""
-    price_per_hour: float | None = None
-    """Of the machine that serves, in place of the report's."""
-    price_per_label: float | None = None
-    """In place of the report's."""
+    """A further note for the top of the report; may be repeated."""
+    price_per_hour: Price = None
+    """Price of the serving machine, instead of the report's."""
+    price_per_label: Price = None
+    """Price of a label, instead of the report's."""
 
 
 def renewed(report: Report, options: Render) -> Report:
-    """The report with its curves and comparisons made anew."""
+    """Recompute curves and comparisons of the report."""
     right = {
         model.name: statistics.unpack(model.accuracy.right, model.accuracy.n)
         for model in report.models
@@ -61,7 +62,7 @@ def renewed(report: Report, options: Render) -> Report:
     return report.model_copy(
         update={
             "notes": (*report.notes, *options.note),
-            "curves": power_law.curves(report.models, right, asked, per_label),
+            "curves": learning_curve.curves(report.models, right, asked, per_label),
             "comparisons": (
                 statistics.comparisons(report.models, right) if whole else report.comparisons
             ),
@@ -71,20 +72,17 @@ def renewed(report: Report, options: Render) -> Report:
     )
 
 
-def main(args: Sequence[str] | None = None) -> None:
-    """The command `bench render`."""
-    options = tyro.cli(Render, args=args, prog="bench render")
-    try:
-        check_asked(options.target, options.price_per_hour, options.price_per_label)
-        report = compare.read(options.report)
-        source = options.report if options.report.is_dir() else options.report.parent
-        if options.out.resolve() == source.resolve():
-            raise LabelcurveError(
-                f"--out {options.out} is where the report lies: its pictures of test images, which "
-                "report.json does not hold, would be lost. Choose another folder"
-            )
-        paths = page.write(options.out, renewed(report, options))
-    except LabelcurveError as error:
-        sys.exit(f"error: {error}")
-    print("A report.json holds no test images: the page has no pictures; `bench` makes those.")
+def main(arguments: Sequence[str]) -> None:
+    """The command `labelcurve bench render`."""
+    options = tyro.cli(Render, args=arguments, prog="labelcurve bench render")
+    check(options)
+    report = compare.read(options.report)
+    source = options.report if options.report.is_dir() else options.report.parent
+    if options.out.resolve() == source.resolve():
+        raise LabelcurveError(
+            f"--out {options.out} is the folder of the report: its pictures of test images, "
+            "which report.json does not hold, would be lost. Choose another folder"
+        )
+    paths = page.write(options.out, renewed(report, options))
+    print("The page has no pictures of test images, which report.json does not hold.")
     print(f"Report: {paths['html']}", flush=True)

@@ -1,4 +1,4 @@
-"""The errors whose message is written for the person at the keyboard.
+"""Errors whose messages are meant for the user.
 
 LabelcurveError
 ├── BundleError       a bundle is missing, damaged or of an unknown schema   (store.py)
@@ -8,8 +8,9 @@ LabelcurveError
 │   └── UnreadableImage    422
 ├── DataError         a data set cannot be used as it is                     (training)
 ├── ExportError       the exported graph is not the same function            (training)
-├── DivergedError     a loss is no number                                    (training)
-└── DeviceError       the device that was asked for is not what would run    (training, serving)
+├── DivergedError     a loss is NaN or infinite                              (training)
+├── DeviceError       the device that was asked for is not what would run    (training, serving)
+└── MissingExtra      a package of an extra is not installed                 (command.py)
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from collections.abc import Collection
 
 
 class LabelcurveError(Exception):
-    """Says what was found, what is allowed and what mends it; commands print it and exit with 1."""
+    """States what was found, what is allowed and how to fix it; commands print it and exit 1."""
 
 
 class BundleError(LabelcurveError):
@@ -34,7 +35,7 @@ class ImageError(LabelcurveError):
 
 
 class UnsupportedImage(ImageError):
-    """The bytes are no image, or one of a format that is not accepted."""
+    """The bytes are not an image, or its format is not accepted."""
 
     status = 415
 
@@ -66,14 +67,24 @@ class ExportError(LabelcurveError):
 
 
 class DivergedError(LabelcurveError):
-    """A training whose loss is no number any more: going on from it is of no use."""
+    """The training loss is NaN or infinite, so continuing is pointless."""
 
 
 class DeviceError(LabelcurveError):
-    """The device that was asked for is not the one that the work would run on."""
+    """The requested device is not the one that would be used."""
+
+
+class MissingExtra(LabelcurveError):
+    """A package that belongs to an optional extra is not installed."""
+
+    def __init__(self, package: str, extra: str) -> None:
+        super().__init__(
+            f"this needs {package}, which is not installed: it comes with the extra `{extra}`, "
+            f"pip install 'labelcurve[{extra}]'"
+        )
 
 
 def near(wrong: str, allowed: Collection[str]) -> str:
-    """What was meant, perhaps, for the end of a sentence."""
+    """Suggests a similar name, for the end of a sentence."""
     found = difflib.get_close_matches(wrong, sorted(allowed))
     return f" (perhaps you meant {' or '.join(found)})" if found else ""

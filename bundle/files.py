@@ -1,4 +1,4 @@
-"""Files that are never read half-written."""
+"""Atomic writes, and checks that files can be written."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 import tempfile
 from pathlib import Path
 
-from bundle.errors import LabelcurveError
+from labelcurve.bundle.errors import LabelcurveError
 
 
 def replace(path: Path, content: bytes | memoryview) -> None:
@@ -16,26 +16,39 @@ def replace(path: Path, content: bytes | memoryview) -> None:
         OSError: it cannot be written; nothing is left of the attempt.
     """
     handle, name = tempfile.mkstemp(prefix=_prefix(path), suffix=".part", dir=path.parent)
-    beside = Path(name)
+    temporary = Path(name)
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        beside.chmod(0o644)
-        beside.replace(path)
+        temporary.chmod(0o644)
+        temporary.replace(path)
     except BaseException:
-        beside.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
 
 
+def write_out(path: Path, text: str) -> None:
+    """Writes the file of `--out`, and the folder that it is in, as `replace`.
+
+    Raises:
+        LabelcurveError: it cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        replace(path, text.encode())
+    except OSError as error:
+        raise LabelcurveError(f"--out {path} cannot be written: {error.strerror}") from error
+
+
 def unfinished(path: Path) -> list[Path]:
-    """What killed processes left of their attempts to replace `path`."""
+    """Temporary files left by interrupted writes of `path`."""
     return list(path.parent.glob(f"{_prefix(path)}*.part"))
 
 
 def check_temporary() -> None:
-    """Before the work that needs one: a folder for temporary files.
+    """Checks that there is a writable folder for temporary files before work begins.
 
     Raises:
         LabelcurveError: none can be written.
@@ -50,7 +63,7 @@ def check_temporary() -> None:
 
 
 def check_out(path: Path) -> None:
-    """Before the work whose results go there: `path` is a folder that can be written, or made.
+    """Checks before work begins that the folder `path` can be created or written.
 
     Raises:
         LabelcurveError: it cannot be written.
@@ -62,8 +75,8 @@ def check_out(path: Path) -> None:
         tempfile.TemporaryFile(dir=there).close()
     except OSError as error:
         raise LabelcurveError(
-            f"{there} is no folder that can be written ({error.strerror}), and results are to be "
-            f"in {path}: name another place with --out"
+            f"{there} is not a writable folder ({error.strerror}), and results go to {path}: "
+            "choose another with --out"
         ) from error
 
 

@@ -1,4 +1,4 @@
-"""What a figure or a model must say of the machine and the code that made it."""
+"""Facts about machine and code that are recorded with models and measurements."""
 
 from __future__ import annotations
 
@@ -6,9 +6,7 @@ import importlib.metadata
 import math
 import os
 import platform
-import signal
 import subprocess
-import sys
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -55,15 +53,15 @@ class Scheduled:
     """Seconds of CPU time up to now."""
 
     ran: float
-    """Of this process's threads."""
+    """CPU time of this process's threads."""
     waited: float
-    """In which its threads could have run and had no core."""
+    """Time in which its threads were runnable but had no core."""
     others: float
-    """Of everything else on the machine, stolen time of a virtual machine among it."""
+    """CPU time of everything else on the machine, including stolen time of a virtual machine."""
 
 
 def scheduled(proc: Path = Path("/proc")) -> Scheduled | None:
-    """How the cores were shared out; None where the system does not tell (Linux does)."""
+    """CPU time of this process and of others; None where it is unavailable (other than Linux)."""
     ran = waited = 0
     try:
         for file in proc.glob("self/task/*/schedstat"):
@@ -77,6 +75,18 @@ def scheduled(proc: Path = Path("/proc")) -> Scheduled | None:
         return None
     busy = (user + nice + system + sum(rest)) / os.sysconf("SC_CLK_TCK")
     return Scheduled(ran / 1e9, waited / 1e9, max(0.0, busy - ran / 1e9)) if ran else None
+
+
+def waited_share(before: Scheduled | None, after: Scheduled | None) -> float | None:
+    """Share of the time in which threads were ready to run while other work had their cores."""
+    if before is None or after is None:
+        return None
+    # Threads that ended meanwhile took their seconds with them.
+    ran = max(0.0, after.ran - before.ran)
+    waited = max(0.0, after.waited - before.waited)
+    # For longer than others ran, they waited for one another.
+    others = max(0.0, after.others - before.others)
+    return round(min(waited, others) / (ran + waited), 4) if ran else None
 
 
 def cpu_name() -> str:
@@ -108,18 +118,6 @@ def versions(names: Iterable[str]) -> dict[str, str]:
     return found
 
 
-def show_version() -> None:
-    """Prints the version and ends the command, where `--version` is what was asked for.
-
-    Called first by every command: `--help | head` ends them as it ends others, without a traceback.
-    """
-    if {"-h", "--help"} & set(sys.argv[1:]) and hasattr(signal, "SIGPIPE"):
-        signal.signal(signal.SIGPIPE, signal.SIG_DFL)
-    if sys.argv[1:] == ["--version"]:
-        print(f"labelcurve {importlib.metadata.version('labelcurve')}")
-        sys.exit()
-
-
 def git_commit(file: Path) -> str | None:
     """The commit of the repository that tracks `file`, with `+` when tracked files differ from it.
 
@@ -145,7 +143,7 @@ def _output(command: list[str]) -> str | None:
 
 
 def cpu_flags() -> set[str]:
-    """What the processor says that it can compute, as Linux names it; elsewhere empty."""
+    """CPU feature flags as named by Linux; empty on other systems."""
     info = Path("/proc/cpuinfo")
     for line in info.read_text().splitlines() if info.exists() else []:
         if line.startswith("flags"):

@@ -14,8 +14,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 SCHEMA_VERSION: Final = 1
 
 PREPROCESSING_VERSION: Final = 1
-"""Of what `bundle.preprocess.prepare` computes; a bundle names the one that it was trained with. It
-stands here so that who reads manifests needs neither numpy nor Pillow."""
+"""Version of what `bundle.preprocess.prepare` computes; a bundle records the one used in training.
+It is defined here so that reading manifests needs neither numpy nor Pillow."""
 
 
 class _Record(BaseModel):
@@ -31,13 +31,27 @@ class Dataset(_Record):
     n_train: int
     """Images in the training split, labelled or not, validation rows included."""
     n_test: int
+    left_out: dict[str, int] = {}
+    """Files in the data that are not used, by reason."""
+    dropped: int = 0
+    """Training images that `train --drop` left out."""
+    relabelled: int = 0
+    """Training images that `train --relabel` gave another label than the data."""
 
 
 class Preprocessing(_Record):
-    """How file bytes become the graph's input: `bundle.preprocess.prepare(data, size)`."""
+    """Conversion of file bytes to the graph's input: `bundle.preprocess.prepare(data, size)`."""
 
     version: int
     size: int
+    crop: str = "centre square"
+    resize: str = (
+        "bilinear, antialiased (Pillow's BILINEAR over the box of the crop, reducing_gap 3)"
+    )
+    colour: str = "RGB; transparency on white; 16-bit grey by its high byte"
+    orientation: str = "as EXIF says"
+    jpeg: str = "decoded at 1/2, 1/4 or 1/8 where that leaves both sides at least twice the size"
+    pixels: str = "uint8, 0 to 255: normalisation is in the graph"
 
 
 class Metrics(_Record):
@@ -54,6 +68,23 @@ class Metrics(_Record):
     """Mean negative log-likelihood in nats, after temperature scaling."""
 
 
+CONFIDENCE_BOUNDS: Final = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 0.999)
+"""Upper bounds of the bins of `Predicted.confidence`, and of the service's histogram."""
+
+
+class Predicted(_Record):
+    """Predictions on held-out images, counted: the reference for the service's drift metrics."""
+
+    split: Literal["test", "validation"]
+    n: int
+    classes: tuple[int, ...]
+    """Images by predicted class, in the order of `class_names`."""
+    bounds: tuple[float, ...] = CONFIDENCE_BOUNDS
+    confidence: tuple[int, ...]
+    """Images by probability of the predicted class: in the bin up to each of `bounds`, that bound
+    included, and above the last."""
+
+
 class Parity(_Record):
     """The export against the network in torch (fp32, CPU), from file bytes to probabilities."""
 
@@ -61,10 +92,31 @@ class Parity(_Record):
     batch_sizes: tuple[int, ...]
     max_abs_diff: float
     top1_agreement: float
+    providers: tuple[str, ...] = ("CPUExecutionProvider",)
+    """ONNX Runtime providers on which the outputs were compared."""
+
+
+class HeldOut(_Record):
+    """Answers to the validation images, sorted, at a bounded number of ranks.
+
+    From these `bundle.acceptance` computes thresholds for any wished accuracy.
+    """
+
+    n: int
+    """Images."""
+    ranks: tuple[int, ...]
+    """Images that are at least as confident as `confidence`, ascending; the last is `n`."""
+    confidence: tuple[float, ...]
+    """Probability of the predicted class, descending, as float32."""
+    wrong: tuple[int, ...]
+    """Wrong answers among those images."""
+    truth_ranks: tuple[int, ...]
+    truth: tuple[float, ...]
+    """Probability of the true class, descending, at `truth_ranks`."""
 
 
 class Variant(_Record):
-    """The same model in another number format: a graph beside `model.onnx`, behind its own gate."""
+    """The same model in another number format: a graph next to `model.onnx`, with its own gate."""
 
     precision: Literal["int8", "fp16"]
     graph_hash: str
@@ -76,17 +128,21 @@ class Variant(_Record):
     n_compared: int
     agreement: float
     """Share of `n_compared` held-out images, labels unread, with the same top-1 as fp32."""
+    held_out: HeldOut | None = None
+    provider: str = "CPUExecutionProvider"
+    """ONNX Runtime provider on which it was evaluated. A CPU computes fp16 in fp32 and rounds
+    weights and activations to fp16."""
 
 
 class Choice(_Record):
-    """Something that was chosen for the run, with the reason that was printed."""
+    """A choice made for the run, with the reason that was printed."""
 
     value: str
     reason: str
 
 
 class Pretrained(_Record):
-    """The feature extractor that the network began with."""
+    """The feature extractor that initialised the network."""
 
     version: str
     """First 12 digits of a SHA-256 over its weights."""
@@ -94,10 +150,14 @@ class Pretrained(_Record):
     dataset: str
     pixels_hash: str
     """SHA-256 over the images that it learned from, without labels."""
+    license: str | None = None
+    """SPDX identifier, of weights that others have learned, where it is known."""
+    source: str | None = None
+    """Origin of such weights."""
 
 
 class Manifest(_Record):
-    """What a bundle is."""
+    """Contents of `manifest.json`."""
 
     schema_version: Literal[1] = SCHEMA_VERSION
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
@@ -125,12 +185,16 @@ class Manifest(_Record):
     recipe: dict[str, Any]
     """Hyperparameters of the fine-tuning."""
     micro_batches: int = 1
-    """Parts that a batch had for want of GPU memory; batch norm saw a part each."""
+    """Micro-batches per batch where GPU memory was short; batch norm saw each separately."""
     device: Choice
     precision: Choice
     val: Metrics
     test: Metrics | None
     """None when the test split was left unread (`--no-test`)."""
+    predicted: Predicted | None = None
+    """None in bundles of releases that did not record it."""
+    held_out: HeldOut | None = None
+    """None in bundles of releases that did not keep it."""
     parity: Parity
     variants: tuple[Variant, ...] = ()
     packages: dict[str, str]
@@ -142,6 +206,8 @@ class Manifest(_Record):
     def _distinct_names(self) -> Manifest:
         if len(set(self.class_names)) != len(self.class_names) or len(self.class_names) < 2:
             raise ValueError("class_names: at least two names, each once")
+        if self.predicted and len(self.predicted.classes) != len(self.class_names):
+            raise ValueError("predicted.classes: a count for each of class_names")
         return self
 
 
@@ -178,7 +244,7 @@ SHARED = 0.15
 
 
 class Run(_Record):
-    """`run.json`: how this copy of the model came about. Not part of the version."""
+    """Contents of `run.json`: how this copy of the model was made. Not part of the version."""
 
     command: str
     started: str
@@ -186,7 +252,7 @@ class Run(_Record):
     host: str
     hardware: str
     git_commit: str | None = None
-    """Of the code; None where git does not tell."""
+    """Commit of the code; None outside a git checkout."""
     seconds: dict[str, float]
     """Wall time by stage: train, evaluate, export; `total` of this bundle, and `command` from the
     start of the process to the end of this bundle. Over all parts of an interrupted run."""
@@ -199,7 +265,7 @@ class Run(_Record):
     warnings: tuple[str, ...] = ()
     """Why little is to be expected of the model."""
     pretraining_seconds: float | None = None
-    """What the extractor had cost when it was made, on whatever machine that was."""
+    """Training time of the extractor in seconds, on the machine that made it."""
     gains: dict[str, Gain | None] = {}
     """By precision; None where the machine that made the variant could not measure it."""
     history: tuple[Epoch, ...]

@@ -13,11 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from bundle.errors import ImageTooLarge, UnreadableImage, UnsupportedImage
-from bundle.manifest import PREPROCESSING_VERSION
+from labelcurve.bundle.errors import ImageTooLarge, UnreadableImage, UnsupportedImage
+from labelcurve.bundle.manifest import PREPROCESSING_VERSION
 
 VERSION = PREPROCESSING_VERSION
-"""Of the function that `prepare` computes; a bundle names the one that it was trained with."""
+"""Version of the function `prepare`; a bundle records the one used in training."""
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF")
 """Accepted file formats, recognised by content and never by name. Of animations the first frame."""
@@ -25,19 +25,39 @@ FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF")
 SUFFIXES = frozenset((".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".dib", ".gif"))
 """Names under which files of these formats are looked for in folders."""
 
+OTHER_SUFFIXES = frozenset(
+    (
+        *(".heic", ".heif", ".avif", ".tif", ".tiff", ".jp2", ".jxl", ".psd", ".svg", ".raw"),
+        *(".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".ppm", ".pgm", ".tga", ".ico"),
+    )
+)
+"""Names of images in other formats, which are reported and not passed over."""
+
 _SIGNATURES = {
     rb"\x89PNG\r\n\x1a\n": "PNG",
     rb"\xff\xd8\xff": "JPEG",
     rb"(?s)RIFF....WEBPVP8": "WEBP",
     rb"GIF8[79]a": "GIF",
 }
-"""How files of a format begin, where that says enough. (BMP begins with two letters.)"""
+"""Signatures of the accepted formats, where they are distinctive. (BMP's has only two letters.)"""
+
+_OTHERS = {
+    rb"(?s)....ftyp(hei[cxms]|hev[cxms]|mif1|msf1)": "HEIC",
+    rb"(?s)....ftypavi[fs]": "AVIF",
+    rb"II\*\0|MM\0\*": "TIFF",
+    rb"\0\0\0\x0cjP": "JPEG 2000",
+    rb"\xff\x0a|\0\0\0\x0cJXL": "JPEG XL",
+    rb"8BPS": "Photoshop",
+    rb"%PDF": "PDF",
+    rb"(?s)\s*(<\?xml.{0,500})?<svg": "SVG",
+}
+"""Signatures of other formats, named in the error message for a file that is not accepted."""
 
 MAX_BYTES = 20 * 2**20
 MAX_PIXELS = 50_000_000
 BAND_PIXELS = 2**20
 
-# Pillow's own guard warns at a limit of its own; `decode` holds the header against MAX_PIXELS.
+# Pillow's built-in check warns at a different limit; `decode` compares the header with MAX_PIXELS.
 Image.MAX_IMAGE_PIXELS = None
 
 
@@ -74,8 +94,16 @@ def decode(
         if kind := next(kinds, None):
             # Pillow's own words for that name a Python object.
             unknown = isinstance(error, UnidentifiedImageError)
-            detail = "its header cannot be read" if unknown else error
+            # As text: the exception kept in this frame, which its traceback holds, is a cycle, and
+            # with it the whole file would stay until the garbage collector comes by.
+            detail = "its header cannot be read" if unknown else str(error)
             raise UnreadableImage(f"the {kind} image is truncated or corrupt: {detail}") from error
+        others = (kind for start, kind in _OTHERS.items() if re.match(start, data))
+        if kind := next(others, None):
+            raise UnsupportedImage(
+                f"a {kind} file ({len(data)} bytes), which is not read: convert it to JPEG or PNG "
+                f"(allowed are {', '.join(FORMATS)})"
+            ) from error
         raise UnsupportedImage(
             f"not an image that can be read ({len(data)} bytes): allowed are {', '.join(FORMATS)}"
         ) from error
@@ -156,7 +184,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _on_white(image: Image.Image) -> Image.Image:
-    """Band by band: at once, it would take twenty bytes a pixel."""
+    """Works band by band, since all at once would take twenty bytes per pixel."""
     width, height = image.size
     result = Image.new("RGB", image.size)
     rows = max(1, BAND_PIXELS // max(1, width))
@@ -185,9 +213,26 @@ def resize(image: Image.Image, size: int) -> NDArray[np.uint8]:
 def prepare(
     data: bytes, size: int, *, max_pixels: int = MAX_PIXELS, max_memory: int | None = None
 ) -> NDArray[np.uint8]:
-    """A file's bytes as the graph takes them: `decode`, then `resize`.
+    """Converts a file's bytes to the input of the graph: `decode`, then `resize`.
 
     Returns:
         uint8 [size, size, 3].
     """
     return resize(decode(data, size=size, max_pixels=max_pixels, max_memory=max_memory), size)
+
+
+def prepare_image(image: Image.Image, size: int) -> NDArray[np.uint8]:
+    """Converts an opened image in any mode to the input of the graph.
+
+    Returns:
+        uint8 [size, size, 3].
+
+    Raises:
+        UnreadableImage: its pixels cannot be decoded.
+    """
+    try:
+        return resize(_to_rgb(image), size)
+    except MemoryError:
+        raise
+    except Exception as error:  # as in `decode`: of a file that is truncated, for example
+        raise UnreadableImage(f"the image cannot be decoded: {error}") from error

@@ -1,7 +1,7 @@
 """Bundles on disk: `ROOT/NAME/VERSION/`, and the link `ROOT/NAME/current`.
 
-A bundle is written beside and renamed into place, then `current` moves: a reader sees a whole
-bundle or none. Names that begin with a dot are working files and are never read.
+A bundle is written to a temporary sibling and renamed into place, then `current` moves: a reader
+sees a complete bundle or none. Names that begin with a dot are working files and are never read.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from bundle.errors import BundleError
-from bundle.manifest import PREPROCESSING_VERSION, SCHEMA_VERSION, Manifest, Run
+from labelcurve.bundle.errors import BundleError
+from labelcurve.bundle.manifest import PREPROCESSING_VERSION, SCHEMA_VERSION, Manifest, Run
 
 GRAPH, MANIFEST, CARD, RUN = "model.onnx", "manifest.json", "README.md", "run.json"
 CURRENT = "current"
@@ -77,19 +77,19 @@ def publish(
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if not _intact(final):
-            beside = Path(tempfile.mkdtemp(prefix=f".{version}-", dir=folder))
+            temporary = Path(tempfile.mkdtemp(prefix=f".{version}-", dir=folder))
             try:
-                beside.chmod(0o755)
-                _write(beside / GRAPH, graph)
+                temporary.chmod(0o755)
+                _write(temporary / GRAPH, graph)
                 for precision, content in (variants or {}).items():
-                    _write(beside / variant_file(precision), content)
-                _write(beside / MANIFEST, manifest_bytes)
-                _write(beside / CARD, card.encode())
-                _write(beside / RUN, (run.model_dump_json(indent=2) + "\n").encode())
-                _sync(beside)
-                _place(beside, final)
+                    _write(temporary / variant_file(precision), content)
+                _write(temporary / MANIFEST, manifest_bytes)
+                _write(temporary / CARD, card.encode())
+                _write(temporary / RUN, (run.model_dump_json(indent=2) + "\n").encode())
+                _sync(temporary)
+                _place(temporary, final)
             finally:
-                shutil.rmtree(beside, ignore_errors=True)
+                shutil.rmtree(temporary, ignore_errors=True)
         _point(folder / CURRENT, version)
         _sync(folder)
     except OSError as error:
@@ -101,40 +101,63 @@ def publish(
     return final
 
 
+def point(root: Path, name: str, version: str) -> None:
+    """Make `version` the current one of `name`, atomically.
+
+    Raises:
+        BundleError: the folder cannot be written.
+    """
+    try:
+        _point(root / name / CURRENT, version)
+        _sync(root / name)
+    except OSError as error:
+        raise BundleError(f"cannot write {root / name / CURRENT}: {error.strerror}") from error
+
+
 def names(root: Path) -> list[str]:
     """Names under `root` that have a current bundle, sorted.
 
-    In a copy that lost every link, the only version of a name is its current one.
+    In a copy that lost every link, the only version of a name is its current one. Folders that
+    cannot be read, such as the `lost+found` of a volume, are left out: `scan` says why.
 
     Raises:
-        BundleError: `root` is no folder, cannot be read, or holds no bundle.
+        BundleError: `root` is not a folder, cannot be read, or holds no bundle.
     """
     try:
         if not root.is_dir():
             raise BundleError(
-                f"no folder {root}: name the folder that `train --out` wrote with --models"
+                f"no folder {root}: name the folder that `labelcurve train --out` wrote with "
+                "--models"
             )
-        found = sorted(
-            entry.name
-            for entry in root.iterdir()
-            if not entry.name.startswith(".") and (entry / CURRENT).is_symlink()
-        ) or sorted(_unlinked(root))
+        unreadable = {entry: _unreadable(entry) for entry in sorted(root.glob("[!.]*"))}
+        os.scandir(root).close()
     except OSError as error:
-        raise BundleError(
-            f"cannot read the folder {error.filename}: {error.strerror} for user {os.geteuid()}. "
-            "Change its mode, or run as its owner (docker: --user)"
-        ) from error
+        raise _cannot_read(root, error.strerror or str(error)) from error
+    readable = [entry for entry, reason in unreadable.items() if reason is None]
+    found = [entry.name for entry in readable if (entry / CURRENT).is_symlink()]
+    found = found or sorted(_unlinked(root))
     if not found:
+        for entry, reason in unreadable.items():
+            if reason:
+                raise _cannot_read(entry, reason)
         raise BundleError(
             f"no bundle in {root.absolute()}: it should hold NAME/VERSION/{GRAPH} with a link "
-            f"NAME/{CURRENT}; `train --out {root}` writes one, --models names another folder"
+            f"NAME/{CURRENT}; `labelcurve train --out {root}` writes one, --models names another "
+            "folder"
         )
     return found
 
 
+def _cannot_read(folder: Path, reason: str) -> BundleError:
+    return BundleError(
+        f"cannot read the folder {folder}: {reason} for user {os.geteuid()}. "
+        "Change its mode, or run as its owner (docker: --user)"
+    )
+
+
 @dataclass(frozen=True)
 class Found:
-    """What a folder holds under one name, unread."""
+    """Versions and links of one model, without reading the bundles."""
 
     current: str | None
     """Version that the link `current` points to, or the only one in a copy that lost every link;
@@ -142,6 +165,8 @@ class Found:
     versions: dict[str, tuple[int, ...]]
     """Versions that have a manifest, each with a stamp that changes when its files are written
     again."""
+    error: str | None = None
+    """Why the folder cannot be read, as `lost+found` of a volume; then nothing else is known."""
 
 
 def scan(root: Path) -> dict[str, Found]:
@@ -155,6 +180,9 @@ def scan(root: Path) -> dict[str, Found]:
         for folder in sorted(root.iterdir()):
             if folder.name.startswith(".") or not folder.is_dir():
                 continue
+            if error := _unreadable(folder):
+                found[folder.name] = Found(None, {}, error)
+                continue
             link = folder / CURRENT
             current = link.readlink().name if link.is_symlink() else None
             versions = {v: _stamp(folder / v) for v in _versions(folder) if v != CURRENT}
@@ -165,6 +193,19 @@ def scan(root: Path) -> dict[str, Found]:
     except OSError as error:
         raise BundleError(f"cannot read the folder {root}: {error.strerror}") from error
     return found
+
+
+def _unreadable(folder: Path) -> str | None:
+    """Reason why a folder cannot be listed or searched; None if it can."""
+    try:
+        if folder.is_dir():
+            os.scandir(folder).close()
+            (folder / CURRENT).lstat()
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        return error.strerror or str(error)
+    return None
 
 
 def _stamp(folder: Path) -> tuple[int, ...]:
@@ -195,10 +236,11 @@ def read(root: Path, name: str, version: str | None = None) -> Bundle:
             f"cannot read the bundle {error.filename}: {error.strerror} for user {os.geteuid()}. "
             "Change its mode, or run as its owner (docker: --user)"
         ) from error
-    except OSError as error:
+    except (OSError, RuntimeError) as error:  # the latter is a loop of links, before Python 3.13
         there = [found for found in _versions(root / name) if found != CURRENT]
+        why = error.strerror if isinstance(error, OSError) else error
         raise BundleError(
-            f"cannot read the bundle {path}: {error.strerror}. Versions of {name} there: "
+            f"cannot read the bundle {path}: {why}. Versions of {name} there: "
             f"{', '.join(there) or 'none'}; `{CURRENT}` must be a link to one of them"
         ) from error
     found = version_of(graph, manifest_bytes)
@@ -206,15 +248,7 @@ def read(root: Path, name: str, version: str | None = None) -> Bundle:
         raise BundleError(
             f"the bundle {path} is damaged: its content hashes to {found}; publish it again"
         )
-    try:
-        manifest = Manifest.model_validate_json(manifest_bytes)
-    except ValidationError as error:
-        schema = _schema_of(manifest_bytes)
-        raise BundleError(
-            f"{path / MANIFEST} has schema_version {schema}, this release reads {SCHEMA_VERSION}"
-            if schema != SCHEMA_VERSION
-            else f"{path / MANIFEST} does not follow the schema: {error}"
-        ) from error
+    manifest = _parse(path / MANIFEST, manifest_bytes)
     if manifest.preprocessing.version != PREPROCESSING_VERSION:
         raise BundleError(
             f"{path} was trained with preprocessing {manifest.preprocessing.version}, this "
@@ -230,6 +264,31 @@ def read_all(root: Path, only: Sequence[str] | None = None) -> list[Bundle]:
     """The current bundle of every name under `root`, or of those in `only`, fewest labels first."""
     bundles = [read(root, name) for name in (names(root) if only is None else only)]
     return sorted(bundles, key=lambda b: (b.manifest.n_labels_train, b.name))
+
+
+def read_manifest(path: Path) -> Manifest:
+    """The manifest of the bundle in folder `path`, whose hash is not verified.
+
+    Raises:
+        BundleError: it is missing, or does not follow the schema.
+    """
+    try:
+        content = (path / MANIFEST).read_bytes()
+    except OSError as error:
+        raise BundleError(f"cannot read {path / MANIFEST}: {error.strerror}") from error
+    return _parse(path / MANIFEST, content)
+
+
+def _parse(file: Path, content: bytes) -> Manifest:
+    try:
+        return Manifest.model_validate_json(content)
+    except ValidationError as error:
+        schema = _schema_of(content)
+        raise BundleError(
+            f"{file} has schema_version {schema}, this release reads {SCHEMA_VERSION}"
+            if schema != SCHEMA_VERSION
+            else f"{file} does not follow the schema: {error}"
+        ) from error
 
 
 def read_run(path: Path) -> Run:
@@ -254,15 +313,16 @@ def _variants(path: Path, manifest: Manifest) -> dict[str, bytes]:
 
 
 def _unlinked(root: Path) -> dict[str, str]:
-    """The only version of each name that has one, in a folder where no name has a link.
+    """The single version of each model, in a folder in which no model has a link.
 
     Object stores and BentoML's bentos copy files and leave links out.
     """
-    if any(link.is_symlink() for link in root.glob(f"[!.]*/{CURRENT}")):
+    folders = [folder for folder in root.glob("[!.]*") if _unreadable(folder) is None]
+    if any((folder / CURRENT).is_symlink() for folder in folders):
         return {}
     there = {
         folder.name: [version for version in _versions(folder) if version != CURRENT]
-        for folder in root.glob("[!.]*")
+        for folder in folders
     }
     return {name: versions[0] for name, versions in there.items() if len(versions) == 1}
 
@@ -280,7 +340,7 @@ def _schema_of(manifest: bytes) -> object:
 
 
 def _intact(folder: Path) -> bool:
-    """Whether a whole bundle of the version that the folder's name says is there."""
+    """Returns whether the folder holds a complete bundle of the version in its name."""
     try:
         manifest = (folder / MANIFEST).read_bytes()
         found = version_of((folder / GRAPH).read_bytes(), manifest)
@@ -291,17 +351,17 @@ def _intact(folder: Path) -> bool:
     return found == folder.name and (folder / CARD).exists() and (folder / RUN).exists()
 
 
-def _place(beside: Path, final: Path) -> None:
-    """Renames a written bundle into place, where a damaged one may be in the way."""
+def _place(temporary: Path, final: Path) -> None:
+    """Renames a written bundle into place, replacing a damaged one."""
     try:
-        beside.rename(final)
+        temporary.rename(final)
     except OSError:
         if _intact(final):  # another process published the same bundle in the meantime
             return
-        aside = beside.with_name(f"{beside.name}-damaged")
+        aside = temporary.with_name(f"{temporary.name}-damaged")
         final.rename(aside)
         try:
-            beside.rename(final)
+            temporary.rename(final)
         finally:
             shutil.rmtree(aside, ignore_errors=True)
 
@@ -314,12 +374,12 @@ def _write(path: Path, data: bytes) -> None:
 
 
 def _point(link: Path, target: str) -> None:
-    beside = link.with_name(f".{link.name}-{secrets.token_hex(8)}")
-    beside.symlink_to(target)
+    temporary = link.with_name(f".{link.name}-{secrets.token_hex(8)}")
+    temporary.symlink_to(target)
     try:
-        beside.replace(link)
+        temporary.replace(link)
     finally:
-        beside.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
 
 
 def _sync(folder: Path) -> None:

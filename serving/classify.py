@@ -1,14 +1,11 @@
-"""`classify`: the service's answer offline, for files and folders, through the same engine."""
+"""`classify`: classifies files and folders offline with the engine of the service."""
 
 from __future__ import annotations
 
-import csv
-import os
 import sys
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -17,16 +14,18 @@ import numpy as np
 import tyro
 from numpy.typing import NDArray
 
-from bundle import preprocess, store
-from bundle.errors import LabelcurveError
-from bundle.machine import cores, show_version
-from bundle.preprocess import SUFFIXES
-from serving.answer import Class, ranked
-from serving.device import choose_device
-from serving.engine import Engine
-from serving.errors import UnknownModel
-from serving.model import open_engine
-from serving.selection import pick
+from labelcurve.bundle import command, preprocess, store
+from labelcurve.bundle.errors import LabelcurveError
+from labelcurve.bundle.machine import cores
+from labelcurve.bundle.preprocess import OTHER_SUFFIXES, SUFFIXES
+from labelcurve.serving import tables
+from labelcurve.serving.models.answer import ranked
+from labelcurve.serving.models.device import choose_device
+from labelcurve.serving.models.engine import Engine
+from labelcurve.serving.models.model import open_engine
+from labelcurve.serving.models.selection import default, pick
+from labelcurve.serving.models.verdict import Rule, Wish, rule
+from labelcurve.serving.tables import Answer
 
 
 @dataclass(frozen=True)
@@ -36,37 +35,31 @@ class Options:
     paths: Annotated[tuple[Path, ...], tyro.conf.Positional]
     """Files and folders."""
     models: Path = Path("models")
-    """Folder that `train --out` wrote."""
+    """Folder that `labelcurve train --out` wrote."""
     model: str | None = None
-    """NAME or NAME@VERSION; by default the model with the most labels."""
+    """NAME or NAME@VERSION; without it, the default of the folder."""
     top_k: int = 5
     """Classes to name for each image."""
     csv: Path | None = None
     """Also write a table: path, label and score of each class, and the error if there was one."""
+    accept: float | None = None
+    """Accuracy wished among the answers that need no check, as 0.98: writes accepted.csv,
+    and ask.csv with the rest."""
+    set: float | None = None
+    """Share of the images whose set of classes holds the true one, as 0.95: adds the set to each
+    line and table."""
+    out: Path = Path()
+    """Folder of accepted.csv and ask.csv."""
     device: Literal["auto", "cuda", "cpu"] = "auto"
     """As for `serve`."""
     threads: int | None = None
     """ONNX Runtime threads; by default the cores that the process may use."""
 
 
-@dataclass(frozen=True)
-class Answer:
-    """What became of one file."""
-
-    path: Path
-    classes: Sequence[Class]
-    """Best first; empty where there is an error."""
-    error: str | None = None
-
-
-def main() -> None:
+def main(arguments: Sequence[str]) -> None:
     """The entry point of `classify`."""
-    show_version()
-    options = tyro.cli(Options, prog="classify")
-    try:
-        failed = run(options)
-    except (LabelcurveError, UnknownModel) as error:
-        sys.exit(f"error: {error}")
+    options = tyro.cli(Options, prog="labelcurve classify", args=arguments)
+    failed = run(options)
     if failed:
         sys.exit(f"error: {failed} of the files could not be classified")
 
@@ -78,8 +71,9 @@ def run(options: Options) -> int:
         How many files could not be used; the others were classified all the same.
 
     Raises:
-        LabelcurveError: nothing to classify, or the model cannot be loaded.
-        UnknownModel: there is no such model.
+        LabelcurveError: nothing to classify, the model cannot be loaded, or its held-out images do
+            not show what `--accept` or `--set` asks for.
+        UnknownModel: the model does not exist.
     """
     if not options.paths:
         raise LabelcurveError("no PATH was given: name image files or folders")
@@ -88,7 +82,10 @@ def run(options: Options) -> int:
     if options.threads is not None and options.threads < 1:
         raise LabelcurveError(f"--threads {options.threads}: at least 1")
     bundles = store.read_all(options.models)
-    bundle = bundles[pick(bundles, options.model)]
+    wanted = options.model or default(options.models, bundles)[0]
+    bundle = bundles[pick(bundles, wanted)]
+    # Before the model is loaded: what it cannot show costs nothing to refuse.
+    found = rule(bundle.manifest, "fp32", Wish(options.accept, options.set))
     files = list(find(options.paths))
     device = choose_device(options.device)
     engine = open_engine(bundle, device, options.threads or cores())
@@ -96,41 +93,59 @@ def run(options: Options) -> int:
         f"{bundle.name}@{bundle.version} on {engine.provider} ({device.reason})",
         file=sys.stderr,
     )
-    class_names = bundle.manifest.class_names
-    answers = classify(files, engine, class_names, options.top_k)
-    with _table(options.csv, min(options.top_k, len(class_names))) as table:
-        failed = 0
-        for answer in answers:
+    columns = min(options.top_k, len(bundle.manifest.class_names))
+    asked = {"accept": options.accept is not None, "sets": options.set is not None}
+    folder = None if options.accept is None else options.out
+    failed, accepted, n, listening = 0, 0, 0, True
+    with (
+        tables.everything(options.csv, columns, **asked) as table,
+        tables.sorted_out(folder, sets=asked["sets"]) as sort_out,
+    ):
+        for answer in classify(files, engine, found, options.top_k):
+            n += 1
+            accepted += bool(answer.accepted)
             if answer.error is None:
-                classes = (f"{c['label']} {c['score']:.4f}" for c in answer.classes)
-                print(f"{_name(answer.path)}: {', '.join(classes)}")
+                go_on = options.csv is not None or folder is not None
+                listening = listening and _print(_line(answer), go_on)
             else:
                 failed += 1
-                print(f"{_name(answer.path)}: {answer.error}", file=sys.stderr)
+                print(f"{answer.name}: {answer.error}", file=sys.stderr)
             table(answer)
+            sort_out(answer)
+    if found.accept is not None:
+        print(
+            f"accepted {accepted:,} of {n:,} ({accepted / n:.1%}; {found.accept.coverage:.1%} of "
+            f"the {found.accept.n:,} held-out images), of which {options.accept:.4g} are right "
+            f"unless these images are of another kind: {options.out / tables.ACCEPTED}; a person "
+            f"looks at the rest: {options.out / tables.ASK}",
+            file=sys.stderr,
+        )
     return failed
 
 
-@contextmanager
-def _table(path: Path | None, columns: int) -> Iterator[Callable[[Answer], None]]:
-    if path is None:
-        yield lambda answer: None
-        return
+def _line(answer: Answer) -> str:
+    said = ", ".join(f"{c['label']} {c['score']:.4f}" for c in answer.classes)
+    if answer.set is not None:
+        said += f" [{', '.join(answer.set)}]"
+    if answer.accepted is not None:
+        said += " accepted" if answer.accepted else " ask"
+    return f"{answer.name}: {said}"
+
+
+def _print(line: str, go_on: bool) -> bool:
+    """Prints a line; returns whether stdout is still being read (`| head` closes it).
+
+    Raises:
+        BrokenPipeError: the reader closed the output and nothing else remains to do (not `go_on`).
+    """
     try:
-        file = path.open("w", newline="", encoding="utf-8")
-    except OSError as error:
-        raise LabelcurveError(f"cannot write {path}: {error.strerror}") from error
-    with file:
-        rows = csv.writer(file)
-        ranks = ["", *(f"_{i}" for i in range(2, columns + 1))]
-        rows.writerow(["path", *(f"{n}{r}" for r in ranks for n in ("label", "score")), "error"])
-
-        def write(answer: Answer) -> None:
-            cells = [cell for c in answer.classes for cell in (c["label"], c["score"])]
-            cells += [""] * (2 * columns - len(cells))
-            rows.writerow([_name(answer.path), *cells, answer.error or ""])
-
-        yield write
+        print(line, flush=True)
+    except BrokenPipeError:
+        if not go_on:
+            raise
+        command.discard_output()
+        return False
+    return True
 
 
 def find(paths: Iterable[Path]) -> Iterator[Path]:
@@ -143,17 +158,16 @@ def find(paths: Iterable[Path]) -> Iterator[Path]:
         if not path.is_dir():
             yield path
             continue
+        suffixes = SUFFIXES | OTHER_SUFFIXES  # the latter are answered with the way out
         found = sorted(
-            file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file()
+            file for file in path.rglob("*") if file.suffix.lower() in suffixes and file.is_file()
         )
         if not found:
             raise LabelcurveError(f"{path} holds no image ({', '.join(sorted(SUFFIXES))})")
         yield from found
 
 
-def classify(
-    files: Iterable[Path], engine: Engine, class_names: tuple[str, ...], top_k: int
-) -> Iterator[Answer]:
+def classify(files: Iterable[Path], engine: Engine, verdict: Rule, top_k: int) -> Iterator[Answer]:
     """The answer for each file, in the order of `files`; decodes ahead in threads."""
     largest = engine.batch_sizes[-1]
     with ThreadPoolExecutor(cores()) as pool:
@@ -162,16 +176,16 @@ def classify(
             ahead.append((path, pool.submit(_pixels, path, engine.size)))
             if len(ahead) == 4 * largest:
                 batch = [ahead.popleft() for _ in range(largest)]
-                yield from _batch(batch, engine, class_names, top_k)
+                yield from _batch(batch, engine, verdict, top_k)
         while ahead:
             batch = [ahead.popleft() for _ in range(min(largest, len(ahead)))]
-            yield from _batch(batch, engine, class_names, top_k)
+            yield from _batch(batch, engine, verdict, top_k)
 
 
 def _batch(
     items: list[tuple[Path, Future[NDArray[np.uint8] | str]]],
     engine: Engine,
-    class_names: tuple[str, ...],
+    verdict: Rule,
     top_k: int,
 ) -> Iterator[Answer]:
     decoded = [(path, future.result()) for path, future in items]
@@ -181,11 +195,10 @@ def _batch(
         if isinstance(pixels, str):
             yield Answer(path, (), pixels)
         else:
-            yield Answer(path, ranked(next(rows), class_names, top_k))
-
-
-def _name(path: Path) -> str:
-    return os.fsencode(path).decode(errors="backslashreplace")  # names need not be UTF-8
+            row: NDArray[np.float32] = next(rows)
+            classes = ranked(row, verdict.class_names, top_k)
+            accepted, found = verdict.accepted(row), verdict.set(row)
+            yield Answer(path, classes, accepted=accepted, set=found)
 
 
 def _pixels(path: Path, size: int) -> NDArray[np.uint8] | str:

@@ -1,55 +1,41 @@
-"""`serve`: checks what can be checked, says what will be served, and serves it."""
+"""`serve`: validates settings and models, logs what will be served, and serves it."""
 
 from __future__ import annotations
 
-import re
 import sys
 import time
-from dataclasses import replace
+from collections.abc import Callable, Sequence
 from functools import partial
-from math import inf
 
 import tyro
 
-from bundle import files, store
-from bundle.errors import LabelcurveError
-from bundle.machine import show_version
-from serving import logs
-from serving.device import choose_device
-from serving.precision import choose
-from serving.selection import pick
-from serving.settings import Settings
-from serving.supervisor import address, supervise
+from labelcurve.bundle import files, store
+from labelcurve.bundle.errors import BundleError, LabelcurveError, near
+from labelcurve.bundle.store import Bundle
+from labelcurve.serving.models.device import Device, choose_device
+from labelcurve.serving.models.precision import choose
+from labelcurve.serving.models.selection import default
+from labelcurve.serving.settings import Settings
+from labelcurve.serving.telemetry import logs, output
+from labelcurve.serving.workers import limits
+from labelcurve.serving.workers.supervisor import address, supervise
 
-LEAST = {
-    "queue": 1,
-    "max_wait": 0.01,
-    "timeout": 0.1,
-    "body_timeout": 0.1,
-    "head_timeout": 0.1,
-    "keep_alive": 1,
-    "connections": 1,
-    "watch": 0,
-    "keep": 0,
-    "lame_duck": 0,
-    "drain": 0,
-}
-"""The smallest value of each setting that is a number."""
+Say = Callable[..., None]
+"""Logs an event: its kind, a line for people, and fields."""
 
 
-def main() -> None:
+def main(arguments: Sequence[str]) -> None:
     """The entry point of `serve`."""
-    show_version()
-    settings = tyro.cli(Settings, prog="serve", config=(tyro.conf.FlagCreatePairsOff,))
+    # Without the second, of `--model A --model B` only B would be left.
+    off = (tyro.conf.FlagCreatePairsOff, tyro.conf.UseAppendAction)
+    settings = tyro.cli(Settings, prog="labelcurve serve", args=arguments, config=off)
     try:
         serve(settings)
     except LabelcurveError as error:
         if settings.log_format == "text":
-            sys.exit(f"error: {error}")
+            raise
         logs.event("json", "error", "", level="error", message=str(error))
         sys.exit(1)
-    except KeyboardInterrupt:  # before the supervisor took the signals
-        sys.exit(130)
 
 
 def serve(settings: Settings) -> None:
@@ -60,75 +46,38 @@ def serve(settings: Settings) -> None:
     """
     start = time.perf_counter()
     logs.configure(settings.log_format)
-    say = partial(logs.event, settings.log_format)
-    if settings.workers < 1 or (settings.threads is not None and settings.threads < 1):
-        raise LabelcurveError("--workers and --threads: at least 1")
-    if not 0 < settings.port < 2**16:
-        raise LabelcurveError(f"--port {settings.port}: between 1 and 65535")
-    for name, least in LEAST.items():
-        if not least <= (value := getattr(settings, name)) < inf:
-            flag = name.replace("_", "-")
-            raise LabelcurveError(f"--{flag} {value:g}: a number of at least {least:g}")
-    for origin in settings.cors:
-        if origin != "*" and not re.fullmatch(r"https?://[^/?#\s]+", origin):
-            raise LabelcurveError(
-                f"--cors {origin}: https://HOST or https://HOST:PORT without a path, or * for all"
-            )
-    if settings.otlp_endpoint and not re.match(r"https?://[^/?#\s]+", settings.otlp_endpoint):
-        raise LabelcurveError(
-            f"--otlp-endpoint {settings.otlp_endpoint}: a URL, as http://localhost:4318"
-        )
+    say: Say = partial(logs.event, settings.log_format)
+    settings.check()
     if settings.metrics_port is not None:
-        if not 0 < settings.metrics_port < 2**16 or settings.metrics_port == settings.port:
-            raise LabelcurveError(
-                f"--metrics-port {settings.metrics_port}: between 1 and 65535, and not --port"
-            )
         address(settings, "metrics-port")
     if settings.api_keys:
-        from serving.access import read_keys  # which brings Starlette along
+        from labelcurve.serving.web.access import read_keys  # which brings Starlette along
 
         read_keys(settings.api_keys)
     files.check_temporary()
-    bundles = store.read_all(settings.models)
+    connections = limits.connections(settings.connections)
+    bundles = _bundles(settings)
     device = choose_device(settings.device)
     chosen = [choose(bundle, device, settings.precision) for bundle in bundles]
     if settings.self_test:
-        from serving import selftest  # ONNX Runtime is loaded by the workers alone otherwise
-
-        bundles = [replace(b, graph=graph) for b, (_, graph) in zip(bundles, chosen, strict=True)]
-        selftest.run(bundles, device, settings.threads_of_worker())
-        return
-    host, _ = address(settings)
-    kind, reason = device.kind, device.reason
-    threads = settings.threads_of_worker()
-    say("device", f"device   {kind} ({reason})", kind=kind, reason=reason)
-    say(
-        "workers",
-        f"workers  {settings.workers}, {threads} threads each",
-        workers=settings.workers,
-        threads=threads,
-    )
-    default = pick(bundles, None)
-    for index, bundle in enumerate(bundles):
-        manifest = bundle.manifest
-        say(
-            "model",
-            f"model    {bundle.name}@{bundle.version}: {len(manifest.class_names)} classes, "
-            f"{manifest.n_labels_train} labels, {manifest.preprocessing.size} px, "
-            f"{chosen[index][0]}"
-            f"{' (default)' if index == default else ''}",
-            model=bundle.name,
-            version=bundle.version,
-            classes=len(manifest.class_names),
-            labels=manifest.n_labels_train,
-            size=manifest.preprocessing.size,
-            precision=chosen[index][0],
-            default=index == default,
+        from labelcurve.serving import (
+            selftest,  # ONNX Runtime is loaded by the workers alone otherwise
         )
-    for name, found in store.scan(settings.models).items():
-        if found.current is None:
-            text = f"skipped  {name}: it has versions and no link `{store.CURRENT}`"
-            say("skipped", text, model=name)
+
+        selftest.run(bundles, device, settings.threads_of_worker(), settings.precision)
+        return
+    if settings.keep_doubtful:
+        from labelcurve.serving import doubtful  # which brings Pillow along
+
+        doubtful.prepare(settings.keep_doubtful, settings.models)
+    host, _ = address(settings)
+    output.install()  # a full disk or a stalled reader of the log stops no service
+    _say_process(settings, device, connections, say)
+    _say_models(settings, bundles, [precision for precision, _ in chosen], say)
+    if folder := settings.keep_doubtful:
+        most = f"at most {settings.doubtful_images:,} images and {settings.doubtful_mb:,} MB"
+        text = f"doubtful kept in {folder}: {most}, as they were sent"
+        say("doubtful", text, folder=str(folder))
     url = f"http://{f'[{host}]' if ':' in host else host}:{settings.port}"
     say("listen", f"listen   {url}", url=url)
 
@@ -141,5 +90,80 @@ def serve(settings: Settings) -> None:
     say("stopped", "stopped")
 
 
-if __name__ == "__main__":
-    main()
+def _say_process(settings: Settings, device: Device, connections: int, say: Say) -> None:
+    """Logs device, workers, and a limit of connections below the one that was set."""
+    kind, reason = device.kind, device.reason
+    say("device", f"device   {kind} ({reason})", kind=kind, reason=reason)
+    threads = settings.threads_of_worker()
+    text = f"workers  {settings.workers}, {threads} threads each"
+    say("workers", text, workers=settings.workers, threads=threads)
+    if connections < settings.connections:
+        say(
+            "connections",
+            f"limit    {connections} connections for each worker, for --connections "
+            f"{settings.connections}: the limit of open files (ulimit -Hn) allows no more",
+            connections=connections,
+            wanted=settings.connections,
+        )
+
+
+def _say_models(
+    settings: Settings, bundles: Sequence[Bundle], precisions: Sequence[str], say: Say
+) -> None:
+    """Logs the models that are served and those that are skipped."""
+    name, why = default(settings.models, bundles, settings.model)
+    for bundle, precision in zip(bundles, precisions, strict=True):
+        manifest = bundle.manifest
+        say(
+            "model",
+            f"model    {bundle.name}@{bundle.version}: {len(manifest.class_names)} classes, "
+            f"{manifest.n_labels_train} labels, {manifest.preprocessing.size} px, {precision}"
+            f"{' (default)' if bundle.name == name else ''}",
+            model=bundle.name,
+            version=bundle.version,
+            classes=len(manifest.class_names),
+            labels=manifest.n_labels_train,
+            size=manifest.preprocessing.size,
+            precision=precision,
+            default=bundle.name == name,
+        )
+        if settings.accept is not None:
+            _accepting(bundle, precision, settings.accept, say)
+    say("default", f"default  {name}: {why}", model=name, reason=why)
+    for name, found in store.scan(settings.models).items():
+        if found.current is None and (not settings.model or name in settings.model):
+            why = found.error or f"it has versions and no link `{store.CURRENT}`"
+            say("skipped", f"skipped  {name}: {why}", model=name, reason=why)
+
+
+def _bundles(settings: Settings) -> list[Bundle]:
+    """The current bundles of the folder, or of the models that `--model` lists.
+
+    Raises:
+        BundleError: there is none, one is damaged, or `--model` names one that is not there.
+    """
+    names = store.names(settings.models)
+    for name in settings.model:
+        if name not in names:
+            what = "takes the name without a version" if "@" in name else "no such model"
+            raise BundleError(
+                f"--model {name}: {what}; {settings.models} has {', '.join(names)}"
+                f"{near(name.partition('@')[0], names)}"
+            )
+    return store.read_all(settings.models, settings.model or names)
+
+
+def _accepting(bundle: Bundle, precision: str, accept: float, say: Say) -> None:
+    """Says which share of its answers a model accepts, or why none."""
+    from labelcurve.bundle.acceptance import NotEnough
+    from labelcurve.serving.models.verdict import Wish, rule  # which bring numpy along
+
+    try:
+        found = rule(bundle.manifest, precision, Wish(accept=accept)).accept
+    except NotEnough as error:
+        say("accept", f"accept   {bundle.name}: nothing; {error}", model=bundle.name, share=0.0)
+    else:
+        assert found is not None
+        share = found.coverage
+        text = f"accept   {bundle.name}: {share:.0%} of the answers, a person looks at the rest"
+        say("accept", text, model=bundle.name, share=round(share, 4))

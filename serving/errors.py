@@ -1,8 +1,9 @@
-"""The answers other than 200, as exceptions.
+"""Error responses as exceptions.
 
 Problem
 ├── UnknownModel   404   (selection.py)
 └── Overloaded     503   (batcher.py, request.py, catalogue.py)
+    └── DeviceLost       (engine.py)
 
 `bundle.errors.ImageError` and Starlette's own become answers too: problems.py.
 """
@@ -11,9 +12,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from labelcurve.bundle.errors import DeviceError, LabelcurveError
+
 
 class Problem(Exception):
-    """An answer other than 200; `members` go into the body beside status, title and detail."""
+    """An error response; `members` are added to status, title and detail in its body."""
 
     status = 400
 
@@ -32,7 +35,7 @@ class Problem(Exception):
         self.members = members
 
 
-class UnknownModel(Problem):
+class UnknownModel(Problem, LabelcurveError):
     """No model of that name and version is served."""
 
     status = 404
@@ -45,3 +48,10 @@ class Overloaded(Problem):
 
     def __init__(self, detail: str, retry_after: int = 1) -> None:
         super().__init__(detail, headers={"Retry-After": str(retry_after)})
+
+
+class DeviceLost(Overloaded, DeviceError):
+    """The GPU failed: this process cannot use it any more, a new one perhaps."""
+
+    def __init__(self, detail: str) -> None:
+        super().__init__(detail, retry_after=5)

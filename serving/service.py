@@ -1,10 +1,11 @@
-"""The BentoML service: its worker process, metrics and life cycle around our routes.
+"""The BentoML service: its worker process and life cycle around our routes.
 
 BentoML's typed API methods are not used: they cost half of the throughput. Its application is
 taken as it is; its routes are exchanged, which also closes those that show its insides, and its
 middlewares left out. Its timeout leaves a timer for each request until it has run out, and its
-spans are recorded even where nobody exports them: the two together stall the event loop in garbage
-collections of 100 to 500 ms. What the others do is in front.py, at a fraction of their cost.
+spans are recorded even without an exporter: the two together stall the event loop in garbage
+collections of 100 to 500 ms. What the others do is in web/middleware.py, at a fraction of their
+cost.
 """
 
 from __future__ import annotations
@@ -14,135 +15,193 @@ import gc
 import logging
 import os
 import signal
-from collections.abc import Awaitable, Callable
+from functools import cache
 from typing import Any
 
 import bentoml
-from bentoml._internal.server.http.instruments import RunnerTrafficMetricsMiddleware
+from prometheus_client import CONTENT_TYPE_LATEST, REGISTRY, generate_latest
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
-from bundle.errors import LabelcurveError
-from serving import loading, logs, metrics, tracing
-from serving.access import Access
-from serving.app import App
-from serving.connection import Connection
-from serving.front import Front, Gate
-from serving.loading import catalogue, device, run_dir, settings
-from serving.logs import AccessLog
-from serving.problems import HANDLERS
-from serving.traffic import Traffic
+from labelcurve.bundle.errors import LabelcurveError
+from labelcurve.serving.telemetry import logs, metric_files, metrics, tracing
+from labelcurve.serving.telemetry.logs import AccessLog
+from labelcurve.serving.telemetry.requests import Traffic
+from labelcurve.serving.web.access import Access
+from labelcurve.serving.web.app import App
+from labelcurve.serving.web.connection import Connection, Connections, hide_invalid_requests
+from labelcurve.serving.web.middleware import Front, Gate
+from labelcurve.serving.web.problems import HANDLERS
+from labelcurve.serving.workers import bento, limits, loading
 
 logger = logging.getLogger("labelcurve")
-logger.setLevel(logging.INFO)
-app = App(catalogue, device, settings)
-traffic = Traffic()
-
-# BentoML has configured the logging by the time that it imports this, and with it turned off every
-# logger that there was: that of the service, since its models load meanwhile.
-for name in ("labelcurve", "asyncio"):
-    logging.getLogger(name).disabled = False
-logging.getLogger("bentoml.serve").setLevel(logging.WARNING)
-logs.configure(settings.log_format)
-
-access_log = AccessLog(settings.log_format) if settings.access_log else None
-Connection.install(settings, access_log)
 
 
-Endpoint = Callable[[Request], Awaitable[Response]]
+class Server:
+    """The web server of this process: routes, connections, metrics and background tasks."""
 
+    def __init__(self) -> None:
+        """Around what `loading` loads; nothing runs yet.
 
-class Routed(bentoml.Service):  # type: ignore[misc]
-    """A BentoML service that answers our routes and BentoML's `/metrics`, and no others."""
+        Raises:
+            LabelcurveError: too few files may be open.
+        """
+        self.loading = loading.begin()
+        settings = self.loading.settings
+        logger.setLevel(logging.INFO)
+        bento.enable_loggers("labelcurve", "asyncio")
+        logs.configure(settings.log_format)
+        hide_invalid_requests()
+        self.access_log = AccessLog(settings.log_format) if settings.access_log else None
+        self.connections = Connections(
+            limits.connections(settings.connections, raise_limit=True),
+            settings.head_timeout,
+            self.access_log,
+        )
+        self.app = App(self.loading.catalogue, self.loading.device, settings)
+        self.traffic = Traffic(bento.service_labels())
+        self._tasks: list[asyncio.Task[None]] = []
 
-    def to_asgi(self, is_main: bool = True) -> ASGIApp:
-        """BentoML's application with its routes exchanged."""
-        asgi: Any = super().to_asgi(is_main)
-        for middleware in asgi.user_middleware:
-            if middleware.cls is RunnerTrafficMetricsMiddleware:
-                traffic.take(middleware.cls(asgi, *middleware.args, **middleware.kwargs))
+    def wrap(self, asgi: Any) -> ASGIApp:
+        """BentoML's application with its routes and middlewares exchanged for ours."""
+        settings = self.loading.settings
         asgi.user_middleware.clear()
-        theirs = {route.name: route for route in asgi.router.routes}
-        asgi.router.routes[:] = app.routes()
+        asgi.router.routes[:] = self.app.routes()
         if not settings.metrics_port:
-            asgi.router.routes.append(Route("/metrics", _up_to_date(theirs["metrics"].endpoint)))
+            asgi.router.routes.append(Route("/metrics", self.metrics))
         asgi.router.redirect_slashes = False
         for kind, handler in HANDLERS.items():
             asgi.add_exception_handler(kind, handler)
         paths = frozenset(("/classify", *(route.path for route in asgi.router.routes)))
         access = Access(settings.api_keys, settings.workers)
-        inner: ASGIApp = Gate(access, app.classify, asgi)
+        inner: ASGIApp = Gate(access, self.app.classify, asgi)
         if settings.cors:
-            inner = CORSMiddleware(
-                inner,
-                allow_origins=settings.cors,
-                allow_methods=["GET", "POST"],
-                allow_headers=["authorization", "content-type", "x-api-key", "x-request-id"],
-                expose_headers=[
-                    "retry-after",
-                    "server-timing",
-                    "x-model-name",
-                    "x-model-version",
-                    "x-request-id",
-                ],
-            )
+            inner = _cors(inner, settings.cors)
         if tracing.wanted(settings.otlp_endpoint):
-            inner = app.traces = tracing.Traces(inner, settings.otlp_endpoint, paths)
-        return Front(inner, paths=paths, traffic=traffic, log=access_log)
+            inner = self.app.traces = tracing.Traces(inner, settings.otlp_endpoint, paths)
+        return Front(inner, paths=paths, traffic=self.traffic, log=self.access_log)
 
+    async def metrics(self, _: Request) -> Response:
+        """`GET /metrics`: those of all workers; of this one, as of this moment."""
+        self.write_metrics()
+        folder = os.environ.get("PROMETHEUS_MULTIPROC_DIR")
+        registry = metric_files.registry(folder) if folder else REGISTRY
+        return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
 
-def _up_to_date(answer: Endpoint) -> Endpoint:
-    async def endpoint(request: Request) -> Response:
-        write_metrics()
-        return await answer(request)
+    def begin(self) -> None:
+        """Starts the tasks; called on the event loop."""
+        asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, self.leave)
+        runs = (self._follow_models(), self._write_metrics(), self.connections.sweep())
+        self._tasks = [asyncio.create_task(run) for run in runs]
 
-    return endpoint
+    def end(self) -> None:
+        """Ends the tasks and threads."""
+        for task in self._tasks:
+            task.cancel()
+        self.write_metrics()
+        self.loading.catalogue.close()
+        self.app.close()
 
+    def leave(self) -> None:
+        """Makes `/readyz` answer 503 and closes each connection with its next response."""
+        self.app.leaving = self.connections.leaving = True
 
-def write_metrics() -> None:
-    """Brings the metrics up to date."""
-    metrics.write()
-    traffic.write()
+    def write_metrics(self) -> None:
+        """Brings the metrics up to date."""
+        self.traffic.write()
+        metrics.write()
 
+    async def _write_metrics(self) -> None:
+        while True:
+            await asyncio.sleep(metrics.WRITE_SECONDS)
+            try:
+                self.write_metrics()
+            except Exception:  # requests are answered all the same
+                logger.exception("the metrics could not be written")
+                await asyncio.sleep(60)
 
-async def _write_metrics() -> None:
-    while True:
-        await asyncio.sleep(metrics.WRITE_SECONDS)
+    async def _follow_models(self) -> None:
+        if not await self._load():
+            return
+        watch = self.loading.settings.watch
+        while watch > 0:
+            await asyncio.sleep(watch)
+            try:
+                await self.loading.catalogue.look()
+            except Exception:  # it must go on looking
+                logger.exception("the models folder could not be followed")
+
+    async def _load(self) -> bool:
+        run_dir = self.loading.run_dir
         try:
-            write_metrics()
-        except Exception:  # of a full disk, perhaps; requests are answered all the same
-            logger.exception("the metrics could not be written")
-            await asyncio.sleep(60)
+            await self.loading.ended()
+            self.loading.catalogue.warn_of_unlinked()
+        except Exception as error:
+            message = str(error)
+            if not isinstance(error, LabelcurveError):
+                logger.exception("the models could not be loaded")
+                message = f"the models could not be loaded: {message}"
+            if run_dir:
+                run_dir.fail(message)
+            else:
+                logger.error(message)
+            os.kill(os.getpid(), signal.SIGTERM)
+            return False
+        # What is loaded stays: the collector need not walk over it again, nor run as often.
+        gc.collect()
+        gc.freeze()
+        gc.set_threshold(50_000, 20, 20)
+        gc.enable()
+        if run_dir:
+            run_dir.ready()
+        return True
+
+
+def _cors(inner: ASGIApp, origins: tuple[str, ...]) -> ASGIApp:
+    return CORSMiddleware(
+        inner,
+        allow_origins=origins,
+        allow_methods=["GET", "POST"],
+        allow_headers=["authorization", "content-type", "x-api-key", "x-request-id"],
+        expose_headers=[
+            "retry-after",
+            "server-timing",
+            "x-accepted",
+            "x-model-name",
+            "x-model-version",
+            "x-request-id",
+        ],
+    )
+
+
+@cache
+def server() -> Server:
+    """Returns the server of this process."""
+    return Server()
+
+
+def connect(**options: Any) -> Connection:
+    """A new connection, as uvicorn asks for it."""
+    return server().connections.protocol(**options)
+
+
+class Routed(bentoml.Service):  # type: ignore[misc]
+    """A BentoML service that answers our routes, and no others."""
+
+    def to_asgi(self, is_main: bool = True) -> ASGIApp:
+        """BentoML's application, wrapped."""
+        bento.use_connections(f"{__name__}:connect")
+        return server().wrap(super().to_asgi(is_main))
 
 
 @bentoml.service(
     name="labelcurve",
     service_class=Routed,
-    logging={"access": {"enabled": False}},  # ours is in serving/logs.py
-    metrics={
-        "enabled": True,
-        "duration": {
-            "buckets": [
-                0.0005,
-                0.001,
-                0.002,
-                0.005,
-                0.01,
-                0.02,
-                0.05,
-                0.1,
-                0.2,
-                0.5,
-                1.0,
-                2.0,
-                5.0,
-                10.0,
-            ]
-        },
-    },
+    logging={"access": {"enabled": False}},  # ours is in telemetry/logs.py
+    metrics={"enabled": False},  # ours are in telemetry/metrics.py
 )
 class Classifier:
     """Image classification."""
@@ -150,56 +209,9 @@ class Classifier:
     @bentoml.on_startup  # type: ignore[untyped-decorator]
     async def begin(self) -> None:
         """Starts to load the models; `/livez` answers meanwhile."""
-        asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, leave)
-        runs = (_live(), _write_metrics(), Connection.sweep())
-        self._tasks = [asyncio.create_task(run) for run in runs]
+        server().begin()
 
     @bentoml.on_shutdown  # type: ignore[untyped-decorator]
     async def end(self) -> None:
-        """Ends the threads."""
-        for task in self._tasks:
-            task.cancel()
-        write_metrics()
-        catalogue.close()
-        app.close()
-
-
-def leave() -> None:
-    """From now on `/readyz` says 503, and connections end with the answer that they wait for."""
-    app.leaving = Connection.leaving = True
-
-
-async def _live() -> None:
-    if not await _load():
-        return
-    while settings.watch > 0:
-        await asyncio.sleep(settings.watch)
-        try:
-            await catalogue.look()
-        except Exception:  # it must go on looking
-            logger.exception("the models folder could not be followed")
-
-
-async def _load() -> bool:
-    try:
-        await loading.ended()
-        catalogue.warn_of_unlinked()
-    except Exception as error:
-        message = str(error)
-        if not isinstance(error, LabelcurveError):
-            logger.exception("the models could not be loaded")
-            message = f"the models could not be loaded: {message}"
-        if run_dir:
-            run_dir.fail(message)
-        else:
-            logger.error(message)
-        os.kill(os.getpid(), signal.SIGTERM)
-        return False
-    # What is loaded stays: the collector need not walk over it again, nor run as often.
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(50_000, 20, 20)
-    gc.enable()
-    if run_dir:
-        run_dir.ready()
-    return True
+        """Ends what `begin` started."""
+        server().end()

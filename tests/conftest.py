@@ -33,32 +33,57 @@ def digits_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 LONG = (
     "test_readme",
-    "training/test_job",
+    "training/jobs/test_sweep",
+    "test_photos_page",
+    "training/jobs/test_train",
+    "training/jobs/test_faults",
     "training/test_cli",
-    "training/test_faults",
-    "training/test_distributed",
-    "training/test_sweep",
-    "training/test_pretrain_job",
+    "training/runtime/test_distributed",
+    "training/extractors/test_pretraining",
+    "training/extractors/test_choice",
+    "training/jobs/test_pretrain",
     "benchmarks/test_cli",
-    "benchmarks/test_faults",
+    "benchmarks/test_demo",
+    "benchmarks/resilience/test_faults",
 )
 """Files that take minutes, each on one worker: they begin first, so that none is the last."""
 
 
+SLOW = (
+    *("test_readme", "test_photos_page", "deploy", "labelcurve", "bundle/test_cuda"),
+    *(f"benchmarks/{name}" for name in ("test_cli", "test_demo", "test_render", "resilience")),
+    *(f"benchmarks/{name}" for name in ("load/test_lo", "report/test_p", "training_runs")),
+    *(f"serving/test_{name}" for name in ("classify", "cli", "selftest", "service")),
+    *(f"serving/telemetry/test_{name}" for name in ("logs", "monitoring", "tracing")),
+    *(f"serving/page/test_{name}" for name in ("browser", "documentation")),
+    *(f"serving/{name}" for name in ("workers", "web/test_access")),
+    *(f"serving/web/test_{name}" for name in ("app", "connection", "huggingface", "memory")),
+    *(f"serving/web/test_{name}" for name in ("mutations", "schemathesis")),
+    *(f"training/{name}" for name in ("test_cli", "extractors", "forecast", "models", "runtime")),
+    *(f"training/jobs/test_{name}" for name in ("classes", "faults", "outside")),
+    *(f"training/jobs/test_{name}" for name in "pqst"),
+    *(f"training/learning/test_{name}" for name in ("compilation", "finetune", "p")),
+)
+"""Tests below these start processes, train or draw plots: `make check` leaves them out."""
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.nodeid.removeprefix("tests/").startswith(SLOW):
+            item.add_marker("slow")
     places = {f"tests/{name}.py": place for place, name in enumerate(LONG)}
     items.sort(key=lambda item: places.get(item.nodeid.partition("::")[0], len(places)))
 
 
 ALLOWED_SKIPS = ("no NVIDIA GPU", "data set not here")
-"""How the reason of a skip begins that is allowed where CI is set."""
+"""Prefixes of the reasons of skips that are allowed where CI is set."""
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(
     item: pytest.Item,
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Where CI is set, a skipped test fails, but for a missing GPU or missing outside data."""
+    """Fails skipped tests if CI is set, except for a missing GPU or missing outside data."""
     report = yield
     if report.skipped and os.environ.get("CI") and isinstance(report.longrepr, tuple):
         reason = report.longrepr[2].removeprefix("Skipped: ")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -14,14 +15,16 @@ from PIL import Image
 from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
 
-from bundle import preprocess, store
-from bundle.manifest import (
+from labelcurve.bundle import acceptance, preprocess, store
+from labelcurve.bundle.manifest import (
+    CONFIDENCE_BOUNDS,
     Choice,
     Dataset,
     Epoch,
     Manifest,
     Metrics,
     Parity,
+    Predicted,
     Preprocessing,
     Run,
 )
@@ -30,9 +33,13 @@ SIZE = 8
 CLASS_NAMES = tuple(str(digit) for digit in range(10))
 
 
+digits = cache(load_digits)
+"""Read once: it unpacks and parses a file of text."""
+
+
 def digit_png(index: int) -> bytes:
     """File bytes of digit number `index` (grey, 8 x 8)."""
-    pixels = np.round(load_digits().images[index] * 255 / 16).astype(np.uint8)
+    pixels = np.round(digits().images[index] * 255 / 16).astype(np.uint8)
     buffer = BytesIO()
     Image.fromarray(pixels).save(buffer, "PNG")
     return buffer.getvalue()
@@ -40,7 +47,7 @@ def digit_png(index: int) -> bytes:
 
 def digit_label(index: int) -> int:
     """The true class of digit number `index`."""
-    return int(load_digits().target[index])
+    return int(digits().target[index])
 
 
 def graph(weight: NDArray[np.float32], bias: NDArray[np.float32], size: int = SIZE) -> bytes:
@@ -89,11 +96,12 @@ def publish_digits(
 
     The first 1,437 digits are train, the last 360 test; returns the bundle's folder.
     """
-    digits = load_digits()
-    pixels = np.round(digits.images * 255 / 16).reshape(len(digits.images), -1) / 255
+    images, target = digits().images, digits().target
+    pixels = np.round(images * 255 / 16).reshape(len(images), -1) / 255
     n = round(1437 * fraction)
-    model = LogisticRegression(max_iter=2000, C=1.0 + seed).fit(pixels[:n], digits.target[:n])
-    accuracy = float(model.score(pixels[1437:], digits.target[1437:]))
+    model = LogisticRegression(max_iter=2000, C=1.0 + seed).fit(pixels[:n], target[:n])
+    accuracy = float(model.score(pixels[1437:], target[1437:]))
+    probabilities = model.predict_proba(pixels[1437:])
     metrics = Metrics(
         n=360, accuracy=accuracy, f1=accuracy, precision=accuracy, recall=accuracy, loss=0.3
     )
@@ -118,6 +126,18 @@ def publish_digits(
         precision=Choice(value="fp32", reason="a test"),
         val=metrics,
         test=metrics,
+        predicted=Predicted(
+            split="test",
+            n=360,
+            classes=tuple(np.bincount(probabilities.argmax(1), minlength=10).tolist()),
+            confidence=tuple(
+                np.bincount(
+                    np.searchsorted(CONFIDENCE_BOUNDS, probabilities.max(1)),
+                    minlength=len(CONFIDENCE_BOUNDS) + 1,
+                ).tolist()
+            ),
+        ),
+        held_out=acceptance.held_out(probabilities, target[1437:]),
         parity=Parity(
             n_images=100, batch_sizes=(1, 2, 7, 32), max_abs_diff=1e-6, top1_agreement=1.0
         ),

@@ -3,6 +3,7 @@
 import time
 
 STARTED = time.monotonic()
-"""Of the process, near enough: what is imported below takes a second and more."""
+"""Start of the process, approximately: the imports below take a second and more."""
 
-import bundle as bundle  # noqa: E402  before ONNX Runtime is imported: it switches its telemetry off
+# Before ONNX Runtime is imported: it switches its telemetry off.
+from labelcurve import bundle as bundle  # noqa: E402

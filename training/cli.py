@@ -1,20 +1,21 @@
-"""The commands `train`, `pretrain`, `sweep` and `quantize`."""
+"""The commands `train`, `pretrain`, `sweep`, `quantize`, `plan`, `suggest`, `audit`."""
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import redirect_stderr, redirect_stdout
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from bundle import files
-from bundle.errors import LabelcurveError
-from bundle.machine import show_version
-from training import STARTED, interruption, options, output
+from labelcurve.bundle import command, files
+from labelcurve.bundle.errors import LabelcurveError
+from labelcurve.bundle.text import percent
+from labelcurve.training import STARTED, options, sweep_options
+from labelcurve.training.runtime import console, interruption
 
 T = TypeVar("T")
 
@@ -22,62 +23,109 @@ FIRST = os.environ.get("RANK", "0") == "0"
 """Whether this process is the first of several, or the only one."""
 
 
-def main() -> None:
+def train(arguments: Sequence[str]) -> None:
     """Runs `train`.
 
-    Exits with 1 on an error that is explained, 2 on unknown options, 130 on Ctrl-C, 143 on
-    SIGTERM and 129 where the terminal was closed; bundles that were published before stay.
+    Raises:
+        LabelcurveError: it cannot; bundles that were published before stay.
+        SystemExit: 2 on unknown options, 130 on Ctrl-C, 143 on SIGTERM, 129 where the terminal was
+            closed.
     """
 
     def run() -> dict[str, Any] | None:
-        chosen = _parsed(options.parse)
+        chosen = _parsed(lambda: options.parse(arguments))
         # torch is imported only now: `--help` and typing errors answer at once.
-        from training import distributed, job, selftest
+        from labelcurve.training.jobs import selftest
+        from labelcurve.training.jobs import train as train_job
+        from labelcurve.training.runtime import distributed
 
         def work() -> dict[str, Any]:
             if chosen.self_test:
                 return selftest.run(chosen.device)
-            return job.run(chosen, STARTED)
+            return train_job.run(chosen, STARTED)
 
         return distributed.run(work, chosen.device)
 
     _main(run, "bundles that were published before stay, and the same command goes on from here")
 
 
-def pretrain() -> None:
-    """Runs `pretrain`; exits as `train` does."""
+def pretrain(arguments: Sequence[str]) -> None:
+    """Runs `pretrain`; ends as `train` does."""
 
     def run() -> dict[str, Any] | None:
-        chosen = _parsed(options.parse_pretrain)
-        from training import distributed, pretrain_job
+        chosen = _parsed(lambda: options.parse_pretrain(arguments))
+        from labelcurve.training.jobs import pretrain as pretrain_job
+        from labelcurve.training.runtime import distributed
 
         return distributed.run(lambda: pretrain_job.run(chosen, STARTED), chosen.device)
 
     _main(run, "the same command goes on from here")
 
 
-def sweep() -> None:
-    """Runs `sweep`; exits as `train` does."""
+def sweep(arguments: Sequence[str]) -> None:
+    """Runs `sweep`; ends as `train` does."""
 
     def run() -> dict[str, Any]:
-        chosen, others = options.parse_sweep()
-        from training import sweep
+        chosen, others = sweep_options.parse_sweep(arguments)
+        from labelcurve.training.jobs import sweep as sweep_job
 
-        return sweep.run(chosen, others)
+        return sweep_job.run(chosen, others)
 
     _main(run, "bundles that were published before stay, and the same command goes on from here")
 
 
-def quantize() -> None:
-    """Runs `quantize`; exits as `train` does."""
+def quantize(arguments: Sequence[str]) -> None:
+    """Runs `quantize`; ends as `train` does."""
 
     def run() -> dict[str, Any]:
-        chosen = options.parse_quantize()
-        from training import quantize_job
+        chosen = options.parse_quantize(arguments)
+        from labelcurve.training.jobs import quantize as quantize_job
 
         return quantize_job.run(chosen)
 
     _main(run, "bundles that were published before stay")
+
+
+def plan(arguments: Sequence[str]) -> None:
+    """Runs `plan`; exits as `train` does."""
+
+    def run() -> dict[str, Any] | None:
+        from labelcurve.training.forecast import options as plan_options
+
+        chosen = plan_options.parse(arguments)
+        from labelcurve.training.jobs import plan as plan_job
+
+        return plan_job.run(chosen, STARTED)
+
+    _main(run, "no page was written")
+
+
+def suggest(arguments: Sequence[str]) -> None:
+    """Runs `suggest`; exits as `train` does."""
+
+    def run() -> dict[str, Any] | None:
+        from labelcurve.training import suggest_options
+
+        chosen = suggest_options.parse(arguments)
+        from labelcurve.training.jobs import suggest as suggest_job
+
+        return suggest_job.run(chosen, STARTED)
+
+    _main(run, "nothing was written")
+
+
+def audit(arguments: Sequence[str]) -> None:
+    """Runs `audit`; exits as `train` does."""
+
+    def run() -> dict[str, Any] | None:
+        from labelcurve.training.audit import options as audit_options
+
+        chosen = audit_options.parse(arguments)
+        from labelcurve.training.jobs import audit as audit_job
+
+        return audit_job.run(chosen, STARTED)
+
+    _main(run, "no table was written")
 
 
 def _parsed(parse: Callable[[], T]) -> T:
@@ -92,29 +140,57 @@ def _parsed(parse: Callable[[], T]) -> T:
 
 
 def _main(run: Callable[[], dict[str, Any] | None], hint: str) -> None:
-    # As the first process of a container, too, where the kernel ignores SIGTERM without this.
     interruption.install()
-    show_version()
     try:
         files.check_temporary()
         document = run()
         if document is not None:  # of several processes, the first has it
-            output.result(json.dumps(document))
-    except LabelcurveError as error:
-        output.tell(f"error: {error}")
-        sys.exit(1)
-    except (ImportError, MemoryError) as error:
-        # What torch's libraries say where `ulimit -v` or the container leaves no room for them.
-        if isinstance(error, ImportError) and "failed to map segment" not in str(error):
-            raise
-        output.tell(
-            f"error: no memory is left ({error}): allow the process more (`ulimit -v`, the "
-            "container's limit)"
-        )
-        sys.exit(1)
+            command.answer(document, partial(_show, document))
     except interruption.Stopped as stopped:
         for signum in interruption.CODES:  # it ends already
             signal.signal(signum, signal.SIG_IGN)
         if FIRST:
-            output.tell(f"\nstopped; {hint}")
+            console.tell(f"\nstopped; {hint}")
         sys.exit(stopped.code)
+
+
+def _show(document: dict[str, Any]) -> None:
+    """A table of what was made; `sweep`, `--dry-run` and `--self-test` have printed theirs."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE)
+    if "audit" in document:
+        for header in ("image", "label", "suggested", "score", "reason"):
+            table.add_column(header, overflow="fold")
+        for row in document["first"]:
+            score = f"{row['score']:.2f}"
+            table.add_row(row["path"], row["label"], row["suggested"], score, row["reason"])
+        if document["doubtful"] > len(document["first"]):
+            more = document["doubtful"] - len(document["first"])
+            table.add_row(f"and {more:,} more", "", "", "", "")
+    elif "extractor" in document:
+        made = document["extractor"]
+        for header in ("extractor", "epochs", "k-NN", "linear probe"):
+            table.add_column(header, overflow="fold")
+        judged = (_share(made["knn"]), _share(made["probe"]))
+        table.add_row(made["path"], f"{made['epochs']:g}", *judged)
+    elif "bundles" in document and "summary" not in document:
+        variant = any("variant" in bundle for bundle in document["bundles"])
+        for header in ("model", "precision" if variant else "labels", "accuracy", "path"):
+            table.add_column(header, overflow="fold")
+        for bundle in document["bundles"]:
+            made = bundle.get("variant", bundle)
+            judged, what = (made["test"], "test") if made["test"] else (made["val"], "validation")
+            labels = f"{bundle.get('n_labels_train', 0) + bundle.get('n_labels_val', 0):,}"
+            kind = made["precision"] if variant else labels
+            accuracy = f"{percent(judged['accuracy'])} ({what})"
+            table.add_row(bundle["name"], kind, accuracy, bundle["path"])
+    else:
+        return
+    Console().print(table)
+
+
+def _share(value: float | None) -> str:
+    return "–" if value is None else percent(value)

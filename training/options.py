@@ -1,4 +1,4 @@
-"""The options of `train`, `pretrain`, `sweep` and `quantize`, in the groups that their help shows.
+"""The options of `train`, `pretrain` and `quantize`, in the groups that their help shows.
 
 The text below each option becomes its help.
 """
@@ -6,60 +6,99 @@ The text below each option becomes its help.
 from __future__ import annotations
 
 import inspect
-import math
 import re
-import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
 from tyro.conf import OmitArgPrefixes
 
-from bundle.errors import LabelcurveError, near
-from training.recipes import TORCHVISION, Objective, Preset
+from labelcurve.bundle.errors import LabelcurveError
+from labelcurve.bundle.options import Within, check
+from labelcurve.training.data.formats.split_names import Layout
+from labelcurve.training.recipes import LIBRARIES, TIMM, Objective, Preset
 
-DEFAULT_FRACTIONS = (0.1, 0.5, 1.0)
+DEFAULT_FRACTIONS = (0.05, 0.1, 0.2, 0.3, 0.5, 1.0)
+"""Five make a learning curve, and a sixth checks it."""
+
+RUNS = ".runs"
+"""Below `--out`: checkpoints, events, logs and locks, a folder for each bundle's name."""
 
 LAST_SEED = 2**32 - 1
 """numpy and scikit-learn take no larger one."""
 Flag = Annotated[bool, tyro.conf.FlagCreatePairsOff]
+Positive = Annotated[float | None, Within(0, above=True)]
+Side = Annotated[int | None, Within(8, 1024, note="pixels")]
+Fractions = Annotated[
+    tuple[float, ...],
+    tyro.conf.UseAppendAction,
+    Within(0, 1, above=True, note="(0.1 is 10 %)"),
+]
 
 
 @dataclass(frozen=True)
-class ImageOptions:
-    """What is learned from."""
+class _Source:
+    """Options on the images, common to `train` and `pretrain`."""
 
     data: str = "cifar10"
-    """`cifar10`, `digits`, a folder of class folders (with or without train/ and test/), or a
-    folder of Parquet files in the Hub's image layout."""
-    image_size: int | None = None
-    """Side of the images in pixels; by default 32, for digits 16."""
+    layout: Layout = "auto"
+    """Meaning of the folder levels, outermost first: `class` (cat/1.jpg), `split/class`
+    (train/cat/1.jpg) or `class/split` (cat/train/1.jpg). `auto` detects it, or says why it cannot.
+    """
+    label_column: str | None = None
+    """Column of the labels in a table or in Parquet files, where its name does not say so."""
+    image_size: Side = None
+    """Side of the images in pixels; by default 32, 64, 128 or 224, whichever is nearest to their
+    own (the median of the short sides); for digits 16."""
     skip_unreadable: Flag = False
     """Go on without images that cannot be read, and count them."""
     cache: Path | None = None
-    """Folder of downloads and decoded pixels; by default the user's cache folder,
+    """Folder of downloads, decoded pixels and extractors; by default the user's cache folder,
     ~/.cache/labelcurve on Linux."""
     clear_cache: Flag = False
     """Remove the decoded pixels of all data sets from the cache first, but those in use."""
-    memory_gb: float | None = None
+    memory_gb: Positive = None
     """Decoded images that take more are read from the cache while they are used; by default a
     quarter of the memory of the machine or the container."""
+
+    @property
+    def memory(self) -> int | None:
+        """Bytes of memory for decoded images; None leaves it to `training.data.dataset`."""
+        return None if self.memory_gb is None else max(1, int(self.memory_gb * 1e9))
+
+
+@dataclass(frozen=True)
+class ImageOptions(_Source):
+    """Images and their cache."""
+
+    data: str = "cifar10"
+    """`cifar10`, `digits`, a folder of class folders (with or without train/ and test/), a folder
+    of Parquet files in the Hub's image layout, or a table of paths and labels (CSV, JSON)."""
+    unlabelled: Path | None = None
+    """Folder of further images without labels, at any depth, to learn from. Images in unlabelled/
+    next to the class folders, and those with an empty label in a table, are used likewise."""
 
 
 @dataclass(frozen=True)
 class LabelOptions:
-    """How many labels, and which."""
+    """Labels, seeds and the test split."""
 
-    fraction: tyro.conf.UseAppendAction[tuple[float, ...]] = ()
+    fraction: Fractions = ()
     """Share of the labels, above 0 and up to 1; several of them, or the option again, for several
-    models. Without it: 0.1, 0.5 and 1.0."""
+    models. Without it: 0.05, 0.1, 0.2, 0.3, 0.5 and 1, as far as the labels allow."""
     seed: int = 0
-    """Of the subsets, the weights and the order of training."""
-    seeds: int = 1
-    """Train so many times, with this seed and those after it (bundles NAME-10, NAME-10-s1, ...),
-    and report mean and spread."""
+    """Seed of the subsets, the initial weights and the order of training."""
+    seeds: Annotated[int, Within(1)] = 1
+    """Number of seeds, from the first one on (bundles NAME-10, NAME-10-s1, ...); reports mean and
+    spread."""
+    drop: Path | None = None
+    """Table that `labelcurve audit` wrote: the training images in it are left out. Remove the lines
+    of those to keep."""
+    relabel: Path | None = None
+    """The same table: the training images in it get the label in the column `suggested`, where
+    there is one."""
     no_unlabelled: Flag = False
     """Below a fraction of 1, do not learn from the other training images (without their labels)."""
     no_test: Flag = False
@@ -70,35 +109,41 @@ class LabelOptions:
 
 @dataclass(frozen=True)
 class TrainingOptions:
-    """How it is learned."""
+    """Recipe, initial weights and hardware."""
 
     preset: Preset = "default"
     """`reference` is the reference experiment: its network, pretext task and fine-tuning, under our
     protocol."""
     extractor: str = "auto"
-    """What the network knows before it sees a label. `auto`: the extractor that ships with
-    Labelcurve where it was made from these images (CIFAR-10), or the one that `pretrain` left in
-    the cache where its k-NN accuracy is higher, else a short `pretrain` first. `none`: nothing.
-    Or a file that `pretrain` wrote. `torchvision:NAME`, such as torchvision:resnet18: that network
-    and its ImageNet weights, which are downloaded; `torchvision:NAME=FILE`: its state dict from a
+    """Initial weights. `auto`: for photos (128 px and more) the pretrained
+    timm:tf_efficientnet_lite0.in1k; for smaller images the one that `pretrain` left in the cache,
+    or the extractor that ships with Labelcurve (CIFAR-10) where that has the higher k-NN accuracy
+    or there is no other and the images are in colour and of 32 px, else a short `pretrain` first.
+    `none`: random ones.
+    Or a file that `pretrain` wrote. `timm:NAME`, such as timm:tf_efficientnet_lite0, or
+    `torchvision:NAME`, such as torchvision:resnet18: that library's network and pretrained weights,
+    which are downloaded once; `timm:NAME=FILE`, `torchvision:NAME=FILE`: a state dict from a
     file."""
-    epochs: int | None = None
+    epochs: Annotated[int | None, Within(1)] = None
     """At most so many epochs, instead of the recipe's."""
-    max_minutes: float | None = None
-    """The whole command ends after so many minutes at the latest, whatever the machine, and each
-    learning rate comes to its end. Such a run is not repeatable bit by bit."""
+    max_minutes: Positive = None
+    """Time limit of the whole command; each learning rate still decays to its end. Such a run is
+    not repeatable bit by bit."""
     no_flip: Flag = False
-    """Do not mirror images while training: for text, digits and whatever has a left and a right."""
+    """Do not mirror images while training: for text, digits and whatever is not symmetric."""
     device: Literal["auto", "cuda", "cpu"] = "auto"
     """`auto` takes an NVIDIA GPU when there is one, else the CPU, and prints its reason."""
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    """Arithmetic of training; `auto` takes bf16 where the hardware is faster with it. A run that is
+    continued keeps the one it began with."""
     self_test: Flag = False
-    """Run one training step, print what it really ran on, and stop; no data is read. The exit
-    status is 1 where that is not what `--device` says."""
+    """Run one training step, print what it ran on, and stop; no data is read. The exit status is 1
+    where that is not what `--device` says."""
 
 
 @dataclass(frozen=True)
 class OutputOptions:
-    """Where the bundles go, and what happens after an interruption."""
+    """Output folder, resumption and tracking."""
 
     out: Path = Path("models")
     """Folder that the bundles are published in. Checkpoints and TensorBoard events lie in its
@@ -106,9 +151,9 @@ class OutputOptions:
     name: str | None = None
     """First part of the bundles' names, NAME-10 and so on; by default the name of the data."""
     fresh: Flag = False
-    """Start over where an interrupted run left a checkpoint; without it the run goes on."""
-    checkpoint_seconds: float = 45.0
-    """Between two checkpoints: about so much work is lost when the machine goes away."""
+    """Start over where an interrupted run left a checkpoint, instead of resuming it."""
+    checkpoint_seconds: Annotated[float, Within(0)] = 45.0
+    """Seconds between two checkpoints: at most about this much work is lost in a crash."""
     mlflow: str | None = None
     """Experiment of MLflow that each model becomes a run of, at MLFLOW_TRACKING_URI; needs the
     extra `mlflow`."""
@@ -118,50 +163,38 @@ class OutputOptions:
 class Options(OutputOptions, TrainingOptions, LabelOptions, ImageOptions):
     """Fine-tunes a classifier on fractions of the labels and publishes one bundle a fraction.
 
-    The last line on stdout is one JSON document; everything before it is for people.
+    On a terminal the result comes last as a table; elsewhere, and with --json, the last line on
+    stdout is one JSON document.
     """
 
     def __post_init__(self) -> None:
-        """Checks what no type can say.
+        """Validates the values.
 
         Raises:
             LabelcurveError: names the flag, the value and what is allowed.
         """
-        for fraction in self.fraction:
-            if not 0 < fraction <= 1:
-                raise LabelcurveError(
-                    f"--fraction {fraction:g}: allowed are values above 0 and up to 1 (0.1 is 10 %)"
-                )
-        if self.epochs is not None and self.epochs < 1:
-            raise LabelcurveError(f"--epochs {self.epochs}: allowed are 1 and more")
-        _check_minutes(self.max_minutes)
-        if self.epochs is not None and self.max_minutes is not None:
-            raise LabelcurveError("--epochs and --max-minutes exclude each other: give one of them")
-        if self.seeds < 1:
-            raise LabelcurveError(f"--seeds {self.seeds}: allowed are 1 and more")
+        check(self)
+        _exclude(self.epochs, self.max_minutes)
+        _check_seed(self.seed, self.seeds)
         # A bundle's name has more after it, and a file system takes 255.
         if self.name is not None and not re.fullmatch(r"[A-Za-z0-9][\w.-]{,199}", self.name, re.A):
             raise LabelcurveError(
                 f"--name {self.name!r}: allowed are up to 200 letters, digits, dots, underscores "
                 "and hyphens, a letter or digit first"
             )
-        if re.match(rf"{TORCHVISION}(?!\w+(=|$))", self.extractor):
-            raise LabelcurveError(
-                f"--extractor {self.extractor}: allowed are {TORCHVISION}NAME and "
-                f"{TORCHVISION}NAME=FILE, such as {TORCHVISION}resnet18"
-            )
-        if self.preset == "reference" and self.extractor.startswith(TORCHVISION):
-            raise LabelcurveError(
-                f"--extractor {self.extractor}: --preset reference has a network of its own; "
-                "leave one of the two out"
-            )
-        _check_common((self.seed, self.seeds), self.image_size, self.checkpoint_seconds)
-        _bytes(self.memory_gb)
-
-    @property
-    def memory(self) -> int | None:
-        """Bytes of memory for decoded images; None leaves it to `training.data`."""
-        return _bytes(self.memory_gb)
+        if self.extractor.startswith(LIBRARIES):
+            library, _, network = self.extractor.partition(":")
+            if not re.match(r"[\w.-]+(=|$)", network):
+                example = "tf_efficientnet_lite0" if f"{library}:" == TIMM else "resnet18"
+                raise LabelcurveError(
+                    f"--extractor {self.extractor}: allowed are {library}:NAME and "
+                    f"{library}:NAME=FILE, such as {library}:{example}"
+                )
+            if self.preset == "reference":
+                raise LabelcurveError(
+                    f"--extractor {self.extractor}: --preset reference has its own network; "
+                    "omit one of the two"
+                )
 
     @property
     def fractions(self) -> tuple[float, ...]:
@@ -174,8 +207,8 @@ class Options(OutputOptions, TrainingOptions, LabelOptions, ImageOptions):
         return range(self.seed, self.seed + self.seeds)
 
 
-def parse(arguments: Sequence[str] | None = None) -> Options:
-    """The options of `train`, from the command line where no arguments are given."""
+def parse(arguments: Sequence[str]) -> Options:
+    """The options of `train`."""
 
     def gather(
         image: OmitArgPrefixes[ImageOptions] = ImageOptions(),
@@ -185,102 +218,91 @@ def parse(arguments: Sequence[str] | None = None) -> Options:
     ) -> Options:
         return Options(**vars(image), **vars(label), **vars(training), **vars(output))
 
-    given = _repeated(arguments, "--fraction")
-    return tyro.cli(gather, prog="train", description=inspect.getdoc(Options), args=given)
+    given = repeated(arguments, "--fraction")
+    about = inspect.getdoc(Options)
+    return tyro.cli(gather, prog="labelcurve train", description=about, args=given)
 
 
 @dataclass(frozen=True)
-class PretrainImageOptions:
-    """What is learned from."""
+class PretrainImageOptions(_Source):
+    """Images and their cache."""
 
     data: str = "cifar10"
     """As for `train`: the training images are used, their labels only to judge the result. With
     `--unlabelled` any folder of images."""
     unlabelled: Flag = False
     """`--data` is a folder of images, at any depth, without classes."""
-    image_size: int | None = None
-    """Side of the images in pixels; by default 32, for digits 16."""
-    skip_unreadable: Flag = False
-    """Go on without images that cannot be read, and count them."""
-    cache: Path | None = None
-    """Folder of downloads, decoded pixels and extractors; by default the user's cache folder,
-    ~/.cache/labelcurve on Linux."""
-    clear_cache: Flag = False
-    """Remove the decoded pixels of all data sets from the cache first, but those in use."""
-    memory_gb: float | None = None
-    """Decoded images that take more are read from the cache while they are used; by default a
-    quarter of the memory of the machine or the container."""
 
 
 @dataclass(frozen=True)
 class PretrainTrainingOptions:
-    """How it is learned."""
+    """Objective, time limit and hardware."""
 
     objective: Objective = "contrastive"
     """`relative-position` is the reference experiment's, for `train --preset reference`."""
-    epochs: float | None = None
+    epochs: Positive = None
     """Passes over the images, instead of the recipe's."""
-    max_minutes: float | None = None
-    """End after so many minutes instead, with the learning rate at its end."""
-    batch_size: int | None = None
-    """Images of a batch, instead of the recipe's; fewer need less memory and are fewer to tell
-    apart."""
+    max_minutes: Positive = None
+    """Time limit instead; the learning rate still decays to its end."""
+    batch_size: Annotated[int | None, Within(2)] = None
+    """Images of a batch, instead of the recipe's."""
     start: Path | None = None
     """Begin with the weights of this extractor."""
     seed: int = 0
-    """Of the weights, the order and the views."""
+    """Seed of the weights, the order and the views."""
     no_flip: Flag = False
     """Do not mirror images: for text, digits and whatever has a left and a right."""
     device: Literal["auto", "cuda", "cpu"] = "auto"
     """`auto` takes an NVIDIA GPU when there is one, else the CPU, and prints its reason."""
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    """As for `train`."""
 
 
 @dataclass(frozen=True)
 class PretrainOutputOptions:
-    """Where the extractor goes, and what happens after an interruption."""
+    """Output file and resumption."""
 
     out: Path | None = None
-    """File to write (.safetensors), with a card beside it (.md); by default one in the cache, where
-    `train` looks. The checkpoint is a hidden file beside it."""
+    """File to write (.safetensors), with a card next to it (.md); by default one in the cache,
+    where `train` looks. The checkpoint is a hidden file in the same folder."""
+    trunk: Path | None = None
+    """File for a run that can be extended. It keeps the state from before the learning rate falls,
+    in the last quarter of --epochs or --max-minutes; the same command, given again, goes on from
+    there and writes a better extractor."""
     fresh: Flag = False
-    """Start over where an interrupted run left a checkpoint; without it the run goes on."""
-    checkpoint_seconds: float = 45.0
-    """Between two checkpoints: about so much work is lost when the machine goes away."""
+    """Start over where an interrupted run left a checkpoint, instead of resuming it."""
+    checkpoint_seconds: Annotated[float, Within(0)] = 45.0
+    """Seconds between two checkpoints: at most about this much work is lost in a crash."""
 
 
 @dataclass(frozen=True)
 class PretrainOptions(PretrainOutputOptions, PretrainTrainingOptions, PretrainImageOptions):
     """Learns a feature extractor from the training images without their labels.
 
-    `train` on the same images finds it. The last line on stdout is one JSON document.
+    `train` on the same images finds it. On a terminal the result comes last as a table; elsewhere,
+    and with --json, the last line on stdout is one JSON document.
     """
 
     def __post_init__(self) -> None:
-        """Checks what no type can say.
+        """Validates the values.
 
         Raises:
             LabelcurveError: names the flag, the value and what is allowed.
         """
-        if self.epochs is not None and not 0 < self.epochs < math.inf:
-            raise LabelcurveError(f"--epochs {self.epochs:g}: allowed are values above 0")
-        _check_minutes(self.max_minutes)
-        if self.epochs is not None and self.max_minutes is not None:
-            raise LabelcurveError("--epochs and --max-minutes exclude each other: give one of them")
-        if self.batch_size is not None and self.batch_size < 2:
-            raise LabelcurveError(f"--batch-size {self.batch_size}: allowed are 2 and more")
+        check(self)
+        _exclude(self.epochs, self.max_minutes)
+        _check_seed(self.seed)
         if self.out is not None and (self.out.suffix != ".safetensors" or self.out.is_dir()):
             raise LabelcurveError(f"--out {self.out}: allowed is a file name in .safetensors")
-        _check_common((self.seed, 1), self.image_size, self.checkpoint_seconds)
-        _bytes(self.memory_gb)
-
-    @property
-    def memory(self) -> int | None:
-        """Bytes of memory for decoded images; None leaves it to `training.data`."""
-        return _bytes(self.memory_gb)
+        if self.trunk is not None and (self.trunk.suffix == ".safetensors" or self.trunk.is_dir()):
+            raise LabelcurveError(
+                f"--trunk {self.trunk}: allowed is the name of a file that is not the extractor's, "
+                "such as mine.trunk"
+            )
 
 
-def parse_pretrain(arguments: Sequence[str] | None = None) -> PretrainOptions:
-    """The options of `pretrain`, from the command line where no arguments are given."""
+def parse_pretrain(arguments: Sequence[str]) -> PretrainOptions:
+    """The options of `pretrain`."""
 
     def gather(
         image: OmitArgPrefixes[PretrainImageOptions] = PretrainImageOptions(),
@@ -289,87 +311,8 @@ def parse_pretrain(arguments: Sequence[str] | None = None) -> PretrainOptions:
     ) -> PretrainOptions:
         return PretrainOptions(**vars(image), **vars(training), **vars(output))
 
-    return tyro.cli(
-        gather, prog="pretrain", description=inspect.getdoc(PretrainOptions), args=arguments
-    )
-
-
-@dataclass(frozen=True)
-class SweepOptions:
-    """Trains the grid of data, fractions and seeds as independent jobs on Ray.
-
-    Any option of `train` may follow and holds for each job, such as --out, --epochs and
-    --max-minutes. Bundles, checkpoints and the jobs' logs (.runs/sweep/) lie in --out; give the
-    same command again after an interruption. The last line on stdout is one JSON document.
-    """
-
-    data: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
-    """As for `train`; several of them, or the option again. Without it: cifar10."""
-    fraction: tyro.conf.UseAppendAction[tuple[float, ...]] = ()
-    """As for `train`. Without it: 0.1, 0.5 and 1.0."""
-    seed: int = 0
-    """The first one."""
-    seeds: int = 1
-    """So many, one job each."""
-    address: str | None = None
-    """Of a Ray cluster, HOST:PORT of its head, or `auto` on one of its machines, which must all
-    have Labelcurve and see --data and --out under the same paths. Without it, Ray starts on this
-    machine alone, and ends with the command."""
-    cpus: float = 1
-    """Of each job; also its threads."""
-    gpus: float | None = None
-    """Of each job; by default 1 where the cluster has GPUs. With 0.25, four jobs share one."""
-    retries: int = 3
-    """Times that a job runs again whose worker or machine died; it goes on from its checkpoint."""
-
-    def __post_init__(self) -> None:
-        """Checks what no type can say.
-
-        Raises:
-            LabelcurveError: names the flag, the value and what is allowed.
-        """
-        if self.seeds < 1:
-            raise LabelcurveError(f"--seeds {self.seeds}: allowed are 1 and more")
-        if self.address is not None and not re.fullmatch(r"auto|\S+:\d+", self.address):
-            raise LabelcurveError(
-                f"--address {self.address}: allowed are HOST:PORT of the cluster's head, and "
-                "`auto` on one of its machines"
-            )
-        if not 0 < self.cpus < math.inf:
-            raise LabelcurveError(f"--cpus {self.cpus:g}: allowed are values above 0")
-        if self.gpus is not None and not 0 <= self.gpus < math.inf:
-            raise LabelcurveError(f"--gpus {self.gpus:g}: allowed are 0 and more")
-        if self.retries < 0:
-            raise LabelcurveError(f"--retries {self.retries}: allowed are 0 and more")
-
-
-def parse_sweep(arguments: Sequence[str] | None = None) -> tuple[SweepOptions, list[str]]:
-    """The options of `sweep`, and those that are left for `train`."""
-    given = _repeated(arguments, "--fraction", "--data")
-    found: tuple[SweepOptions, list[str]] = tyro.cli(
-        SweepOptions, prog="sweep", args=given, return_unknown_args=True
-    )
-    chosen, others = found
-    _check_known(others)
-    return replace(chosen, data=chosen.data or ("cifar10",)), others
-
-
-def _check_known(given: Sequence[str]) -> None:
-    """What neither `sweep` nor `train` has ends it as a typing error does, with what is like it."""
-    known = {
-        "--" + field.name.replace("_", "-")
-        for kind in (SweepOptions, Options)
-        for field in fields(kind)
-    }
-    for argument in given:
-        name = argument.partition("=")[0].replace("_", "-")
-        if name.startswith("--") and name not in known:
-            print(
-                f"error: {argument}: neither `sweep` nor `train` has this option{near(name, known)}"
-                ". `sweep --help` and `train --help` list them",
-                file=sys.stderr,
-            )
-            sys.exit(2)
+    about = inspect.getdoc(PretrainOptions)
+    return tyro.cli(gather, prog="labelcurve pretrain", description=about, args=arguments)
 
 
 @dataclass(frozen=True)
@@ -379,33 +322,41 @@ class QuantizeOptions:
     Ranges come from training images of the model's own fraction. A graph that loses more than 0.3
     points of accuracy on its validation images is refused, and so is INT8 that is not at least 1.1
     times as fast as fp32 here. Each bundle becomes a new version of its name, with the fp32 graph
-    in it; `serve --precision` says which of them answers.
+    in it; `labelcurve serve --precision` says which of them answers.
     """
 
     models: Path = Path("models")
-    """Folder of bundles, as `train --out` wrote it."""
+    """Folder of bundles, as `labelcurve train --out` wrote it."""
     data: str = "cifar10"
-    """What the models were trained on, as for `train`."""
+    """The training data of the models, as for `train`."""
     precision: Literal["int8", "fp16"] = "int8"
     """Number format of the added graph."""
     only: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     """Only this model; may be repeated."""
+    drop: Path | None = None
+    """The table that the models were trained with, as for `train`."""
+    relabel: Path | None = None
+    """The table that the models were trained with, as for `train`."""
+    layout: Layout = "auto"
+    """As for `train`."""
+    label_column: str | None = None
+    """As for `train`."""
     skip_unreadable: Flag = False
     """As for `train`."""
     cache: Path | None = None
     """As for `train`."""
 
 
-def parse_quantize(arguments: Sequence[str] | None = None) -> QuantizeOptions:
-    """The options of `quantize`, from the command line where no arguments are given."""
-    return tyro.cli(QuantizeOptions, prog="quantize", args=arguments)
+def parse_quantize(arguments: Sequence[str]) -> QuantizeOptions:
+    """The options of `quantize`."""
+    return tyro.cli(QuantizeOptions, prog="labelcurve quantize", args=arguments)
 
 
-def _repeated(arguments: Sequence[str] | None, *names: str) -> list[str]:
+def repeated(arguments: Sequence[str], *names: str) -> list[str]:
     """The command line with `--fraction 0.1 0.5` as `--fraction 0.1 --fraction 0.5`."""
     found: list[str] = []
     name, has_value = "", False
-    for argument in sys.argv[1:] if arguments is None else arguments:
+    for argument in arguments:
         if argument.startswith("-"):
             name, equals, _ = argument.partition("=")
             has_value = bool(equals)
@@ -417,31 +368,12 @@ def _repeated(arguments: Sequence[str] | None, *names: str) -> list[str]:
     return found
 
 
-def _check_minutes(minutes: float | None) -> None:
-    if minutes is not None and not 0 < minutes < math.inf:
-        raise LabelcurveError(f"--max-minutes {minutes:g}: allowed are values above 0")
+def _exclude(epochs: float | None, minutes: float | None) -> None:
+    if epochs is not None and minutes is not None:
+        raise LabelcurveError("--epochs and --max-minutes exclude each other: give one of them")
 
 
-def _bytes(memory_gb: float | None) -> int | None:
-    if memory_gb is None:
-        return None
-    if not 0 < memory_gb < math.inf:
-        raise LabelcurveError(f"--memory-gb {memory_gb:g}: allowed are values above 0")
-    return max(1, int(memory_gb * 1e9))
-
-
-def _check_common(
-    seeds: tuple[int, int], image_size: int | None, checkpoint_seconds: float
-) -> None:
-    if not 0 <= checkpoint_seconds < math.inf:
-        raise LabelcurveError(
-            f"--checkpoint-seconds {checkpoint_seconds:g}: allowed are 0 (after every step) and "
-            "more"
-        )
-    if not 0 <= seeds[0] <= LAST_SEED + 1 - seeds[1]:
-        several = f" (with --seeds {seeds[1]})" if seeds[1] > 1 else ""
-        raise LabelcurveError(
-            f"--seed {seeds[0]}: allowed are 0 to {LAST_SEED + 1 - seeds[1]}{several}"
-        )
-    if image_size is not None and not 8 <= image_size <= 1024:
-        raise LabelcurveError(f"--image-size {image_size}: allowed are 8 to 1024 pixels")
+def _check_seed(seed: int, seeds: int = 1) -> None:
+    if not 0 <= seed <= LAST_SEED + 1 - seeds:
+        several = f" (with --seeds {seeds})" if seeds > 1 else ""
+        raise LabelcurveError(f"--seed {seed}: allowed are 0 to {LAST_SEED + 1 - seeds}{several}")

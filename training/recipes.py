@@ -11,15 +11,25 @@ from typing import Literal
 
 Preset = Literal["default", "reference"]
 Backbone = str
-"""`convnet`, `reference`, or `torchvision:NAME`."""
-TORCHVISION = "torchvision:"
+"""`convnet`, `reference`, `timm:NAME` or `torchvision:NAME`."""
+TIMM, TORCHVISION = "timm:", "torchvision:"
+LIBRARIES = (TIMM, TORCHVISION)
+"""Beginnings of names of networks that come with weights learned elsewhere."""
+PHOTO_BACKBONE = "timm:tf_efficientnet_lite0.in1k"
+"""Default backbone for photos: 4.7 million parameters, Apache-2.0 (docs/photos.md)."""
+
+TUNED_FROM = 1_000
+"""Training labels from which such a network is fine-tuned, unless asked for (docs/log.md)."""
 
 Objective = Literal["contrastive", "relative-position"]
+
+COOLING = 0.25
+"""Share of each part of an extendable pretraining in which the learning rate falls to zero."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Optimisation:
-    """What `training.optimizers` needs to know."""
+    """Hyperparameters of `training.learning.optimizers`."""
 
     optimizer: Literal["muon", "sgd", "adam"]
     """`muon` takes Adam for vectors, that is biases and batch norm."""
@@ -29,7 +39,7 @@ class Optimisation:
     """Peak learning rate of vectors with `muon`."""
     momentum: float = 0.9
     weight_decay: float = 0.0
-    """Of weights of two and more dimensions."""
+    """Weight decay of parameters with two and more dimensions."""
     warmup: float = 0.0
     """Share of the run in which the learning rate rises from zero."""
     decay: float = 0.0
@@ -38,7 +48,7 @@ class Optimisation:
 
 @dataclass(frozen=True, kw_only=True)
 class Pretraining(Optimisation):
-    """What `training.pretrain` and its objective need to know."""
+    """Hyperparameters of `training.learning.pretrain` and its objective."""
 
     objective: Objective
     backbone: Backbone
@@ -49,6 +59,17 @@ class Pretraining(Optimisation):
     view_share: float = 1.0
     """Side of a view over the side of the image."""
     temperature: float = 0.2
+    extendable: bool = False
+    """Keeps the state from before the decay, so that a later run can go on from there."""
+
+
+def extendable(recipe: Pretraining) -> Pretraining:
+    """The recipe for a run that others continue: a short decay, since each of them repeats it.
+
+    Source: A. Hägele et al., Scaling laws and compute-optimal training beyond fixed training
+    durations, 2024 (warm-up, constant, cooldown).
+    """
+    return replace(recipe, extendable=True, decay=COOLING)
 
 
 def pretraining(objective: Objective, n_images: int, size: int) -> Pretraining:
@@ -87,7 +108,7 @@ def pretraining(objective: Objective, n_images: int, size: int) -> Pretraining:
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe(Optimisation):
-    """What `training.finetune` needs to know."""
+    """Hyperparameters of `training.learning.finetune`."""
 
     backbone: Backbone
     schedule: Literal["linear", "plateau"]
@@ -104,6 +125,12 @@ class Recipe(Optimisation):
     flip: bool = False
     cutout: int = 0
     """Side of the erased square in pixels, at an image size of 32."""
+    area: float = 1.0
+    """Below 1: random crops cover this share of an image and more, in place of shifts."""
+    view_share: float = 1.0
+    """Side of such a crop over the side of the image."""
+    fixed_stages: float = 0.0
+    """Share of the backbone's stages, the first ones, that stay as they are."""
     ema: float = 0.0
     """Decay of the averaged weights an epoch; 0 keeps the trained weights themselves."""
     plateau_patience: int = 3
@@ -131,8 +158,8 @@ def recipe(
         n_labels: labelled training images.
         flip: whether mirrored images keep their class.
         unlabelled: whether there are images without labels to learn from.
-        extractor: `torchvision:NAME[=FILE]` sets the network, and Adam with a tenth of the learning
-            rate below the classifier, as is usual for such weights; not measured here.
+        extractor: `timm:NAME[=FILE]` or `torchvision:NAME[=FILE]` sets the network, whose last
+            stages learn on random crops, at a lower learning rate than the classifier.
     """
     if preset == "reference":
         return Recipe(
@@ -168,9 +195,22 @@ def recipe(
         unlabelled_from=0.2,
         confidence=0.8,
     )
-    if extractor.startswith(TORCHVISION):
-        name = extractor.partition("=")[0]
-        return replace(plan, backbone=name, optimizer="adam", lr=1e-3, backbone_lr=0.1)
+    if extractor.startswith(LIBRARIES):
+        return replace(
+            plan,
+            backbone=extractor.partition("=")[0],
+            optimizer="adam",
+            lr=1e-3,
+            backbone_lr=0.3,
+            epochs=max(3, min(8, round(16_000 / n_labels))),
+            batch_size=min(32, batch_size),
+            crop=0,
+            cutout=0,
+            area=0.35,
+            view_share=5 / 7,
+            fixed_stages=0.75,
+            consistency=0.0,
+        )
     return plan
 
 

@@ -1,1 +1,1 @@
-"""`bench peers`: this service beside others, over the same model."""
+"""`labelcurve bench peers`: this service compared with others, with the same model."""

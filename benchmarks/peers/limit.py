@@ -1,4 +1,4 @@
-"""What the machine allows: decoding and ONNX Runtime in a loop, without any server."""
+"""The limit of the machine: decoding and ONNX Runtime in a loop, without a server."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ from statistics import median
 import numpy as np
 import onnxruntime
 
-from benchmarks.peers.record import Limit
-from bundle.preprocess import prepare
+from labelcurve.benchmarks.peers.record import Limit
+from labelcurve.bundle.preprocess import prepare
 
 BATCHES = (1, 4, 8, 16)
 SECONDS = 1.0
-"""Of each measurement."""
+"""Duration of each measurement."""
 
 
 def measure(graph: bytes, data: bytes) -> Limit:
-    """CPU time of one thread, by image.
+    """Measure CPU time per image, of one thread.
 
     Args:
         graph: ONNX, uint8 [N, size, size, 3] to probabilities.
-        data: the image that the servers get.
+        data: the image sent to the servers.
     """
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1

@@ -6,7 +6,7 @@ from typing import Final, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from benchmarks.record import Provenance
+from labelcurve.benchmarks.record import Provenance
 
 SCHEMA_VERSION: Final = 1
 
@@ -33,7 +33,7 @@ class Turn(_Record):
 
     @property
     def requests_per_s(self) -> float:
-        """Answered well, by second."""
+        """Successful requests per second."""
         return (self.n - self.errors) / self.seconds
 
 
@@ -47,15 +47,15 @@ class Series(_Record):
 
 
 class Peer(_Record):
-    """A server, or why it is not there."""
+    """A server, or the reason why it was left out."""
 
     name: str
     label: str
     packages: dict[str, str]
     ready_s: dict[str, float]
-    """From the start of its process to the first right answer, by model."""
+    """Seconds from process start to the first correct response, by model."""
     memory_mb: dict[str, float]
-    """Of its processes after the load (proportional set size), by model."""
+    """Proportional set size of its processes after the load, by model."""
     error: str | None = None
 
 
@@ -69,7 +69,7 @@ class Limit(_Record):
 
     @property
     def total_ms(self) -> float:
-        """Both."""
+        """Sum of both."""
         return self.decode_ms + self.inference_ms
 
 
@@ -81,7 +81,7 @@ class Peers(_Record):
     """NAME@VERSION of the real model."""
     parameters: int
     image: str
-    """What was sent."""
+    """Description of the image that was sent."""
     threads: int
     rounds: int
     limits: dict[str, Limit]

@@ -1,8 +1,7 @@
-"""The servers that are compared, the environment of each, and how it is asked."""
+"""The servers to compare with: their environments, commands and requests."""
 
 from __future__ import annotations
 
-import base64
 import json
 import os
 import shutil
@@ -15,7 +14,7 @@ from pathlib import Path
 import onnxruntime
 import PIL
 
-from bundle.errors import LabelcurveError
+from labelcurve.bundle.errors import LabelcurveError
 
 FOLDER = Path(__file__).with_name("apps")
 BOUNDARY = "labelcurve-bench-peers"
@@ -23,7 +22,7 @@ BOUNDARY = "labelcurve-bench-peers"
 
 @dataclass(frozen=True)
 class Request:
-    """What wrk sends."""
+    """A request as wrk sends it."""
 
     path: str
     headers: dict[str, str]
@@ -31,12 +30,12 @@ class Request:
 
 
 def raw(data: bytes) -> Request:
-    """The file is the body."""
+    """Send the file as the body."""
     return Request("/classify", {"Content-Type": "image/png"}, data)
 
 
 def form(data: bytes) -> Request:
-    """Multipart with the field `image`."""
+    """Send a form with the field `image`."""
     head = (
         f'--{BOUNDARY}\r\nContent-Disposition: form-data; name="image"; filename="image.png"\r\n'
         "Content-Type: image/png\r\n\r\n"
@@ -46,17 +45,8 @@ def form(data: bytes) -> Request:
     return Request("/classify", kind, body)
 
 
-def v2_json(data: bytes) -> Request:
-    """The Open Inference Protocol with base64, as MLServer takes it."""
-    text = base64.b64encode(data).decode()
-    one = {"name": "image", "shape": [1, 1], "datatype": "BYTES", "data": [text]}
-    kind = {"parameters": {"content_type": "base64"}}
-    body = json.dumps({"inputs": [{**one, **kind}]}).encode()
-    return Request("/v2/models/classify/infer", {"Content-Type": "application/json"}, body)
-
-
 def v2_binary(data: bytes) -> Request:
-    """The same with Triton's binary extension, its fastest way over HTTP."""
+    """Use the Open Inference Protocol with Triton's binary extension, its fastest way over HTTP."""
     tensor = len(data).to_bytes(4, "little") + data
     one = {"name": "image", "shape": [1, 1], "datatype": "BYTES"}
     asked = {
@@ -79,10 +69,10 @@ class Server:
     label: str
     requirements: tuple[str, ...]
     arguments: tuple[str, ...]
-    """After the interpreter; PORT and WORK stand for the port and a folder to write to."""
+    """Arguments of the interpreter; PORT stands for the port."""
     request: Callable[[bytes], Request]
     python: str = "3.11"
-    """For `uv venv`; MLServer and pytriton have no newer one."""
+    """For `uv venv`; pytriton has no newer one."""
 
 
 # pytriton brings an early Python 3.11, which fails with the standard library of a late one.
@@ -113,13 +103,6 @@ PEERS = (
         form,
     ),
     Server(
-        "mlserver",
-        "MLServer, custom runtime",
-        ("mlserver==1.7.1",),
-        ("mlserver_app.py", "WORK"),
-        v2_json,
-    ),
-    Server(
         "litserve", "LitServe", ("litserve==0.2.19", "python-multipart"), ("litserve_app.py",), form
     ),
     Server(
@@ -133,10 +116,10 @@ PEERS = (
 
 
 def python(server: Server, cache: Path, say: Callable[[str], None]) -> Path:
-    """The interpreter of the peer's own environment, which is made where it is missing.
+    """Find the interpreter of the peer's own environment, which is made where it is missing.
 
     Raises:
-        LabelcurveError: there is no uv, or the packages cannot be installed.
+        LabelcurveError: uv is not installed, or the packages cannot be installed.
     """
     uv = shutil.which("uv", path=str(Path(sys.executable).parent)) or shutil.which("uv")
     if uv is None:
@@ -160,16 +143,13 @@ def python(server: Server, cache: Path, say: Callable[[str], None]) -> Path:
     return interpreter
 
 
-def command(server: Server, interpreter: Path, port: int, work: Path) -> list[str]:
-    """What starts the peer; run it in `FOLDER`."""
-    places = {"PORT": str(port), "WORK": str(work)}
-    return [str(interpreter), *(places.get(part, part) for part in server.arguments)]
+def command(server: Server, interpreter: Path, port: int) -> list[str]:
+    """Build the command that starts the peer in `FOLDER`."""
+    return [str(interpreter), *(str(port) if part == "PORT" else part for part in server.arguments)]
 
 
-def environment(
-    server: Server, interpreter: Path, graph: Path, port: int, threads: int
-) -> dict[str, str]:
-    """Of the peer's process: its own commands first, and no name of ours."""
+def environment(interpreter: Path, graph: Path, port: int, threads: int) -> dict[str, str]:
+    """Environment of a peer's process: its own commands first, and no variables of ours."""
     ours = {"VIRTUAL_ENV", "PYTHONPATH", "PYTHONHOME"}
     return {
         **{name: value for name, value in os.environ.items() if name not in ours},
@@ -184,7 +164,7 @@ def environment(
 
 
 def packages(server: Server, interpreter: Path) -> dict[str, str]:
-    """Versions of the packages in `requirements`, as installed."""
+    """Read the installed versions of the packages in `requirements`."""
     names = [part.partition("[")[0].partition("==")[0] for part in server.requirements]
     code = (
         "import importlib.metadata as m, json, sys;"

@@ -1,17 +1,15 @@
-"""The service alone against the limits that it is meant to keep.
+"""Measure the service alone against its performance targets (docs/speed.md).
 
-`python -m benchmarks.peers.targets` starts it several times, with a model that does
-nothing and with the real one, and says for each limit what was found. wrk sends the load.
+`python -m benchmarks.peers.targets` starts it several times, with a model that does nothing and
+with the real one, loads it with wrk, and says for each target what was found.
 """
 
 from __future__ import annotations
 
-import json
-import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 from io import BytesIO
@@ -24,140 +22,164 @@ import numpy as np
 import tyro
 from PIL import Image
 
-from benchmarks import null, processes, provenance
-from benchmarks.peers import cli, limit, servers, wrk
-from benchmarks.peers.record import Finding, Targets
-from benchmarks.server import free_port
-from bundle import store
-from bundle.errors import LabelcurveError
-from bundle.store import Bundle
+from labelcurve.benchmarks.harness import null_model, processes, provenance, server
+from labelcurve.benchmarks.harness.server import Server
+from labelcurve.benchmarks.peers import job, limit, servers, wrk
+from labelcurve.benchmarks.peers.record import Finding, Targets, Turn
+from labelcurve.bundle import command, store
+from labelcurve.bundle.store import Bundle
 
 say = partial(print, flush=True)
 
 TURNS = 7
-"""Of services that are compared."""
+"""Turns of services that are compared."""
 
 
 @dataclass
 class Options:
-    """Measures the service against the limits of docs/speed.md."""
+    """Measures the service against the targets of docs/speed.md."""
 
     models: Path = Path("models")
-    """Folder of bundles, as `train --out` wrote it."""
+    """Folder of bundles, as `labelcurve train --out` wrote it."""
     model: str | None = None
     """The real model; by default the one with the most labels."""
     out: Path = Path("runs/targets")
     """Folder for targets.json and the service's logs."""
     seconds: int = 20
-    """Of the longest load, that of one client."""
+    """Length of the longest load, that of one client."""
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """Input of every measurement, and ways to serve and load."""
+
+    bundle: Bundle
+    image: servers.Request
+    work: Path
+    options: Options
+
+    def serve(self, models: str, *options: str) -> AbstractContextManager[Server]:
+        """Run the service over a folder of models below `work`."""
+        name = "-".join(["serve", models, *options]).replace("--", "")
+        return server.started(
+            self.work / models,
+            self.options.out / f"{name}.log",
+            options=(*options, "--device", "cpu"),
+        )
+
+    def load(
+        self,
+        service: Server,
+        clients: int,
+        seconds: float,
+        request: servers.Request | None = None,
+    ) -> Turn:
+        """Load a service with wrk."""
+        assert service.pid is not None
+        image = request or self.image
+        return wrk.load(service.url, image, self.work, service.pid, clients, seconds)
 
 
 def run(options: Options) -> list[Finding]:
-    """Measures one after the other.
+    """Measure target by target.
 
     Raises:
         LabelcurveError: wrk, the models or the service cannot be used.
     """
     wrk.found()
     options.out.mkdir(parents=True, exist_ok=True)
-    bundle = cli._bundle(cli.BenchPeers(models=options.models, model=options.model))
-    image = servers.raw(cli._image(bundle.manifest.preprocessing.size))
+    bundle = job.chosen(options.models, options.model)
+    image = servers.raw(job.png(bundle.manifest.preprocessing.size))
     with TemporaryDirectory(prefix="labelcurve-targets-") as folder:
-        work = Path(folder)
-        return [
-            _one_client(bundle, image, work, options),
-            *_many_models(bundle, image, work, options),
-            _large_images(bundle, image, work, options),
-            _cost(bundle, image, work, options),
-            *_int8(bundle, image, work, options),
-        ]
+        it = Measurement(bundle, image, Path(folder), options)
+        null_model.publish(it.work / "null", bundle)
+        (it.work / "real").mkdir()
+        (it.work / "real" / bundle.name).symlink_to(bundle.path.parent.resolve())
+        return [_one_client(it), *_many_models(it), _large_images(it), _cost(it), *_int8(it)]
 
 
-def _one_client(bundle: Bundle, image: servers.Request, work: Path, options: Options) -> Finding:
-    null.publish(work / "null", bundle)
-    with _serve(work / "null", options) as (url, pid, _):
-        turn = wrk.load(url, image, work, pid, 1, options.seconds)
+def _one_client(it: Measurement) -> Finding:
+    with it.serve("null") as service:
+        turn = it.load(service, 1, it.options.seconds)
     return Finding(
-        what=f"null model, 1 client, {options.seconds} s",
+        what=f"null model, 1 client, {it.options.seconds} s",
         target="p99 below 2 ms, none above 50 ms",
         found=f"p99 {turn.p99_ms:.2f} ms, slowest of {turn.n:,} {turn.max_ms:.1f} ms",
         kept=turn.p99_ms < 2 and turn.max_ms < 50,
     )
 
 
-def _many_models(
-    bundle: Bundle, image: servers.Request, work: Path, options: Options
-) -> list[Finding]:
-    """The same bundle under 1, 3 and 50 names; one of them is asked, of the services in turn."""
-    asked = replace(image, path="/classify?model=m0")
-    memory, ready = {}, {}
-    services: dict[int, tuple[str, int]] = {}
+def _many_models(it: Measurement) -> list[Finding]:
+    """Serve the bundle under 1, 3 and 50 names and ask for one of them."""
+    bundle, asked = it.bundle, replace(it.image, path="/classify?model=m0")
+    memory: dict[int, float] = {}
+    services: dict[int, Server] = {}
     p50: dict[int, list[float]] = {1: [], 50: []}
     with ExitStack() as stack:
         for count in (3, 1, 50):
-            models = work / f"{count}-models"
             for number in range(count):
                 manifest = bundle.manifest.model_copy(update={"name": f"m{number}", "variants": ()})
-                store.publish(models, manifest, bundle.graph, "#\n", store.read_run(bundle.path))
+                models, run = it.work / f"{count}-models", store.read_run(bundle.path)
+                store.publish(models, manifest, bundle.graph, "#\n", run)
             with ExitStack() as inner:
-                serving = _serve(models, options)
-                url, pid, ready[count] = (stack if count in p50 else inner).enter_context(serving)
-                memory[count] = cli._memory(pid)
-            services[count] = url, pid
-            say(f"  {count} models: {memory[count]:.0f} MB, ready after {ready[count]:.1f} s")
+                service = (stack if count in p50 else inner).enter_context(
+                    it.serve(f"{count}-models")
+                )
+                assert service.pid is not None
+                memory[count] = processes.memory_mb(service.pid) or 0.0
+                services[count] = service
+            say(f"  {count} models: {memory[count]:.0f} MB, ready after {service.ready_s:.1f} s")
         for turn in range(TURNS + 1):
             for count in list(p50)[:: 1 if turn % 2 else -1]:
-                found = wrk.load(services[count][0], asked, work, services[count][1], 1, 2)
-                if turn:  # the first warms
+                found = it.load(services[count], 1, 2, asked)
+                if turn:  # the first warms up
                     p50[count].append(found.p50_ms)
     one, fifty = (median(p50[count]) for count in (1, 50))
-    ratio = fifty / one
+    ready = services[3].ready_s
     return [
         Finding(
             what="three real models, from the start of the process to ready",
             target="below 3 s and 250 MB (proportional set size of the tree)",
-            found=f"{ready[3]:.1f} s, {memory[3]:.0f} MB",
-            kept=ready[3] < 3 and memory[3] < 250,
+            found=f"{ready:.1f} s, {memory[3]:.0f} MB",
+            kept=ready < 3 and memory[3] < 250,
         ),
         Finding(
             what="p50 of one model, 1 client, with 1 and with 50 models loaded, "
             f"{TURNS} turns of 2 s each",
             target="within 5 %",
-            found=f"{one:.2f} and {fifty:.2f} ms, {ratio - 1:+.1%}",
-            kept=abs(ratio - 1) <= 0.05,
+            found=f"{one:.2f} and {fifty:.2f} ms, {fifty / one - 1:+.1%}",
+            kept=abs(fifty / one - 1) <= 0.05,
         ),
     ]
 
 
-def _large_images(bundle: Bundle, image: servers.Request, work: Path, options: Options) -> Finding:
-    models = work / "null"
+def _large_images(it: Measurement) -> Finding:
     file = BytesIO()
     small = np.random.default_rng(1).integers(0, 256, (30, 40, 3), np.uint8)
-    Image.fromarray(small).resize((4000, 3000), Image.Resampling.BICUBIC).save(
-        file, "JPEG", quality=90
-    )
-    with _serve(models, options) as (url, pid, _):
-        wrk.load(url, image, work, pid, 8, 1)
-        alone = wrk.load(url, image, work, pid, 8, 8)
-        stop, sent = threading.Event(), []
+    photo = Image.fromarray(small).resize((4000, 3000), Image.Resampling.BICUBIC)
+    photo.save(file, "JPEG", quality=90)
+    stop, sent = threading.Event(), []
 
-        def send() -> None:
-            while not stop.is_set():
-                began = time.monotonic()
-                answer = httpx.post(f"{url}/classify", content=file.getvalue(), timeout=30)
-                assert answer.status_code == 200, answer.text
-                sent.append(time.monotonic() - began)
-                stop.wait(max(0.0, 1 - sent[-1]))
+    def send(url: str) -> None:
+        while not stop.is_set():
+            began = time.monotonic()
+            answer = httpx.post(f"{url}/classify", content=file.getvalue(), timeout=30)
+            assert answer.status_code == 200, answer.text
+            sent.append(time.monotonic() - began)
+            stop.wait(max(0.0, 1 - sent[-1]))
 
-        thread = threading.Thread(target=send)
+    with it.serve("null") as service:
+        it.load(service, 8, 1)
+        alone = it.load(service, 8, 8)
+        thread = threading.Thread(target=send, args=(service.url,))
         thread.start()
-        among = wrk.load(url, image, work, pid, 8, 8)
+        among = it.load(service, 8, 8)
         stop.set()
         thread.join()
     ratio = among.p99_ms / alone.p99_ms
     return Finding(
         what=f"null model, 8 clients, beside a 12-megapixel JPEG ({len(file.getvalue()) / 1e6:.1f} "
-        f"MB) each second",
+        "MB) each second",
         target="p99 of the small ones within 2 times",
         found=f"p99 {alone.p99_ms:.1f} and {among.p99_ms:.1f} ms, {ratio:.2f} times; a large one "
         f"takes {median(sent) * 1e3:.0f} ms ({len(sent)} sent)",
@@ -165,13 +187,13 @@ def _large_images(bundle: Bundle, image: servers.Request, work: Path, options: O
     )
 
 
-def _cost(bundle: Bundle, image: servers.Request, work: Path, options: Options) -> Finding:
-    with _serve(_alone(bundle, work), options) as (url, pid, _):
-        wrk.load(url, image, work, pid, 32, 1)
-        served, raw = [], []
+def _cost(it: Measurement) -> Finding:
+    served, raw = [], []
+    with it.serve("real") as service:
+        it.load(service, 32, 1)
         for _ in range(TURNS):
-            served.append(wrk.load(url, image, work, pid, 32, 2).server_cpu_ms)
-            raw.append(limit.measure(bundle.graph, image.body).total_ms)
+            served.append(it.load(service, 32, 2).server_cpu_ms)
+            raw.append(limit.measure(it.bundle.graph, it.image.body).total_ms)
     ratio = median(a / b for a, b in zip(served, raw, strict=True))
     return Finding(
         what="real model, 32 clients: CPU time a request against decoding and ONNX Runtime in a "
@@ -182,8 +204,9 @@ def _cost(bundle: Bundle, image: servers.Request, work: Path, options: Options) 
     )
 
 
-def _int8(bundle: Bundle, image: servers.Request, work: Path, options: Options) -> list[Finding]:
-    """Nothing where `quantize` has not added such a graph."""
+def _int8(it: Measurement) -> list[Finding]:
+    """Compare INT8 with fp32; nothing where `quantize` has not added such a graph."""
+    bundle = it.bundle
     variant = next((v for v in bundle.manifest.variants if v.precision == "int8"), None)
     if variant is None:
         say(f"{bundle.name} has no INT8 graph: left out; `quantize` adds one")
@@ -191,87 +214,40 @@ def _int8(bundle: Bundle, image: servers.Request, work: Path, options: Options) 
     graphs = (bundle.graph, bundle.variants["int8"])
     rates: list[list[float]] = [[], []]
     served: list[list[float]] = [[], []]
-    models = _alone(bundle, work)
-    with _serve(models, options) as fp32, _serve(models, options, "--precision", "int8") as int8:
-        services = (fp32, int8)
+    with it.serve("real") as fp32, it.serve("real", "--precision", "int8") as int8:
         for turn in range(TURNS + 1):
             for number in (0, 1) if turn % 2 else (1, 0):
-                url, pid, _ = services[number]
-                found = wrk.load(url, image, work, pid, 32, 2)
-                if turn:  # the first warms
+                found = it.load((fp32, int8)[number], 32, 2)
+                if turn:  # the first warms up
                     served[number].append(found.requests_per_s)
     for turn in range(TURNS):
         for number in (0, 1) if turn % 2 else (1, 0):
-            rates[number].append(1e3 / limit.measure(graphs[number], image.body).inference_ms)
-    fp32_rate, int8_rate = map(median, rates)
-    fp32_served, int8_served = map(median, served)
+            rates[number].append(1e3 / limit.measure(graphs[number], it.image.body).inference_ms)
     ratio = median(b / a for a, b in zip(*rates, strict=True))
     before, after = bundle.manifest.test or bundle.manifest.val, variant.test or variant.val
-    lost = (before.accuracy - after.accuracy) * 100
     return [
         Finding(
             what=f"{bundle.name} in INT8 against fp32, one thread of ONNX Runtime, {TURNS} turns",
             target="at least 2.3 times the images/s, at most 0.3 points of accuracy lost",
-            found=f"{int8_rate:,.0f} and {fp32_rate:,.0f} images/s, {ratio:.2f} times; accuracy "
-            f"{after.accuracy:.2%} and {before.accuracy:.2%} on {after.n:,} images; served to 32 "
-            f"clients {int8_served:,.0f} and {fp32_served:,.0f} requests/s",
-            kept=ratio >= 2.3 and lost <= 0.3,
+            found=f"{median(rates[1]):,.0f} and {median(rates[0]):,.0f} images/s, {ratio:.2f} "
+            f"times; accuracy {after.accuracy:.2%} and {before.accuracy:.2%} on {after.n:,} "
+            f"images; served to 32 clients {median(served[1]):,.0f} and {median(served[0]):,.0f} "
+            "requests/s",
+            kept=ratio >= 2.3 and (before.accuracy - after.accuracy) * 100 <= 0.3,
         )
     ]
 
 
-def _alone(bundle: Bundle, work: Path) -> Path:
-    """A folder of models with this one only."""
-    models = work / "real"
-    models.mkdir(exist_ok=True)
-    link = models / bundle.name
-    if not link.is_symlink():
-        link.symlink_to(bundle.path.parent.resolve())
-    return models
-
-
-@contextmanager
-def _serve(models: Path, options: Options, *more: str) -> Iterator[tuple[str, int, float]]:
-    """URL, process and seconds until ready.
-
-    Args:
-        more: options of `serve`.
-    """
-    port = free_port()
-    url = f"http://127.0.0.1:{port}"
-    command = [processes.command("serve"), "--models", str(models), "--port", str(port)]
-    log = options.out / f"serve-{'-'.join([models.name, *more]).replace('--', '')}.log"
-    began = time.monotonic()
-    with (
-        log.open("wb") as output,
-        processes.child([*command, *more, "--device", "cpu"], output) as process,
-    ):
-        while True:
-            try:
-                if httpx.get(f"{url}/readyz", timeout=5, trust_env=False).status_code == 200:
-                    break
-            except httpx.HTTPError:
-                pass
-            if process.poll() is not None or time.monotonic() - began > 120:
-                raise LabelcurveError(f"the service was not ready: {log.read_text()[-800:]}")
-            time.sleep(0.02)
-        yield url, process.pid, time.monotonic() - began
-
-
-def main(args: Sequence[str] | None = None) -> None:
+def main(arguments: Sequence[str]) -> None:
     """The command `python -m benchmarks.peers.targets`."""
-    options = tyro.cli(Options, args=args, prog="python -m benchmarks.peers.targets")
-    processes.end_on_signals()
-    try:
-        findings = run(options)
-    except LabelcurveError as error:
-        sys.exit(f"error: {error}")
+    options = tyro.cli(Options, args=arguments, prog="python -m benchmarks.peers.targets")
+    findings = run(options)
     result = Targets(findings=tuple(findings), provenance=provenance.here())
     (options.out / "targets.json").write_text(result.model_dump_json(indent=2) + "\n")
     for each in findings:
-        say(f"{'kept ' if each.kept else 'MISSED'} {each.what}: {each.found} ({each.target})")
-    say(json.dumps({"out": str(options.out), "kept": [each.kept for each in findings]}))
+        say(f"{'met   ' if each.kept else 'MISSED'} {each.what}: {each.found} ({each.target})")
+    command.answer({"out": str(options.out), "kept": [each.kept for each in findings]})
 
 
 if __name__ == "__main__":
-    main()
+    command.enter(main, extra="bench")

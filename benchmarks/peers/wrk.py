@@ -10,10 +10,10 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-from benchmarks.peers.record import Turn
-from benchmarks.peers.servers import Request
-from benchmarks.processes import cpu_seconds
-from bundle.errors import LabelcurveError
+from labelcurve.benchmarks.harness.processes import cpu_seconds
+from labelcurve.benchmarks.peers.record import Turn
+from labelcurve.benchmarks.peers.servers import Request
+from labelcurve.bundle.errors import LabelcurveError
 
 SCRIPT = Path(__file__).with_name("post.lua")
 
@@ -34,37 +34,25 @@ def found() -> str:
 
 
 def load(url: str, request: Request, work: Path, pid: int, clients: int, seconds: float) -> Turn:
-    """As `run`, with the CPU time of the server, whose root process is `pid`."""
-    before = cpu_seconds(pid)
-    result = run(url, request, work, clients, seconds)
-    after = cpu_seconds(pid)
-    if before is None or after is None:
-        raise LabelcurveError(f"the server at {url} ended")
-    return Turn(**result, server_cpu_ms=(after - before) / max(1, result["n"]) * 1e3)
-
-
-def run(url: str, request: Request, work: Path, clients: int, seconds: float) -> dict[str, Any]:
-    """Sends `request` from `clients` connections, each of which waits for its answer.
+    """Send `request` from `clients` connections, each of which waits for its answer.
 
     Args:
         url: of the server, without a path.
         request: what is sent.
         work: folder for the body.
+        pid: root of the server's processes, whose CPU time is measured.
         clients: connections, all of one wrk thread.
         seconds: of load.
 
-    Returns:
-        The fields of `Turn`, but for the server's.
-
     Raises:
-        LabelcurveError: wrk is not there, or measured nothing.
+        LabelcurveError: wrk is not installed, it measured nothing, or the server ended.
     """
     body = work / "body"
     body.write_bytes(request.body)
     headers = "\n".join(f"{name}: {value}" for name, value in request.headers.items())
     arguments = [found(), "--threads", "1", "--connections", str(clients)]
     arguments += ["--duration", f"{seconds:.0f}s", "--timeout", "10s", "--script", str(SCRIPT)]
-    own = resource.getrusage(resource.RUSAGE_CHILDREN)
+    before, own = cpu_seconds(pid), resource.getrusage(resource.RUSAGE_CHILDREN)
     done = subprocess.run(
         [*arguments, url + request.path],
         env={**os.environ, "PEER_BODY": str(body), "PEER_HEADERS": headers},
@@ -73,10 +61,16 @@ def run(url: str, request: Request, work: Path, clients: int, seconds: float) ->
         check=False,
         timeout=seconds + 60,
     )
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    used, after = resource.getrusage(resource.RUSAGE_CHILDREN), cpu_seconds(pid)
     line = next((x for x in done.stdout.splitlines() if x.startswith("RESULT ")), None)
     if line is None:
         raise LabelcurveError(f"wrk measured nothing at {url}: {done.stdout}{done.stderr}"[-800:])
+    if before is None or after is None:
+        raise LabelcurveError(f"the server at {url} ended")
     result: dict[str, Any] = json.loads(line.removeprefix("RESULT "))
     client = used.ru_utime + used.ru_stime - own.ru_utime - own.ru_stime
-    return {**result, "client_cpu": client / result["seconds"]}
+    return Turn(
+        **result,
+        client_cpu=client / result["seconds"],
+        server_cpu_ms=(after - before) / max(1, result["n"]) * 1e3,
+    )

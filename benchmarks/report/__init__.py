@@ -1,1 +1,1 @@
-"""The report of a run: sections made of blocks, shown as HTML and as Markdown."""
+"""The report of a run: sections of blocks, rendered as HTML and Markdown."""

@@ -1,4 +1,4 @@
-"""Plots of what the models get right: by class, by probability, and of spoilt images."""
+"""Plots of accuracy: by class, by confidence, and under corruptions."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
-from benchmarks.record import Model, Report
-from benchmarks.report.drawing import colour, grid_colour, short
-from benchmarks.report.shown import main_models
+from labelcurve.benchmarks.record import Model, Report
+from labelcurve.benchmarks.report import figures
+from labelcurve.benchmarks.report.drawing import colour, grid_colour, short
+from labelcurve.benchmarks.report.tables import main_models
 
 
 def confusions(report: Report) -> Figure:
-    """The confusion matrix of the fewest and of the most labels, and what lies in the middle;
-    shade is the share of the true class."""
+    """Plot confusion matrices of the fewest, a middle and the most labels."""
     models, names = main_models(report), report.dataset.class_names
     if len(models) > 3:
         models = [models[0], models[len(models) // 2], models[-1]]
@@ -58,9 +58,9 @@ def _confusion(axes: Axes, model: Model, names: Sequence[str], hue: str) -> None
     axes.set_xlabel("predicted")
     axes.set_ylabel("true")
     if k <= 30:
-        told = [short(name) for name in names]
-        axes.set_xticks(np.arange(k) + 0.5, told, rotation=90 if max(map(len, told)) > 2 else 0)
-        axes.set_yticks(np.arange(k) + 0.5, told)
+        shown = [short(name) for name in names]
+        axes.set_xticks(np.arange(k) + 0.5, shown, rotation=90 if max(map(len, shown)) > 2 else 0)
+        axes.set_yticks(np.arange(k) + 0.5, shown)
     else:
         axes.set_xticks([])
         axes.set_yticks([])
@@ -77,9 +77,9 @@ def _confusion(axes: Axes, model: Model, names: Sequence[str], hue: str) -> None
 
 
 def classes(report: Report) -> Figure:
-    """Recall of each class at every number of labels, the largest gain first."""
+    """Plot the recall of each class by number of labels, largest gain first."""
     models = main_models(report)
-    names = sorted(report.dataset.class_names, key=lambda n: gain(models, n))[-30:]
+    names = [row.name for row in figures.classes(report)[:30]][::-1]
     figure = Figure(figsize=(7.2, 0.9 + 0.3 * len(names)), layout="constrained")
     axes = figure.subplots()
     for row, name in enumerate(names):
@@ -98,14 +98,8 @@ def classes(report: Report) -> Figure:
     return figure
 
 
-def gain(models: Sequence[Model], name: str) -> float:
-    """Recall of a class with the most labels minus that with the fewest."""
-    first, last = models[0].accuracy.per_class[name], models[-1].accuracy.per_class[name]
-    return last.recall - first.recall
-
-
 def reliability(report: Report) -> Figure:
-    """Accuracy over the probability of the first answer; below the diagonal is too sure."""
+    """Plot accuracy over confidence; below the diagonal is overconfident."""
     models = [model for model in main_models(report) if model.accuracy.calibration]
     figure = Figure(figsize=(9.2, 3.9), layout="constrained")
     diagram, counts = figure.subplots(1, 2, width_ratios=(1.2, 1))
@@ -138,8 +132,29 @@ def reliability(report: Report) -> Figure:
     return figure
 
 
+def accepting(report: Report) -> Figure:
+    """Plot accuracy over coverage, with what the models' own thresholds accept."""
+    figure = Figure(figsize=(7.2, 3.9), layout="constrained")
+    axes = figure.subplots()
+    for model in main_models(report):
+        if (found := model.accuracy.accepting) is None:
+            continue
+        hue = colour(report, model)
+        x, y = ([getattr(p, name) for p in found.curve] for name in ("coverage", "accuracy"))
+        axes.plot(x, y, color=hue, label=model.name)
+        for level in found.levels:
+            if level.coverage is not None and level.accuracy is not None:
+                axes.plot(level.coverage, level.accuracy, "o", color=hue)
+    axes.set_xlabel("share of the images whose answer is accepted")
+    axes.set_ylabel("right, of the accepted")
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter(PercentFormatter(1))
+    figure.legend(loc="outside lower center", ncols=4)
+    return figure
+
+
 def robustness(report: Report) -> Figure:
-    """Accuracy by kind and level of damage."""
+    """Plot accuracy by kind and level of corruption."""
     models = [model for model in main_models(report) if model.robustness]
     first = models[0].robustness
     assert first is not None

@@ -1,6 +1,6 @@
-"""How plots look: as SVG that takes its colours from the page, and as PNG on white.
+"""Style of the plots: SVG in the colours of the page, and PNG on white.
 
-The text of an SVG has the page's colour, so one file suits light, dark and paper.
+Text in an SVG takes the page's colour, so one file suits light, dark and paper.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
-from benchmarks.record import Model, Report
+from labelcurve.benchmarks.record import Model, Report
 
 COLOURS: Final = (
     *("#e08214", "#2f8fd0", "#2ca876", "#a06cd5", "#d1495b", "#7f8c2d", "#14909c", "#b0567f"),
 )
-"""By number of labels; each is legible on white and on near-black."""
+"""Colours by number of labels, legible on white and on near-black."""
 DASHES: Final = ("-", "--", ":", "-.")
 MARKERS: Final = ("o", "s", "^", "D")
-"""By variant."""
+"""Markers by variant."""
 
 # Stand-ins that no plot uses otherwise: replaced by the page's own colours.
 INK, GRID = "#010203", "#040506"
@@ -50,10 +50,10 @@ FONTS: Final = (
     *("Noto Sans", "Noto Sans CJK SC", "Noto Sans CJK JP", "Source Han Sans", "Arial Unicode MS"),
     *("WenQuanYi Zen Hei", "Droid Sans Fallback", "PingFang SC", "Microsoft YaHei", "Unifont"),
 )
-"""Have letters that matplotlib's own font lacks; those that are installed help it out in a PNG. An
-SVG has text, which the reader's own fonts show."""
+"""Fallback fonts for glyphs that matplotlib's own font lacks, in PNG; an SVG holds text, which the
+reader's fonts show."""
 LONGEST = 24
-"""Characters of a class's name in a plot."""
+"""Maximum length of a class name in a plot."""
 
 
 def _theme(ink: str, grid: str, paper: str) -> dict[str, Any]:
@@ -74,12 +74,12 @@ Draw = Callable[[Report], Figure]
 
 
 def svg(draw: Draw, report: Report, title: str) -> str:
-    """A plot as an `svg` element whose colours are the page's.
+    """Render a plot as an `svg` element in the page's colours.
 
     Args:
         draw: makes the figure.
         report: what it shows.
-        title: for those who cannot see it.
+        title: text alternative.
     """
     buffer = StringIO()
     metadata: dict[str, Any] = {"Date": None, "Creator": None}
@@ -97,7 +97,7 @@ def svg(draw: Draw, report: Report, title: str) -> str:
 
 
 def png(draw: Draw, report: Report) -> bytes:
-    """A plot as PNG on white, for where SVG or the page's colours are not to be had."""
+    """Render a plot as PNG on white."""
     buffer = BytesIO()
     with style.context(_theme("#1c2024", "#d8dde2", "#ffffff")), _any_letters():
         draw(report).savefig(
@@ -108,31 +108,31 @@ def png(draw: Draw, report: Report) -> bytes:
 
 @contextmanager
 def _any_letters() -> Iterator[None]:
-    """A class may be named in letters that no font here has: a box in a PNG, and no warning."""
+    """Ignore glyphs that no installed font has: a box in a PNG, and no warning."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing from font", UserWarning)
         yield
 
 
 def grid_colour() -> str:
-    """Of what is drawn beside the data."""
+    """Colour of grid lines and other secondary elements."""
     found: str = rcParams["grid.color"]
     return found
 
 
 def colour(report: Report, model: Model) -> str:
-    """The colour of a model's number of labels, the same in every plot and table."""
+    """Colour of a model by its number of labels, the same in every plot and table."""
     labels = sorted({other.n_labels for other in report.models})
     return COLOURS[labels.index(model.n_labels) % len(COLOURS)]
 
 
 def short(name: str) -> str:
-    """A class's name as far as a plot has room for it."""
+    """Shorten a class name for a plot."""
     return name if len(name) <= LONGEST else f"{name[: LONGEST - 1]}…"
 
 
 def log_axis(axes: Axes, which: str) -> None:
-    """Makes an axis logarithmic with plain numbers."""
+    """Make an axis logarithmic with plain numbers."""
     axis = axes.xaxis if which == "x" else axes.yaxis
     axes.set_xscale("log") if which == "x" else axes.set_yscale("log")
     low, high = axis.get_data_interval()

@@ -1,49 +1,65 @@
-"""The report's files: one page of HTML, Markdown with its plots, and JSON, all from one record."""
+"""The files of a report: HTML, Markdown with plots, and JSON, all from one record.
+
+`templates/report.j2` says what a report holds; `templates/html.j2` and `templates/md.j2` say how
+its blocks look in either form.
+"""
 
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any, Literal
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markdown_it import MarkdownIt
 from markupsafe import Markup
 
-from benchmarks import tables
-from benchmarks.gallery import Gallery
-from benchmarks.record import Report
-from benchmarks.report import cost, drawing, labels, origin, quality, summary
-from benchmarks.report.blocks import Cards, Code, Pictures, Plot, Points, Rows, Section, Text
-from bundle import files
-from bundle.errors import LabelcurveError
-from bundle.markdown import escaped
+from labelcurve.benchmarks.quality.gallery import Gallery
+from labelcurve.benchmarks.record import Report
+from labelcurve.benchmarks.report import (
+    accuracy_plots,
+    curve_plots,
+    drawing,
+    figures,
+    serving_plots,
+    summary,
+    tables,
+)
+from labelcurve.benchmarks.report.drawing import Draw
+from labelcurve.benchmarks.report.templates import environment, flat, ms, tight
+from labelcurve.bundle import files
+from labelcurve.bundle.errors import LabelcurveError
+from labelcurve.bundle.text import bars, counted, escaped
 
 _MARKDOWN = MarkdownIt("commonmark", {"html": False})
 FILES = {"html": "report.html", "md": "report.md", "json": "report.json"}
 PLOTS = "plots"
-
-
-def sections(report: Report, shown: Sequence[Gallery] = ()) -> list[Section]:
-    """The whole report, in the order in which it is read."""
-    found = [
-        summary.section(report),
-        labels.section(report),
-        labels.reference(report),
-        *quality.sections(report, shown),
-        *cost.sections(report),
-        *origin.sections(report),
-    ]
-    return [section for section in found if section]
+APPENDIX = "\N{BELL}"
+"""Parts the first page of a report from its appendix, in the template."""
+DRAWN: Mapping[str, Draw] = {
+    "curve": curve_plots.learning_curve,
+    "times": curve_plots.times,
+    "history": curve_plots.history,
+    "classes": accuracy_plots.classes,
+    "confusions": accuracy_plots.confusions,
+    "reliability": accuracy_plots.reliability,
+    "accepting": accuracy_plots.accepting,
+    "robustness": accuracy_plots.robustness,
+    "latency": serving_plots.latency,
+    "stages": serving_plots.stages,
+    "saturation": serving_plots.saturation,
+}
+"""Plots by the name of their file."""
 
 
 def write(out: Path, report: Report, shown: Sequence[Gallery] = ()) -> dict[str, Path]:
-    """Writes report.html, report.md, report.json and plots/, each file beside and then renamed.
+    """Write report.html, report.md, report.json and plots/, each file atomically.
 
     Args:
         out: folder; made when it is missing.
         report: the figures.
-        shown: test images for the HTML page; none leaves the pictures out.
+        shown: test images for the HTML page.
 
     Returns:
         Paths by kind: html, md, json.
@@ -74,70 +90,80 @@ def write(out: Path, report: Report, shown: Sequence[Gallery] = ()) -> dict[str,
 
 def _contents(out: Path, report: Report, shown: Sequence[Gallery]) -> Iterator[tuple[Path, bytes]]:
     yield out / FILES["json"], (report.model_dump_json(indent=1) + "\n").encode()
-    for section in sections(report):
-        for block in section.blocks:
-            if isinstance(block, Plot):
-                yield out / PLOTS / f"{block.name}.png", drawing.png(block.draw, report)
-    yield out / FILES["md"], markdown(report).encode()
+    text = markdown(report)
+    for name in re.findall(rf"\({PLOTS}/(\w+)\.png\)", text):
+        yield out / PLOTS / f"{name}.png", drawing.png(DRAWN[name], report)
+    yield out / FILES["md"], text.encode()
     yield out / FILES["html"], html(report, shown).encode()
 
 
 def html(report: Report, shown: Sequence[Gallery] = ()) -> str:
-    """The page: self-contained, for light, dark, narrow screens and paper."""
-    environment = Environment(
-        loader=PackageLoader("benchmarks.report"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    environment.filters["inline"] = lambda text: Markup(_MARKDOWN.renderInline(text))
-    environment.filters["anchor"] = lambda text: text.lower().replace(" ", "-")
-    environment.filters["svg"] = lambda plot: Markup(drawing.svg(plot.draw, report, plot.title))
-    environment.tests["kind"] = lambda block, name: type(block).__name__ == name
-    return environment.get_template("page.html.j2").render(
-        report=report,
-        title=title(report),
-        subtitle=subtitle(report),
-        sections=sections(report, shown),
-    )
+    """Render the page: self-contained, for light, dark, narrow screens and paper."""
+    return _rendered("html", report, shown)
 
 
 def markdown(report: Report) -> str:
-    """The same figures for where HTML is not shown; the plots lie beside it."""
-    lines = [f"# {title(report)}", "", f"_{subtitle(report)}_", ""]
-    lines += [f"> {note}\n" for note in report.notes]
-    lines += [f"> **{warning}**\n" for warning in report.warnings]
-    for section in sections(report):
-        lines += [f"## {section.title}", ""] if section.title else []
-        for block in section.blocks:
-            match block:
-                case Text(text):
-                    lines += [text, ""]
-                case Points(items):
-                    lines += [*(f"- {item}" for item in items), ""]
-                case Rows():
-                    lines += [f"{block.summary}:", ""] if block.summary else []
-                    body = [_shown(row, block.names) for row in block.body]
-                    lines += [tables.markdown(block.header, body)]
-                case Plot():
-                    lines += [f"![{block.title}]({PLOTS}/{block.name}.png)", ""]
-                    lines += [block.caption, ""]
-                case Cards() | Pictures():
-                    pass  # the table has the same figures; pictures are in the HTML only
-    return "\n".join(lines).rstrip() + "\n"
+    """Render the same figures as Markdown; the plots are separate files."""
+    return re.sub(r"\n{3,}", "\n\n", _rendered("md", report)).rstrip() + "\n"
 
 
-def _shown(row: Sequence[str], names: int) -> list[str]:
-    return [
-        f"`{cell}`" if isinstance(cell, Code) else escaped(cell) if column < names else cell
-        for column, cell in enumerate(row)
-    ]
+def _rendered(form: Literal["html", "md"], report: Report, shown: Sequence[Gallery] = ()) -> str:
+    found = environment("labelcurve.benchmarks.report", autoescape=form == "html")
+    found.filters |= {
+        "inline": lambda text: Markup(_MARKDOWN.renderInline(flat(text))),
+        "tight": lambda text: Markup(tight(text)) if form == "html" else tight(text),
+        "cells": _cells,
+        "anchor": lambda text: text.lower().replace(" ", "-"),
+        "svg": lambda name, title: Markup(drawing.svg(DRAWN[name], report, title)),
+        "colour": lambda model: drawing.colour(report, model),
+        "drop": figures.drop,
+        "stage": lambda stage: f"{ms(stage.p50_ms)} / {ms(stage.p99_ms)}",
+        "hours": figures.per_million,
+        "unstable": tables.unstable,
+        "training_time": tables.training_time,
+    }
+    body = found.get_template("report.j2").render(format=form, **_values(report), galleries=shown)
+    first, rest = (Markup(part) if form == "html" else part for part in body.split(APPENDIX))
+    return found.get_template(f"page.{form}.j2").render(
+        report=report,
+        title=title(report),
+        subtitle=subtitle(report),
+        headings=re.findall(r"<h2>(.*?)</h2>", rest),
+        first=first,
+        rest=rest,
+    )
+
+
+def _values(report: Report) -> dict[str, Any]:
+    return {
+        "report": report,
+        "APPENDIX": APPENDIX,
+        "models": tables.main_models(report),
+        "variant": tables.variants(report)[0],
+        "SHARED": tables.SHARED,
+        "header": tables.HEADER,
+        "rows": tables.rows(report),
+        "conditions": tables.conditions(report),
+        "pretraining_times": tables.pretraining_times(report),
+        "answer": summary.answer(report),
+        "opening": tables.opening(report),
+        "findings": summary.findings(report),
+        "classes": figures.classes(report),
+        "confused": figures.confused(report),
+        "accepted": figures.accepted(report),
+        "loads": figures.loads(report),
+        "latencies": figures.latencies(report),
+        "reference": figures.reference(report),
+    }
+
+
+def _cells(row: Sequence[object], names: int) -> list[str]:
+    """Cells of a row of Markdown; the first `names` are names from outside, which are escaped."""
+    return [bars(escaped(str(c)) if i < names else str(c)) for i, c in enumerate(row)]
 
 
 def title(report: Report) -> str:
-    """The heading of the report."""
+    """Heading of the report."""
     return f"What labels buy on {report.dataset.name}"
 
 
@@ -146,7 +172,7 @@ def subtitle(report: Report) -> str:
     made = report.provenance
     return (
         f"{len(report.dataset.class_names)} classes, "
-        f"{tables.counted(report.dataset.n_test, 'test image')} · "
-        f"{tables.counted(len(report.models), 'model')} · {made.date[:10]} · "
-        f"{made.cpu}, {tables.counted(made.cores, 'core')}"
+        f"{counted(report.dataset.n_test, 'test image')} · "
+        f"{counted(len(report.models), 'model')} · {made.date[:10]} · "
+        f"{made.cpu}, {counted(made.cores, 'core')}{f', {made.gpu}' if made.gpu else ''}"
     )

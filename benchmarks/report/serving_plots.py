@@ -1,4 +1,4 @@
-"""Plots of what the models cost to serve."""
+"""Plots of latency and load."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullLocator
 
-from benchmarks.record import Report, Saturation
-from benchmarks.report.drawing import COLOURS, colour, grid_colour, log_axis
-from benchmarks.report.shown import loaded, main_models
+from labelcurve.benchmarks.record import Report, Saturation
+from labelcurve.benchmarks.report.drawing import COLOURS, colour, grid_colour, log_axis
+from labelcurve.benchmarks.report.tables import loaded, main_models
 
 STAGE_COLOURS = {
     "decode": COLOURS[1],
@@ -19,7 +19,7 @@ STAGE_COLOURS = {
 
 
 def latency(report: Report) -> Figure:
-    """Time of a call and images a second by batch size; the band spans the fifths' medians."""
+    """Plot call time and images/s by batch size; the band spans the medians of the run's fifths."""
     figure = Figure(figsize=(9.2, 3.5), layout="constrained")
     time, rate = figure.subplots(1, 2)
     models = main_models(report)
@@ -57,7 +57,7 @@ def latency(report: Report) -> Figure:
 
 
 def stages(report: Report) -> Figure:
-    """Where a request's time goes, as the service says of itself; the rest is `other`."""
+    """Plot the time of a request by stage, as the service reports it; the rest is `other`."""
     rows = [(m.name, m.load) for m in loaded(report) if m.load and m.load.stages]
     if report.null and report.null.load and report.null.load.stages:
         rows.append(("null", report.null.load))
@@ -79,7 +79,7 @@ def stages(report: Report) -> Figure:
 
 
 def saturation(report: Report) -> Figure:
-    """Rate and latency over the number of clients, and latency over the rate."""
+    """Plot rate and latency over the number of clients, and latency over the rate."""
     figure = Figure(figsize=(11, 3.6), layout="constrained")
     rate, time, both = figure.subplots(1, 3)
     found = [("", report.saturation, COLOURS[1], "o-")]

@@ -1,74 +1,54 @@
-"""What comes first: the figures of each number of labels, and what follows from them."""
+"""The answer that a report opens with, and its conclusions."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
-
-from benchmarks import tables
-from benchmarks.curve_words import money
-from benchmarks.record import Model, Report
-from benchmarks.report.blocks import (
-    Block,
-    Card,
-    Cards,
-    Points,
-    Rows,
-    Section,
-    Text,
-    percent,
-    points,
-)
-from benchmarks.report.cost import per_million
-from benchmarks.report.drawing import colour
-from benchmarks.report.shown import main_models, seeds, variants
-from bundle.markdown import escaped
+from labelcurve.benchmarks.record import Estimate, Model, Report
+from labelcurve.benchmarks.report.figures import classes, per_million
+from labelcurve.benchmarks.report.tables import accuracy, main_models, seeds, variants
+from labelcurve.benchmarks.report.templates import points
+from labelcurve.bundle.text import counted, escaped, percent
 
 SURELY = 3.3
-"""Standard errors: one in a thousand by chance."""
+"""Standard errors of a significant loss (p of 0.001)."""
 
 
-def section(report: Report) -> Section:
-    """Cards, the table of the README, findings."""
-    models = main_models(report)
-    blocks: list[Block] = []
-    if len(models) <= 6:
-        blocks.append(Cards(tuple(_card(report, model) for model in models)))
-    if found := findings(report):
-        blocks.append(Points(tuple(found)))
-    blocks += [
-        Rows(tables.HEADER, tables.rows(report), headline=True),
-        Text(tables.conditions(report)),
-    ]
-    return Section("", blocks)
+def answer(report: Report) -> str:
+    """The accuracy with all labels and the forecast for twice as many, in two sentences."""
+    model = main_models(report)[-1]
+    found = accuracy(seeds(report, model))
+    text = (
+        f"**{model.n_labels:,} labels give an accuracy of {percent(found.value, 1)}** "
+        f"({_interval(found)}). "
+    )
+    curve = next(c for c in report.curves if c.variant == model.variant)
+    if curve.check is None:
+        return text + "There is no forecast for more: a curve takes five fractions of the labels."
+    if not curve.check.inside:
+        return text + "There is no forecast for more: the curve failed its check."
+    double = curve.next[1]
+    said = f"Twice as many would give {percent(double.accuracy.value, 1)} "
+    said += f"({_interval(double.accuracy)})"
+    if double.accuracy.value <= found.value:
+        said += ", no more than was measured"
+    return f"{text}{said}."
 
 
-def _card(report: Report, model: Model) -> Card:
-    score = model.accuracy
-    group = seeds(report, model)
-    accuracies = np.asarray([each.accuracy.accuracy for each in group])
-    spread = f"95 % interval {score.accuracy_low * 100:.1f} to {score.accuracy_high * 100:.1f}"
-    if len(group) > 1:
-        deviation = accuracies.std(ddof=1) * 100
-        spread = f"mean of {len(group)} seeds, ±\N{NO-BREAK SPACE}{deviation:.1f}"
-    below = [f"with {model.n_labels:,} labels", spread]
-    if report.price_per_label is not None:
-        below.append(f"{money(model.n_labels * report.price_per_label)} for the labels")
-    figure = percent(float(accuracies.mean()), 1)
-    return Card(model.name, figure, tuple(below), colour(report, model))
+def _interval(found: Estimate) -> str:
+    return f"95 % interval {found.low * 100:.1f} to {percent(found.high, 1)}"
 
 
 def findings(report: Report) -> list[str]:
-    """The answers, in words: how many labels, which model, at what cost."""
+    """State the conclusions: how many labels, which model, at what cost."""
     found: list[str] = []
     models = main_models(report)
     variant = variants(report)[0]
     curve = next((c for c in report.curves if c.variant == variant), None)
     if len(report.curves) > 1:
         found.append(
-            f"These lines are about **{variant}**"
-            + ("." if variant == "default" else ", of which the most fractions were trained.")
+            f"The following is about the recipe **{variant}**"
+            + ("." if variant == "default" else ", the variant with the most fractions.")
         )
     if curve:
         found += curve.text
@@ -89,15 +69,10 @@ def findings(report: Report) -> list[str]:
                 f"n = {pair.n:,}"
                 + (f"; {many.name} against {few.name}, of several seeds)." if several else ").")
             )
-        names = report.dataset.class_names
-        gains = {
-            n: many.accuracy.per_class[n].recall - few.accuracy.per_class[n].recall for n in names
-        }
-        order = sorted(names, key=lambda n: -gains[n])
-        *most, least = (f"{escaped(n)} ({points(gains[n], 1)})" for n in (*order[:3], order[-1]))
+        ranked = [f"{escaped(row.name)} ({points(row.gain, 1)})" for row in classes(report)]
         found.append(
-            "Labels help these classes most, in points of recall: "
-            f"{', '.join(most)}; least: {least}."
+            "Classes that gain most, in points of recall: "
+            f"{', '.join(ranked[:3])}; least: {ranked[-1]}."
         )
     served = [model for model in report.models if model.load]
     if served:
@@ -106,27 +81,27 @@ def findings(report: Report) -> list[str]:
         load = model.load
         rate = load.requests_per_s
         words = (
-            f"One machine of this kind answers {rate:,.0f} requests/s of {load.users} clients with "
+            f"One machine of this kind answers {rate:,.0f} requests/s to {load.users} clients with "
             f"{model.name}"
         )
         if report.price_per_hour is not None and rate:
             cost = per_million(rate, report.price_per_hour)
-            words += f": {cost:,.3f} a million images at {report.price_per_hour:g} an hour"
+            words += f": {cost} a million images at {report.price_per_hour:g} an hour"
         if load.stable is False:
             words += " (UNSTABLE: measure again on a quieter machine)"
         if (found_at := report.saturation) and found_at.model == model.name:
             best = max(found_at.steps, key=lambda step: step.requests_per_s)
             if best.requests_per_s > rate:
                 words += (
-                    f"; its best were {best.requests_per_s:,.0f}, of "
-                    f"{tables.counted(best.users or 0, 'client')}"
+                    f"; its best rate was {best.requests_per_s:,.0f}, of "
+                    f"{counted(best.users or 0, 'client')}"
                 )
         found.append(words + ".")
-    return [*found, *_spoilt(models)]
+    return [*found, *_corrupted(models)]
 
 
-def _spoilt(models: Sequence[Model]) -> list[str]:
-    """Where more labels do not help, since the images are worse than those of the data set."""
+def _corrupted(models: Sequence[Model]) -> list[str]:
+    """Warn of corruptions under which more labels reduce accuracy."""
     measured = [model for model in models if model.robustness]
     if len(measured) < 2:
         return []
@@ -136,7 +111,7 @@ def _spoilt(models: Sequence[Model]) -> list[str]:
     for index, shift in enumerate(many.shifts):
         shown = [(m.robustness.shifts[index].accuracy, m.name) for m in measured if m.robustness]
         (a, name), (b, last) = max(shown[:-1]), shown[-1]
-        # The same images, so this standard error, as if of others, is too large at most.
+        # The images are the same, so this standard error for independent samples is an upper bound.
         error = ((a * (1 - a) + b * (1 - b)) / many.n) ** 0.5
         if a - b > SURELY * error:
             text = f"{shift.kind} {shift.level}: {name} {percent(a, 1)}, {last} {percent(b, 1)}"
@@ -145,13 +120,13 @@ def _spoilt(models: Sequence[Model]) -> list[str]:
         return []
     worst.sort(key=lambda pair: -pair[0])
     return [
-        "More labels make it worse on some damaged images: "
+        "More labels reduce accuracy under some corruptions: "
         f"{'; '.join(text for _, text in worst[:2])} (n = {many.n:,}). See Robustness."
     ]
 
 
 def _variants(report: Report, main: str) -> list[str]:
-    """At the fewest labels that both have, each other variant against the main one."""
+    """Compare each other variant with the main one at the fewest common labels."""
     named = {model.name: model for model in report.models}
     found: list[str] = []
     for variant in variants(report)[1:]:

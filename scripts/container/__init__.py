@@ -1,1 +1,1 @@
-"""What `scripts/containers` is made of; the standard library is enough for it."""
+"""Parts of `scripts/containers`; they need only the standard library."""

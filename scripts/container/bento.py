@@ -15,8 +15,8 @@ from container.running import LOCKED, ask, logs, ready, wait
 
 TAG = "labelcurve-bento"
 
-# BentoML begins with Python's own image; there is no registry here, so one is made that has what it
-# takes from it: python, pip, and the certificates of whoever stands between here and the index.
+# BentoML starts from Python's official image; without a registry, this stands in for it: python,
+# pip, and the certificates of a proxy in front of the package index.
 PYTHON = """FROM {base}
 RUN apt-get update && apt-get install -y --no-install-recommends \\
     ca-certificates python3 python3-pip python3-venv && ln -s python3 /usr/bin/python
@@ -50,8 +50,9 @@ def bento(engine: Engine, report: Report, base: str) -> None:
     folder = engine.folder / "bento"
     shutil.rmtree(folder, ignore_errors=True)
     project = folder / "project"
-    for name in ("bundle", "serving"):
-        shutil.copytree(ROOT / name, project / name, ignore=shutil.ignore_patterns("__pycache__"))
+    caches = shutil.ignore_patterns("__pycache__")
+    for name in ("labelcurve", "bundle", "serving", "training", "benchmarks"):
+        shutil.copytree(ROOT / name, project / name, symlinks=True, ignore=caches)
     shutil.copy(ROOT / "bentofile.yaml", project)
     engine.environment["BENTOML_HOME"] = str(folder / "home")
     engine.environment["BENTOML_DO_NOT_TRACK"] = "True"

@@ -55,7 +55,7 @@ def four(engine: Engine, report: Report, page: Page, photo: Path) -> None:
 
 
 def self_tests(engine: Engine, report: Report, commands: list[str]) -> None:
-    """Without a GPU as they stand, where they must fail, and then on the CPU."""
+    """Runs the self-tests without a GPU, where they must fail, and then on the CPU."""
     for command in commands:
         tag = "serve" if " serve " in command else "train"
         with report.attempt(f"self-test of {tag}"):

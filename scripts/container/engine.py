@@ -1,4 +1,4 @@
-"""podman in a folder of its own, with no registry: everything goes away with the folder."""
+"""podman with all storage in one folder and without a registry; removing the folder cleans up."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ CA_BUNDLE = "/etc/ssl/certs/ca-certificates.crt"
 
 
 class Unavailable(Exception):
-    """There is no engine here, and none can be installed."""
+    """No container engine is installed, and none can be installed."""
 
 
 class Failed(Exception):
@@ -48,7 +48,9 @@ def install() -> None:
     if not missing:
         return
     if not shutil.which("apt-get"):
-        raise Unavailable(f"{', '.join(missing)} missing, and there is no apt to install them")
+        raise Unavailable(
+            f"{', '.join(missing)} missing, and apt-get is not available to install them"
+        )
     apt = ["apt-get", "-o", "DPkg::Lock::Timeout=120"]
     environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
     steps = [[*apt, "update"], [*apt, "install", "-y", "--no-install-recommends", *missing]]
@@ -158,7 +160,7 @@ class Engine:
             process.terminate()
 
     def output(self, *command: str, timeout: float = 120) -> str:
-        """What `podman COMMAND...` printed.
+        """Returns the output of `podman COMMAND...`.
 
         Raises:
             Failed: it failed.
@@ -179,16 +181,16 @@ class Engine:
         archive = self.folder / "base.tar"
         sources = apt_sources()
         command = ["mmdebstrap", "--variant=minbase", *SLIM, *FAST, "bookworm", str(archive)]
-        done = self.execute([*command, *([str(sources)] if sources else [])], timeout=300)
+        done = self.execute([*command, *([str(sources)] if sources else [])], timeout=900)
         if done.returncode:
             raise Failed(f"mmdebstrap:\n{tail(done.stderr)}")
         self.output("import", str(archive), name)
         archive.unlink()
 
     def build(self, arguments: list[str], folder: Path, name: str) -> None:
-        """`docker build ARGUMENTS...` in `folder`; the log is kept beside, by `name`.
+        """Runs `docker build ARGUMENTS...` in `folder`; the log is kept under `name`.
 
-        No layer is kept: that costs as much again as the build.
+        Layers are not kept, since committing them takes as long as the build.
 
         Raises:
             Failed: the build failed.
@@ -224,16 +226,16 @@ class Engine:
             installer = (
                 [str(uv), "pip", "--quiet"] if uv.exists() else [sys.executable, "-m", "pip"]
             )
-            beside = folder.with_suffix(".new")
+            fresh = folder.with_suffix(".new")
             done = subprocess.run(
-                [*installer, "install", "--target", str(beside), "--no-deps", *pins],
+                [*installer, "install", "--target", str(fresh), "--no-deps", *pins],
                 stdin=subprocess.DEVNULL,
                 capture_output=True,
                 text=True,
             )
             if done.returncode:
                 raise Failed(f"{' '.join(pins)}: {tail(done.stderr, 3)}")
-            beside.rename(folder)
+            fresh.rename(folder)
         return folder
 
     def remove_containers(self) -> None:
@@ -249,6 +251,11 @@ class Engine:
         """Removes everything with the folder."""
         self.remove_containers()
         self.run("system", "reset", "--force", timeout=300)
+        # An interrupted mmdebstrap leaves /dev and /proc mounted here: they must not be removed.
+        mounts = [line.split()[1] for line in Path("/proc/self/mounts").read_text().splitlines()]
+        for mount in sorted(mounts, reverse=True):
+            if Path(mount).is_relative_to(self.folder):
+                subprocess.run(["umount", "--lazy", mount], check=True)
         shutil.rmtree(self.folder, ignore_errors=True)
 
 

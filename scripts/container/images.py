@@ -1,14 +1,13 @@
-"""What an image says of itself, what lies in it and how large it is."""
+"""Checks of an image's configuration, contents and size."""
 
 from __future__ import annotations
 
 import json
 import os
 import re
-import tomllib
 from pathlib import Path
 
-from container.engine import ROOT, Engine
+from container.engine import Engine
 from container.report import Report
 from container.running import LOCKED
 
@@ -23,14 +22,14 @@ TOOL = re.compile(
 )
 """With the machine's name before it and a version after it, too: x86_64-linux-gnu-gcc-12."""
 HEAVY = ("torch", "torchvision", "triton", "scipy", "onnx", "matplotlib")
-"""What serving needs nothing of."""
+"""Packages that serving does not need."""
 HOME = {".bashrc", ".profile"}
-"""What Debian puts into root's."""
+"""Files that Debian puts into root's home."""
 CUDA_LIBRARY = re.compile(r"lib(cu|nv)\w*\.so(\.\d+)*")
 
 
 def inspect(engine: Engine, report: Report, tag: str) -> int:
-    """What an image says of itself and what lies in it; returns its size in bytes."""
+    """Checks an image's configuration and contents; returns its size in bytes."""
     image = json.loads(engine.output("image", "inspect", tag))[0]
     config = image["Config"]
     size = int(image["Size"])
@@ -43,7 +42,11 @@ def inspect(engine: Engine, report: Report, tag: str) -> int:
     labels = {name for name in config["Labels"] if name.startswith("org.opencontainers.image.")}
     report.check(f"{tag}: {len(labels)} OCI labels", len(labels) >= 5, labels)
     command = tag.split("-")[0]
-    report.check(f"{tag}: entry point", config["Entrypoint"][0] == command, config["Entrypoint"])
+    report.check(
+        f"{tag}: entry point",
+        config["Entrypoint"][:2] == ["labelcurve", command],
+        config["Entrypoint"],
+    )
     if command == "serve":
         report.check(
             f"{tag}: has a health check", image.get("HealthCheck") or image.get("Healthcheck")
@@ -58,7 +61,7 @@ def inspect(engine: Engine, report: Report, tag: str) -> int:
 
 
 def contents(report: Report, tag: str, root: Path) -> None:
-    """What may and what may not lie in an image, whose files are below `root`."""
+    """Checks which files an image contains; `root` is its file system."""
     packages = root / "opt/labelcurve/lib/python3.11/site-packages"
     installed = {path.name.rsplit("-", 2)[0] for path in packages.glob("*.dist-info")}
     tools, caches = set(), set()
@@ -68,11 +71,11 @@ def contents(report: Report, tag: str, root: Path) -> None:
         tools |= {path for path in paths if path.lstat().st_mode & 0o111}
     report.check(f"{tag}: no compiler, installer or downloader", not tools, tools)
     report.check(f"{tag}: neither pip nor uv", not installed & {"pip", "uv"}, installed)
-    scripts = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
-    own = {"train": ("training", "benchmarks")}.get(tag, ("serving",))
-    wanted = {name for name, target in scripts.items() if target.split(".")[0] in own}
-    there = {path.name for path in (root / "opt/labelcurve/bin").glob("*")} & set(scripts)
-    report.check(f"{tag}: the commands {', '.join(sorted(wanted))}", there == wanted, there)
+    wanted = {"bundle", "training", "benchmarks"} if tag == "train" else {"bundle", "serving"}
+    there = {path.name for path in (packages / "labelcurve").iterdir() if path.is_dir()}
+    there -= {"__pycache__"}
+    report.check(f"{tag}: labelcurve with {', '.join(sorted(wanted))}", there == wanted, there)
+    report.check(f"{tag}: its command", (root / "opt/labelcurve/bin/labelcurve").exists())
     caches |= {
         path
         for pattern in (
@@ -103,7 +106,7 @@ def contents(report: Report, tag: str, root: Path) -> None:
         report.check(f"{tag}: each of {len(libraries)} CUDA libraries once", once, twice)
     if tag != "train":
         heavy = installed & set(HEAVY)
-        # Wherever they lie, and without what an installer writes beside them.
+        # Wherever they are, ignoring metadata that an installer writes next to them.
         heavy |= {
             str(path.relative_to(root))
             for folder in ("opt", "usr/lib", "usr/local")
@@ -123,7 +126,7 @@ def contents(report: Report, tag: str, root: Path) -> None:
 
 
 def imports(engine: Engine, report: Report, tag: str) -> None:
-    """What neither Python of an image may find, wherever it lies."""
+    """Checks that neither Python of an image can import pip, uv or unneeded packages."""
     names = ["pip", "uv", *(HEAVY if tag != "train" else ("triton",))]
     find = "[name for name in sys.argv[1:] if importlib.util.find_spec(name)]"
     code = f"import importlib.util, sys; print({find})"

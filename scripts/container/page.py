@@ -24,7 +24,7 @@ class Page:
     locked: str
 
     def builds(self) -> list[list[str]]:
-        """What the first command would have docker do: the arguments after `docker build`."""
+        """Returns the arguments of each `docker build` in the first command."""
         recorder = 'docker() { for word in "$@"; do printf "%s\\0" "$word"; done; printf "\\n"; }\n'
         done = subprocess.run(
             ["sh", "-euc", recorder + self.build], capture_output=True, text=True, check=True

@@ -86,13 +86,15 @@ def train(engine: Engine, report: Report, work: Path) -> None:
         }
         report.check("train: the caller owns every output", strangers == {STRANGER}, strangers)
     with report.attempt("bench in the image of train"):
-        arguments = shlex.split("--data digits --no-load --latency-seconds 2 --out /samples/bench")
-        done = engine.run(*common, "--entrypoint", "bench", "train", *arguments, timeout=300)
+        arguments = shlex.split(
+            "bench --data digits --no-load --latency-seconds 2 --out /samples/bench"
+        )
+        done = engine.run(*common, "--entrypoint", "labelcurve", "train", *arguments, timeout=300)
         found = done.returncode == 0 and (folders["samples"] / "bench/report.html").exists()
         report.check("bench in the image of train", found, tail(done.stdout + done.stderr))
     with report.attempt("a digit to classify"):
         code = (
-            "from pathlib import Path; from training import data; "
+            "from pathlib import Path; from labelcurve.training.data import dataset as data; "
             "Path('/samples/digit.png').write_bytes(data.load('digits').test.read(0))"
         )
         engine.output(*common, "--entrypoint", "python", "train", "-c", code, timeout=300)
@@ -123,7 +125,7 @@ def stopping(engine: Engine, report: Report, work: Path) -> None:
     command = ["run", *LOCKED, "--user", "{}:{}".format(*STRANGER), "--volume", f"{models}:/models"]
     arguments = shlex.split("train --data digits --fraction 1 --epochs 4 --cache /tmp/data")
     arguments += ["--extractor", "none", "--no-unlabelled"]
-    with report.attempt("train stops when told to"):
+    with report.attempt("train stops on SIGTERM"):
         container = engine.output(*command, "--detach", *arguments).splitlines()[-1]
         wait(
             lambda: re.search(r"^ *1/4 ", logs(engine, container), re.MULTILINE) is not None,
@@ -134,7 +136,7 @@ def stopping(engine: Engine, report: Report, work: Path) -> None:
         engine.output("stop", "--time", "30", container)
         seconds, status = time.monotonic() - start, exit_status(engine, container)
         report.check(
-            f"train stops when told to ({seconds:.1f} s, status {status})",
+            f"train stops on SIGTERM ({seconds:.1f} s, status {status})",
             seconds < 20 and status == 143,
             tail(logs(engine, container)),
         )
@@ -160,7 +162,7 @@ def serve(engine: Engine, report: Report, tag: str, work: Path) -> None:
     if not (work / "samples/digit.png").exists():
         report.check(f"{tag} serves", False, "there is nothing to serve")
         return
-    # On the CPU because it was told so, and because there is no GPU.
+    # On the CPU: `serve` by option, `serve-cpu` because it has no CUDA.
     device = ["--device", "cpu"] if tag == "serve" else []
     with report.attempt(f"{tag} serves"):
         command = ["run", *LOCKED, *user, "--volume", f"{work / 'models'}:/models:ro"]
@@ -169,7 +171,7 @@ def serve(engine: Engine, report: Report, tag: str, work: Path) -> None:
             "--volume",
             f"{work / 'samples'}:/samples:ro",
             "--entrypoint",
-            "classify",
+            "labelcurve",
         ]
         container = engine.output(*command, "--detach", tag, *device).splitlines()[-1]
         start = time.monotonic()
@@ -187,17 +189,19 @@ def serve(engine: Engine, report: Report, tag: str, work: Path) -> None:
             answer = json.loads(body)
             fine = status == 200 and abs(sum(row["score"] for row in answer) - 1) < 0.01
             report.check(f"{tag}: classifies over HTTP", fine and len(answer) == 10, (status, body))
-            offline = classify(engine, [*command, *samples, tag])
+            offline = classify(engine, [*command, *samples, tag, "classify"])
             report.check(
                 f"{tag}: classify agrees", answer[0]["label"] in offline, (answer, offline)
             )
             status, body = ask(pid, "POST", "/classify", b"no image")
-            report.check(f"{tag}: refuses what is no image", 400 <= status < 500, (status, body))
+            report.check(
+                f"{tag}: rejects bytes that are not an image", 400 <= status < 500, (status, body)
+            )
             # 127.0.0.2 answers only where every address is listened on.
             status, _ = ask(pid, "GET", "/livez", host="127.0.0.2")
             report.check(f"{tag}: listens on every address", status == 200, status)
             first = engine.output("exec", container, "cat", "/proc/1/cmdline").split("\0")
-            itself = "/python" in first[0] and first[1].endswith("/serve")
+            itself = "/python" in first[0] and first[1].endswith("/labelcurve")
             report.check(f"{tag}: serve itself is the first process", itself, first)
         finally:
             start = time.monotonic()
@@ -222,14 +226,18 @@ def serve(engine: Engine, report: Report, tag: str, work: Path) -> None:
 
 
 def ready(engine: Engine, container: str, pid: int) -> bool:
-    """Whether the service is; a container that ended never will be."""
+    """Returns whether the service is ready; raises if its container ended.
+
+    Raises:
+        Failed: the container ended.
+    """
     if engine.output("inspect", "--format", "{{.State.Running}}", container) != "true":
         raise Failed(f"the container ended:\n{tail(logs(engine, container))}")
     return answers(pid, 200)
 
 
 def answers(pid: int, status: int = 503) -> bool:
-    """Whether /readyz has this status, and any at all."""
+    """Returns whether /readyz responds with this status."""
     try:
         return ask(pid, "GET", "/readyz")[0] == status
     except OSError:
@@ -277,11 +285,11 @@ def wait(condition: Callable[[], bool], seconds: float, what: str) -> None:
 
 
 def logs(engine: Engine, container: str) -> str:
-    """What a container has printed."""
+    """Returns a container's output."""
     done = engine.run("logs", container)
     return done.stdout + done.stderr
 
 
 def exit_status(engine: Engine, container: str) -> int:
-    """Of a container that ended."""
+    """Returns the exit status of a container that ended."""
     return int(engine.output("inspect", "--format", "{{.State.ExitCode}}", container))

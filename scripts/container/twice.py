@@ -1,4 +1,4 @@
-"""Whether two builds of one commit are the same image."""
+"""Compares two builds of one commit: they should be the same image."""
 
 from __future__ import annotations
 

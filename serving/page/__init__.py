@@ -94,7 +94,7 @@ def answer(file: File) -> Callable[[Request], Awaitable[Response]]:
 
 
 def wants_html(accept: str) -> bool:
-    """Whether an Accept header prefers a page to JSON: browsers name text/html, programs do not."""
+    """Returns whether an Accept header prefers HTML to JSON, as those of browsers do."""
     weights = {"text/html": 0.0, "application/json": 0.0}
     for part in accept.lower().split(","):
         kind, *parameters = (piece.strip() for piece in part.split(";"))

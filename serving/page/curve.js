@@ -1,6 +1,6 @@
 // The learning curve: test accuracy over labels, on a logarithmic axis, with 95 % intervals.
 
-import { count, fraction, html, percent, svg } from "./dom.js";
+import { count, fraction, html, listed, percent, svg } from "./dom.js";
 
 // Models that differ in labels and seed alone are one line: NAME is <series>-<percent>[-s<seed>].
 export function seriesOf(model) {
@@ -102,19 +102,30 @@ export function sentence(series) {
     .join("; ");
 }
 
-// What a reader should take from a line of models.
+// Whether there is a line to draw: models of one series with different numbers of labels.
+export const isCurve = (members) => members[0].n_labels_train !== members.at(-1).n_labels_train;
+
+// What a reader should take from a line of models; of one number of labels, its accuracy.
 export function gain(members) {
   const [first, last] = [members[0], members.at(-1)];
-  if (first.n_labels_train === last.n_labels_train) return "";
+  if (!isCurve(members)) {
+    const labels = `with ${count(first.n_labels_train)} labels`;
+    if (members.length === 1) return `${percent(first.test.accuracy)} ${labels}.`;
+    const accuracies = members.map((m) => m.test.accuracy);
+    return `${percent(Math.min(...accuracies))} to ${percent(Math.max(...accuracies))} ${labels}.`;
+  }
   const times = last.n_labels_train / first.n_labels_train;
   const points = (last.test.accuracy - first.test.accuracy) * 100;
   return `${Number(times.toFixed(times < 10 ? 1 : 0))} times the labels ${points < 0 ? "cost" : "bought"} ${Math.abs(points).toFixed(1)} points of accuracy: from ${percent(first.test.accuracy)} to ${percent(last.test.accuracy)}.`;
 }
 
-// What the figures stand on.
-export function ground(members) {
-  const tests = [...new Set(members.map((m) => m.test.n))].map(count).join(" or ");
-  return `Measured on ${tests} test images of ${members[0].dataset} that no model has seen. Thin bars are 95\u00a0% intervals.`;
+// What the figures stand on: the test images of each data set.
+export function ground(models, drawn) {
+  const sets = new Map();
+  for (const m of models) sets.set(m.dataset, new Set(sets.get(m.dataset)).add(m.test.n));
+  const tests = [...sets].map(([name, n]) => `${[...n].map(count).join(" or ")} test images of ${name}`);
+  const intervals = drawn ? " Thin bars are 95\u00a0% intervals." : "";
+  return `Measured on ${listed(tests)} that no model has seen.${intervals}`;
 }
 
 export function table(models) {

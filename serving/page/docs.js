@@ -1,6 +1,7 @@
 // The OpenAPI document as a page.
 
 import { byId, html } from "./dom.js";
+import { trial } from "./trial.js";
 
 const METHODS = ["get", "post", "put", "patch", "delete"];
 let schemas = {};
@@ -64,7 +65,10 @@ function content(media) {
 
 function example(method, path, operation) {
   const url = new URL(path.slice(1), location.href.replace(/docs[^/]*$/, ""));
-  return operation.requestBody ? `curl --data-binary @image.png '${url}'` : `curl '${url}'`;
+  const [[type, media] = []] = Object.entries(operation.requestBody?.content ?? {});
+  if (!type) return `curl '${url}'`;
+  if (!media.example) return `curl --data-binary @image.png '${url}'`;
+  return `curl -H 'Content-Type: ${type}' -d '${JSON.stringify(media.example)}' '${url}'`;
 }
 
 function section(method, path, operation) {
@@ -74,6 +78,7 @@ function section(method, path, operation) {
     operation.description ? html("p", {}, operation.description) : null,
     html("h3", {}, "Example"),
     html("pre", { tabindex: "0" }, example(method, path, operation)),
+    trial(method, path, operation),
   ];
   if (operation.parameters?.length) {
     parts.push(html("h3", {}, "Parameters"), rows(operation.parameters.map((p) =>

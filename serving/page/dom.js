@@ -33,3 +33,6 @@ export function percent(share, digits = 1) {
 export const fraction = (share) => String(Number((share * 100).toPrecision(4)));
 
 export const milliseconds = (value) => `${value < 10 ? value.toFixed(1) : count(Math.round(value))} ms`;
+
+// a, b and c
+export const listed = (words) => [words.slice(0, -1).join(", "), words.at(-1)].filter(Boolean).join(" and ");

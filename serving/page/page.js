@@ -1,9 +1,9 @@
 // The page: an image comes in, every chosen model is asked in turn, and the answers stand side by
 // side. The models are asked one after another, so that none waits for the others' work.
 
-import { draw, gain, ground, grouped, seriesOf, table } from "./curve.js";
-import { byId, count, fraction, html, milliseconds, percent } from "./dom.js";
-import { classify, models as askModels, Problem, readiness, useKey } from "./service.js";
+import { draw, gain, ground, grouped, isCurve, seriesOf, table } from "./curve.js";
+import { byId, count, fraction, html, listed, milliseconds, percent } from "./dom.js";
+import { classify, doubtful, models as askModels, Problem, readiness, useKey } from "./service.js";
 
 const TOP_K = 5;
 const SHOWN = 4; // more models than this are chosen from
@@ -31,13 +31,16 @@ async function load() {
     return;
   }
   models.sort(byLabels);
+  introduce();
   choose();
   curve();
   byId("models").setAttribute("aria-busy", "false");
   if (image) run(image); // it was quicker than the models
   const n = `${models.length} model${models.length === 1 ? "" : "s"}`;
   try {
-    const { device } = await readiness();
+    const { device, keeps_doubtful: keeps } = await readiness();
+    byId("doubtful").hidden = !keeps;
+    if (!keeps && !image) byId("caption").textContent += " It goes to this service and is not kept.";
     state("ready", `${n} on ${device.kind === "cuda" ? "a GPU" : "the CPU"}`);
   } catch (problem) {
     state("down", `${n}, not ready`);
@@ -46,6 +49,16 @@ async function load() {
 
 const byLabels = (a, b) =>
   a.fraction - b.fraction || a.n_labels_train - b.n_labels_train || a.name.localeCompare(b.name);
+
+const allSeries = () => new Set(models.map(seriesOf));
+
+// The question that the page opens with is one of models that differ in their labels alone.
+function introduce() {
+  if (models.length > 1 && allSeries().size === 1) return;
+  const one = models.length === 1;
+  byId("title").textContent = one ? "What does the model see?" : "What do the models see?";
+  byId("subtitle").textContent = one ? `Show an image to ${models[0].name}.` : `Show an image to the models of ${listed([...allSeries()])}.`;
+}
 
 // A model was exchanged while the page was open: its accuracy is another.
 async function refresh() {
@@ -93,7 +106,7 @@ function columns() {
 }
 
 function column(model) {
-  const several = chosen.filter((m) => m.fraction === model.fraction).length > 1;
+  const several = allSeries().size > 1 || chosen.filter((m) => m.fraction === model.fraction).length > 1;
   return html("li", { class: "model waiting", "data-model": model.name },
     html("h2", { class: "share" }, fraction(model.fraction), html("small", {}, "%")),
     html("p", { class: "labels" }, several ? `${model.name}, ` : "", `${count(model.n_labels_train)} labels`),
@@ -131,6 +144,7 @@ async function run(file) {
   running?.abort();
   const { signal } = (running = new AbortController());
   columns();
+  byId("models").classList.remove("failed");
   byId("problem").hidden = true;
   byId("verdict").textContent = "Asking each model in turn…";
   byId("models").setAttribute("aria-busy", "true");
@@ -146,8 +160,10 @@ async function run(file) {
         if (!(problem instanceof Problem)) throw problem;
         if (SAME_FOR_ALL.includes(problem.status)) {
           show(problem);
+          byId("models").classList.add("failed"); // nothing is left to be filled in
           break;
         }
+        place.classList.replace("waiting", "failed");
         place.append(described(problem));
       }
     }
@@ -183,7 +199,18 @@ function fillIn(place, { classes, version, timing, roundTrip }) {
   place.querySelector("[data-figure=trip]").textContent = milliseconds(roundTrip);
 }
 
+// Models of different series may have different classes: they need not agree.
 function verdict(answers) {
+  const series = new Map();
+  for (const [model, answer] of answers) {
+    const name = seriesOf(model);
+    series.set(name, new Map(series.get(name)).set(model, answer));
+  }
+  const several = series.size > 1;
+  return [...series].map(([name, own]) => (several && own.size > 1 ? `${name}: ` : "") + agreement(own)).join(" ");
+}
+
+function agreement(answers) {
   const said = new Map();
   for (const [model, { classes }] of answers) {
     const label = classes[0].label;
@@ -227,7 +254,7 @@ byId("unlock").addEventListener("submit", (event) => {
   const key = byId("secret").value.trim();
   if (!/^[\x21-\x7e]+$/.test(key)) {
     // What a header cannot hold was never a key.
-    show({ title: "That is no API key", detail: "A key has letters, digits, dashes and underscores." });
+    show({ title: "That is not an API key", detail: "A key has letters, digits, dashes and underscores." });
     return;
   }
   useKey(key);
@@ -236,6 +263,17 @@ byId("unlock").addEventListener("submit", (event) => {
   byId("pick").focus();
   if (models.length && image) run(image);
   else load();
+});
+
+// The uploads that the service keeps, as a table for labelling. A link could not carry the key.
+byId("export").addEventListener("click", async () => {
+  try {
+    const address = URL.createObjectURL(await doubtful());
+    html("a", { href: address, download: "doubtful.csv" }).click();
+    setTimeout(() => URL.revokeObjectURL(address), 60_000);
+  } catch (problem) {
+    show(problem);
+  }
 });
 
 // Ways in: pick, drop, paste
@@ -295,13 +333,18 @@ function curve() {
   const series = grouped(models);
   byId("curve").hidden = series.size === 0;
   if (!series.size) return;
-  const best = models.find((m) => m.default);
-  const line = (best && series.get(seriesOf(best))) ?? [...series.values()][0];
-  byId("curve-gain").textContent = gain(line);
-  byId("curve-ground").textContent = ground(line);
+  const several = series.size > 1;
+  const drawn = [...series.values()].some(isCurve); // a lone point is no curve
+  byId("curve-title").textContent = drawn ? "The learning curve" : "Accuracy";
+  byId("curve-gain").replaceChildren(...[...series].map(([name, members]) =>
+    html("p", {}, several ? html("b", {}, `${name}: `) : "", gain(members))));
+  byId("curve-ground").textContent = ground(models.filter((m) => m.test), drawn);
   byId("curve-table").replaceChildren(table(models));
+  byId("curve-figures").open ||= !drawn;
   redraw?.disconnect();
   const plot = byId("plot");
+  plot.hidden = !drawn;
+  if (!drawn) return;
   let width = 0;
   redraw = new ResizeObserver(([entry]) => {
     const now = Math.round(entry.contentRect.width);

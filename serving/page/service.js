@@ -13,14 +13,26 @@ export class Problem extends Error {
   }
 }
 
-async function ask(path, options = {}) {
+function withKey(options) {
   const headers = new Headers(options.headers);
   if (key) headers.set("Authorization", `Bearer ${key}`);
+  return { ...options, headers, cache: "no-store" };
+}
+
+// The answer as it is, whatever it is.
+export async function send(path, options) {
+  const start = performance.now();
+  const response = await fetch(path, withKey(options));
+  const text = await response.text();
+  return { response, text, roundTrip: performance.now() - start };
+}
+
+async function ask(path, options = {}, parse = JSON.parse) {
   let response;
   let text;
   const start = performance.now();
   try {
-    response = await fetch(path, { ...options, headers, cache: "no-store" });
+    response = await fetch(path, withKey(options));
     text = await response.text();
   } catch (error) {
     if (error.name === "AbortError") throw error;
@@ -30,7 +42,7 @@ async function ask(path, options = {}) {
   const requestId = response.headers.get("x-request-id");
   let body;
   try {
-    body = JSON.parse(text);
+    body = response.ok ? parse(text) : JSON.parse(text);
   } catch {
     throw new Problem(response.status, response.statusText || "Unexpected answer", text.slice(0, 500), requestId);
   }
@@ -44,6 +56,8 @@ async function ask(path, options = {}) {
 export const models = async () => (await ask("models")).body;
 
 export const readiness = async () => (await ask("readyz")).body;
+
+export const doubtful = async () => new Blob([(await ask("doubtful.csv", {}, String)).body], { type: "text/csv" });
 
 // The content type says bytes, whatever the file calls itself: the service tells by the content.
 export async function classify(file, model, topK, signal) {

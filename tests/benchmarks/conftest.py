@@ -5,27 +5,20 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import (
-    accuracy,
-    gallery,
-    job,
-    latency,
-    null,
-    power_law,
-    provenance,
-    robustness,
-    server,
-    statistics,
-)
-from benchmarks.gallery import Gallery
-from benchmarks.record import Dataset, Null, Report
-from benchmarks.server import Server
-from bundle import store
-from bundle.store import Bundle
+from labelcurve.benchmarks import job
+from labelcurve.benchmarks.harness import null_model as null
+from labelcurve.benchmarks.harness import provenance, server, statistics
+from labelcurve.benchmarks.harness.server import Server
+from labelcurve.benchmarks.load import latency
+from labelcurve.benchmarks.quality import accuracy, gallery, learning_curve, robustness
+from labelcurve.benchmarks.quality.gallery import Gallery
+from labelcurve.benchmarks.record import Dataset, Null, Report
+from labelcurve.bundle import store
+from labelcurve.bundle.store import Bundle
+from labelcurve.training.data import dataset as datasets
+from labelcurve.training.data.dataset import Data
 from tests.benchmarks.samples import LOAD, SATURATION
 from tests.models import SIZE
-from training import data as datasets
-from training.data import Data
 
 
 @pytest.fixture(scope="session")
@@ -63,13 +56,13 @@ def measured(
 ) -> Report:
     """A report without load."""
     times = latency.measure([*bundles, nothing], 0, batches=(1, 4), say=lambda _: None)
-    spoilt = robustness.measure(bundles, data, 40, say=lambda _: None)
+    corrupted = robustness.measure(bundles, data, 40, say=lambda _: None)
     models = [
         job.describe(
             b,
             accuracy.score(b, predictions[b.name], data),
             times[b.name],
-            robustness=spoilt[b.name],
+            robustness=corrupted[b.name],
         )
         for b in bundles
     ]
@@ -84,7 +77,7 @@ def measured(
         models=tuple(models),
         warnings=("a warning",),
         notes=("a note",),
-        curves=power_law.curves(models, right),
+        curves=learning_curve.curves(models, right),
         comparisons=statistics.comparisons(models, right),
         null=Null(latency=times[null.NAME], load=None),
         price_per_hour=0.5,
@@ -107,7 +100,7 @@ def service(digits_models: Path, tmp_path_factory: pytest.TempPathFactory) -> It
         yield running
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def loaded(measured: Report) -> Report:
     models = tuple(model.model_copy(update={"load": LOAD}) for model in measured.models)
     assert measured.null is not None

@@ -1,4 +1,4 @@
-"""Commands as a user runs them: in a process of their own, and interrupted."""
+"""Commands as a user runs them: in a separate process, and interrupted."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from threading import Timer
 
 import psutil
 
-from benchmarks.processes import is_running
+from labelcurve.benchmarks.harness.processes import is_running
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,7 @@ class Ended:
     status: int
     output: str
     children: list[psutil.Process]
-    """That it had when it was interrupted."""
+    """Child processes at the time of the interruption."""
 
     def survivors(self) -> list[psutil.Process]:
         return [process for process in self.children if is_running(process)]

@@ -1,8 +1,8 @@
-"""Figures of a load test that nobody has to wait for."""
+"""Figures of a load test, without running one."""
 
 from __future__ import annotations
 
-from benchmarks.record import Load, Report, Saturation, Stage, Step, Window
+from labelcurve.benchmarks.record import Load, Report, Saturation, Stage, Step, Window
 
 LOAD = Load(
     users=8,

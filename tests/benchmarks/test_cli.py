@@ -10,13 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import cli, job, tables
-from benchmarks.options import Bench
-from benchmarks.record import Report
-from benchmarks.server import Server
-from bundle import store
-from bundle.errors import LabelcurveError
-from bundle.store import Bundle
+from labelcurve.benchmarks import cli, job
+from labelcurve.benchmarks.harness.server import Server
+from labelcurve.benchmarks.options import Bench
+from labelcurve.benchmarks.record import Report
+from labelcurve.benchmarks.report import tables
+from labelcurve.bundle import store
+from labelcurve.bundle.errors import LabelcurveError
+from labelcurve.bundle.store import Bundle
 from tests.benchmarks.running import interrupted
 from tests.models import publish_digits
 
@@ -37,7 +38,7 @@ def options(models: Path, cache: Path, out: Path, *more: str) -> list[str]:
 
 def bench(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "benchmarks.cli", *arguments],
+        [sys.executable, "-m", "labelcurve", "bench", *arguments],
         capture_output=True,
         text=True,
         timeout=300,  # a bound, not a measurement
@@ -63,7 +64,7 @@ def test_measures_every_model_and_ends_with_one_document(
     assert document["saturation"]["model"] == "digits-100"
     assert [step["users"] for step in document["saturation"]["steps"]] == [2]
     assert document["null"]["load"]["errors"] == 0
-    assert document["provenance"]["command"].startswith("python -m benchmarks.cli --models")
+    assert document["provenance"]["command"].startswith("labelcurve bench --models")
     report = Report.model_validate_json(Path(document["report"]["json"]).read_bytes())
     assert [model.version for model in report.models] == [b.version for b in bundles]
     people = done.stdout.splitlines()[:-1]
@@ -90,7 +91,7 @@ def test_a_damaged_model_is_named_with_the_way_around_it(
 ) -> None:
     models = shutil.copytree(digits_models, tmp_path / "models", symlinks=True)
     (models / "digits-50" / store.CURRENT / store.GRAPH).write_bytes(b"damaged")
-    with pytest.raises(SystemExit, match=r"digits-50/.* is damaged: .*--only NAME measures the"):
+    with pytest.raises(LabelcurveError, match=r"digits-50/.* is damaged: .*--only NAME"):
         cli.main(options(models, cache, tmp_path, "--no-load"))
     load = ["--load-seconds", "1", "--rounds", "1", "--step-seconds", "0", "--no-null"]
     only = ["--only", "digits-10"]
@@ -101,7 +102,8 @@ def test_a_damaged_model_is_named_with_the_way_around_it(
 
 def test_what_it_started_ends_with_it(digits_models: Path, cache: Path, tmp_path: Path) -> None:
     arguments = options(digits_models, cache, tmp_path, "--load-seconds", "60")
-    ended = interrupted("benchmarks.cli", arguments, "serve is ready", signal.SIGTERM)
+    command = ["bench", *arguments]
+    ended = interrupted("labelcurve", command, "serve is ready", signal.SIGTERM)
     assert ended.status == 128 + signal.SIGTERM, ended.output
     assert "Traceback" not in ended.output
     assert ended.children
@@ -118,17 +120,17 @@ def test_another_service_is_refused(service: Server, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (["comprae"], "no command comprae: is compare meant"),
+        (["comprae"], "no command `bench comprae` .perhaps you meant compare"),
         (["--only", "other"], "--only other: no such model; there are digits-10"),
-        (["--users", "0"], "--users 0: at least 1"),
-        (["--rounds", "0"], "--rounds 0: at least 1"),
-        (["--load-seconds", "0"], "--load-seconds 0: at least 1"),
+        (["--users", "0"], "--users 0: allowed are 1 and more"),
+        (["--rounds", "0"], "--rounds 0: allowed are 1 and more"),
+        (["--load-seconds", "0"], "--load-seconds 0: allowed are 1 and more"),
         (["--latency-seconds", "-1"], "--latency-seconds -1"),
         (["--models", "nowhere"], "no folder nowhere"),
         (["--data", "nowhere"], "nowhere"),
-        (["--target", "95"], "--target 95: an accuracy between 0 and 1"),
-        (["--step-seconds", "0.5"], "--step-seconds 0.5: at least 1"),
-        (["--clients", "64", "8"], "--clients 64 8: rising numbers are needed"),
+        (["--target", "95"], "--target 95: allowed are values between 0 and 1"),
+        (["--step-seconds", "0.5"], "--step-seconds 0.5: allowed are 1 and more"),
+        (["--clients", "64", "8"], "--clients 64 8: allowed are rising numbers"),
         (["--price-per-hour", "-1"], "--price-per-hour -1"),
         (["--price-per-label", "inf"], "--price-per-label inf"),
         (["--step-seconds", "nan"], "--step-seconds nan"),
@@ -143,7 +145,7 @@ def test_errors_name_what_is_wrong(
     cache: Path,
     tmp_path: Path,
 ) -> None:
-    with pytest.raises(SystemExit, match=f"error: .*{message}"):
+    with pytest.raises(LabelcurveError, match=message):
         cli.main(more if more == ["comprae"] else options(digits_models, cache, tmp_path, *more))
 
 
@@ -155,9 +157,16 @@ def test_failed_requests_fail_the_command(measured: Report) -> None:
     assert cli.failed(measured.model_copy(update={"models": (model,)}))
 
 
-def test_no_column_is_cut_in_a_log(
-    measured: Report, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("terminal", [False, True])
+def test_no_column_is_cut_in_a_log_or_a_narrow_terminal(
+    measured: Report,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    terminal: bool,
 ) -> None:
+    monkeypatch.setenv("COLUMNS", "50")
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: terminal)
     models = [m.model_copy(update={"seed": seed}) for m in measured.models for seed in (0, 1)]
     several = measured.model_copy(update={"models": tuple(models)})
     cli.show(several, {"html": tmp_path})

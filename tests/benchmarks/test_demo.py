@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from benchmarks.record import Report
+from labelcurve.benchmarks.record import Report
 from tests.benchmarks.running import interrupted
 
 
@@ -14,7 +14,7 @@ def test_interrupted_and_then_run_to_the_end(tmp_path: Path) -> None:
     """Ctrl-C in the middle leaves no process, and nothing that a second run stumbles on."""
     out = tmp_path / "demo"
     short = ["--out", str(out), "--fraction", "0.1", "--epochs", "1", "--load-seconds", "2"]
-    ended = interrupted("benchmarks.demo", short, "precision:", signal.SIGINT)
+    ended = interrupted("labelcurve.benchmarks.demo", short, "precision:", signal.SIGINT)
     assert ended.status == 130, ended.output
     assert "Traceback" not in ended.output
     assert ended.children
@@ -24,7 +24,7 @@ def test_interrupted_and_then_run_to_the_end(tmp_path: Path) -> None:
         [
             sys.executable,
             "-m",
-            "benchmarks.demo",
+            "labelcurve.benchmarks.demo",
             *short,
             "--latency-seconds",
             "0",
@@ -38,7 +38,7 @@ def test_interrupted_and_then_run_to_the_end(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stdout + done.stderr
     lines = done.stdout.splitlines()
-    assert "$ train --data digits" in done.stdout
+    assert "$ labelcurve train --data digits" in done.stdout
     assert "$ curl --data-binary @" in done.stdout
     (answer,) = [json.loads(line) for line in lines if line.startswith("  [{")]
     assert len(answer) == 3

@@ -10,19 +10,19 @@ from typing import Any
 import jsonschema
 import pytest
 
-from benchmarks import compare, schema
-from benchmarks.record import Report
-from bundle.errors import LabelcurveError
+from labelcurve.benchmarks import compare, record
+from labelcurve.benchmarks.record import Report
+from labelcurve.bundle.errors import LabelcurveError
 
 ROOT = Path(__file__).parent.parent.parent
 
 
 def test_the_committed_schema_is_fresh() -> None:
-    assert schema.PATH.read_text() == schema.text(), "run `python -m benchmarks.schema`"
+    assert record.SCHEMA.read_text() == record.schema(), "run `python -m benchmarks.record`"
 
 
 def test_a_report_follows_it(loaded: Report) -> None:
-    found = json.loads(schema.PATH.read_text())
+    found = json.loads(record.SCHEMA.read_text())
     jsonschema.Draft202012Validator.check_schema(found)
     document = json.loads(loaded.model_dump_json())
     jsonschema.validate(document, found)
@@ -36,7 +36,7 @@ def test_a_report_follows_it(loaded: Report) -> None:
     ids=lambda path: path.parent.name,
 )
 def test_committed_reports_follow_it(path: Path) -> None:
-    jsonschema.validate(json.loads(path.read_text()), json.loads(schema.PATH.read_text()))
+    jsonschema.validate(json.loads(path.read_text()), json.loads(record.SCHEMA.read_text()))
     Report.model_validate_json(path.read_bytes())
 
 

@@ -5,9 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import cli, power_law, render
-from benchmarks.record import Report
-from tests.benchmarks.test_power_law import LABELS, models
+from labelcurve.benchmarks import cli, render
+from labelcurve.benchmarks.quality import learning_curve
+from labelcurve.benchmarks.record import Report
+from labelcurve.bundle.errors import LabelcurveError
+from tests.benchmarks.quality.test_learning_curve import LABELS, models
 
 RESULT = Path(__file__).parent.parent.parent / "benchmarks/results/cifar10.json"
 LATER = {
@@ -16,7 +18,7 @@ LATER = {
     "accuracy": ("balanced_accuracy", "calibration", "f1_high", "f1_low", "right"),
     "load": ("server_memory_mb", "stable", "stages", "windows"),
 }
-"""What the first reports did not have, nor `saturation`."""
+"""Fields that the first reports did not have, nor `saturation`."""
 
 
 @pytest.fixture
@@ -49,7 +51,10 @@ def test_keeps_the_figures_and_adds_what_is_said(measured: Report) -> None:
 def test_keeps_the_accuracies_that_were_asked_for(measured: Report) -> None:
     found, right = models(measured, LABELS)
     asked = measured.model_copy(
-        update={"models": tuple(found), "curves": power_law.curves(found, right, (0.77, 0.999))}
+        update={
+            "models": tuple(found),
+            "curves": learning_curve.curves(found, right, (0.77, 0.999)),
+        }
     )
     again = render.renewed(asked, render.Render(Path("unused")))
     assert [t.accuracy for c in again.curves for t in c.targets] == [0.77, 0.999]
@@ -59,21 +64,21 @@ def test_a_report_of_an_earlier_release(old: Path, tmp_path: Path) -> None:
     """It has no answers by image, so what needs them is left out."""
     cli.main(["render", str(old), "--out", str(tmp_path)])
     text = (tmp_path / "report.md").read_text()
-    assert "## Beside the reference experiment" in text
+    assert "## Comparison with the reference experiment" in text
     assert "| 10 % | 72 % | 55.87 % | 81.05 % | 84.77 ± 0.26 % (3 seeds) | +28.90 |" in text
     assert "## Calibration" not in text
     assert "<svg" in (tmp_path / "report.html").read_text()
 
 
 def test_no_report(tmp_path: Path) -> None:
-    with pytest.raises(SystemExit, match="error: cannot read"):
+    with pytest.raises(LabelcurveError, match="cannot read"):
         cli.main(["render", str(tmp_path)])
 
 
 def test_its_own_folder_and_options_that_cannot_be_meant(old: Path, tmp_path: Path) -> None:
     before = old.read_bytes()
-    with pytest.raises(SystemExit, match="is where the report lies: its pictures"):
+    with pytest.raises(LabelcurveError, match="is the folder of the report: its pictures"):
         cli.main(["render", str(old), "--out", str(old.parent)])
-    with pytest.raises(SystemExit, match="--target 95: an accuracy between 0 and 1"):
+    with pytest.raises(LabelcurveError, match="--target 95: allowed are values between 0 and 1"):
         cli.main(["render", str(old), "--out", str(tmp_path / "new"), "--target", "95"])
     assert old.read_bytes() == before

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from bundle import errors
+from labelcurve.bundle import errors
 
 
 @pytest.mark.parametrize(

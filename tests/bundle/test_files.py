@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from bundle import files
-from bundle.errors import LabelcurveError
+from labelcurve.bundle import files
+from labelcurve.bundle.errors import LabelcurveError
 
 
 def test_the_new_content_takes_the_place_of_the_old(tmp_path: Path) -> None:
@@ -48,7 +48,9 @@ def test_where_results_go_is_a_folder_that_can_be_written_or_made(tmp_path: Path
     assert list(tmp_path.iterdir()) == [], "nothing is made yet"
     (tmp_path / "a").touch()
     for path in (tmp_path / "a", tmp_path / "a" / "b"):
-        with pytest.raises(LabelcurveError, match=rf"{tmp_path}/a is no folder .*{path}: .*--out"):
+        with pytest.raises(
+            LabelcurveError, match=rf"{tmp_path}/a is not a writable .*{path}: .*--out"
+        ):
             files.check_out(path)
 
 
@@ -56,3 +58,11 @@ def test_hidden_files_and_others_names_are_told_apart(tmp_path: Path) -> None:
     (tmp_path / ".a.safetensors-1.part").touch()
     (tmp_path / ".checkpoint-1.part").touch()
     assert files.unfinished(tmp_path / ".checkpoint") == [tmp_path / ".checkpoint-1.part"]
+
+
+def test_the_file_of_out_gets_its_folder_and_a_failure_names_the_flag(tmp_path: Path) -> None:
+    files.write_out(tmp_path / "new" / "page.html", "é")
+    assert (tmp_path / "new" / "page.html").read_bytes() == "é".encode()
+    (tmp_path / "file").write_text("")
+    with pytest.raises(LabelcurveError, match=r"^--out .*page.html cannot be written: File exists"):
+        files.write_out(tmp_path / "file" / "page.html", "")

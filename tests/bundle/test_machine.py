@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -10,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from bundle.machine import cores, cpu_name, git_commit, memory, scheduled, versions
+from labelcurve.bundle import machine
+from labelcurve.bundle.machine import cores, cpu_name, git_commit, memory, scheduled, versions
 
 
 def test_cgroup_v2_quota_limits_the_cores(tmp_path: Path) -> None:
@@ -129,22 +129,17 @@ def test_the_commit_is_that_of_the_code_and_of_no_other_repository(
     assert git_commit(module) == "abc", "an image says it in its environment"
 
 
-@pytest.mark.parametrize("command", ["train", "pretrain", "serve", "classify", "bench"])
-def test_every_command_says_its_version(command: str) -> None:
-    program = Path(sys.executable).with_name(command)
-    done = subprocess.run([str(program), "--version"], capture_output=True, text=True)
-    assert done.stdout == f"labelcurve {importlib.metadata.version('labelcurve')}\n"
-    assert done.returncode == 0, done.stderr
-
-
-@pytest.mark.parametrize("command", ["train", "pretrain", "serve", "classify", "bench"])
-def test_help_whose_reader_has_seen_enough_ends_without_a_traceback(command: str) -> None:
-    program = Path(sys.executable).with_name(command)
-    with subprocess.Popen(
-        [str(program), "--help"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    ) as process:
-        assert process.stdout is not None
-        assert process.stderr is not None
-        process.stdout.close()  # as `head` does
-        assert process.stderr.read() == b""
-    assert process.returncode in (0, -signal.SIGPIPE)
+@pytest.mark.parametrize(
+    ("after", "share"),
+    [
+        (machine.Scheduled(4.0, 2.0, 9.0), 0.25),
+        (machine.Scheduled(4.0, 2.0, 5.5), 0.125),  # half of it for its own threads
+        (machine.Scheduled(2.0, 0.5, 9.0), 0.0),  # a thread that had waited has ended
+        (None, None),
+    ],
+)
+def test_the_share_of_waiting_for_other_work(
+    after: machine.Scheduled | None, share: float | None
+) -> None:
+    assert machine.waited_share(machine.Scheduled(1.0, 1.0, 5.0), after) == share
+    assert machine.waited_share(None, after) is None

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from bundle import store
-from bundle.manifest import Manifest
+from labelcurve.bundle import store
+from labelcurve.bundle.manifest import Manifest
 
 
 @pytest.fixture

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from sklearn.datasets import load_sample_image
 
-from bundle import preprocess
-from bundle.errors import ImageTooLarge, UnreadableImage, UnsupportedImage
+from labelcurve.bundle import preprocess
+from labelcurve.bundle.errors import ImageTooLarge, UnreadableImage, UnsupportedImage
 
 RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
 
@@ -60,6 +60,16 @@ def png_header(width: int, height: int) -> bytes:
         crc = struct.pack(">I", zlib.crc32(kind + content))
         parts += [struct.pack(">I", len(content)), kind, content, crc]
     return b"".join(parts)
+
+
+@pytest.mark.parametrize("size", [32, 48])
+def test_a_large_jpeg_is_decoded_at_no_less_than_twice_the_size(size: int) -> None:
+    """Pillow reduces by 2, 4 or 8: of 512 pixels 64 and 128 are enough for 32 and 48."""
+    buffer = BytesIO()
+    Image.new("RGB", (512, 512)).save(buffer, "JPEG")
+    side = {32: 64, 48: 128}[size]
+    assert preprocess.decode(buffer.getvalue(), size=size).size == (side, side)
+    assert preprocess.decode(buffer.getvalue()).size == (512, 512)
 
 
 @pytest.mark.parametrize(
@@ -353,7 +363,7 @@ def test_one_image_takes_no_more_memory_than_allowed(tmp_path: Path) -> None:
     Image.new("RGBA", (4600, 3600), (9, 9, 9, 128)).save(file, compress_level=1)
     script = (
         "import pathlib, sys\n"
-        "from bundle import preprocess\n"
+        "from labelcurve.bundle import preprocess\n"
         "def peak():\n"
         "    status = pathlib.Path('/proc/self/status').read_text()\n"
         "    return int(status.split('VmHWM:')[1].split()[0]) * 1024\n"
@@ -366,3 +376,25 @@ def test_one_image_takes_no_more_memory_than_allowed(tmp_path: Path) -> None:
         [sys.executable, "-c", script, str(file)], capture_output=True, text=True, check=True
     )
     assert 100_000_000 < int(done.stdout) < 180_000_000
+
+
+@pytest.mark.parametrize(
+    ("data", "kind"),
+    [
+        (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "HEIC"),
+        (b"\0\0\0\x1cftypmif1\0\0\0\0mif1heic", "HEIC"),
+        (b"\0\0\0\x1cftypavif\0\0\0\0avifmif1", "AVIF"),
+        (encoded(quarters(), "TIFF"), "TIFF"),
+        (b"%PDF-1.7\n", "PDF"),
+        (b"<?xml version='1.0'?>\n<svg xmlns='x'/>", "SVG"),
+        (b"<svg/>", "SVG"),
+        (b"8BPS\0\1", "Photoshop"),
+    ],
+)
+def test_a_format_that_is_not_read_is_called_by_its_name(data: bytes, kind: str) -> None:
+    with pytest.raises(UnsupportedImage) as error:
+        preprocess.decode(data)
+    assert str(error.value) == (
+        f"a {kind} file ({len(data)} bytes), which is not read: convert it to JPEG or PNG "
+        "(allowed are PNG, JPEG, WEBP, BMP, GIF)"
+    )

@@ -3,7 +3,6 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
-import os
 import shutil
 import signal
 import subprocess
@@ -14,10 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from bundle import preprocess, store
-from bundle.errors import BundleError
-from bundle.manifest import Manifest, Preprocessing, Run, Variant
+from labelcurve.bundle import preprocess, store
+from labelcurve.bundle.errors import BundleError
+from labelcurve.bundle.manifest import Manifest, Preprocessing, Run, Variant
 from tests.models import publish_digits
+from tests.permissions import forbidden, public_copy
 
 CARD = "# digits\n"
 
@@ -121,6 +121,13 @@ def test_an_older_version_stays_and_can_be_pointed_back_to(root: Path) -> None:
     (root / "digits-10" / "next").symlink_to(new)
     (root / "digits-10" / "next").replace(root / "digits-10" / "current")
     assert store.read(root, "digits-10").version == new
+
+
+def test_a_loop_of_links_is_an_error(root: Path) -> None:
+    (root / "loop").mkdir()
+    (root / "loop" / store.CURRENT).symlink_to(store.CURRENT)
+    with pytest.raises(BundleError, match="cannot read the bundle"):
+        store.read_all(root)
 
 
 @pytest.mark.parametrize("file", ["model.onnx", "manifest.json"])
@@ -254,7 +261,9 @@ def test_working_folders_and_stray_files_are_ignored(root: Path) -> None:
 
 
 def test_a_missing_folder_names_the_remedy(tmp_path: Path) -> None:
-    with pytest.raises(BundleError, match=r"no folder .*nowhere: name the folder that `train"):
+    with pytest.raises(
+        BundleError, match=r"no folder .*nowhere: name the folder that `labelcurve train"
+    ):
         store.names(tmp_path / "nowhere")
     (tmp_path / "file").write_text("")
     with pytest.raises(BundleError, match="no folder"):
@@ -267,16 +276,32 @@ def test_an_empty_folder_says_what_it_should_hold(tmp_path: Path) -> None:
 
 
 def test_a_folder_that_cannot_be_read_names_the_remedy(root: Path) -> None:
-    user = os.geteuid()
-    root.chmod(0)
-    if user == 0:  # whom no mode keeps out
-        os.seteuid(65534)
-    try:
-        with pytest.raises(BundleError, match=r"cannot read the folder .* for user \d+\. .*--user"):
-            store.names(root)
-    finally:
-        os.seteuid(user)
-        root.chmod(0o755)
+    message = r"cannot read the folder .*: Permission denied for user \d+\. .*--user"
+    with forbidden(root), pytest.raises(BundleError, match=message):
+        store.names(root)
+
+
+@pytest.mark.parametrize("mode", [0, 0o444])
+def test_a_folder_among_the_bundles_that_cannot_be_read_is_left_out(
+    digits_models: Path, mode: int
+) -> None:
+    with public_copy(digits_models) as models:
+        before = store.scan(models)
+        lost = models / "lost+found"
+        lost.mkdir()
+        with forbidden(lost, mode):
+            assert store.names(models) == ["digits-10", "digits-100", "digits-50"]
+            unreadable = store.Found(None, {}, "Permission denied")
+            assert store.scan(models) == {**before, "lost+found": unreadable}
+
+
+def test_nothing_but_a_folder_that_cannot_be_read_is_an_error(digits_models: Path) -> None:
+    with public_copy(digits_models) as models:
+        for name in ("digits-50", "digits-100"):
+            shutil.rmtree(models / name)
+        message = r"cannot read the folder .*/digits-10: Permission denied for user \d+\. .*--user"
+        with forbidden(models / "digits-10"), pytest.raises(BundleError, match=message):
+            store.names(models)
 
 
 def test_an_output_folder_that_cannot_be_written_is_named(
@@ -295,8 +320,10 @@ def test_a_full_disk_leaves_no_half_bundle(
     (tmp_path / "manifest").write_text(bundle.manifest.model_dump_json())
     (tmp_path / "run").write_text(record.model_dump_json())
     code = (
-        "import resource, signal, sys; from pathlib import Path; from bundle import store\n"
-        "from bundle.errors import BundleError; from bundle.manifest import Manifest, Run\n"
+        "import resource, signal, sys; from pathlib import Path\n"
+        "from labelcurve.bundle import store\n"
+        "from labelcurve.bundle.errors import BundleError\n"
+        "from labelcurve.bundle.manifest import Manifest, Run\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (16384, 16384))\n"
         "here = Path(sys.argv[1])\n"
@@ -346,8 +373,8 @@ def test_several_writers_may_publish_under_one_name(
 PUBLISH_FOR_EVER = """
 import itertools, sys
 from pathlib import Path
-from bundle import store
-from bundle.manifest import Manifest
+from labelcurve.bundle import store
+from labelcurve.bundle.manifest import Manifest
 
 source, target = map(Path, sys.argv[1:])
 first = store.read(source, "digits-10")

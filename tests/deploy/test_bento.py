@@ -15,7 +15,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from bundle import store
+from labelcurve.bundle import store
 from tests.models import digit_png
 from tests.serving.conftest import free_port
 
@@ -35,8 +35,9 @@ def bento(
 ) -> Path:
     """The folder of the built bento."""
     project = tmp_path_factory.mktemp("project")
-    for name in ("bundle", "serving"):
-        shutil.copytree(ROOT / name, project / name)
+    caches = shutil.ignore_patterns("__pycache__")
+    for name in ("labelcurve", "bundle", "serving", "training", "benchmarks"):
+        shutil.copytree(ROOT / name, project / name, symlinks=True, ignore=caches)
     # Locking the versions is BentoML's own work, and asks the package index.
     text = (ROOT / "bentofile.yaml").read_text()
     assert "\npython:\n" in text
@@ -82,7 +83,7 @@ def url(bento: Path, environment: dict[str, str]) -> Iterator[str]:
 
 def test_it_holds_the_service_and_the_bundles_and_nothing_of_training(bento: Path) -> None:
     there = {path.name for path in (bento / "src").iterdir()}
-    assert {"bundle", "serving", "models"} <= there
+    assert {"labelcurve", "bundle", "serving", "models"} <= there
     assert not there & {"training", "benchmarks", "tests"}
     assert store.names(bento / "src/models") == ["digits-10", "digits-100", "digits-50"]
     assert "onnxruntime-gpu[cuda,cudnn]" in (bento / "env/python/requirements.txt").read_text()

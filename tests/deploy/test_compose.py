@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from serving.settings import Settings
+from labelcurve.serving.settings import Settings
 
 ROOT = Path(__file__).parents[2]
 COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "deploy/compose.yaml").read_text())
@@ -41,7 +41,12 @@ def test_monitoring_is_a_profile_of_its_own_with_dated_images() -> None:
     }
     for name in ("prometheus", "grafana"):
         assert re.search(r":v?\d+\.\d+\.\d+$", COMPOSE["services"][name]["image"])
-        assert all(port.startswith("127.0.0.1:") for port in COMPOSE["services"][name]["ports"])
+
+
+def test_every_port_is_published_on_this_machine_alone() -> None:
+    for service in COMPOSE["services"].values():
+        for port in service.get("ports", ()):
+            assert port.startswith(("127.0.0.1:", "${BIND:-127.0.0.1}:"))
 
 
 def test_prometheus_scrapes_the_service_and_finds_its_rules() -> None:

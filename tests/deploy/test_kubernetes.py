@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import itertools
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import kubernetes_validate
 import pytest
 import tyro
 import yaml
 
-from serving import metrics, openapi
-from serving.settings import Settings
+from labelcurve.bundle.preprocess import MAX_BYTES
+from labelcurve.serving.settings import Settings
+from labelcurve.serving.telemetry import metrics
+from labelcurve.serving.web import openapi
+from labelcurve.serving.web.request import MAX_OVERHEAD
+from labelcurve.training.options import DEFAULT_FRACTIONS, parse
 from tests.models import publish_digits
-from training.options import parse
 
 FOLDER = Path(__file__).parents[2] / "deploy/kubernetes"
 KUBECTL = Path(sys.executable).with_name("kubectl")
@@ -25,9 +30,9 @@ VERSIONS = ("1.33", "1.35")
 OVERLAYS = ("cpu", "gpu")
 
 
-def render(overlay: str) -> list[dict[str, Any]]:
+def render(overlay: str, folder: Path = FOLDER) -> list[dict[str, Any]]:
     done = subprocess.run(
-        [str(KUBECTL), "kustomize", str(FOLDER / overlay)],
+        [str(KUBECTL), "kustomize", str(folder / overlay)],
         capture_output=True,
         text=True,
         check=True,
@@ -122,7 +127,7 @@ def test_each_pod_of_the_job_trains_another_pair(
     spec = only(manifests, "Job")["spec"]
     (container,) = spec["template"]["spec"]["containers"]
     environment = {row["name"]: row["value"] for row in container["env"]}
-    stub = tmp_path / "train"
+    stub = tmp_path / "labelcurve"
     stub.write_text('#!/bin/sh\necho "$@"\n')
     stub.chmod(0o755)
     found = []
@@ -142,11 +147,12 @@ def test_each_pod_of_the_job_trains_another_pair(
     pairs = itertools.product(environment["SEEDS"].split(), environment["FRACTIONS"].split())
     others = environment["OPTIONS"].split()
     assert found == [
-        ["--data", environment["DATA"], "--fraction", fraction, "--seed", seed, *others]
+        ["train", "--data", environment["DATA"], "--fraction", fraction, "--seed", seed, *others]
         for seed, fraction in pairs
     ]
+    assert sorted({float(arguments[4]) for arguments in found}) == sorted(DEFAULT_FRACTIONS)
     for arguments in found:
-        parse(arguments)
+        parse(arguments[1:])
     gpu = "nvidia.com/gpu" in container["resources"]["limits"]
     assert others == ["--device", "cuda"] * gpu, "a CPU must not take the place of a GPU in silence"
 
@@ -222,6 +228,49 @@ def test_the_pod_monitor_finds_the_pods_and_their_port(manifests: list[dict[str,
     assert endpoint["path"] == template["metadata"]["annotations"]["prometheus.io/path"]
 
 
+KSERVE = {"minReplicas", "maxReplicas", "scaleMetric", "scaleTarget"}
+"""Fields of a KServe predictor in addition to those of a pod. The file was validated as a whole
+against KServe's CRD of 2026-08, unknown fields refused."""
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_kserves_predictor_is_a_pod_that_serves(
+    rendered: dict[str, list[dict[str, Any]]], version: str
+) -> None:
+    service = yaml.safe_load((FOLDER / "kserve.yaml").read_text())
+    assert (service["apiVersion"], service["kind"]) == (
+        "serving.kserve.io/v1beta1",
+        "InferenceService",
+    )
+    predictor = service["spec"]["predictor"]
+    spec = {name: value for name, value in predictor.items() if name not in KSERVE}
+    pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "x"}, "spec": spec}
+    kubernetes_validate.validate(pod, version, strict=True)
+    (container,) = spec["containers"]
+    settings = tyro.cli(Settings, args=container["args"])
+    assert str(settings.models) == "/mnt/models"
+    (port,) = container["ports"]
+    assert port["containerPort"] == settings.port
+    for probe, path in (
+        ("startupProbe", "/v2/health/ready"),
+        ("readinessProbe", "/v2/health/ready"),
+        ("livenessProbe", "/v2/health/live"),
+    ):
+        assert container[probe]["httpGet"] == {"path": path, "port": settings.port}
+        assert path in openapi.document()["paths"]
+    (storage,) = container["env"]
+    claims = [
+        m["metadata"]["name"] for m in rendered["cpu"] if m["kind"] == "PersistentVolumeClaim"
+    ]
+    assert storage["name"] == "STORAGE_URI"
+    assert storage["value"].removeprefix("pvc://") in claims
+    # As locked down as the Deployment of the overlay.
+    deployed = only(rendered["cpu"], "Deployment")["spec"]["template"]["spec"]
+    for name in ("securityContext", "automountServiceAccountToken"):
+        assert spec[name] == deployed[name]
+    assert container["securityContext"] == deployed["containers"][0]["securityContext"]
+
+
 def test_gpus_are_asked_for_in_one_overlay(rendered: dict[str, list[dict[str, Any]]]) -> None:
     for overlay in OVERLAYS:
         for pod in pods(rendered[overlay]):
@@ -232,3 +281,123 @@ def test_gpus_are_asked_for_in_one_overlay(rendered: dict[str, list[dict[str, An
             assert ("nodeSelector" in spec) == (overlay == "gpu")
     images = [pod["spec"]["containers"][0]["image"] for pod in pods(rendered["cpu"])]
     assert images == ["train:latest", "serve-cpu:latest"]
+
+
+COMBINATIONS = {
+    "image": ("image",),
+    "volume": ("volume",),
+    "image on the internet": ("image", "internet"),
+    "volume on the internet": ("volume", "internet"),
+    "gpu with photos": ("gpu", "photos"),
+    "cpu with everything": ("cpu", "photos", "internet"),
+}
+"""An overlay and the components that are added to it."""
+
+
+@pytest.fixture(scope="module")
+def combined(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[str, Any]]]:
+    folder = tmp_path_factory.mktemp("combined") / "kubernetes"
+    shutil.copytree(FOLDER, folder)
+    (folder / "own").mkdir()
+    found = {}
+    for name, (overlay, *components) in COMBINATIONS.items():
+        content = {
+            "resources": [f"../{overlay}"],
+            "components": [f"../{component}" for component in components],
+        }
+        (folder / "own/kustomization.yaml").write_text(yaml.safe_dump(content))
+        found[name] = render("own", folder)
+    return found
+
+
+@pytest.mark.parametrize("name", COMBINATIONS)
+@pytest.mark.parametrize("version", VERSIONS)
+def test_overlays_and_components_fit_the_schema(
+    combined: dict[str, list[dict[str, Any]]], name: str, version: str
+) -> None:
+    for manifest in combined[name]:
+        kubernetes_validate.validate(manifest, version, strict=True)
+
+
+def test_a_service_alone_trains_nothing(combined: dict[str, list[dict[str, Any]]]) -> None:
+    for name in ("image", "volume"):
+        kinds = [manifest["kind"] for manifest in combined[name]]
+        assert "Job" not in kinds
+        assert kinds.count("PersistentVolumeClaim") == (name == "volume")
+        spec = only(combined[name], "Deployment")["spec"]["template"]["spec"]
+        volumes = {volume["name"] for volume in spec["volumes"]}
+        assert volumes == ({"models", "tmp"} if name == "volume" else {"tmp"})
+        assert bool(spec.get("initContainers")) == (name == "volume")
+        (container,) = spec["containers"]
+        assert {mount["name"] for mount in container["volumeMounts"]} == volumes
+
+
+def test_the_image_with_models_has_them_where_they_are_served_from() -> None:
+    dockerfile = (FOLDER / "image/Dockerfile").read_text()
+    assert "COPY models /models" in dockerfile
+    served = (FOLDER.parents[1] / "Dockerfile.serve").read_text()
+    assert "\nWORKDIR /\n" in served
+    assert Settings().models == Path("models")
+
+
+def test_the_pod_for_copying_fits_the_schema_and_the_claims(
+    combined: dict[str, list[dict[str, Any]]],
+) -> None:
+    pod = yaml.safe_load((FOLDER / "volume/copy.yaml").read_text())
+    for version in VERSIONS:
+        kubernetes_validate.validate(pod, version, strict=True)
+    (volume,) = pod["spec"]["volumes"]
+    claim = only(combined["volume"], "PersistentVolumeClaim")["metadata"]["name"]
+    assert volume["persistentVolumeClaim"]["claimName"] == claim
+    user = only(combined["volume"], "Deployment")["spec"]["template"]["spec"]["securityContext"]
+    assert user.items() <= pod["spec"]["securityContext"].items()
+
+
+@pytest.mark.parametrize("name", [name for name, parts in COMBINATIONS.items() if len(parts) > 1])
+def test_components_fit_what_they_are_added_to(
+    combined: dict[str, list[dict[str, Any]]], name: str
+) -> None:
+    manifests = combined[name]
+    deployment = only(manifests, "Deployment")["spec"]["template"]
+    (container,) = deployment["spec"]["containers"]
+    if "internet" in COMBINATIONS[name]:
+        settings = tyro.cli(Settings, args=container["args"])
+        mounts = {mount["mountPath"]: mount["name"] for mount in container["volumeMounts"]}
+        volumes = {volume["name"]: volume for volume in deployment["spec"]["volumes"]}
+        assert settings.api_keys
+        keys = volumes[mounts[str(settings.api_keys.parent)]]
+        assert keys["secret"]["secretName"] == "labelcurve-keys"
+        ports = {port["name"]: port["containerPort"] for port in container["ports"]}
+        assert ports == {"http": settings.port, "metrics": settings.metrics_port}
+        annotations = deployment["metadata"]["annotations"]
+        assert annotations["prometheus.io/port"] == str(settings.metrics_port)
+        (rule,) = only(manifests, "Ingress")["spec"]["rules"]
+        backend = rule["http"]["paths"][0]["backend"]["service"]
+        service = only(manifests, "Service")
+        assert backend["name"] == service["metadata"]["name"]
+        assert backend["port"]["name"] == service["spec"]["ports"][0]["name"]
+        (tls,) = only(manifests, "Ingress")["spec"]["tls"]
+        assert tls["hosts"] == [rule["host"]]
+        limit = only(manifests, "Ingress")["metadata"]["annotations"]
+        megabytes = int(limit["nginx.ingress.kubernetes.io/proxy-body-size"].removesuffix("m"))
+        assert megabytes * 2**20 >= MAX_BYTES * 4 // 3 + MAX_OVERHEAD
+        traces = only(manifests, "NetworkPolicy", "labelcurve-traces")["spec"]
+        assert (
+            traces["podSelector"]["matchLabels"].items() <= deployment["metadata"]["labels"].items()
+        )
+        endpoint = urlsplit(settings.otlp_endpoint or "")
+        assert {port["port"] for rule in traces["egress"] for port in rule["ports"]} == {
+            53,
+            endpoint.port,
+        }
+    if "photos" in COMBINATIONS[name]:
+        job = only(manifests, "Job")["spec"]["template"]["spec"]
+        (training,) = job["containers"]
+        data = next(row["value"] for row in training["env"] if row["name"] == "DATA")
+        (mount,) = [m for m in training["volumeMounts"] if m["mountPath"] == data]
+        (volume,) = [v for v in job["volumes"] if v["name"] == mount["name"]]
+        claim = volume["persistentVolumeClaim"]["claimName"]
+        only(manifests, "PersistentVolumeClaim", claim)
+        assert only(manifests, "NetworkPolicy", "labelcurve-train")["spec"]["egress"] == []
+        gpu = COMBINATIONS[name][0] == "gpu"
+        assert ("nvidia.com/gpu" in training["resources"]["limits"]) == gpu

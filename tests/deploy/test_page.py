@@ -1,4 +1,4 @@
-"""docs/deploying.md beside what it speaks of; its commands are run by scripts/containers."""
+"""docs/deploying.md compared with the files it describes; scripts/containers runs its commands."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_the_images_are_labelled_with_the_project_s_version(image: str) -> None:
     assert f"\nARG VERSION={PROJECT['version']}\n" in dockerfile
 
 
-def test_the_budgets_of_the_readme_are_those_that_are_checked() -> None:
+def test_the_budgets_of_the_document_are_those_that_are_checked() -> None:
     code = (
         "from container.images import BUDGET_MB as b; print(b['train'], b['serve'], b['serve-cpu'])"
     )
@@ -46,9 +46,13 @@ def test_the_budgets_of_the_readme_are_those_that_are_checked() -> None:
         text=True,
         check=True,
     )
-    train, serve, small = (int(figure) / 1000 for figure in done.stdout.split())
-    readme = re.sub(r"\s+", " ", (ROOT / "README.md").read_text())
-    assert f"`train` has at most {train:g} GB and `serve` {serve:g} GB, or {small:g} GB" in readme
+    budgets = [int(figure) for figure in done.stdout.split()]
+    sizes = (ROOT / "docs/deploying.md").read_text()
+    found = re.findall(r"^\| `(\S+)` \| [\d,]+ MB \| ([\d,]+) MB \|$", sizes, re.MULTILINE)
+    assert found == [
+        (name, f"{budget:,}")
+        for name, budget in zip(("train", "serve", "serve-cpu"), budgets, strict=True)
+    ]
 
 
 def test_the_bento_needs_what_serving_needs() -> None:

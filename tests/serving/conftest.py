@@ -9,25 +9,50 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
 
-SERVE = Path(sys.executable).with_name("serve")
+LABELCURVE = str(Path(sys.executable).with_name("labelcurve"))
+SERVE = (LABELCURVE, "serve")
 
 
 class Service:
     """A running `serve`, its output in a file."""
 
-    def __init__(self, models: Path, log: Path, *options: str) -> None:
+    def __init__(
+        self,
+        models: Path,
+        log: Path,
+        *options: str,
+        before: tuple[str, ...] = (),
+        folder: Path | None = None,
+        environment: dict[str, str] | None = None,
+    ) -> None:
+        """Starts it.
+
+        Args:
+            models: folder of bundles.
+            log: file of its output.
+            options: of `serve`.
+            before: a command that runs the command after it, as `nohup`.
+            folder: to start it in.
+            environment: variables in addition to those of this process.
+        """
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.log = log
-        command = [str(SERVE), "--models", str(models), "--port", str(self.port)]
+        command = [*before, *SERVE, "--models", str(models), "--port", str(self.port)]
         command += ["--lame-duck", "0", *options]
         with log.open("wb") as output:
             self.process = subprocess.Popen(
-                command, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+                command,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                cwd=folder,
+                env=os.environ | (environment or {}),
             )
 
     @property
@@ -61,8 +86,27 @@ def free_port() -> int:
 def wait_for(condition: Callable[[], bool], seconds: float = 30) -> None:
     end = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < end, "waited in vain"
+        assert time.monotonic() < end, "timed out"
         time.sleep(0.02)
+
+
+def listening(port: int) -> bool:
+    """Whether connections to a port of 127.0.0.1 are accepted."""
+    try:
+        socket.create_connection(("127.0.0.1", port), timeout=30).close()
+    except ConnectionRefusedError:
+        return False
+    return True
+
+
+def was_read(connection: socket.socket) -> bool:
+    """Whether a service on this machine has read all that was sent over a connection to it."""
+    ports = connection.getpeername()[1], connection.getsockname()[1]
+    for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
+        _, local, remote, _, queues, *_ = line.split()
+        if (int(local[-4:], 16), int(remote[-4:], 16)) == ports:
+            return int(queues.partition(":")[2], 16) == 0
+    return False
 
 
 def alive(pid: int) -> bool:
@@ -80,8 +124,8 @@ def start_service(
     """Starts a `serve` over a models folder; all of them are stopped at the end."""
     started: list[Service] = []
 
-    def start(models: Path, *options: str) -> Service:
-        service = Service(models, tmp_path_factory.mktemp("serve") / "log", *options)
+    def start(models: Path, *options: str, **how: Any) -> Service:
+        service = Service(models, tmp_path_factory.mktemp("serve") / "log", *options, **how)
         started.append(service)
         return service
 

@@ -1,24 +1,27 @@
 from __future__ import annotations
 
 import csv
+import json
+import os
+import signal
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
-from bundle.errors import LabelcurveError
-from serving.classify import Options, run
-from serving.errors import UnknownModel
+from labelcurve.bundle.errors import LabelcurveError
+from labelcurve.serving.classify import Options, find, run
+from labelcurve.serving.errors import UnknownModel
 from tests.models import digit_png
+from tests.serving.conftest import LABELCURVE
 
-CLASSIFY = Path(sys.executable).with_name("classify")
+CLASSIFY = (LABELCURVE, "classify")
 
 
 def classify(*arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [str(CLASSIFY), *(str(argument) for argument in arguments)]
+    command = [*CLASSIFY, *(str(argument) for argument in arguments)]
     return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
 
 
@@ -53,6 +56,12 @@ def test_it_answers_what_the_service_answers(
         scores = [c["score"] for c in answer]
         assert [score for _, score in found] == pytest.approx(scores, abs=1e-5)
         assert row["error"] == ""
+
+
+def test_a_photo_in_a_format_that_is_not_read_is_not_passed_over(tmp_path: Path) -> None:
+    for name in ("a.HEIC", "b.png", "c.tif", "d.txt"):
+        (tmp_path / name).touch()
+    assert [file.name for file in find([tmp_path])] == ["a.HEIC", "b.png", "c.tif"]
 
 
 def test_unreadable_files_are_reported_and_the_rest_goes_on(
@@ -105,3 +114,88 @@ def test_impossible_requests(images: Path, digits_models: Path, tmp_path: Path) 
     ):
         with pytest.raises(LabelcurveError, match=says):
             run(wrong)
+
+
+@pytest.mark.parametrize("table", [True, False])
+def test_output_that_is_read_in_part_only_ends_without_a_traceback(
+    images: Path, digits_models: Path, tmp_path: Path, table: bool
+) -> None:
+    file = tmp_path / "all.csv"
+    more = ["--csv", str(file)] if table else []
+    command = [*CLASSIFY, str(images), "--models", str(digits_models), *more]
+    # The reader is gone before the first line: each of them meets a closed pipe.
+    read, write = os.pipe()
+    os.close(read)
+    with os.fdopen(write, "wb") as closed:
+        done = subprocess.run(command, stdout=closed, stderr=subprocess.PIPE, text=True, timeout=60)
+    assert "Traceback" not in done.stderr
+    assert done.returncode == (0 if table else 128 + signal.SIGPIPE)
+    if table:
+        assert len(file.read_text().splitlines()) == 72, "each image and the header"
+
+
+def test_names_of_classes_that_the_output_cannot_encode_are_written_as_escapes(
+    images: Path, digits_models: Path
+) -> None:
+    (images / "猫.png").write_bytes(digit_png(3))
+    command = [*CLASSIFY, str(images / "猫.png"), "--models", str(digits_models)]
+    env = os.environ | {"PYTHONIOENCODING": "latin-1"}
+    done = subprocess.run(command, capture_output=True, timeout=60, env=env)
+    assert done.returncode == 0, done.stderr
+    assert b"\\u732b.png: " in done.stdout
+
+
+def test_the_sure_are_accepted_and_the_rest_is_asked(
+    images: Path, digits_models: Path, client: httpx.Client, tmp_path: Path
+) -> None:
+    (images / "10.png").write_bytes(b"not an image")
+    for i in range(1437, 1537):
+        (images / f"{i}.png").write_bytes(digit_png(i))
+    out, table = tmp_path / "sorted", tmp_path / "all.csv"
+    asked = ("--accept", 0.95, "--set", 0.9, "--out", out, "--csv", table)
+    done = classify(images, "--models", digits_models, *asked)
+    assert done.returncode == 1, "one file is not an image"
+    accepted, ask = (
+        list(csv.DictReader((out / name).read_text(encoding="utf-8").splitlines()))
+        for name in ("accepted.csv", "ask.csv")
+    )
+    assert sorted(path.name for path in out.iterdir()) == ["accepted.csv", "ask.csv"]
+    assert len(accepted) + len(ask) == 171
+    assert len(accepted) > len(ask) > 1
+    assert min(float(row["score"]) for row in accepted) > max(
+        float(row["score"]) for row in ask if not row["error"]
+    )
+    assert [row["path"].rpartition("/")[2] for row in ask if row["error"]] == ["10.png"]
+    assert f"accepted {len(accepted)} of 171" in done.stderr
+    with table.open(encoding="utf-8") as file:
+        everything = {row["path"]: row for row in csv.DictReader(file)}
+    for row in (*accepted[::20], *ask[::5]):
+        line = next(line for line in done.stdout.splitlines() if line.startswith(row["path"]))
+        assert line.endswith(" accepted" if row in accepted else " ask")
+        assert everything[row["path"]]["accepted"] == ("true" if row in accepted else "false")
+        data = Path(row["path"]).read_bytes()
+        response = client.post("/classify", content=data, params={"accept": 0.95, "set": 0.9})
+        answer = response.json()
+        assert answer["accepted"] is (row in accepted)
+        assert response.headers["x-accepted"] == str(answer["accepted"]).lower()
+        assert answer["set"] == json.loads(row["set"])
+        assert answer["classes"][0]["label"] == row["label"] == answer["set"][0]
+
+
+def test_what_the_held_out_images_do_not_show_is_refused_before_anything_is_written(
+    images: Path, digits_models: Path, tmp_path: Path
+) -> None:
+    def options(**others: Any) -> Options:
+        return Options((images,), models=digits_models, out=tmp_path / "sorted", **others)
+
+    for wrong, says in (
+        (options(accept=0.999), "needs at least 2,995 held-out images, and the model has 360"),
+        (options(set=0.999), "need at least 999 held-out images"),
+        (options(accept=1.5), r"1.5 is not a share from 0.5 to 0.9999"),
+    ):
+        with pytest.raises(LabelcurveError, match=says):
+            run(wrong)
+    assert not (tmp_path / "sorted").exists()
+    (tmp_path / "file").touch()
+    with pytest.raises(LabelcurveError, match=r"cannot write accepted.csv and ask.csv.*--out"):
+        run(Options((images,), models=digits_models, accept=0.9, out=tmp_path / "file"))

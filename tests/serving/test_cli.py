@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from bundle.errors import BundleError, LabelcurveError
-from serving.cli import serve
-from serving.settings import Settings
+from labelcurve.bundle.errors import BundleError, LabelcurveError
+from labelcurve.serving.cli import serve
+from labelcurve.serving.settings import Settings
 from tests.serving.conftest import SERVE, Service, free_port
 
 
@@ -24,13 +24,14 @@ def test_it_says_what_it_serves(service: Service, digits_models: Path) -> None:
         "digits-100",
     ]
     assert models[2].endswith("(default)")
+    assert "default  digits-100: it has the most labels" in service.output
     # Other modules use the same service: what it logged of their requests may follow.
     assert lines[lines.index(f"listen   {service.url}") + 1].startswith("ready    after")
 
 
 def test_an_error_is_one_line(tmp_path: Path) -> None:
     done = subprocess.run(
-        [str(SERVE), "--models", str(tmp_path)],
+        [*SERVE, "--models", str(tmp_path)],
         capture_output=True,
         text=True,
         timeout=60,
@@ -55,6 +56,21 @@ def test_a_damaged_bundle(digits_models: Path, tmp_path: Path) -> None:
         serve(Settings(models=models))
 
 
+def test_a_model_that_is_not_there(digits_models: Path) -> None:
+    with pytest.raises(BundleError, match=r"--model digits-1: no such model; .* meant digits-10"):
+        serve(Settings(models=digits_models, model=("digits-10", "digits-1")))
+    with pytest.raises(BundleError, match="takes the name without a version"):
+        serve(Settings(models=digits_models, model=("digits-10@0123456789ab",)))
+
+
+def test_a_default_that_is_not_there(digits_models: Path, tmp_path: Path) -> None:
+    models = tmp_path / "models"
+    shutil.copytree(digits_models, models, symlinks=True)
+    (models / "default.json").write_text('{"default": "cats"}')
+    with pytest.raises(BundleError, match=r"names cats as the default.*models promote NAME"):
+        serve(Settings(models=models))
+
+
 def test_a_port_that_is_taken(service: Service, digits_models: Path) -> None:
     with pytest.raises(LabelcurveError, match=f"cannot listen on 127.0.0.1 port {service.port}"):
         serve(Settings(models=digits_models, port=service.port))
@@ -66,17 +82,20 @@ def test_a_port_that_is_taken(service: Service, digits_models: Path) -> None:
     ("options", "says"),
     [
         ({"host": "300.1.1.1"}, "cannot listen on 300.1.1.1"),
-        ({"port": 70000}, "--port 70000"),
+        ({"port": 70000}, "--port 70000: allowed are 1 to 65535"),
         ({"port": 0}, "--port 0"),
-        ({"workers": 0}, "at least 1"),
-        ({"threads": 0}, "at least 1"),
+        ({"workers": 0}, "--workers 0: allowed are 1 and more"),
+        ({"threads": 0}, "--threads 0: allowed are 1 and more"),
         ({"device": "cuda"}, "no NVIDIA GPU is visible"),
-        ({"watch": nan}, "--watch nan: a number of at least 0"),
-        ({"timeout": inf}, "--timeout inf: a number of at least 0.1"),
-        ({"keep_alive": 0}, "--keep-alive 0: a number of at least 1"),
-        ({"cors": ("example.org",)}, "--cors example.org: https://HOST"),
-        ({"cors": ("*", "https://example.org/a")}, "--cors https://example.org/a: https://HOST"),
-        ({"otlp_endpoint": "localhost:4318"}, "--otlp-endpoint localhost:4318: a URL"),
+        ({"watch": nan}, "--watch nan: allowed are 0 and more"),
+        ({"timeout": inf}, "--timeout inf: allowed are 0.1 and more"),
+        ({"keep_alive": 0}, "--keep-alive 0: allowed are 1 and more"),
+        ({"cors": ("example.org",)}, "--cors example.org: allowed are https://HOST"),
+        (
+            {"cors": ("*", "https://example.org/a")},
+            "--cors https://example.org/a: allowed are https://HOST",
+        ),
+        ({"otlp_endpoint": "localhost:4318"}, "--otlp-endpoint localhost:4318: allowed is a URL"),
     ],
 )
 def test_impossible_options(

@@ -6,11 +6,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
-from bundle import store
-from bundle.errors import BundleError, DeviceError
-from serving import selftest
-from serving.device import Device
+from labelcurve.bundle import store
+from labelcurve.bundle.errors import BundleError, DeviceError
+from labelcurve.serving import selftest
+from labelcurve.serving.models.device import Device
+from labelcurve.serving.models.engine import Engine
 from tests.models import publish_digits
 from tests.serving.conftest import SERVE
 
@@ -18,7 +20,7 @@ CPU = Device("cpu", "a test")
 
 
 def run(*options: str | Path) -> subprocess.CompletedProcess[str]:
-    command = [str(SERVE), "--self-test", *map(str, options)]
+    command = [*SERVE, "--self-test", *map(str, options)]
     return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
 
 
@@ -30,6 +32,7 @@ def test_a_line_for_each_model_says_what_ran_where(digits_models: Path) -> None:
     assert [re.split("[ @]", line)[1] for line in lines] == ["digits-10", "digits-50", "digits-100"]
     for line in lines:
         assert re.search(r"[1-9]\d* nodes on CPUExecutionProvider, ", line), line
+        assert re.search(r"within \de[-+]\d\d of the CPU's at every batch size", line), line
 
 
 def test_a_device_that_is_not_there(digits_models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -66,7 +69,28 @@ def test_answers_that_are_no_probabilities_fail(
     publish_digits(tmp_path)
     (bundle,) = store.read_all(tmp_path)
     monkeypatch.setattr(
-        "serving.engine.Engine.run", lambda self, images: np.zeros((len(images), 10), np.float32)
+        "labelcurve.serving.models.engine.Engine.run",
+        lambda self, images: np.zeros((len(images), 10), np.float32),
     )
     with pytest.raises(BundleError, match=r"add up to 0\.0000"):
+        selftest.run([bundle], CPU, 1)
+
+
+def test_a_device_that_gives_other_numbers_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish_digits(tmp_path)
+    (bundle,) = store.read_all(tmp_path)
+    real = Engine.run
+
+    def run(self: Engine, images: list[NDArray[np.uint8]]) -> NDArray[np.float32]:
+        found = real(self, images)
+        if len(images) == 7:  # at one batch size alone
+            found[:, :2] += np.array([3e-4, -3e-4], np.float32)
+        return found
+
+    monkeypatch.setattr(Engine, "run", run)
+    with pytest.raises(
+        DeviceError, match=r"up to 3\.0e-04 from those of the same graph on the CPU"
+    ):
         selftest.run([bundle], CPU, 1)

@@ -9,7 +9,7 @@ import httpx
 import pytest
 
 from tests.serving.conftest import Service
-from tests.serving.test_request import problem
+from tests.serving.web.test_request import problem
 
 
 def environment(pid: int) -> dict[str, str]:
@@ -24,10 +24,10 @@ def test_bentomls_telemetry_is_off_in_every_process(service: Service) -> None:
 
 def test_bentoml_agrees_that_it_must_not_track(tmp_path: Path) -> None:
     script = (
-        "import sys, serving.service\n"
+        "import sys, labelcurve.serving.service\n"
         "from bentoml._internal.utils.analytics.usage_stats import do_not_track\n"
         "assert do_not_track()\n"
-        "asgi = serving.service.Classifier.to_asgi()\n"
+        "asgi = labelcurve.serving.service.Classifier.to_asgi()\n"
         "print(type(asgi).__name__, [r.path for r in asgi._inner._others.router.routes][:3])\n"
         "names = ('torch', 'training', 'benchmarks', 'opentelemetry.exporter')\n"
         "print([name for name in names if name in sys.modules])\n"
@@ -42,7 +42,7 @@ def test_bentoml_agrees_that_it_must_not_track(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     front, imported = done.stdout.splitlines()
-    assert front == "Front ['/models', '/livez', '/readyz']"
+    assert front == "Front ['/embed', '/models', '/livez']"
     assert imported == "[]"
 
 
@@ -71,9 +71,9 @@ def test_no_line_for_each_request_unless_asked_for(client: httpx.Client, service
 def test_a_worker_imports_what_it_needs_and_the_rest_when_it_is_used(tmp_path: Path) -> None:
     script = (
         "import sys\n"
-        "from serving import deferred\n"
-        "deferred.defer()\n"
-        "import serving.service\n"
+        "from labelcurve.serving.workers import bento\n"
+        "bento.defer_unused()\n"
+        "import labelcurve.serving.service\n"
         "print([name for name in ('aiohttp', 'httpx_ws', 'circus') if name in sys.modules])\n"
         "from bentoml._internal.cloud import BentoCloudClient\n"
         "from bentoml._internal.cloud.client import RestApiClient\n"

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from bundle.machine import cores
-from serving.settings import VARIABLE, Settings
+from labelcurve.bundle.machine import cores
+from labelcurve.serving.settings import VARIABLE, Settings
 
 
 def test_a_worker_reads_what_the_command_wrote(monkeypatch: pytest.MonkeyPatch) -> None:

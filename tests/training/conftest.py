@@ -11,14 +11,15 @@ from typing import Any
 import pytest
 import torch
 
-from training import data
-from training.data import Data
+from labelcurve.training.data import dataset
+from labelcurve.training.data.dataset import Data
+from labelcurve.training.runtime import lock
 
 SMALL = ("--data", "digits", "--image-size", "8", "--device", "cpu")
 QUICK = (*SMALL, "--epochs", "2", "--extractor", "none")
 
-TRAIN = Path(sys.executable).with_name("train")
-PRETRAIN = Path(sys.executable).with_name("pretrain")
+LABELCURVE = str(Path(sys.executable).with_name("labelcurve"))
+TRAIN = (LABELCURVE, "train")
 
 # Nets of a few pixels: more threads than one mostly wait for each other.
 torch.set_num_threads(1)
@@ -42,17 +43,17 @@ class Finished:
 def environment(cache: Path) -> dict[str, str]:
     """For a real command."""
     env = os.environ | {"OMP_NUM_THREADS": "1"}
-    env.pop("PYTHONDONTWRITEBYTECODE", None)  # each process would compile our modules anew
+    env.pop("PYTHONDONTWRITEBYTECODE", None)  # each process would compile our modules again
     return env
 
 
 def train(out: Path, cache: Path, *options: str) -> Finished:
-    return finished(out, cache, str(TRAIN), "--out", str(out), *options)
+    return finished(out, cache, *TRAIN, "--out", str(out), *options)
 
 
 def pretrain(out: Path, cache: Path, *options: str) -> Finished:
-    """`pretrain`, to a file of its own."""
-    return finished(out, cache, str(PRETRAIN), "--out", str(out), *options)
+    """`pretrain`, to a separate file."""
+    return finished(out, cache, LABELCURVE, "pretrain", "--out", str(out), *options)
 
 
 def finished(out: Path, cache: Path, *command: str) -> Finished:
@@ -63,7 +64,7 @@ def finished(out: Path, cache: Path, *command: str) -> Finished:
         text=True,
         check=False,
         env=environment(cache),
-        timeout=240,
+        timeout=600,  # a bound, not a measurement
     )
     return Finished(done.returncode, done.stdout, done.stderr, out)
 
@@ -77,17 +78,23 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def digits(cache: Path) -> Data:
     """scikit-learn's digits at 8 pixels."""
-    return data.load("digits", size=8, cache=cache, say=lambda _: None)
+    return dataset.load("digits", size=8, cache=cache, say=lambda _: None)
 
 
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Finished:
-    """`train` as a real process: digits, 10 % and all labels; do not change it."""
-    done = train(
-        tmp_path_factory.mktemp("trained"),
-        cache,
-        *QUICK,
-        *("--fraction", "1.0", "--fraction", "0.1"),
-    )
-    assert done.code == 0, done.stderr
-    return done
+    """`train` as a real process: digits, 10 % and all labels; do not change it.
+
+    pytest's workers share it: the first that asks runs it.
+    """
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent
+    out, said = folder / "trained", folder / "trained.json"
+    with lock.hold(folder / ".trained.lock", "{holder} trains", wait=True):
+        if not said.exists():
+            done = train(out, cache, *QUICK, *("--fraction", "1.0", "--fraction", "0.1"))
+            assert done.code == 0, done.stderr
+            said.write_text(json.dumps([done.stdout, done.stderr]))
+    stdout, stderr = json.loads(said.read_text())
+    return Finished(0, stdout, stderr, out)

@@ -1,4 +1,4 @@
-"""What each of several processes runs in the tests of `training.distributed`.
+"""The work of each of several processes in the tests of `training.runtime.distributed`.
 
 `torchrun ... -m tests.training.ranks OUT`, or with one process; the leader writes what it found.
 """
@@ -15,16 +15,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tests.training.test_finetune import RECIPE, labelled, network
-from training import data, distributed, finetune, sources
-from training.data import Data
-from training.device import FP32_CPU
-from training.finetune import Labelled
-from training.objectives import Contrastive
-from training.pretrain import pretrain
-from training.recipes import pretraining
-from training.stored import Images, encoded
-from training.views import Views
+from labelcurve.training.data import dataset, sources
+from labelcurve.training.data.dataset import Data
+from labelcurve.training.data.stored import Images, encoded
+from labelcurve.training.learning import batches, finetune
+from labelcurve.training.learning.augment import Views
+from labelcurve.training.learning.finetune import Examples
+from labelcurve.training.learning.objectives import Contrastive
+from labelcurve.training.learning.pretrain import pretrain
+from labelcurve.training.recipes import pretraining
+from labelcurve.training.runtime import distributed
+from labelcurve.training.runtime.device import FP32_CPU
+from tests.training.learning.test_finetune import RECIPE, labelled, network
 
 # Without random changes to the images, the number of processes must not matter.
 PLAIN = replace(
@@ -35,28 +37,27 @@ PLAIN = replace(
 class Shades(Views):
     """Views without chance."""
 
-    def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
-        return images.float() / 255 * torch.linspace(0.5, 1, images.shape[-1])
+    def __call__(self, images: Tensor, generator: torch.Generator, n_views: int = 1) -> Tensor:
+        shaded = images.float() / 255 * torch.linspace(0.5, 1, images.shape[-1])
+        return shaded.repeat(n_views, 1, 1, 1)
 
 
-def tuned(digits: Data, **mine: Any) -> Any:
+def tuned(digits: Data) -> Any:
     train, val = labelled(digits, 0.2)
     # An odd batch: the processes' parts of it differ in size.
     recipe = replace(PLAIN, batch_size=33)
     return distributed.together(
         finetune.finetune,
         network(),
-        Labelled(train.images, train.labels),
-        val,
+        Examples(train, val, digits.train.images[600:900]),
         recipe,
         FP32_CPU,
         0,
-        unlabelled=digits.train.images[600:900],
-        mine=mine,
+        mine={},
     )
 
 
-def learn(images: Images, say: Any = print) -> dict[str, Any]:
+def learn(images: Images) -> dict[str, Any]:
     torch.manual_seed(distributed.rank())  # the leader's weights are to count
     net = network(distributed.rank())
     objective = Contrastive(net.dim, Shades(8), 2, 0.2, FP32_CPU)
@@ -65,7 +66,7 @@ def learn(images: Images, say: Any = print) -> dict[str, Any]:
     recipe = replace(
         pretraining("contrastive", len(images), 8), optimizer="sgd", epochs=2, batch_size=45
     )
-    result = pretrain(net, objective, images, recipe, FP32_CPU, 0, say=say)
+    result = pretrain(net, objective, images, recipe, FP32_CPU, 0)
     return {
         "loss": result.loss,
         "before": before,
@@ -74,9 +75,9 @@ def learn(images: Images, say: Any = print) -> dict[str, Any]:
     }
 
 
-def rows(images: Images, say: Any = print) -> list[Any]:
+def rows(images: Images) -> list[Any]:
     """The rows of three epochs that each process draws."""
-    stream = finetune._Stream(images, 7, 0, 0, FP32_CPU, say)
+    stream = batches.Crops(images, 7, 0, 0, FP32_CPU, print)
     generator = torch.Generator()
     drawn = [stream.draw(i, False, generator)[0].tolist() for i in range(3 * stream.steps)]
     found: list[Any] = [None] * distributed.size()
@@ -87,8 +88,8 @@ def rows(images: Images, say: Any = print) -> list[Any]:
 
 
 def work(out: Path, cache: Path) -> dict[str, Any]:
-    digits = data.load("digits", size=8, cache=cache, say=lambda _: None)
-    result = tuned(digits, say=lambda _: None)
+    digits = dataset.load("digits", size=8, cache=cache, say=lambda _: None)
+    result = tuned(digits)
     images = digits.train.images[:90]
     # Encoded, as where neither memory nor disk have room for them; a window is one batch.
     source = sources.digits().splits["train"]
@@ -97,7 +98,7 @@ def work(out: Path, cache: Path) -> dict[str, Any]:
         "weights": result.network.state_dict(),
         "before": network().state_dict(),
         "history": [row.model_dump() for row in result.history],
-        "extractor": distributed.together(learn, images, mine={"say": lambda _: None}),
+        "extractor": distributed.together(learn, images, mine={}),
         "rows": distributed.together(rows, digits.train.images[:30], mine={}),
         "rows_outside": distributed.together(rows, outside, mine={}),
     }

@@ -10,7 +10,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from training.sources import digits
+from labelcurve.training.data.sources import digits
 
 Row = tuple[int, bytes]
 """A label and the bytes of an image file."""

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import pty
 import re
+import shlex
 import signal
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +17,11 @@ import numpy as np
 import onnxruntime as ort
 import pytest
 
-from bundle import store
-from bundle.preprocess import prepare
-from tests.training.conftest import QUICK, TRAIN, Finished, environment, train
+from labelcurve.bundle import store
+from labelcurve.bundle.preprocess import prepare
+from labelcurve.training.data import dataset
+from tests.training.conftest import QUICK, SMALL, TRAIN, Finished, environment, train
 from tests.training.sets import digit_rows, write_folder
-from training import data
 
 KEYS = {
     *(
@@ -76,6 +79,9 @@ def test_the_document_says_what_the_bundles_hold(trained: Finished) -> None:
         assert manifest.epochs == entry["epochs"] == 2
         assert manifest.test is not None
         assert manifest.test.accuracy == entry["test"]["accuracy"]
+        assert manifest.predicted is not None
+        assert (manifest.predicted.split, manifest.predicted.n) == ("test", manifest.test.n)
+        assert sum(manifest.predicted.classes) == manifest.test.n
         assert manifest.parity.max_abs_diff == entry["parity"]["max_abs_diff"] <= 1e-4
         assert manifest.parity.top1_agreement == entry["parity"]["top1_agreement"] == 1.0
         assert manifest.parity.batch_sizes == (1, 2, 7, 32)
@@ -98,7 +104,7 @@ def test_a_bundle_is_four_files_and_its_record_has_the_history(trained: Finished
     assert np.array(run.confusion).shape == (10, 10)
     assert np.array(run.confusion).sum() == 355
     assert run.report["3"]["support"] > 0
-    assert run.command.startswith("train --out ")
+    assert run.command.startswith("labelcurve train --out ")
     assert "# digits-scratch-100" in (path / "README.md").read_text()
 
 
@@ -115,7 +121,7 @@ def test_the_published_graph_is_as_good_as_its_manifest_says(
     trained: Finished, cache: Path
 ) -> None:
     bundle = store.read(trained.out, "digits-scratch-100")
-    test = data.load("digits", size=8, cache=cache, say=lambda _: None).test
+    test = dataset.load("digits", size=8, cache=cache, say=lambda _: None).test
     session = ort.InferenceSession(bundle.graph, providers=["CPUExecutionProvider"])
     images = np.stack([prepare(test.read(i), 8) for i in range(len(test))])
     (found,) = session.run(["probabilities"], {"images": images})
@@ -134,16 +140,37 @@ def test_nothing_of_the_machine_is_in_graph_or_manifest(trained: Finished) -> No
                 assert secret.encode() not in content
 
 
-def test_the_same_seed_gives_the_same_version_in_whatever_company(
-    tmp_path: Path, cache: Path, trained: Finished, monkeypatch: pytest.MonkeyPatch
+def on_a_terminal(command: Sequence[str], env: dict[str, str]) -> tuple[int, str]:
+    """Exit status and output of a command whose stdout is a terminal, without control codes."""
+    ours, theirs = pty.openpty()
+    said = b""
+    with subprocess.Popen(command, stdout=theirs, env=env | {"COLUMNS": "200"}) as process:
+        os.close(theirs)
+        while True:
+            try:
+                said += os.read(ours, 65536)
+            except OSError:  # EIO: the other end is closed
+                break
+    os.close(ours)
+    return process.returncode, re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", said.decode())
+
+
+def test_the_same_seed_gives_the_same_version_alone_and_on_a_terminal_a_table_comes_last(
+    tmp_path: Path, cache: Path, trained: Finished
 ) -> None:
-    # In the other run the same fraction came with another one, from another process, and git told
-    # something else of the code.
-    monkeypatch.setenv("LABELCURVE_COMMIT", "another")
-    again = train(tmp_path, cache, *QUICK, "--fraction", "0.1")
-    assert again.code == 0, again.stderr
-    assert bundles(again)[0]["version"] == bundles(trained)[0]["version"]
-    assert store.read_run(Path(bundles(again)[0]["path"])).git_commit == "another"
+    # In the other run the same fraction came with another one, from another process, and git
+    # reported another commit.
+    command = [*TRAIN, "--out", str(tmp_path), "--cache", str(cache), *QUICK, "--fraction", "0.1"]
+    code, text = on_a_terminal(command, environment(cache) | {"LABELCURVE_COMMIT": "another"})
+    assert code == 0, text
+    bundle = store.read(tmp_path, "digits-scratch-10")
+    assert bundle.version == bundles(trained)[0]["version"]
+    assert store.read_run(bundle.path).git_commit == "another"
+    assert bundle.manifest.test is not None
+    table = text[text.rindex("accuracy") :]
+    assert "digits-scratch-10" in table
+    assert f"{bundle.manifest.test.accuracy * 100:.2f} % (test)" in table
+    assert '{"' not in text
 
 
 def test_the_reference_preset_publishes_too_and_test_can_stay_unread(
@@ -156,6 +183,8 @@ def test_the_reference_preset_publishes_too_and_test_can_stay_unread(
     assert entry["test"] is None
     bundle = store.read(tmp_path, "digits-reference-scratch-10")
     assert bundle.manifest.test is None
+    assert bundle.manifest.predicted is not None
+    assert bundle.manifest.predicted.split == "validation"
     assert bundle.manifest.backbone == "reference"
     assert sum(map(sum, store.read_run(bundle.path).confusion)) == entry["n_labels_val"]
     assert "validation: accuracy" in done.stdout
@@ -167,7 +196,7 @@ def test_a_dry_run_counts_the_labels_and_writes_nothing(tmp_path: Path, cache: P
     assert done.code == 0, done.stderr
     assert not (tmp_path / "models").exists()
     plans = done.document["dry_run"]
-    assert [plan["fraction"] for plan in plans] == [0.1, 0.5, 1.0]
+    assert [plan["fraction"] for plan in plans] == [0.05, 0.1, 0.2, 0.3, 0.5, 1.0]
     for plan in plans:
         assert sum(c["train"] for c in plan["classes"].values()) == plan["n_labels_train"]
         assert sum(c["val"] for c in plan["classes"].values()) == plan["n_labels_val"]
@@ -216,13 +245,13 @@ def test_a_folder_with_bad_images_is_trained_on_once_they_are_skipped(
     assert "--skip-unreadable" in refused.stderr
     done = train(tmp_path / "models", cache, *options, "--skip-unreadable")
     assert done.code == 0, done.stderr
-    assert "1 unreadable images are left out" in done.stdout
+    assert "1 unreadable image left out" in done.stdout
     assert "extractor: none (72 images are too few to learn one from)" in done.stdout
     assert store.read(tmp_path / "models", "mine-100").manifest.class_names == ("0", "1", "2")
 
 
 def test_memory_that_is_too_small_for_torch_is_an_error(cache: Path) -> None:
-    limited = f"ulimit -v 600000; exec {TRAIN} --data digits --dry-run"
+    limited = f"ulimit -v 600000; exec {shlex.join(TRAIN)} --data digits --dry-run"
     done = subprocess.run(
         ["sh", "-c", limited], capture_output=True, text=True, env=environment(cache), check=False
     )
@@ -237,20 +266,11 @@ def test_memory_that_is_too_small_for_torch_is_an_error(cache: Path) -> None:
 def test_a_signal_ends_it_and_leaves_no_half_bundle(
     tmp_path: Path, cache: Path, signum: signal.Signals, code: int
 ) -> None:
-    command = [str(TRAIN), "--out", str(tmp_path), "--cache", str(cache), "--data", "digits"]
-    # The tests themselves may run under nohup, which `train` would heed.
+    command = [*TRAIN, "--out", str(tmp_path), "--cache", str(cache), *SMALL, "--epochs", "5000"]
+    command += ["--fraction", "0.1", "--no-unlabelled", "--extractor", "none"]
+    # The tests themselves may run under nohup, which `train` would respect.
     process = subprocess.Popen(
-        [
-            "env",
-            "--default-signal=HUP",
-            *command,
-            "--epochs",
-            "5000",
-            "--fraction",
-            "1",
-            "--extractor",
-            "none",
-        ],
+        ["env", "--default-signal=HUP", *command],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

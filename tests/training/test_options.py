@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
-from bundle.errors import LabelcurveError
-from training.options import Options, PretrainOptions, parse, parse_pretrain, parse_sweep
+from labelcurve.bundle.errors import LabelcurveError
+from labelcurve.training.options import Options, PretrainOptions, parse, parse_pretrain
+from labelcurve.training.sweep_options import parse_sweep
 
 
 def parsed(*arguments: str) -> Options:
@@ -20,7 +21,7 @@ def parsed_pretrain(*arguments: str) -> PretrainOptions:
 
 def test_the_defaults_are_the_main_job() -> None:
     options = parsed()
-    assert options.fractions == (0.1, 0.5, 1.0)
+    assert options.fractions == (0.05, 0.1, 0.2, 0.3, 0.5, 1.0)
     assert options.data == "cifar10"
     assert options.out == Path("models")
     assert options.device == "auto"
@@ -51,7 +52,7 @@ def test_fractions_are_repeatable_sorted_and_each_once() -> None:
         ),
         ({"seed": 2**32}, "--seed 4294967296: allowed are 0 to 4294967295"),
         ({"seeds": 0}, "--seeds 0: allowed are 1 and more"),
-        ({"checkpoint_seconds": -1.0}, "--checkpoint-seconds -1: allowed are 0 (after every step)"),
+        ({"checkpoint_seconds": -1.0}, "--checkpoint-seconds -1: allowed are 0 and more"),
         ({"image_size": 7}, "--image-size 7: allowed are 8 to 1024 pixels"),
         ({"image_size": 1025}, "--image-size 1025: allowed are 8 to 1024 pixels"),
         ({"max_minutes": 0.0}, "--max-minutes 0: allowed are values above 0"),

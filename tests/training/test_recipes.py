@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from training.recipes import Optimisation, Recipe, pretraining, recipe, work
+from labelcurve.training.recipes import Optimisation, Recipe, pretraining, recipe, work
 
 LABELS = (2, 18, 90, 900, 4_500, 22_500, 45_000, 1_000_000)
 
@@ -24,7 +24,7 @@ def test_the_reference_preset_is_the_published_fine_tuning() -> None:
     assert not plan.flip, "the reference experiment does not augment"
 
 
-def planned(n_labels: int, **options: bool) -> Recipe:
+def planned(n_labels: int, **options: Any) -> Recipe:
     flags: dict[str, Any] = {"flip": True, "unlabelled": False} | options
     return recipe("default", n_labels, **flags)
 
@@ -92,3 +92,13 @@ def check_schedule(plan: Optimisation) -> None:
     assert plan.warmup + plan.decay <= 1
     if plan.optimizer == "muon":
         assert plan.lr_vectors > 0
+
+
+@pytest.mark.parametrize("n_labels", LABELS)
+def test_a_pretrained_network_is_tuned_in_few_epochs_on_random_crops(n_labels: int) -> None:
+    plan = planned(n_labels, extractor="timm:resnet18=weights.pth")
+    assert plan.backbone == "timm:resnet18"
+    assert 3 <= plan.epochs <= 8
+    assert plan.area < 1
+    assert plan.view_share < 1
+    check_schedule(plan)

@@ -1,4 +1,4 @@
-"""What every peer does with an image: the same decoding, the same session, the same answer."""
+"""Decoding, inference and response that all peers share."""
 
 from __future__ import annotations
 

@@ -48,7 +48,7 @@ async def classify(request: Request) -> JSONResponse:
 
 @asynccontextmanager
 async def lifespan(_: Starlette) -> Any:
-    """Runs the batcher beside the requests."""
+    """Runs the batcher in the background."""
     task = asyncio.create_task(batches())
     yield
     task.cancel()

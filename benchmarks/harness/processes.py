@@ -1,0 +1,152 @@
+"""Child processes that never outlive the command that started them."""
+
+from __future__ import annotations
+
+import ctypes
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+import psutil
+
+_libc = ctypes.CDLL(None)
+
+PATIENCE = 10.0
+"""Seconds between SIGTERM and SIGKILL."""
+
+
+def labelcurve(*arguments: str) -> tuple[str, ...]:
+    """`labelcurve ARGUMENTS` by this interpreter, whatever lies in the working directory."""
+    return sys.executable, "-P", "-m", "labelcurve", *arguments
+
+
+def _follow() -> None:
+    """Deliver SIGTERM to the child when this process dies."""
+    pr_set_pdeathsig = 1
+    _libc.prctl(pr_set_pdeathsig, signal.SIGTERM)
+
+
+@contextmanager
+def child(
+    arguments: Sequence[str],
+    output: IO[bytes] | int | None,
+    *,
+    environment: Mapping[str, str] | None = None,
+    folder: Path | None = None,
+) -> Iterator[subprocess.Popen[bytes]]:
+    """Run a command in a new session, and stop it and its descendants on exit.
+
+    Ctrl-C in a terminal therefore reaches only this process, which stops the child in order.
+
+    Args:
+        arguments: the command.
+        output: destination of stdout and stderr: a file, or `subprocess.PIPE`.
+        environment: of the command; None inherits this process's.
+        folder: working directory; None inherits this process's.
+    """
+    process = subprocess.Popen(
+        arguments,
+        stdin=subprocess.DEVNULL,
+        stdout=output,
+        stderr=subprocess.STDOUT,
+        env=environment,
+        cwd=folder,
+        start_new_session=True,
+        preexec_fn=_follow if sys.platform == "linux" else None,
+    )
+    try:
+        yield process
+    finally:
+        stop(process)
+
+
+def stop(process: subprocess.Popen[bytes]) -> None:
+    """Stop a process and its descendants: SIGTERM, then SIGKILL after `PATIENCE` seconds."""
+    with _uninterrupted():
+        family = tree(process.pid)
+        if process.poll() is None:
+            process.terminate()
+        try:
+            process.wait(PATIENCE)
+        except subprocess.TimeoutExpired:
+            family += tree(process.pid)
+            process.kill()
+            process.wait()
+        for relative in family:
+            if relative.pid != process.pid:
+                _signal(relative, signal.SIGTERM)
+        for relative in _running(family, PATIENCE / 2):
+            _signal(relative, signal.SIGKILL)
+        _running(family, PATIENCE / 2)
+
+
+def tree(pid: int) -> list[psutil.Process]:
+    """List the process `pid` and its descendants; empty when it is gone."""
+    try:
+        root = psutil.Process(pid)
+        return [root, *root.children(recursive=True)]
+    except psutil.NoSuchProcess:
+        return []
+
+
+def cpu_seconds(pid: int) -> float | None:
+    """CPU time used by a process tree so far; None when it cannot be seen."""
+    try:
+        times = [process.cpu_times() for process in tree(pid)]
+    except psutil.Error:
+        return None
+    return sum(time.user + time.system for time in times) if times else None
+
+
+def memory_mb(pid: int) -> float | None:
+    """Memory of a process tree in MB (1e6 bytes): proportional set size on Linux, else resident
+    set size, which counts shared pages more than once. None when it cannot be seen."""
+    total = 0
+    try:
+        for process in tree(pid):
+            full = process.memory_full_info()
+            total += getattr(full, "pss", full.rss)
+    except psutil.Error:
+        return None
+    return total / 1e6 or None
+
+
+def _running(family: Sequence[psutil.Process], seconds: float) -> list[psutil.Process]:
+    """Wait up to `seconds` and list the processes that still run; zombies do not."""
+    end = time.monotonic() + seconds
+    while True:
+        alive = [process for process in family if is_running(process)]
+        if not alive or time.monotonic() > end:
+            return alive
+        time.sleep(0.02)
+
+
+def is_running(process: psutil.Process) -> bool:
+    """Return whether a process exists and is not a zombie."""
+    try:
+        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
+
+
+def _signal(process: psutil.Process, number: signal.Signals) -> None:
+    try:
+        process.send_signal(number)
+    except psutil.NoSuchProcess:
+        return
+
+
+@contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Block a second Ctrl-C until everything is stopped."""
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

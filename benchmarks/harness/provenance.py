@@ -1,0 +1,125 @@
+"""Hardware, versions, commit and command of a run."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import re
+import shlex
+import sys
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from labelcurve.benchmarks.record import Provenance
+from labelcurve.bundle import cuda
+from labelcurve.bundle.command import answer
+from labelcurve.bundle.errors import LabelcurveError
+from labelcurve.bundle.machine import cores, cpu_name, git_commit, versions
+
+PACKAGES = (
+    "labelcurve",
+    "onnxruntime",
+    "bentoml",
+    "locust",
+    "numpy",
+    "pillow",
+    "scikit-learn",
+)
+MACHINE_PATH = re.compile(r"(?:^|(?<=[=,;\s'\"(\[])|(?<=:)(?!//))(?:file://|~[\w.-]*|\.\.)?/(?!\s)")
+"""Start of a path that is specific to one machine: absolute, below a home or above the working
+folder. URLs, fractions and paths below the working folder do not match."""
+
+
+def here(command: Sequence[str] | None = None) -> Provenance:
+    """Describe this machine and environment.
+
+    Args:
+        command: what reproduces the figures; None takes the command of this process. Of a path of
+            this machine only the last name is kept.
+    """
+    return Provenance(
+        command=shown(_command() if command is None else command),
+        date=datetime.now(UTC).isoformat(timespec="seconds"),
+        git_commit=git_commit(Path(__file__)),
+        cpu=cpu_name(),
+        cores=cores(),
+        memory_gb=round(psutil.virtual_memory().total / 2**30, 1),
+        gpu=", ".join(cuda.names()) or None,
+        system=f"{platform.system()} {platform.release()} {platform.machine()}",
+        python=platform.python_version(),
+        packages=versions(PACKAGES),
+    )
+
+
+def conditions(file: str, packages: Sequence[str]) -> dict[str, Any]:
+    """Describe the conditions of a measurement of training code, and its command.
+
+    Args:
+        file: of the benchmark, whose commit is named.
+        packages: distributions whose versions are named.
+    """
+    return {
+        "command": shown(_command()),
+        "cpu": cpu_name(),
+        "cores": cores(),
+        "gpu": ", ".join(cuda.names()) or None,
+        "load_average": round(os.getloadavg()[0], 1),
+        "date": datetime.now(UTC).date().isoformat(),
+        "git_commit": git_commit(Path(file)),
+        "packages": versions(packages),
+    }
+
+
+def write(out: Path | None, document: dict[str, Any]) -> None:
+    """Write a document to a file, if there is one, and print it as the last line."""
+    if out is not None:
+        out.write_text(json.dumps(document, indent=1) + "\n")
+    answer(document)
+
+
+def check_out(out: Path | None) -> None:
+    """Check before the work that its result can be written after it.
+
+    Raises:
+        LabelcurveError: it cannot.
+    """
+    if out is None:
+        return
+    if out.is_dir():
+        raise LabelcurveError(
+            f"--out {out} is a folder: name a file in it, such as {out / 'result.json'}"
+        )
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise LabelcurveError(f"--out {out} cannot be written: {error.strerror}") from error
+    if not os.access(out if out.exists() else out.parent, os.W_OK):
+        raise LabelcurveError(f"--out {out} cannot be written: no permission")
+
+
+def shown(command: Sequence[str]) -> str:
+    """Write a command without the paths of this machine.
+
+    Of each argument the part from the first such path on is replaced by its last name:
+    `timm:NAME=/home/me/weights.pth` becomes `timm:NAME=weights.pth`.
+    """
+    return shlex.join(_last_name(part) for part in command)
+
+
+def _last_name(argument: str) -> str:
+    found = MACHINE_PATH.search(argument)
+    if found is None:
+        return argument
+    return argument[: found.start()] + Path(argument[found.start() :]).name
+
+
+def _command() -> list[str]:
+    begin = [Path(sys.argv[0]).name]
+    if begin != ["labelcurve"] and (spec := sys.modules["__main__"].__spec__):
+        begin = ["python", "-m", spec.name.removesuffix(".__main__")]
+    return [*begin, *sys.argv[1:]]

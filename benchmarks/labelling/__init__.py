@@ -1,0 +1,1 @@
+"""Evaluation of accepting answers and of suggesting images to label, by draws."""

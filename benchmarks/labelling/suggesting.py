@@ -1,0 +1,171 @@
+"""`python -m labelcurve.benchmarks.labelling.suggesting`: do suggested images beat random ones?"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tyro
+from numpy.typing import NDArray
+from sklearn.linear_model import LogisticRegression
+
+from labelcurve.benchmarks.backtest.populations import Population
+from labelcurve.benchmarks.harness import provenance
+from labelcurve.benchmarks.labelling.populations import Sources, populations
+from labelcurve.benchmarks.record import Provenance
+from labelcurve.bundle import files
+from labelcurve.training.forecast.head import standardise
+from labelcurve.training.learning import selection
+
+LABELS = (10, 20, 30, 50, 75, 100, 200)
+"""A class, on average, bought so far; a fifth of them, drawn at random, is kept for a test."""
+IMAGES = 8_000
+"""Images of a data set, drawn at random."""
+TEST = 3_000
+"""Images that accuracy is measured on, at most a third."""
+PENALTY = 0.03
+SUBSETS = {"cifar10-animals": (2, 3, 4, 5, 6, 7), "digits-4-to-9": (4, 5, 6, 7, 8, 9)}
+"""Classes of further data sets."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """Buys labels in rounds, suggested and random ones, and trains on each."""
+
+    sources: tyro.conf.OmitArgPrefixes[Sources] = field(default_factory=Sources)
+    seeds: int = 5
+    """Draws of pool and test for each data set."""
+    first_seed: int = 0
+    """0 to 4 are those reported; what was chosen was chosen with 100 and above."""
+    out: Path = Path("benchmarks/results/suggest.json")
+    """File to write."""
+
+
+def main() -> None:
+    """Runs the benchmark and writes its result."""
+    options = tyro.cli(Options, prog="python -m labelcurve.benchmarks.labelling.suggesting")
+    provenance.check_out(options.out)
+    begun = provenance.here()
+    rows: list[dict[str, Any]] = []
+    for population in _all(options.sources):
+        for seed in range(options.first_seed, options.first_seed + options.seeds):
+            rows.append({"data": population.name, "seed": seed, **compare(population, seed)})
+            print(json.dumps(rows[-1]), flush=True)
+            write(options.out, begun, rows)
+
+
+def write(out: Path, begun: Provenance, rows: Sequence[dict[str, Any]]) -> None:
+    """Writes the result so far: the next draw may be interrupted.
+
+    Args:
+        out: file to write.
+        begun: conditions before the first write, which changes a tracked file: the commit is that
+            of the code alone.
+        rows: draws so far.
+    """
+    made = provenance.here().model_copy(update={"git_commit": begun.git_commit})
+    document = {
+        "provenance": made.model_dump(),
+        "summary": list(summary(rows)),
+        "rows": rows,
+    }
+    files.replace(out, (json.dumps(document, indent=1) + "\n").encode())
+
+
+def _all(sources: Sources) -> Iterator[Population]:
+    found = populations(sources)
+    yield from found
+    for name, classes in SUBSETS.items():
+        whole = next(p for p in found if p.name == name.split("-")[0])
+        rows = np.isin(whole.labels, classes)
+        labels = np.searchsorted(classes, whole.labels[rows])
+        yield Population(name, whole.features[rows], labels)
+
+
+def compare(population: Population, seed: int) -> dict[str, Any]:
+    """Accuracy with suggested and with random labels, by labels a class."""
+    order = np.random.default_rng([seed, 0]).permutation(len(population.labels))[:IMAGES]
+    test = order[: min(TEST, len(order) // 3)]
+    pool = order[len(test) :]
+    features = standardise(population.features[order]) * np.float32(
+        population.features.shape[1] ** 0.5
+    )
+    labels = population.labels[order]
+    place = np.empty(len(population.labels), np.int64)
+    place[order] = np.arange(len(order))
+    return {
+        way: buy(features, labels, place[test], place[pool], seed, way)
+        for way in ("suggested", "random")
+    }
+
+
+def buy(
+    features: NDArray[np.float32],
+    labels: NDArray[np.integer],
+    test: NDArray[np.int64],
+    pool: NDArray[np.int64],
+    seed: int,
+    way: str,
+) -> list[float]:
+    """Accuracy after each round of `LABELS`, as many as the pool has images for."""
+    random = np.random.default_rng([seed, 1])
+    n_classes = int(labels.max()) + 1
+    unit = selection.unit(features)
+    kept: NDArray[np.int64] = np.zeros(0, np.int64)
+    train, probabilities, found = kept, None, []
+    for each in LABELS:
+        left = np.setdiff1d(pool, np.concatenate([train, kept]))
+        n = each * n_classes - len(train) - len(kept)
+        if n * selection.FEWEST > len(left):
+            break
+        drawn = random.permutation(left)
+        aside = round(n * selection.RANDOM)
+        kept, rest = np.concatenate([kept, drawn[:aside]]), np.sort(drawn[aside:])
+        n -= aside
+        if way == "random":
+            chosen = drawn[aside : aside + n]
+        elif probabilities is None or len(train) < selection.FEW * n_classes:
+            chosen = selection.typical(unit, train, rest, n, seed)
+        else:
+            chosen = selection.unsure(unit, probabilities, rest, n, seed)
+        train = np.concatenate([train, chosen])
+        model = LogisticRegression(C=1 / (PENALTY * len(train)), max_iter=300, tol=1e-3)
+        model.fit(features[train], labels[train])
+        probabilities = np.zeros((len(labels), n_classes))
+        probabilities[:, model.classes_] = model.predict_proba(features)
+        right = probabilities[test].argmax(1) == labels[test]
+        found.append(round(float(right.mean()), 4))
+    return found
+
+
+def summary(rows: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Mean and standard deviation over the seeds, by data and labels a class."""
+    for name in dict.fromkeys(row["data"] for row in rows):
+        some = [row for row in rows if row["data"] == name]
+        for i, each in enumerate(LABELS):
+            pairs = np.array(
+                [(r["suggested"][i], r["random"][i]) for r in some if i < len(r["random"])]
+            )
+            if not len(pairs):
+                continue
+            yield {
+                "data": name,
+                "labels_a_class": each,
+                "n": len(pairs),
+                **_figures("suggested", pairs[:, 0]),
+                **_figures("random", pairs[:, 1]),
+                **_figures("gain", pairs[:, 0] - pairs[:, 1]),
+            }
+
+
+def _figures(name: str, values: NDArray[np.float64]) -> dict[str, float | None]:
+    std = round(float(values.std(ddof=1)), 4) if len(values) > 1 else None
+    return {name: round(float(values.mean()), 4), f"{name}_std": std}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,184 @@
+"""One model from a single client to saturation, and at fixed arrival rates.
+
+In a closed loop clients wait for their answers, so a slow service gets fewer requests, and its
+latency says little about users who arrive independently. The fixed rates are for those: arrivals of
+a Poisson process, and latency from the moment when a request was due.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from threading import Event, Thread
+
+import httpx
+import numpy as np
+
+from labelcurve.benchmarks.harness.processes import cpu_seconds
+from labelcurve.benchmarks.harness.server import Server
+from labelcurve.benchmarks.harness.windows import BUSY, knee, step
+from labelcurve.benchmarks.load import load
+from labelcurve.benchmarks.options import CLIENTS
+from labelcurve.benchmarks.record import Saturation, Step
+
+SHARES = (0.3, 0.6, 0.9)
+"""Fixed rates, as shares of the best rate of the closed loop."""
+SECONDS_A_STEP = 1.5
+"""Overhead of a step: users start, locust polls once a second."""
+
+
+class Sampler:
+    """CPU time and batch sizes of a service, sampled twice a second."""
+
+    def __init__(self, server: Server, model: str) -> None:
+        self._server = server
+        self._model = model
+        self._end = Event()
+        self._rows: list[tuple[float, float, float, float]] = []
+
+    def look(self) -> None:
+        """Add a sample: the time, CPU seconds, images and batches so far."""
+        cpu = cpu_seconds(self._server.pid) if self._server.pid is not None else None
+        images, batches = batch_counts(self._server.url, self._model)
+        self._rows.append((time.time(), np.nan if cpu is None else cpu, images, batches))
+
+    def between(self, begin: float, end: float) -> tuple[float | None, float | None]:
+        """Busy cores and mean images per batch between two moments; None where unknown."""
+        rows = np.asarray(self._rows)
+        if len(rows) < 2:
+            return None, None
+        cpu, images, batches = (
+            float(np.diff(np.interp((begin, end), rows[:, 0], rows[:, column]))[0])
+            for column in (1, 2, 3)
+        )
+        busy = None if np.isnan(cpu) else cpu / (end - begin)
+        return busy, images / batches if batches > 0 and not np.isnan(batches) else None
+
+    @contextmanager
+    def looking(self) -> Iterator[Sampler]:
+        """Sample until the block ends."""
+
+        def work() -> None:
+            while not self._end.wait(0.5):
+                self.look()
+
+        self.look()
+        thread = Thread(target=work, daemon=True)
+        thread.start()
+        try:
+            yield self
+        finally:
+            self._end.set()
+            thread.join()
+            self.look()
+
+
+def batch_counts(url: str, model: str) -> tuple[float, float]:
+    """Read images and batches so far from `GET /metrics`; NaN where they are missing."""
+    try:
+        text = httpx.get(f"{url}/metrics", timeout=10, trust_env=False).text
+    except httpx.HTTPError:
+        return np.nan, np.nan
+    found = []
+    for kind in ("sum", "count"):
+        pattern = rf'^labelcurve_batch_size_{kind}\{{model="{re.escape(model)}"\}} (\S+)'
+        match = re.search(pattern, text, re.MULTILINE)
+        found.append(float(match[1]) if match else np.nan)
+    return found[0], found[1]
+
+
+def measure(
+    server: Server,
+    folder: Path,
+    model: str,
+    *,
+    users: Sequence[int] = CLIENTS,
+    shares: Sequence[float] = SHARES,
+    seconds: float,
+    say: Callable[[str], None] = print,
+) -> Saturation:
+    """Step through numbers of clients, then through fixed rates.
+
+    Args:
+        server: serves the model.
+        folder: as `load.images_for` gives it.
+        model: its name.
+        users: clients of each step of the closed loop.
+        shares: fixed rates, as shares of the best rate of the closed loop.
+        seconds: of each step.
+        say: receives progress.
+
+    Raises:
+        LabelcurveError: locust measured nothing.
+    """
+    sampler = Sampler(server, model)
+    options = ["--steps", ",".join(map(str, users)), "--step-seconds", f"{seconds:g}"]
+    with sampler.looking():
+        length = len(users) * (seconds + SECONDS_A_STEP)
+        record, _ = load.run(server, folder, model, options, length)
+    requests = load.requests(record)
+    steps = []
+    for mark in record["steps"]:
+        begin, end = mark["begin"], mark["end"]
+        busy, batch = sampler.between(begin, end)
+        client = mark["cpu_seconds"] / (end - begin)
+        steps.append(
+            step(
+                requests, begin, end,
+                users=int(mark["users"]), client_cpu=client, server_cpu=busy, batch=batch,
+            )
+        )  # fmt: skip
+        say(f"  {model}: {describe(steps[-1])}")
+    at = knee(steps)
+    rates = []
+    best = max((found.requests_per_s for found in steps), default=0.0)
+    for share in shares if best else ():
+        rate = round(share * best, 1)
+        sampler = Sampler(server, model)
+        arguments = ["--users", "1", "--spawn-rate", "1", "--rate", str(rate)]
+        with sampler.looking():
+            record, _ = load.run(
+                server, folder, model, [*arguments, "--measure", f"{seconds:g}"], seconds
+            )
+        begin, end = record["spawned"], record["stopping"]
+        busy, batch = sampler.between(begin, end)
+        client = record["cpu_seconds"] / (end - begin)
+        rates.append(
+            step(
+                load.requests(record), begin, end,
+                rate=rate, client_cpu=client, server_cpu=busy, batch=batch,
+            )
+        )  # fmt: skip
+        say(f"  {model}: {describe(rates[-1])}")
+    return Saturation(
+        model=model,
+        steps=tuple(steps),
+        knee=at.users if at else None,
+        client_bound=bool(at and at.client_cpu > BUSY),
+        rates=tuple(rates),
+    )
+
+
+def describe(found: Step) -> str:
+    """Describe a step in a line."""
+    how = f"{found.users} clients" if found.users else f"{found.rate:g} arrivals/s"
+    text = f"{how}: {found.requests_per_s:,.0f} requests/s"
+    if found.p50_ms is not None and found.p99_ms is not None:
+        text += f", p50 {found.p50_ms:.1f} ms, p99 {found.p99_ms:.1f} ms"
+    return text + ("" if found.stable else ", unstable")
+
+
+def doubts(found: Saturation) -> list[str]:
+    """List warnings about these figures."""
+    texts = []
+    if errors := sum(s.errors for s in (*found.steps, *found.rates)):
+        texts.append(f"{found.model}: {errors:,} requests FAILED on the way to saturation")
+    if found.client_bound:
+        texts.append(
+            f"{found.model}: at saturation the load generator was the bottleneck: the knee is its "
+            "limit, not the service's"
+        )
+    return texts

@@ -1,0 +1,1 @@
+"""Accuracy, calibration, robustness and the learning curve."""

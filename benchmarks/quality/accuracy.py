@@ -1,0 +1,265 @@
+"""Test accuracy of every bundle, from file bytes through ONNX Runtime."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass, fields
+from pathlib import Path
+from time import perf_counter
+from zipfile import BadZipFile
+
+import numpy as np
+import onnxruntime
+from numpy.typing import NDArray
+from scipy.stats import binomtest
+from sklearn.metrics import classification_report, confusion_matrix
+
+from labelcurve.benchmarks.harness.session import Session
+from labelcurve.benchmarks.harness.statistics import bootstrap_f1, estimate, pack
+from labelcurve.benchmarks.quality import accepting, calibration
+from labelcurve.benchmarks.record import Accuracy, ClassScore
+from labelcurve.bundle import files, preprocess
+from labelcurve.bundle.errors import DataError, ImageError
+from labelcurve.bundle.machine import cores, cpu_name
+from labelcurve.bundle.preprocess import prepare
+from labelcurve.bundle.store import Bundle
+from labelcurve.training.data.dataset import Data, Split
+from labelcurve.training.data.source import Index
+
+CHUNK = 256
+"""Images decoded at a time; bounds memory."""
+
+
+FORMAT = 1
+"""Version of the cached answers, part of their key."""
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """Predictions of a bundle on the test split."""
+
+    labels: NDArray[np.int64]
+    """[N] predicted classes."""
+    margin: NDArray[np.float32]
+    """[N] probability of the first class minus that of the second."""
+    true_probability: NDArray[np.float32]
+    """[N] probability of the true class."""
+    confidence: NDArray[np.float32]
+    """[N] probability of the first class."""
+    brier: NDArray[np.float32]
+    """[N] squared distance of the probabilities from the truth, summed over the classes."""
+
+    def right(self, truth: Index) -> NDArray[np.bool_]:
+        """bool [N]: which images are classified correctly."""
+        found: NDArray[np.bool_] = self.labels == truth
+        return found
+
+
+def check(bundles: Sequence[Bundle], data: Data) -> None:
+    """Refuse data on which the bundles cannot be scored.
+
+    Raises:
+        DataError: a bundle knows other classes than the data, or the test split is empty.
+    """
+    if not len(data.test.labels):
+        raise DataError(
+            f"the data set {data.name} has no test images, which bench needs: in test/, by a "
+            "column `split`, or five images of a class, of which one is held out"
+        )
+    for bundle in bundles:
+        names = bundle.manifest.class_names
+        if names != data.class_names:
+            raise DataError(
+                f"the model {bundle.name} was trained on {bundle.manifest.dataset.name} with the "
+                f"classes {_few(names)}, but --data {data.name} has {_few(data.class_names)}: "
+                "name the data that it was trained on, or leave the model out with --only"
+            )
+
+
+def predict(
+    bundles: Sequence[Bundle],
+    data: Data,
+    cache: Path | None = None,
+    say: Callable[[str], None] = print,
+) -> dict[str, Predictions]:
+    """Run every bundle on the original bytes of every test image.
+
+    Predictions are cached by the versions of bundle, data, preprocessing and ONNX Runtime, and by
+    the processor.
+
+    Args:
+        bundles: the models.
+        data: its test split.
+        cache: folder of cached predictions; None caches nothing.
+        say: receives progress.
+
+    Returns:
+        Predictions by bundle name.
+
+    Raises:
+        DataError: the bytes of a test image cannot be used.
+    """
+    test = data.test
+    kept = {bundle.name: _kept(bundle, data, cache) for bundle in bundles}
+    found: dict[str, Predictions] = {}
+    for name, path in kept.items():
+        if path and (old := _read(path, len(test.labels))):
+            found[name] = old
+    fresh = {bundle.name: bundle for bundle in bundles if bundle.name not in found}
+    if len(fresh) < len(bundles):
+        say(f"  {len(bundles) - len(fresh)} of {len(bundles)} models: predictions are cached")
+    n_cores = cores()
+    sessions = {name: Session(bundle, n_cores) for name, bundle in fresh.items()}
+    sizes = {name: bundle.manifest.preprocessing.size for name, bundle in fresh.items()}
+    parts: dict[str, list[NDArray[np.float32]]] = {name: [] for name in fresh}
+    n = len(test.labels)
+    clock = perf_counter()
+    with ThreadPoolExecutor(n_cores) as pool:
+        for size in sorted(set(sizes.values())):
+            step = max(1, n // 4 // CHUNK)
+            for index, images in enumerate(_chunks(test, size, pool)):
+                for name, session in sessions.items():
+                    if sizes[name] == size:
+                        parts[name].append(session.probabilities(images))
+                if (index + 1) % step == 0:
+                    done = min(n, (index + 1) * CHUNK)
+                    left = (perf_counter() - clock) / done * (n - done)
+                    say(f"  {done:,} of {n:,} test images at {size} px, {left:.0f} s left")
+
+    for name, part in parts.items():
+        found[name] = _predictions(np.concatenate(part), test.labels)
+        if path := kept[name]:
+            _write(path, found[name])
+    return {bundle.name: found[bundle.name] for bundle in bundles}
+
+
+def _kept(bundle: Bundle, data: Data, cache: Path | None) -> Path | None:
+    if cache is None:
+        return None
+    parts = (bundle.version, data.hash, preprocess.VERSION, onnxruntime.__version__, cpu_name())
+    key = hashlib.sha256("\n".join(map(str, (FORMAT, *parts))).encode()).hexdigest()[:20]
+    return cache / "answers" / f"{bundle.name}-{key}.npz"
+
+
+def _read(path: Path, n: int) -> Predictions | None:
+    try:
+        with path.open("rb") as file, np.load(file) as arrays:
+            found = Predictions(**{field.name: arrays[field.name] for field in fields(Predictions)})
+    except (OSError, ValueError, KeyError, BadZipFile):
+        return None
+    return found if len(found.labels) == n else None
+
+
+def _write(path: Path, predictions: Predictions) -> None:
+    """Write atomically; ignore a cache that cannot be written."""
+    with suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        buffer = io.BytesIO()
+        np.savez_compressed(
+            buffer, **{f.name: getattr(predictions, f.name) for f in fields(Predictions)}
+        )
+        files.replace(path, buffer.getbuffer())
+
+
+def _chunks(test: Split, size: int, pool: ThreadPoolExecutor) -> Iterator[NDArray[np.uint8]]:
+    def read(index: int) -> NDArray[np.uint8]:
+        try:
+            return prepare(test.read(index), size)
+        except ImageError as error:
+            raise DataError(f"test image {index} cannot be used: {error}") from error
+
+    n = len(test.labels)
+    for start in range(0, n, CHUNK):
+        yield np.stack(list(pool.map(read, range(start, min(n, start + CHUNK)))))
+
+
+def _predictions(probabilities: NDArray[np.float32], labels: Index) -> Predictions:
+    two = np.sort(probabilities, axis=1)[:, -2:]
+    true = probabilities[np.arange(len(labels)), labels]
+    return Predictions(
+        labels=probabilities.argmax(axis=1).astype(np.int64),
+        margin=two[:, 1] - two[:, 0],
+        true_probability=true,
+        confidence=two[:, 1],
+        brier=(probabilities**2).sum(axis=1) - 2 * true + 1,
+    )
+
+
+def score(bundle: Bundle, predictions: Predictions, data: Data) -> Accuracy:
+    """Score a bundle on the test split and compare with its manifest."""
+    truth, names = data.test.labels, data.class_names
+    classes = list(range(len(names)))
+    report = classification_report(
+        truth,
+        predictions.labels,
+        labels=classes,
+        target_names=names,
+        output_dict=True,
+        zero_division=0,
+    )
+    correct = predictions.right(truth)
+    right = int(correct.sum())
+    accuracy = right / len(truth)
+    interval = binomtest(right, len(truth)).proportion_ci(method="wilson")
+    confusion = confusion_matrix(truth, predictions.labels, labels=classes)
+    f1 = estimate(report["weighted avg"]["f1-score"], bootstrap_f1(confusion))
+    weighted = report["weighted avg"]
+    said = bundle.manifest.test.accuracy if bundle.manifest.test else None
+    return Accuracy(
+        n=len(truth),
+        accuracy=accuracy,
+        accuracy_low=float(interval.low),
+        accuracy_high=float(interval.high),
+        f1=weighted["f1-score"],
+        precision=weighted["precision"],
+        recall=weighted["recall"],
+        loss=float(-np.log(np.maximum(predictions.true_probability, 1e-12)).mean()),
+        per_class={
+            name: ClassScore(
+                precision=report[name]["precision"],
+                recall=report[name]["recall"],
+                f1=report[name]["f1-score"],
+                support=int(report[name]["support"]),
+            )
+            for name in names
+        },
+        confusion=tuple(tuple(int(count) for count in row) for row in confusion),
+        manifest_accuracy=said,
+        difference=None if said is None else accuracy - said,
+        same_data=bundle.manifest.dataset.hash == data.hash,
+        f1_low=f1.low,
+        f1_high=f1.high,
+        calibration=calibration.measure(
+            predictions.confidence, correct, predictions.true_probability, predictions.brier
+        ),
+        accepting=accepting.measure(bundle.manifest.held_out, predictions.confidence, correct),
+        right=pack(correct),
+    )
+
+
+def doubts(scores: Mapping[str, Accuracy]) -> list[str]:
+    """List warnings about these figures."""
+    found = []
+    other = [name for name, score in scores.items() if not score.same_data]
+    if other:
+        found.append(
+            f"{', '.join(other)}: this is NOT the data of the training (its hash differs). "
+            "Test images may have been training images: do not trust this accuracy"
+        )
+    for name, score in scores.items():
+        apart = round(abs(score.difference or 0) * score.n)
+        if score.same_data and apart:
+            found.append(
+                f"{name}: test accuracy {score.accuracy:.4f} differs from the manifest's "
+                f"{score.manifest_accuracy:.4f} on the same data ({apart} of {score.n:,} images)"
+            )
+    return found
+
+
+def _few(names: Sequence[str]) -> str:
+    shown = ", ".join(names[:4])
+    return shown if len(names) <= 4 else f"{shown}, ... ({len(names)} in all)"

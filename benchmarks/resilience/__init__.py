@@ -1,0 +1,1 @@
+"""Faults, fuzzing and soak tests of the service."""

@@ -1,0 +1,318 @@
+"""The reference experiment as its notebook runs it: its draw of the labels, its split, Keras's
+defaults.
+
+`python -m benchmarks.study.notebook --fraction 0.1` trains its network as TensorFlow does there:
+Glorot's initialisation, Adam with Keras's epsilon, batches from a shuffle buffer of 500, every
+tenth of which is kept, validation on 8,000 test images and figures on the other 2,000, with the
+weights of the last epoch. The buffer is refilled each epoch, so the kept batches hold other
+images every time; `--draw once` keeps the images of the first epoch, and nothing else changes. This
+is not the protocol of the project (docs/reference.md): it shows what accounts for the published
+figures.
+
+The last line on stdout is one JSON document. Results in `--out` are kept, and not trained again.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+import tyro
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from labelcurve.benchmarks.harness.provenance import check_out, conditions, write
+from labelcurve.bundle import command
+from labelcurve.bundle.errors import LabelcurveError
+from labelcurve.training.data import dataset
+from labelcurve.training.data.dataset import Data
+from labelcurve.training.data.source import Index
+from labelcurve.training.learning.metrics import scores
+from labelcurve.training.models.backbones import Network, build
+
+BATCH, WINDOW = 256, 500
+EPOCHS, PATIENCE, PLATEAU = 50, 6, 3
+LR, SMALLEST_LR, EPSILON = 5e-4, 1e-6, 1e-7
+TEST_SHARE = 0.2
+"""Share of the test images; the others are used for validation."""
+SPLIT_SEED = 21
+MIN_DELTA = 1e-4
+"""Keras's `ReduceLROnPlateau` takes a smaller gain for none; its `EarlyStopping` counts any."""
+
+say = partial(print, flush=True)
+
+
+@dataclass(frozen=True)
+class Options:
+    """Runs the reference experiment under its own protocol."""
+
+    data: str = "cifar10"
+    """As for `labelcurve train`."""
+    fraction: Annotated[tuple[float, ...], tyro.conf.UseAppendAction] = ()
+    """Share of the batches that are kept; may be repeated. By default 0.1, 0.5 and 1."""
+    seeds: int = 1
+    """Runs of each fraction, with seeds from 0."""
+    draw: Literal["anew", "once"] = "anew"
+    """When the kept images are drawn: each epoch, as in the notebook, or before the first one."""
+    backbone: Path | None = None
+    """The experiment's own pretrained backbone: `Weights/backbone.data-00000-of-00001` of its
+    repository. By default random weights."""
+    cache: Path | None = None
+    """As for `labelcurve train`."""
+    out: Path | None = None
+    """Also write the JSON document to this file."""
+
+    def __post_init__(self) -> None:
+        """Validate.
+
+        Raises:
+            LabelcurveError: names the flag, the value and what is allowed.
+        """
+        for fraction in self.fraction:
+            if not 0 < fraction <= 1:
+                raise LabelcurveError(f"--fraction {fraction:g}: allowed are 1, 1/2, 1/3, ...")
+        if self.seeds < 1:
+            raise LabelcurveError(f"--seeds {self.seeds}: allowed are 1 and more")
+
+
+@dataclass(frozen=True)
+class Part:
+    """Images with labels, on the host."""
+
+    images: Tensor
+    """uint8 [N, 3, H, W]"""
+    labels: Tensor
+    """int64 [N]"""
+
+
+def kept(n: int, shards: int, random: np.random.Generator) -> list[NDArray[np.int64]]:
+    """The batches of an epoch: `shuffle(500).batch(256).shard(shards, 0)` of tf.data.
+
+    The buffer holds 500 images in the order of the files; one of them, at random, is handed on and
+    the next takes its place. Every batch whose number divides by `shards` is kept.
+
+    Args:
+        n: images.
+
+    Returns:
+        Rows, each int64 [B]; the last batch may be smaller.
+    """
+    order = np.empty(n, np.int64)
+    buffer = list(range(min(WINDOW, n)))
+    for place in range(n):
+        slot = int(random.integers(len(buffer)))
+        order[place] = buffer[slot]
+        if place + WINDOW < n:
+            buffer[slot] = place + WINDOW
+        else:
+            buffer[slot] = buffer[-1]
+            buffer.pop()
+    batches = [order[first : first + BATCH] for first in range(0, n, BATCH)]
+    return batches[::shards]
+
+
+def initialise(network: nn.Module) -> None:
+    """Keras's defaults: Glorot and Bengio's uniform weights, biases of zero."""
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            nn.init.xavier_uniform_(module.weight)
+            assert module.bias is not None
+            nn.init.zeros_(module.bias)
+
+
+def load_backbone(network: Network, path: Path) -> None:
+    """Puts the experiment's pretrained weights into the backbone.
+
+    TensorFlow's checkpoint holds them first: kernel (height, width, in, out) and bias of each
+    convolution, float32.
+
+    Raises:
+        LabelcurveError: the file cannot be read, or is none of this backbone.
+    """
+    convolutions = [m for m in network.backbone.modules() if isinstance(m, nn.Conv2d)]
+    sizes = [size for conv in convolutions for size in (conv.weight.numel(), conv.out_channels)]
+    try:
+        values = np.fromfile(path, "<f4", sum(sizes))
+    except OSError as error:
+        raise LabelcurveError(f"--backbone {path}: {error.strerror}") from error
+    if len(values) < sum(sizes) or not (np.abs(values) < 100).all():
+        raise LabelcurveError(
+            f"--backbone {path}: not the {sum(sizes):,} weights of the experiment's backbone; take "
+            "Weights/backbone.data-00000-of-00001 of its branch homework_3"
+        )
+    parts = np.split(values, np.cumsum(sizes)[:-1])
+    for conv, kernel, bias in zip(convolutions, parts[::2], parts[1::2], strict=True):
+        c_out, c_in, high, wide = conv.weight.shape
+        there = torch.from_numpy(kernel.reshape(high, wide, c_in, c_out)).permute(3, 2, 0, 1)
+        assert conv.bias is not None
+        with torch.no_grad():
+            conv.weight.copy_(there)
+            conv.bias.copy_(torch.from_numpy(bias))
+
+
+def split_test(data: Data) -> tuple[Part, Part]:
+    """The test images as validation and test part, four to one."""
+    from sklearn.model_selection import train_test_split
+
+    rows = np.arange(len(data.test))
+    val, test = train_test_split(rows, test_size=TEST_SHARE, random_state=SPLIT_SEED)
+    return _part(data.test.images[val], data.test.labels[val]), _part(
+        data.test.images[test], data.test.labels[test]
+    )
+
+
+def _part(images: Any, labels: Index) -> Part:
+    pixels = torch.from_numpy(np.array(images)).permute(0, 3, 1, 2).contiguous()
+    return Part(pixels, torch.from_numpy(np.array(labels)).long())
+
+
+def logits(network: Network, images: Tensor) -> Tensor:
+    """Computes logits, float32 [N, K], of images, uint8 [N, 3, H, W]."""
+    network.eval()
+    with torch.inference_mode():
+        return torch.cat([network(network.normalise(part)) for part in images.split(500)])
+
+
+class Plateau:
+    """Keras's `ReduceLROnPlateau` and `EarlyStopping` on the validation loss."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
+        self._optimizer = optimizer
+        self._best = self._best_of_all = float("inf")
+        self._waits = self._stale = 0
+
+    def over(self, loss: float) -> bool:
+        """Called after each epoch: halves the learning rate where due; whether to stop."""
+        self._waits += 1
+        if loss < self._best - MIN_DELTA:
+            self._best, self._waits = loss, 0
+        elif self._waits >= PLATEAU:
+            self._waits = 0
+            for group in self._optimizer.param_groups:
+                group["lr"] = max(SMALLEST_LR, group["lr"] / 2)
+        self._stale += 1
+        if loss < self._best_of_all:
+            self._best_of_all, self._stale = loss, 0
+        return self._stale >= PATIENCE
+
+
+def train(data: Data, fraction: float, seed: int, options: Options) -> dict[str, Any]:
+    """Train and evaluate one network; its row of the document."""
+    torch.manual_seed(seed)
+    random = np.random.default_rng([seed, 1])
+    train_part = _part(data.train.images[np.arange(len(data.train))], data.train.labels)
+    val, test = split_test(data)
+    network = build("reference", data.train.images, len(data.class_names))
+    initialise(network)
+    if options.backbone is not None:
+        load_backbone(network, options.backbone)
+    optimizer = torch.optim.Adam(network.parameters(), LR, eps=EPSILON)
+    plateau = Plateau(optimizer)
+    shards = max(1, round(1 / fraction))
+    seen = np.zeros(len(train_part.labels), bool)
+    first = kept(len(seen), shards, random)
+    began = time.monotonic()
+    epochs = 0
+    for epoch in range(EPOCHS):
+        if options.draw == "once":
+            # The same images in another order.
+            rows = random.permutation(np.concatenate(first))
+            batches = np.split(rows, range(BATCH, len(rows), BATCH))
+        else:
+            batches = first if epoch == 0 else kept(len(seen), shards, random)
+        network.train()
+        losses = []
+        for rows in batches:
+            seen[rows] = True
+            part = torch.from_numpy(rows)
+            found = network(network.normalise(train_part.images[part]))
+            loss = F.cross_entropy(found, train_part.labels[part])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            losses.append(float(loss.detach()))
+        epochs += 1
+        val_loss = float(F.cross_entropy(logits(network, val.images), val.labels))
+        say(
+            f"{fraction:g} {options.draw} seed {seed} epoch {epochs:2d}  loss {np.mean(losses):.4f}"
+            f"  val {val_loss:.4f}  {time.monotonic() - began:5.0f} s"
+        )
+        if plateau.over(val_loss):
+            break
+    figures = _figures(logits(network, test.images).double().numpy(), test.labels.numpy())
+    return {
+        **_key(fraction, seed, options),
+        **figures,
+        "epochs": epochs,
+        "batches": len(first),
+        "images_an_epoch": int(sum(map(len, first))),
+        "images_seen": int(seen.sum()),
+        "seconds": round(time.monotonic() - began, 1),
+    }
+
+
+def _figures(found: NDArray[np.float64], labels: NDArray[np.int64]) -> dict[str, float]:
+    """Compute the notebook's figures: precision and recall count probabilities above 0.5."""
+    of = scores(found, labels)
+    sure = torch.softmax(torch.from_numpy(found), 1).numpy() > 0.5
+    right = float(sure[np.arange(len(labels)), labels].sum())
+    return {
+        "accuracy": of.accuracy,
+        "standard_error": (of.accuracy * (1 - of.accuracy) / len(labels)) ** 0.5,
+        "f1": of.f1,
+        "precision": right / max(1.0, float(sure.sum())),
+        "recall": right / len(labels),
+        "n_test": len(labels),
+    }
+
+
+def _key(fraction: float, seed: int, options: Options) -> dict[str, Any]:
+    return {
+        "fraction": fraction,
+        "draw": options.draw,
+        "pretrained": options.backbone is not None,
+        "seed": seed,
+    }
+
+
+def run(options: Options) -> dict[str, Any]:
+    """Train what `--out` does not hold yet and write the document after each run."""
+    check_out(options.out)
+    rows: list[dict[str, Any]] = []
+    if options.out is not None and options.out.exists():
+        rows = json.loads(options.out.read_text())["results"]
+    data = dataset.load(options.data, cache=options.cache, say=say)
+    if len(data.test) < 10:
+        raise LabelcurveError(
+            f"--data {options.data}: a test split is needed, to validate and to test on"
+        )
+    document: dict[str, Any] = {"results": rows}
+    for fraction in options.fraction or (0.1, 0.5, 1.0):
+        for seed in range(options.seeds):
+            key = _key(fraction, seed, options)
+            if any(key.items() <= row.items() for row in rows):
+                continue
+            row = train(data, fraction, seed, options)
+            conditioned = conditions(__file__, ("labelcurve", "torch", "numpy"))
+            rows.append({**row, "threads": torch.get_num_threads(), **conditioned})
+            if options.out is not None:
+                options.out.write_text(json.dumps(document, indent=1) + "\n")
+    return document
+
+
+def main(arguments: Sequence[str]) -> None:
+    """The command `python -m benchmarks.study.notebook`."""
+    options = tyro.cli(Options, args=arguments, prog="python -m benchmarks.study.notebook")
+    write(options.out, run(options))
+
+
+if __name__ == "__main__":
+    command.enter(main, extra="train")

@@ -1,0 +1,256 @@
+"""Decoding of photos while training on them: the rates, and how long training waits.
+
+`python -m benchmarks.training_runs.decoding` generates JPEG photos of 1 to 12 megapixels (or takes
+`--data`). At each size it decodes them as `train` does at its first start, trains on them from
+memory, and trains while they are read ahead: from the cache, and decoded again. The cost of
+decoding is the share of the time in which a training step waits for images. The last line on stdout
+is one JSON document.
+"""
+
+from __future__ import annotations
+
+import shutil
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+import tyro
+from PIL import Image
+from torch import nn
+
+from labelcurve.benchmarks.harness.provenance import check_out, conditions, write
+from labelcurve.bundle import command
+from labelcurve.bundle.machine import cores
+from labelcurve.training.data import dataset as data
+from labelcurve.training.data.dataset import Split
+from labelcurve.training.data.formats.folder import unlabelled
+from labelcurve.training.data.sources import Selection
+from labelcurve.training.data.stored import Images, Stored, encoded, in_file
+from labelcurve.training.learning import augment
+from labelcurve.training.learning.batches import WINDOW_SHARE, Batches
+from labelcurve.training.learning.optimizers import Optimizers
+from labelcurve.training.models.backbones import build
+from labelcurve.training.recipes import TORCHVISION, recipe
+from labelcurve.training.runtime.device import Device, choose, hardware
+
+BATCH = 16
+MEGAPIXELS = (1.0, 12.0)
+SHAPES = (4 / 3, 3 / 2, 3 / 4, 2 / 3)
+CLASSES = 4
+
+
+@dataclass
+class Decoding:
+    """Measures images/s of decoding and of training, by image size."""
+
+    data: Path | None = None
+    """Folder of images, at any depth, instead of generated ones."""
+    photos: int = 400
+    """Number of photos to generate."""
+    sizes: tuple[int, ...] = (32, 64, 128, 224)
+    """Image sizes in pixels, as `labelcurve train --image-size`."""
+    backbones: tuple[str, ...] = ("convnet", f"{TORCHVISION}resnet18")
+    """Networks, with random weights."""
+    device: Literal["auto", "cuda", "cpu"] = "auto"
+    """As for `train`."""
+    seconds: float = 10.0
+    """Duration of each training measurement."""
+    rounds: int = 3
+    """Repetitions of decoding."""
+    out: Path | None = None
+    """File for the JSON document, such as benchmarks/results/decoding.json."""
+
+
+@dataclass(frozen=True)
+class Rate:
+    """Images a second."""
+
+    mean: float
+    low: float
+    high: float
+    n: int
+
+
+@dataclass(frozen=True)
+class Training:
+    """Training at one size with one network; waiting is a share of the time, 0 to 1."""
+
+    backbone: str
+    images_per_s: float
+    """Images in memory of the device."""
+    from_cache: float
+    """Images a second, read ahead from the cache of decoded pixels."""
+    waits_for_cache: float
+    anew: float
+    """Images a second, decoded again while the network trains."""
+    waits_for_decoding: float
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One image size."""
+
+    image_size: int
+    decoding: Rate
+    """The first start: reading, decoding, sorting, writing."""
+    again: float
+    """Seconds of a later start, from the cache of decoded pixels."""
+    training: tuple[Training, ...]
+
+
+def main(arguments: Sequence[str]) -> None:
+    """The command `python -m benchmarks.training_runs.decoding`."""
+    options = tyro.cli(Decoding, args=arguments, prog="python -m benchmarks.training_runs.decoding")
+    check_out(options.out)
+    device = choose(options.device)
+    with ExitStack() as stack:
+        scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="labelcurve-")))
+        folder = options.data
+        if folder is None:
+            folder = scratch / "photos"
+            print(f"generating {options.photos} photos", flush=True)
+            generate(folder, options.photos)
+        files = [path for path in folder.rglob("*") if path.is_file()]
+        file_bytes = sum(path.stat().st_size for path in files)
+        figures = [_figure(folder, size, scratch, options, device) for size in options.sizes]
+    document = {
+        "hardware": hardware(device),
+        "precision": device.precision.value,
+        **conditions(__file__, ("torch", "torchvision", "pillow", "numpy")),
+        "photos": len(files),
+        "file_bytes": file_bytes,
+        "generated": options.data is None,
+        "batch": BATCH,
+        "seconds": options.seconds,
+        "figures": [asdict(figure) for figure in figures],
+    }
+    write(options.out, document)
+
+
+def generate(folder: Path, n: int) -> None:
+    """Write JPEG photos of 1 to 12 megapixels with gradients and grain, in class folders."""
+    side = round((MEGAPIXELS[1] * 1e6 * max(SHAPES)) ** 0.5) + 1
+    grain = Image.effect_noise((side, side), 25).convert("RGB")
+
+    def one(number: int) -> None:
+        random = np.random.default_rng(number)
+        pixels, shape = random.uniform(*MEGAPIXELS) * 1e6, random.choice(SHAPES)
+        width = round((pixels * shape) ** 0.5)
+        height = round(width / shape)
+        few = random.integers(0, 256, (height // 64 + 4, width // 64 + 4, 3), np.uint8)
+        shades = Image.fromarray(few).resize((width, height), Image.Resampling.BICUBIC)
+        photo = Image.blend(shades, grain.crop((0, 0, width, height)), 0.25)
+        place = folder / f"class-{number % CLASSES}"
+        place.mkdir(parents=True, exist_ok=True)
+        photo.save(place / f"{number:05d}.jpg", quality=85)
+
+    with ThreadPoolExecutor(cores()) as pool:
+        list(pool.map(one, range(n)))
+
+
+def _figure(folder: Path, size: int, scratch: Path, options: Decoding, device: Device) -> Figure:
+    def load() -> tuple[Split, float]:
+        since = time.perf_counter()
+        found = data.load(
+            Selection(str(folder), labelled=False), size=size, cache=scratch, say=_quiet
+        )
+        return found.train, time.perf_counter() - since
+
+    rates = []
+    for _ in range(options.rounds):
+        shutil.rmtree(scratch / "pixels", ignore_errors=True)
+        split, seconds = load()
+        rates.append(len(split) / seconds)
+    split, again = load()
+    rate = Rate(statistics.mean(rates), min(rates), max(rates), len(rates))
+    print(
+        f"\n{size} px: decoded {rate.mean:,.1f} images/s ({rate.low:,.1f} to {rate.high:,.1f}, "
+        f"n = {rate.n}), a later start takes {again:.1f} s",
+        flush=True,
+    )
+    # Windows of two batches, so that reading never stops.
+    memory = int(2.5 * BATCH * 3 * size * size / WINDOW_SHARE)
+    (file,) = (scratch / "pixels").glob("*/train-images.npy")
+    order = np.load(file.with_name("train-rows.npy"))
+    rows = unlabelled(folder, _quiet).splits["train"]
+    kinds: tuple[Images, ...] = (
+        split.images,
+        in_file(file, memory),
+        encoded(rows, order, size, memory),
+    )
+    training = []
+    for backbone in options.backbones:
+        (rate_resident, _), cache, anew = (
+            _train(backbone, images, split, device, options.seconds) for images in kinds
+        )
+        one = Training(backbone, rate_resident, *cache, *anew)
+        print(
+            f"  {backbone:22} {one.images_per_s:8,.1f} images/s; from the cache "
+            f"{one.from_cache:8,.1f}, waits {one.waits_for_cache:6.1%}; decoded again "
+            f"{one.anew:8,.1f}, waits {one.waits_for_decoding:6.1%}",
+            flush=True,
+        )
+        training.append(one)
+    return Figure(size, rate, again, tuple(training))
+
+
+def _train(
+    backbone: str, images: Images, split: Split, device: Device, seconds: float
+) -> tuple[float, float]:
+    """Return images a second and the share of the time spent waiting for images."""
+    plan = recipe("default", 4_500, flip=True, unlabelled=False, extractor=backbone)
+    size = images.shape[1]
+    network = build(backbone, split.images, CLASSES).to(device.device)
+    network = network.to(memory_format=torch.channels_last)
+    optimizers = Optimizers([(network, 1.0)], plan, device.dtype)
+    generator = torch.Generator(device.device)
+    labels = torch.arange(BATCH, device=device.device) % CLASSES
+    batches = Batches(images, BATCH, round(plan.crop * size / 32), [0], device, _quiet)
+    assert (batches.resident is None) == isinstance(images, Stored)
+    network.train()
+
+    def step(number: int) -> None:
+        _, padded, index = batches.draw(number)
+        crops = augment.crop_flip(padded, index, size, True, generator)
+        optimizers.begin(0.5)
+        with device.autocast():
+            loss = nn.functional.cross_entropy(network(network.normalise(crops)), labels)
+        loss.backward()
+        optimizers.step()
+
+    return _timed(step, batches, device, seconds)
+
+
+def _timed(
+    step: Callable[[int], None], batches: Batches, device: Device, seconds: float
+) -> tuple[float, float]:
+    step(0)
+    _finish(device)
+    since, before, number = time.perf_counter(), batches.waited, 0
+    while time.perf_counter() - since < seconds:
+        number += 1
+        step(number)
+        _finish(device)
+    took = time.perf_counter() - since
+    return number * batches.batch / took, (batches.waited - before) / took
+
+
+def _finish(device: Device) -> None:
+    if device.device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+def _quiet(_: str) -> None:
+    return
+
+
+if __name__ == "__main__":
+    command.enter(main, extra="train")

@@ -1,0 +1,47 @@
+"""Formatting of figures, tables and user-supplied names, in Markdown."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+_SPECIAL = re.compile(r"([\\`*_\[\]<>|~&])")
+_BAR = re.compile(r"(?<!\\)\|")
+
+
+def counted(n: int, thing: str) -> str:
+    """`1 model`, `1,200 models`."""
+    return f"{n:,} {thing}{'s' * (n != 1)}"
+
+
+def duration(seconds: float) -> str:
+    """`3.2 s`, `4 min 05 s`, `1 h 02 min`."""
+    if seconds < 59.95:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02} s"
+    hours, minutes = divmod(round(seconds / 60), 60)
+    return f"{hours} h {minutes:02} min"
+
+
+def percent(share: float, digits: int = 2) -> str:
+    """0.9334 as `93.34 %`."""
+    return f"{share * 100:.{digits}f} %"
+
+
+def table(header: Sequence[str], body: Sequence[Sequence[object]]) -> str:
+    """A Markdown table; the first column is aligned left, the others right."""
+    rule = ["---", *["---:"] * (len(header) - 1)]
+    lines = [[bars(str(cell)) for cell in cells] for cells in (header, rule, *body)]
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
+
+
+def bars(cell: str) -> str:
+    """A cell of a Markdown table, in which `|` would end it."""
+    return _BAR.sub(r"\|", cell)
+
+
+def escaped(text: str) -> str:
+    """Escapes `text` for a paragraph or table cell of Markdown, on one line."""
+    return _SPECIAL.sub(r"\\\1", " ".join(text.split()))

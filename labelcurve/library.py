@@ -1,0 +1,269 @@
+"""Training, inference and benchmarks from Python: a thin layer over the code of the commands.
+
+Installs no signal handlers, never ends the process, and prints only where `verbose` asks for it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, redirect_stdout
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from labelcurve.bundle import preprocess, store
+from labelcurve.bundle.errors import LabelcurveError, MissingExtra, UnsupportedImage, near
+from labelcurve.bundle.machine import cores
+from labelcurve.bundle.store import Bundle
+
+if TYPE_CHECKING:
+    from labelcurve.benchmarks.record import Report
+    from labelcurve.serving.models.engine import Engine
+
+ImageLike = str | Path | bytes | Image.Image | NDArray[np.uint8]
+"""A file, a file's bytes, a Pillow image, or pixels: uint8 [H, W, 3] or grey [H, W]."""
+
+
+@dataclass(frozen=True)
+class TrainedModel:
+    """A model that `train` published."""
+
+    name: str
+    version: str
+    path: Path
+    """Folder of the bundle, which `load` takes."""
+    fraction: float
+    seed: int
+    n_labels: int
+    """Labels used: for training and for validation."""
+    validation_accuracy: float
+    test_accuracy: float | None
+    """None where the test split was left unread."""
+
+
+def train(
+    data: str | Path = "cifar10",
+    *,
+    fraction: float | Sequence[float] = (),
+    out: str | Path = "models",
+    verbose: bool = False,
+    **options: Any,
+) -> list[TrainedModel]:
+    """Fine-tune a classifier on each fraction of the labels and publish it, as `labelcurve train`.
+
+    Args:
+        data: `cifar10`, `digits`, or a folder of images.
+        fraction: share of the labels, above 0 and up to 1; several for several models; by default
+            0.05, 0.1, 0.2, 0.3, 0.5 and 1.
+        out: folder that the bundles are published in.
+        verbose: print what the command prints.
+        options: further options of the command by name, as epochs=10, device="cpu".
+
+    Returns:
+        The models, fewest labels first.
+
+    Raises:
+        LabelcurveError: an option, the data or the device cannot be used, or training failed.
+    """
+    with _extra("train"):
+        from labelcurve.training.jobs import train as job
+        from labelcurve.training.options import Options
+    if {"dry_run", "self_test"} & options.keys():
+        raise LabelcurveError("dry_run and self_test are options of the command `train` alone")
+    fractions = (fraction,) if isinstance(fraction, int | float) else tuple(fraction)
+    given = {**options, "data": str(data), "fraction": fractions, "out": Path(out)}
+    _check_names(given, Options)
+    with _said(verbose):
+        document = job.run(Options(**given))
+    return [
+        TrainedModel(
+            name=entry["name"],
+            version=entry["version"],
+            path=Path(entry["path"]),
+            fraction=entry["fraction"],
+            seed=entry["seed"],
+            n_labels=entry["n_labels_train"] + entry["n_labels_val"],
+            validation_accuracy=entry["val"]["accuracy"],
+            test_accuracy=entry["test"]["accuracy"] if entry["test"] else None,
+        )
+        for entry in document["bundles"]
+    ]
+
+
+@dataclass(frozen=True, eq=False)
+class Predictions:
+    """Predictions of a model for N images."""
+
+    labels: tuple[str, ...]
+    """The most probable class of each image."""
+    probabilities: NDArray[np.float32]
+    """[N, K], calibrated; each row sums to 1."""
+    class_names: tuple[str, ...]
+    """Names of the K columns."""
+
+    def top(self, k: int) -> list[list[tuple[str, float]]]:
+        """The k most probable classes of each image with their probabilities, best first."""
+        order = np.argsort(-self.probabilities, axis=1, kind="stable")[:, :k]
+        return [
+            [(self.class_names[i], float(row[i])) for i in best]
+            for row, best in zip(self.probabilities, order, strict=True)
+        ]
+
+
+class Model:
+    """A trained model, loaded. `predict` is for one thread at a time."""
+
+    def __init__(self, bundle: Bundle, engine: Engine) -> None:
+        self._engine = engine
+        self.name = bundle.name
+        self.version = bundle.version
+        self.class_names = bundle.manifest.class_names
+        self.provider = engine.provider
+        """The provider of ONNX Runtime that it runs on."""
+
+    def predict(self, images: ImageLike | Sequence[ImageLike]) -> Predictions:
+        """Classify images with the service's own preprocessing and session.
+
+        Args:
+            images: one or several: paths, file bytes, Pillow images, uint8 arrays [H, W, 3] or
+                [H, W]; or one uint8 array [N, H, W, 3].
+
+        Raises:
+            LabelcurveError: an image cannot be used; it is named by its path or place.
+        """
+        several: Sequence[ImageLike]
+        if isinstance(images, str | Path | bytes | Image.Image):
+            several = [images]
+        elif isinstance(images, np.ndarray):
+            several = list(images) if images.ndim == 4 else [images]
+        else:
+            several = images
+        largest, size = self._engine.batch_sizes[-1], self._engine.size
+        rows = [np.empty((0, len(self.class_names)), np.float32)]
+        with ThreadPoolExecutor(cores()) as pool:
+            for begin in range(0, len(several), largest):
+                places = range(begin, min(begin + largest, len(several)))
+                pixels = list(pool.map(lambda i: _pixels(several[i], i, size), places))
+                rows.append(self._engine.run(pixels))
+        probabilities = np.concatenate(rows)
+        labels = tuple(self.class_names[i] for i in probabilities.argmax(1))
+        return Predictions(labels, probabilities, self.class_names)
+
+
+def load(
+    path: str | Path = "models",
+    model: str | None = None,
+    *,
+    device: Literal["auto", "cuda", "cpu"] = "auto",
+    threads: int | None = None,
+) -> Model:
+    """Load a trained model into ONNX Runtime.
+
+    Args:
+        path: a folder of models, as `train` wrote it, or one model in it.
+        model: NAME or NAME@VERSION; by default the default of the folder.
+        device: `auto` uses a visible NVIDIA GPU.
+        threads: of ONNX Runtime; by default the cores that the process may use.
+
+    Raises:
+        LabelcurveError: the model does not exist or cannot run on the device.
+    """
+    with _extra("serve"):
+        from labelcurve.serving.models.device import choose_device
+        from labelcurve.serving.models.model import open_engine
+        from labelcurve.serving.models.selection import default, pick
+    folder = Path(path)
+    if (folder / store.MANIFEST).exists():
+        version = folder.resolve()
+        bundles = [store.read(version.parent.parent, version.parent.name, version.name)]
+    elif (folder / store.CURRENT).exists():
+        bundles = [store.read(folder.resolve().parent, folder.resolve().name)]
+    else:
+        bundles = store.read_all(folder)
+    if model is None:
+        model = bundles[0].name if len(bundles) == 1 else default(folder, bundles)[0]
+    bundle = bundles[pick(bundles, model)]
+    return Model(bundle, open_engine(bundle, choose_device(device), threads or cores()))
+
+
+def bench(
+    models: str | Path = "models",
+    data: str | Path = "cifar10",
+    *,
+    out: str | Path = "runs/bench",
+    verbose: bool = False,
+    **options: Any,
+) -> Report:
+    """Measure accuracy, latency and load of every model side by side, as `labelcurve bench`.
+
+    Args:
+        models: folder of models, as `train` wrote it.
+        data: what they were trained on.
+        out: folder for report.html, report.md and report.json.
+        verbose: print what the command prints.
+        options: further options of the command by name, as load=False, price_per_hour=0.5.
+
+    Raises:
+        LabelcurveError: models, data or an option cannot be used.
+    """
+    with _extra("bench"):
+        from labelcurve.benchmarks import job
+        from labelcurve.benchmarks.options import Bench
+    given = {**options, "models": Path(models), "data": str(data), "out": Path(out)}
+    _check_names(given, Bench)
+    with _said(verbose):
+        report, _ = job.run(Bench(**given), print)
+    return report
+
+
+def _pixels(image: ImageLike, place: int, size: int) -> NDArray[np.uint8]:
+    """uint8 [size, size, 3]."""
+    name = f"image {place}"
+    try:
+        if isinstance(image, str | Path):
+            name = str(image)
+            return preprocess.prepare(Path(image).read_bytes(), size)
+        if isinstance(image, bytes):
+            return preprocess.prepare(image, size)
+        if isinstance(image, np.ndarray):
+            given = f"{image.dtype} {list(image.shape)}"
+            if image.dtype != np.uint8 or image.shape[2:] not in ((), (3,)) or image.ndim < 2:
+                raise UnsupportedImage(
+                    f"an array {given}: allowed are uint8 [H, W, 3] (RGB) and [H, W] (grey)"
+                )
+            image = Image.fromarray(image)
+        return preprocess.prepare_image(image, size)
+    except OSError as error:
+        raise LabelcurveError(f"{name}: {error.strerror or error}") from error
+    except LabelcurveError as error:
+        raise type(error)(f"{name}: {error}") from error
+
+
+def _check_names(given: dict[str, Any], kind: Any) -> None:
+    allowed = [field.name for field in fields(kind)]
+    for name in given:
+        if name not in allowed:
+            raise LabelcurveError(f"no option {name}{near(name, allowed)}")
+
+
+@contextmanager
+def _said(verbose: bool) -> Iterator[None]:
+    if verbose:
+        yield
+        return
+    with Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere):
+        yield
+
+
+@contextmanager
+def _extra(name: str) -> Iterator[None]:
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise MissingExtra(error.name or "a package", name) from error

@@ -1,0 +1,1 @@
+"""Models in memory: catalogue, engine, batcher, decoder, answers."""

@@ -1,0 +1,1 @@
+"""HTTP: routes, middleware, connections, requests, problems, access."""

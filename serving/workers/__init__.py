@@ -1,0 +1,1 @@
+"""Processes: supervisor, worker, loading, and BentoML's private parts."""

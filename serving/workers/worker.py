@@ -1,0 +1,37 @@
+"""A worker's process: BentoML's service, with the models loading while BentoML is imported."""
+
+from __future__ import annotations
+
+import gc
+import signal
+import sys
+
+from labelcurve.serving.telemetry import output
+from labelcurve.serving.workers import bento
+
+
+def main() -> None:
+    """Entry point of a worker; the arguments are those of `bento.Worker`."""
+    gc.disable()  # what is imported stays; the service turns it on when the models are loaded
+    # A terminal that is closed tells every process that it began: the supervisor decides.
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    output.install(_count_dropped)
+    bento.defer_unused()
+    from labelcurve.serving.workers import loading
+
+    serves = loading.begin()
+    if serves.run_dir:
+        serves.run_dir.follow_supervisor()
+    from labelcurve.serving.service import Classifier
+
+    bento.run(Classifier, bento.Worker(*map(int, sys.argv[1:])))
+
+
+def _count_dropped(lines: int) -> None:
+    from labelcurve.serving.telemetry import metrics
+
+    metrics.LOG_LINES_DROPPED.inc(lines)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,89 @@
+"""A back-test's table by hand, and draws of digits against a known truth."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from sklearn.datasets import load_digits
+from sklearn.linear_model import Ridge
+
+from labelcurve.benchmarks.backtest.__main__ import rows
+from labelcurve.benchmarks.backtest.draws import HEADER, Draw, Interval, draw, row
+from labelcurve.training.forecast import head
+from labelcurve.training.forecast.advice import Answer
+
+
+def made(answer: Answer, then: float, true_then: float, true_now: float = 0.80) -> Draw:
+    gain = (then - 0.80) * 100
+    return Draw(
+        population="set",
+        n_labels=200,
+        more=600,
+        seed=0,
+        held_out=1000,
+        answer=answer,
+        failed_check=False,
+        now=Interval(value=0.80, low=0.75, high=0.85),
+        then=Interval(value=then, low=then - 0.03, high=then + 0.03),
+        gain=Interval(value=gain, low=gain - 2, high=gain + 2),
+        true_now=true_now,
+        true_then=true_then,
+    )
+
+
+def test_a_row_counts_what_was_inside_and_right() -> None:
+    draws = [
+        made("yes", 0.85, 0.86),  # inside, a gain of 6: right
+        made("yes", 0.85, 0.81),  # outside, a gain of 1: wrong
+        made("no", 0.81, 0.815),  # inside, a gain of 1.5: right
+        made("cannot tell", 0.82, 0.83),  # inside, neither right nor wrong
+    ]
+    cells = dict(zip(HEADER, row("all", draws), strict=True))
+    assert cells == {
+        "population": "all",
+        "labels": "200 → 800",
+        "draws": "4",
+        "truth inside": "75 %",
+        "median error": "1.00",  # of 1, 4, 0.5 and 1 points
+        "mean error": "1.62 ± 1.60",
+        "median width": "6.0",
+        "true gain": "2.9",  # of 6, 1, 1.5 and 3
+        "gain inside": "75 %",
+        "error of the gain": "1.00",
+        "yes": "50 %",
+        "no": "25 %",
+        "cannot tell": "25 %",
+        "right": "67 %",
+        "failed check": "0 %",
+    }
+
+
+def test_a_row_a_population_and_number_of_labels_then_one_for_few_and_one_for_many() -> None:
+    few = made("yes", 0.85, 0.86)
+    many = few.model_copy(update={"population": "other", "n_labels": 800, "more": 2000})
+    found = rows([many, few, few.model_copy(update={"population": "other"})])
+    assert [row[:3] for row in found] == [
+        ["other", "200 → 800", "1"],
+        ["set", "200 → 800", "1"],
+        ["other", "800 → 2,800", "1"],
+        ["all", "200 → 800", "2"],
+        ["all", "800 → 2,800", "1"],
+    ]
+
+
+def test_a_draw_learns_from_both_numbers_of_labels_and_is_true_on_all_others() -> None:
+    digits = load_digits()
+    features = digits.data.astype(np.float32)
+    found = draw("digits", features, digits.target, 200, 500, seed=3)
+    assert found == draw("digits", features, digits.target, 200, 500, seed=3)
+    assert found.held_out == 1797 - 700
+    assert found.then.low < found.then.value < found.then.high
+    # The truth again, by scikit-learn.
+    order = np.random.default_rng([3, 200]).permutation(1797)
+    train, test = order[:700], order[700:]
+    scaled = head.standardise(features, features[train])
+    targets = 2.0 * np.eye(10)[digits.target[train]] - 1
+    fitted = Ridge(alpha=head.PENALTY).fit(scaled[train].astype(np.float64), targets)
+    accuracy = (fitted.predict(scaled[test]).argmax(axis=1) == digits.target[test]).mean()
+    assert found.true_then == pytest.approx(accuracy, abs=0.002)
+    assert found.true_now < found.true_then

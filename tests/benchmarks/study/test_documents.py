@@ -1,0 +1,112 @@
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from labelcurve.benchmarks.study import curves, documents, rows
+from labelcurve.bundle.errors import LabelcurveError
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A copy of the README, the docs and the results."""
+    shutil.copytree(documents.ROOT / "docs", tmp_path / "docs")
+    shutil.copytree(documents.RESULTS, tmp_path / "results")
+    shutil.copy(documents.ROOT / "README.md", tmp_path)
+    return tmp_path
+
+
+def arguments(folder: Path, *more: str) -> list[str]:
+    return ["--root", str(folder), "--results", str(folder / "results"), *more]
+
+
+def change(folder: Path, accuracy: float) -> None:
+    path = folder / "results" / "study.json"
+    study = json.loads(path.read_text())
+    row = next(row for row in study["rows"] if row["bundle"] == "cifar10-10")
+    row["accuracy"] = accuracy
+    path.write_text(json.dumps(study))
+
+
+def test_the_documents_follow_the_results(folder: Path) -> None:
+    documents.main(arguments(folder, "--check"))
+    change(folder, 0.1234)
+    with pytest.raises(LabelcurveError, match=r"README.md.*reference.md.*results.md.*svg stale"):
+        documents.main(arguments(folder, "--check"))
+    documents.main(arguments(folder))
+    documents.main(arguments(folder, "--check"))
+    assert "12.34 %" in (folder / "docs" / "results.md").read_text()
+    text = (folder / "README.md").read_text()
+    assert text.startswith("# Labelcurve")
+    assert text.count("<!-- results:end -->") == 1
+
+
+def test_the_published_figures_stand_beside_ours(folder: Path) -> None:
+    found = documents.tables(folder / "results")
+    opening, experiment = found["README.md", "results"], found["docs/reference.md", "experiment"]
+    for published in ("72 %", "77 %", "79 %"):
+        assert f"| {published} |" in opening
+        assert f" {published} |" in experiment
+    assert "homework_3" in opening
+    reference = json.loads((folder / "results" / "reference.json").read_text())
+    accuracies = {row["fraction"]: row["accuracy"] for row in reference["results"]}
+    assert accuracies == {0.1: 0.72, 0.5: 0.77, 1.0: 0.79}
+
+
+def test_seeds_give_mean_deviation_and_n(folder: Path) -> None:
+    path = folder / "results" / "study.json"
+    study = rows.read(path)
+    (first,) = (row for row in study.rows if row.bundle == "cifar10-50")
+    seeds = [
+        first.model_copy(update={"seed": seed, "accuracy": 0.90 + seed / 100}) for seed in range(3)
+    ]
+    others = tuple(row for row in study.rows if row.bundle != "cifar10-50")
+    study = study.model_copy(update={"rows": (*others, *seeds)})
+    path.write_text(study.model_dump_json())
+    assert "91.0 ± 1.0 % (n = 3)" in documents.tables(folder / "results")["README.md", "results"]
+
+
+def test_times_taken_beside_other_work_are_not_shown(folder: Path) -> None:
+    path = folder / "results" / "study.json"
+    study = rows.read(path)
+    shared = tuple(row.model_copy(update={"shared": True}) for row in study.rows)
+    path.write_text(study.model_copy(update={"rows": shared}).model_dump_json())
+    table = documents.tables(folder / "results")["README.md", "results"]
+    assert " min " not in table.partition("\n\n")[0]
+    assert "their training time is not shown" in table
+
+
+def test_the_curves_show_every_variant() -> None:
+    study = rows.read(documents.RESULTS / "study.json")
+    reference = json.loads((documents.RESULTS / "reference.json").read_text())
+    drawn = curves.draw(study, reference)
+    assert drawn == curves.draw(study, reference)
+    for _, name, _, _ in curves.LINES:
+        assert f">{name}<" in drawn
+
+
+def test_missing_markers_and_results(folder: Path) -> None:
+    with pytest.raises(LabelcurveError, match="once each"):
+        documents.splice("no markers", "results", "table")
+    with pytest.raises(LabelcurveError, match="once each"):
+        documents.splice("<!-- a:end --><!-- a:begin -->", "a", "table")
+    path = folder / "results" / "cifar10.json"
+    path.write_text("{}")
+    with pytest.raises(LabelcurveError, match=r"cifar10.json does not follow this release"):
+        documents.tables(folder / "results")
+    path.unlink()
+    with pytest.raises(LabelcurveError, match=r"cannot read .*cifar10.json"):
+        documents.tables(folder / "results")
+
+
+def test_what_the_service_lost_is_in_the_docs(folder: Path) -> None:
+    path = folder / "results" / "service" / "restarts.json"
+    found = json.loads(path.read_text())
+    path.write_text(json.dumps(found | {"lost": 3}))
+    table = documents.tables(folder / "results")["docs/operating.md", "service"]
+    requests = sum(found["statuses"].values()) + 3
+    assert f"| {found['restarts']} restarts, {requests:,} requests | 3 |" in table
+    assert found["provenance"]["cpu"] in table

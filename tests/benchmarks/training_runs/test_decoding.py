@@ -1,0 +1,43 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from labelcurve.benchmarks.study import documents
+from labelcurve.benchmarks.training_runs import decoding
+from tests.training.sets import digit_rows, write_folder
+
+
+def test_each_size_is_decoded_and_trained_on(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    images = write_folder(tmp_path / "images", digit_rows(4)[:34])
+    decoding.main(
+        [
+            *("--data", str(images), "--sizes", "8", "--backbones", "convnet", "--seconds", "0.05"),
+            *("--rounds", "1", "--device", "cpu", "--out", str(tmp_path / "decoding.json")),
+        ]
+    )
+    document = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert json.loads((tmp_path / "decoding.json").read_text()) == document
+    assert document["photos"] == 34
+    (figure,) = document["figures"]
+    assert 0 < figure["decoding"]["low"] == figure["decoding"]["high"]
+    (training,) = figure["training"]
+    assert min(training["images_per_s"], training["from_cache"], training["anew"]) > 0
+    assert 0 <= training["waits_for_cache"] < 1
+    assert 0 <= training["waits_for_decoding"] < 1
+    assert "8 px, convnet" in documents.render("decoding", **document)
+
+
+def test_the_photos_are_what_cameras_make(tmp_path: Path) -> None:
+    decoding.generate(tmp_path, 2)
+    paths = sorted(tmp_path.rglob("*.jpg"))
+    assert len({path.parent for path in paths}) == 2
+    for path in paths:
+        with Image.open(path) as photo:
+            assert photo.format == "JPEG"
+            assert 0.9e6 < photo.width * photo.height < 12.1e6

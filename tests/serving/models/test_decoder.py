@@ -1,0 +1,83 @@
+from __future__ import annotations
+
+import asyncio
+from io import BytesIO
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from labelcurve.bundle.errors import UnreadableImage
+from labelcurve.serving.errors import Overloaded
+from labelcurve.serving.models.decoder import MAX_DECODING, Decoded, Decoder
+
+
+def jpeg(side: int) -> bytes:
+    pixels = np.random.default_rng(0).integers(0, 255, (side, side, 3), np.uint8)
+    file = BytesIO()
+    Image.fromarray(pixels).save(file, "JPEG")
+    return file.getvalue()
+
+
+LARGE, SMALL = jpeg(1000), jpeg(16)
+
+
+def test_large_images_wait_for_a_thread_and_small_ones_for_none() -> None:
+    async def both() -> list[Decoded]:
+        decoder = Decoder(1)
+        many = (decoder.decode([data], 16) for data in (LARGE, LARGE, SMALL))
+        return await asyncio.gather(*many)
+
+    first, second, small = asyncio.run(both())
+    assert second.waited > first.waited
+    assert small.waited == 0
+    assert all(found.pixels[0].shape == (16, 16, 3) for found in (first, second, small))
+    assert min(first.seconds, second.seconds, small.seconds) > 0
+
+
+def test_a_wait_that_would_be_too_long_is_refused_before_it_begins() -> None:
+    async def run() -> None:
+        decoder = Decoder(1)
+        # Nothing is known of how long one takes, and nothing is ahead of it: it may come.
+        await decoder.decode([LARGE], 16, within=0)
+        busy = asyncio.ensure_future(decoder.decode([LARGE], 16))
+        await asyncio.sleep(0)
+        with pytest.raises(Overloaded, match=r"to be decoded \(1 of them\)"):
+            await decoder.decode([LARGE], 16, within=0)
+        await decoder.decode([SMALL], 16, within=0)
+        await busy
+        await decoder.decode([LARGE], 16, within=0)
+
+    asyncio.run(run())
+
+
+def test_no_more_large_images_wait_than_memory_is_meant_for() -> None:
+    async def run() -> None:
+        decoder = Decoder(1)
+        waiting = [asyncio.ensure_future(decoder.decode([LARGE], 16)) for _ in range(MAX_DECODING)]
+        await asyncio.sleep(0)
+        with pytest.raises(Overloaded, match=rf"\({MAX_DECODING} of them\)"):
+            await decoder.decode([LARGE], 16)
+        for task in waiting:
+            task.cancel()
+        await asyncio.gather(*waiting, return_exceptions=True)
+        await decoder.decode([LARGE], 16)
+        decoder.close()
+
+    asyncio.run(run())
+
+
+def test_of_several_images_the_bad_one_is_named() -> None:
+    decoder = Decoder(1)
+    with pytest.raises(UnreadableImage, match="image 2 of 2: "):
+        asyncio.run(decoder.decode([SMALL, SMALL[:200]], 16))
+
+
+def test_who_would_wait_too_long_for_a_thread_is_told_for_how_long() -> None:
+    decoder = Decoder(2)
+    decoder._large, decoder._large_seconds = 7, 1.5  # three for each thread come first
+    with pytest.raises(Overloaded) as caught:
+        asyncio.run(decoder.decode([bytes(200_000)], 8, within=4.4))
+    assert caught.value.headers == {"Retry-After": "5"}
+    assert decoder._large == 7
+    decoder.close()

@@ -1,0 +1,210 @@
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from labelcurve.serving.telemetry.logs import AccessLog, timings
+from labelcurve.serving.telemetry.requests import Traffic
+from labelcurve.serving.web.middleware import Front
+from tests.models import digit_png
+from tests.serving.conftest import SERVE, Service, wait_for
+from tests.serving.web.test_request import problem
+
+
+@pytest.fixture(scope="module")
+def logging_service(start_service: Callable[..., Service], digits_models: Path) -> Service:
+    service = start_service(digits_models, "--log-format", "json", "--access-log", "--workers", "2")
+    wait_for(lambda: '"ready"' in service.output or service.process.poll() is not None, 90)
+    return service
+
+
+def lines(service: Service) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in service.output.splitlines()]  # each line is JSON
+
+
+def line_of(service: Service, request_id: str) -> dict[str, Any]:
+    def found() -> list[dict[str, Any]]:
+        return [line for line in lines(service) if line.get("request_id") == request_id]
+
+    wait_for(lambda: bool(found()))
+    (line,) = found()
+    return line
+
+
+def test_the_events_of_its_life_are_lines_of_json(
+    logging_service: Service, digits_models: Path
+) -> None:
+    found = lines(logging_service)
+    events = [line["event"] for line in found]
+    assert events[:7] == ["device", "workers", "model", "model", "model", "default", "listen"]
+    assert "ready" in events
+    for line in found:
+        assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", line["time"])
+        assert line["level"] == "info"
+
+
+@pytest.mark.parametrize("form", ["text", "json"])
+def test_what_becomes_of_models_is_logged(
+    form: str, start_service: Callable[..., Service], digits_models: Path, tmp_path: Path
+) -> None:
+    models = tmp_path / "models"
+    shutil.copytree(digits_models, models, symlinks=True)
+    service = start_service(models, "--watch", "0.1", "--log-format", form)
+    wait_for(lambda: f"{service.url}/classify" in service.output or '"ready"' in service.output)
+    link = models / "digits-10" / "current"
+    link.unlink()
+    link.symlink_to("0123456789ab")
+    shutil.rmtree(models / "digits-50")
+    wait_for(lambda: "digits-50 was removed from the folder" in service.output)
+    wait_for(lambda: "digits-10@0123456789ab is refused" in service.output)
+    if form == "json":
+        found = [line for line in lines(service) if line["event"] == "log"]
+        assert {line["level"] for line in found} == {"warning", "error"}
+
+
+def test_a_request_is_a_line_that_says_who_answered_and_where_the_time_went(
+    logging_service: Service,
+) -> None:
+    url = f"{logging_service.url}/classify"
+    sent = {"x-request-id": "from-the-client:1"}
+    response = httpx.post(url, content=digit_png(0), params={"model": "digits-10"}, headers=sent)
+    assert response.headers["x-request-id"] == "from-the-client:1"
+    line = line_of(logging_service, "from-the-client:1")
+    assert line["event"] == "request"
+    assert (line["method"], line["path"], line["status"]) == ("POST", "/classify", 200)
+    assert (line["model"], line["version"]) == ("digits-10", response.headers["x-model-version"])
+    parts = [line[f"{part}_ms"] for part in ("decode", "queue", "inference")]
+    assert 0 < sum(parts) < line["ms"]
+    assert line["client"] == "127.0.0.1"
+
+
+def test_a_problem_has_the_id_of_its_line(logging_service: Service) -> None:
+    response = httpx.post(f"{logging_service.url}/classify", content=b"no image")
+    request_id = problem(response, 415)["request_id"]
+    assert response.headers["x-request-id"] == request_id
+    assert line_of(logging_service, request_id)["status"] == 415
+
+
+def test_probes_are_logged_only_when_they_fail(logging_service: Service) -> None:
+    for path in ("/livez", "/readyz", "/metrics", "/nothing"):
+        httpx.get(logging_service.url + path, headers={"x-request-id": f"probe{path}"})
+    assert line_of(logging_service, "probe/nothing")["status"] == 404
+    assert not [line for line in lines(logging_service) if line.get("path") == "/livez"]
+
+
+@pytest.mark.parametrize("given", ["", "two words", "a" * 129, 'a"b', "ä", "<script>"])
+def test_an_id_that_is_none_is_replaced(client: httpx.Client, given: str) -> None:
+    headers = [(b"x-request-id", given.encode())]
+    first = client.get("/models", headers=headers).headers["x-request-id"]
+    assert re.fullmatch(r"[0-9a-f]{12}-[0-9a-f]+", first)
+    assert client.get("/models", headers=headers).headers["x-request-id"] != first
+
+
+def test_an_id_is_given_back_by_every_kind_of_answer(client: httpx.Client) -> None:
+    headers = {"x-request-id": "A1._:/+=@-"}
+    for path in ("/", "/models", "/metrics", "/nothing", "/classify", "/page/page.js"):
+        assert client.get(path, headers=headers).headers["x-request-id"] == "A1._:/+=@-"
+
+
+def test_the_text_format_is_a_line_for_people(
+    start_service: Callable[..., Service], digits_models: Path
+) -> None:
+    service = start_service(digits_models, "--access-log")
+    service.wait_until_ready()
+    httpx.get(f"{service.url}/models?x=1", headers={"x-request-id": "mine"})
+    wait_for(lambda: "mine" in service.output)
+    assert re.search(
+        r"^\d{4}-\S+Z 200 GET /models \d+\.\d\d ms 127\.0\.0\.1 mine$", service.output, re.MULTILINE
+    )
+
+
+def test_what_stops_it_is_a_line_too(tmp_path: Path) -> None:
+    command = [*SERVE, "--models", str(tmp_path / "none"), "--log-format", "json"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    (line,) = map(json.loads, done.stdout.splitlines())
+    assert (line["event"], line["level"]) == ("error", "error")
+    assert str(tmp_path / "none") in line["message"]
+
+
+def front(inner: Any, log: AccessLog | None = None) -> Front:
+    return Front(inner, paths=frozenset(), traffic=Traffic(), log=log)
+
+
+async def ask(app: Front, path: str = "/x", headers: Any = ()) -> list[Any]:
+    sent: list[Any] = []
+
+    async def receive() -> Any:
+        return {"type": "http.request", "body": b""}
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    scope = {
+        "type": "http",
+        "method": "GET",
+        "path": path,
+        "headers": headers,
+        "client": ("::1", 1),
+    }
+    await app({**scope, "raw_path": path.encode()}, receive, send)
+    await asyncio.sleep(0.1)
+    return sent
+
+
+async def answer(_: Any, __: Any, send: Any) -> None:
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    await send({"type": "http.response.body", "body": b""})
+
+
+def test_lines_are_written_in_pieces_that_a_pipe_takes_whole(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    written: list[str] = []
+
+    class Output:
+        write = staticmethod(written.append)
+        flush = staticmethod(lambda: None)
+
+    async def many() -> None:
+        app = front(answer, AccessLog("json"))
+        await asyncio.gather(*(ask(app, "/" + "x" * 400) for _ in range(40)))
+
+    monkeypatch.setattr("sys.stdout", Output)
+    asyncio.run(many())
+    assert len("".join(written).splitlines()) == 40
+    assert 2 < len(written) < 20  # together, but
+    assert all(len(text) <= 4096 and text.endswith("}\n") for text in written)  # PIPE_BUF
+
+
+def test_an_error_of_the_service_is_logged_with_its_id(caplog: pytest.LogCaptureFixture) -> None:
+    async def broken(scope: Any, receive: Any, send: Any) -> None:
+        await answer(scope, receive, send)
+        raise RuntimeError("unforeseen")
+
+    asyncio.run(ask(front(broken), headers=[(b"x-request-id", b"mine")]))
+    (record,) = caplog.records
+    assert vars(record)["fields"]["request_id"] == "mine"
+    assert record.exc_info
+
+
+def test_a_path_cannot_forge_a_line(capsys: pytest.CaptureFixture[str]) -> None:
+    for form in ("text", "json"):
+        asyncio.run(ask(front(answer, AccessLog(form)), "/a\n\x1b[31m\u00e4"))
+        out = capsys.readouterr().out
+        assert out.count("\n") == 1
+        assert out.isprintable() or out[:-1].isprintable()
+
+
+def test_timings_are_read_from_the_header() -> None:
+    header = b"decode;dur=1.500, queue;dur=0.001, inference;dur=20.000"
+    assert timings(header) == {"decode_ms": 1.5, "queue_ms": 0.001, "inference_ms": 20.0}

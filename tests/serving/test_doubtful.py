@@ -1,0 +1,221 @@
+"""Uploads that are kept for labelling: by a running service, and what bounds the folder."""
+
+from __future__ import annotations
+
+import csv
+import os
+import resource
+import shutil
+import stat
+from collections.abc import Callable, Iterator
+from io import StringIO
+from pathlib import Path
+
+import httpx
+import pytest
+
+from labelcurve.bundle.errors import LabelcurveError
+from labelcurve.serving import doubtful
+from labelcurve.serving.doubtful import COLUMNS, Answer, Doubtful, table
+from labelcurve.serving.settings import Settings
+from labelcurve.training.data import dataset
+from labelcurve.training.jobs.suggestions import _table
+from tests.models import digit_label, digit_png
+from tests.serving.conftest import Service, wait_for
+from tests.serving.web.test_openapi import check
+
+ANSWER = Answer("3", 0.4, "digits@0123456789ab")
+DIGITS = range(1437, 1497)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return tmp_path / "doubtful"
+
+
+@pytest.fixture
+def open_folder(folder: Path) -> Iterator[Callable[..., Doubtful]]:
+    """Opens the folder as a worker does; all that was offered is written at the end."""
+    opened: list[Doubtful] = []
+
+    def open_folder(most_images: int = 100, most_bytes: int = 10**6) -> Doubtful:
+        doubtful.prepare(folder, folder.parent / "models")
+        opened.append(Doubtful(folder, most_images, most_bytes, pause=0.0))
+        return opened[-1]
+
+    yield open_folder
+    for each in opened:
+        each.close()
+
+
+def images(folder: Path) -> list[Path]:
+    """The images that are kept; hidden files are being written."""
+    names = (path for path in folder.iterdir() if not path.name.startswith("."))
+    return [path for path in names if path.suffix != ".json"]
+
+
+def test_what_is_not_accepted_is_kept_and_can_be_labelled(
+    start_service: Callable[..., Service], digits_models: Path, folder: Path
+) -> None:
+    service = start_service(
+        digits_models, "--accept", "0.95", "--workers", "2", "--keep-doubtful", str(folder)
+    )
+    service.wait_until_ready()
+    assert f"doubtful kept in {folder}: at most 1,000 images and 500 MB" in service.output
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    asked: set[bytes] = set()
+    with httpx.Client(base_url=service.url, timeout=30) as client:
+        for i in (*DIGITS, *DIGITS):
+            answer = client.post("/classify", content=digit_png(i))
+            if answer.headers["x-accepted"] == "false":
+                asked.add(digit_png(i))
+        several = [("images", digit_png(i)) for i in DIGITS]
+        client.post("/classify", files=several)
+        client.post("/embed", content=digit_png(0))
+        assert client.post("/classify", content=b"no image").status_code == 415
+        wait_for(lambda: len(list(folder.glob("*.json"))) == len(asked))
+        assert {path.read_bytes() for path in images(folder)} == asked
+        assert 0 < len(asked) < len(DIGITS)
+        document = client.get("/openapi.json").json()
+        check(document, found := client.get("/doubtful.csv"))
+        assert client.get("/readyz").json()["keeps_doubtful"] is True
+    rows = list(csv.DictReader(StringIO(found.text)))
+    assert [row["probability"] for row in rows] == sorted(row["probability"] for row in rows)
+    assert {row["label"] for row in rows} == {""}
+    (model,) = {row["reason"] for row in rows}
+    assert model.startswith("not accepted by digits-100@")
+    labels = {digit_png(i): "odd" if digit_label(i) % 2 else "even" for i in DIGITS}
+    for row in rows:
+        row["label"] = labels[(folder.parent / row["path"]).read_bytes()]
+    with (folder.parent / "labels.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS)
+        writer.writeheader()
+        writer.writerows(rows)
+    data = dataset.load(str(folder.parent / "labels.csv"), size=8, cache=folder.parent / "cache")
+    assert data.train.n_labelled + len(data.test) == len(rows)
+
+
+def test_without_the_option_nothing_is_kept(client: httpx.Client) -> None:
+    assert client.get("/doubtful.csv").status_code == 404
+    assert client.get("/readyz").json()["keeps_doubtful"] is False
+    assert "/doubtful.csv" not in client.get("/openapi.json").json()["paths"]
+
+
+def test_a_full_disk_stops_nobody(
+    start_service: Callable[..., Service], digits_models: Path, folder: Path
+) -> None:
+    options = ("--accept", "0.999", "--keep-doubtful", str(folder))
+    service = start_service(digits_models, *options)
+    service.wait_until_ready()
+    (worker,) = service.workers()
+    before = folder.stat().st_mtime_ns
+    resource.prlimit(worker, resource.RLIMIT_FSIZE, (16, 16))  # every file is cut off
+    with httpx.Client(base_url=service.url, timeout=30) as client:
+        for i in range(20):
+            assert client.post("/classify", content=digit_png(i)).status_code == 200
+        wait_for(lambda: folder.stat().st_mtime_ns != before and not list(folder.iterdir()))
+        assert client.get("/doubtful.csv").text == ",".join(COLUMNS) + "\n"
+    assert service.workers() == [worker]
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--keep-doubtful", "kept"], "--keep-doubtful kept needs --accept"),
+        (["--keep-doubtful", "{models}/kept", "--accept", "0.9"], "is in the models folder"),
+        (["--keep-doubtful", "/dev/null/kept", "--accept", "0.9"], "cannot be written (Not a dir"),
+        (["--doubtful-mb", "0"], "--doubtful-mb 0: allowed are 1 and more"),
+    ],
+)
+def test_what_cannot_be_kept_is_refused_at_the_start(
+    options: list[str],
+    says: str,
+    start_service: Callable[..., Service],
+    digits_models: Path,
+    tmp_path: Path,
+) -> None:
+    given = [option.format(models=digits_models) for option in options]
+    service = start_service(digits_models, *given, folder=tmp_path)
+    assert service.process.wait(30) == 1
+    assert says in service.output
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_folder_is_bounded_in_images_and_bytes(
+    open_folder: Callable[..., Doubtful], folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for most in ({"most_images": 3}, {"most_bytes": 1500}):
+        both = open_folder(**most), open_folder(**most)
+        for i in range(20):
+            both[i % 2].offer(digit_png(i), ANSWER)
+        for each in both:
+            each.close()
+        n = len(images(folder))
+        assert n == 3 if "most_images" in most else 3 < n < 10
+        assert len(table(folder).splitlines()) == n + 1
+    assert sum(path.stat().st_size for path in folder.iterdir()) <= 1500
+    assert f"{folder} holds 3 images" in caplog.text
+    assert "label and remove some, or allow more" in caplog.text
+
+
+def test_the_last_answer_to_an_image_counts(
+    open_folder: Callable[..., Doubtful], folder: Path
+) -> None:
+    keeper = open_folder(most_images=1)
+    keeper.offer(digit_png(0), ANSWER)
+    keeper.offer(digit_png(0), Answer("8, or so", 0.3, "digits@ba9876543210"))
+    keeper.close()
+    (row,) = csv.DictReader(StringIO(table(folder)))
+    assert (row["guess"], row["probability"]) == ("8, or so", "0.3000")
+
+
+def test_a_folder_that_is_gone_or_not_one_is_tried_again(
+    open_folder: Callable[..., Doubtful], folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", logger="labelcurve")
+    keeper = open_folder()
+    shutil.rmtree(folder)
+    folder.touch()
+    keeper.offer(digit_png(0), ANSWER)
+    wait_for(lambda: "cannot be written" in caplog.text)
+    folder.unlink()
+    keeper.offer(digit_png(1), ANSWER)
+    wait_for(lambda: "kept again" in caplog.text)
+    assert [path.read_bytes() for path in images(folder)] == [digit_png(1)]
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+
+
+def test_a_disk_that_hangs_holds_up_nobody(
+    open_folder: Callable[..., Doubtful],
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    keeper = open_folder()
+    monkeypatch.setattr(doubtful, "WAITING_BYTES", 3 * len(digit_png(0)))
+    with doubtful._alone(folder):  # the thread waits, as for a disk
+        for _ in range(10):
+            keeper.offer(digit_png(0), ANSWER)
+        assert "faster than they can be written" in caplog.text
+    keeper.close()
+    assert len(images(folder)) == 1
+
+
+def test_what_others_put_there_is_not_in_the_table(folder: Path) -> None:
+    folder.mkdir()
+    (folder / "a.json").write_text("[]")
+    (folder / "b.json").write_bytes(b"\xff")
+    (folder / "c.json").write_text('{"file": "c.png", "guess": "1", "probability": 1, "model": ""}')
+    os.mkfifo(folder / "d.png")
+    assert table(folder) == ",".join(COLUMNS) + "\n"
+
+
+def test_the_columns_are_those_of_suggest() -> None:
+    assert _table([], [], ()).strip().split(",") == list(COLUMNS)
+
+
+def test_a_worker_reads_the_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = Settings(accept=0.9, keep_doubtful=Path("a b"))
+    assert Settings.loads(settings.dumps()) == settings
+    with pytest.raises(LabelcurveError, match="needs --accept"):
+        Settings(keep_doubtful=Path("a")).check()

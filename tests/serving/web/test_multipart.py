@@ -1,0 +1,35 @@
+from __future__ import annotations
+
+import pytest
+
+from labelcurve.serving.errors import Problem
+from labelcurve.serving.web import multipart
+
+HEAD = b'--x\r\nContent-Disposition: form-data; name="image"\r\n\r\n'
+
+
+def test_parts_are_their_names_and_bytes() -> None:
+    body = HEAD + b"a\r\n" + HEAD.replace(b"image", b"images") + b"\0b\r\n--x--\r\n"
+    assert multipart.parse(body, "multipart/form-data; boundary=x") == [
+        ("image", b"a"),
+        ("images", b"\0b"),
+    ]
+
+
+@pytest.mark.parametrize("body", [b"--y\r\n", HEAD + b"cut off", b"", HEAD[:20]])
+def test_what_is_malformed_is_refused_without_a_line_in_the_log(
+    body: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    with pytest.raises(Problem) as caught:
+        multipart.parse(body, "multipart/form-data; boundary=x")
+    assert caught.value.status == 400
+    assert not caplog.records
+
+
+def test_a_form_without_a_boundary_and_one_with_too_many_parts() -> None:
+    with pytest.raises(Problem, match="boundary"):
+        multipart.parse(b"", "multipart/form-data")
+    many = (HEAD + b"a\r\n") * (multipart.MAX_PARTS + 1) + b"--x--\r\n"
+    with pytest.raises(Problem) as caught:
+        multipart.parse(many, "multipart/form-data; boundary=x")
+    assert caught.value.status == 413

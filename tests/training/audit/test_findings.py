@@ -1,0 +1,50 @@
+"""Which image of a pair is doubtful, and the order of the table."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from labelcurve.training.audit import findings
+from labelcurve.training.audit.duplicates import Pairs
+from labelcurve.training.audit.findings import Looked
+from labelcurve.training.audit.labels import Judged
+
+NONE = Pairs(np.zeros((0, 2), np.int64), np.zeros(0))
+
+
+def judged(probabilities: list[list[float]], doubtful: list[bool]) -> Judged:
+    found = np.array(probabilities)
+    return Judged(found, np.array(doubtful), np.where(doubtful, 0.1, 0.9))
+
+
+def test_of_same_pixels_the_label_that_the_head_does_not_give_is_the_conflict() -> None:
+    looked = Looked(np.array([0, 1, 0]), np.zeros(3, bool), np.array([7, 7, 8]), NONE)
+    found = findings.collect(looked, judged([[0.2, 0.8]] * 2 + [[0.9, 0.1]], [False] * 3), {})
+    assert [(f.row, f.kind, f.suggested, f.other) for f in found[0]] == [
+        (0, "conflict", 1, 1),
+        (0, "duplicate", None, 1),
+    ]
+    assert len(found) == 1
+    names = {0: "a/1.png", 1: "b/2.png"}
+    labels = {0: "a", 1: "b"}
+    assert findings.reason(found[0], names, labels) == "conflict: same pixels as b/2.png (b)"
+
+
+def test_of_a_pair_across_the_splits_the_training_image_is_the_doubtful_one() -> None:
+    pairs = Pairs(np.array([[0, 2]]), np.array([0.95]))
+    looked = Looked(np.zeros(3, int), np.array([False, False, True]), np.arange(3), pairs)
+    found = findings.collect(looked, judged([[0.9, 0.1]] * 3, [False] * 3), {})
+    (only,) = found
+    assert [(f.row, f.kind, f.score, f.near) for f in only] == [
+        (0, "in train and test", 0.95, True)
+    ]
+
+
+def test_the_table_is_in_the_order_of_the_kinds_then_of_the_scores() -> None:
+    looked = Looked(np.array([0, 0, 0, 1]), np.zeros(4, bool), np.arange(4), NONE)
+    wrong = judged([[0.4, 0.6], [0.1, 0.9], [0.9, 0.1], [0.1, 0.9]], [True, True, False, False])
+    wrong.quality[:2] = 0.4, 0.1
+    found = findings.collect(looked, wrong, {2: ("blank", 0.7), 1: ("dark", 0.6)})
+    assert [[f.kind for f in of] for of in found] == [["blank"], ["dark", "label"], ["label"]]
+    assert [of[0].row for of in found] == [2, 1, 0]
+    assert found[1][1].score == 0.9

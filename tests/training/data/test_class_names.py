@@ -1,0 +1,74 @@
+from __future__ import annotations
+
+import pytest
+
+from labelcurve.bundle.errors import DataError
+from labelcurve.training.data import class_names
+
+
+@pytest.mark.parametrize(
+    "alike",
+    [
+        ("cat", "cat (1)"),
+        ("cat", "Cat - Copy"),
+        ("cat", "Copy of cat"),
+        ("01", "1", "1.0"),
+        ("golden retriever", "golden_retriever", "Golden-Retriever"),
+        ("cat", "cat\u200b"),
+        ("new\u00a0york", "new york"),
+    ],
+)
+def test_names_that_nearly_agree_are_named_together(alike: tuple[str, ...]) -> None:
+    said: list[str] = []
+    class_names.report_alike("pets", ("other", *alike), said.append)
+    (line,) = said
+    assert "have nearly the same name" in line
+    assert all(repr(name) in line for name in alike)
+    assert "other" not in line
+
+
+def test_names_that_differ_in_case_only_are_named_as_such() -> None:
+    said: list[str] = []
+    class_names.report_alike("pets", ("Cat", "cat", "dog"), said.append)
+    assert said == ["pets: the classes Cat, cat differ in case only"]
+
+
+def test_names_that_differ_are_not_named() -> None:
+    said: list[str] = []
+    names = ("C", "C++", "C#", "A+", "A-", "1", "10", "cat", "cats", "copy", "(1)")
+    class_names.report_alike("pets", names, said.append)
+    assert said == []
+
+
+@pytest.mark.parametrize("name", ["nan", "NaN", "NA", "null", "None", "#N/A"])
+def test_a_label_that_stands_for_a_missing_value_is_refused(name: str) -> None:
+    with pytest.raises(DataError, match=rf"the label '{name}' \(3\) looks like a missing value"):
+        class_names.check_labels("a.csv", {"cat": 5, name: 3})
+
+
+@pytest.mark.parametrize(
+    ("labels", "joined"),
+    [
+        (("cat", "dog", "cat|dog"), "'cat|dog' (1)"),
+        (("cat", "bird", "cat, dog"), "'cat, dog' (1)"),
+        (("scab", "leaf_spot", "scab leaf_spot"), "'scab leaf_spot' (1)"),
+        (("a;b", "b;c", "a;c"), "'a;b' (1), 'b;c' (1), 'a;c' (1)"),
+    ],
+)
+def test_labels_that_join_several_classes_are_refused(labels: tuple[str, ...], joined: str) -> None:
+    with pytest.raises(DataError) as error:
+        class_names.check_labels("a.csv", dict.fromkeys(labels, 1))
+    assert f"the labels {joined} join the names of several classes" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        ("none", "no object", "cat"),
+        ("red car", "blue car", "red bus", "blue bus", "car"),
+        ("Pepper,_bell___healthy", "Pepper,_bell___Bacterial_spot", "Potato___healthy"),
+        ("n01440764;tench", "n01443537;goldfish"),
+    ],
+)
+def test_other_labels_are_allowed(labels: tuple[str, ...]) -> None:
+    class_names.check_labels("a.csv", dict.fromkeys(labels, 1))

@@ -1,0 +1,73 @@
+"""Cross-validated curves of digits."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from sklearn.datasets import load_digits
+
+from labelcurve.training.data.source import Index
+from labelcurve.training.forecast import head, measurement
+from labelcurve.training.forecast.law import LUCK
+from labelcurve.training.forecast.measurement import Measured
+
+
+def digits(n: int) -> tuple[head.Rows, Index]:
+    found = load_digits()
+    rows = np.random.default_rng(0).permutation(len(found.target))[:n]
+    return found.data[rows].astype(np.float32), found.target[rows]
+
+
+def test_no_image_is_tested_by_a_model_that_learned_from_it() -> None:
+    # Features that tell nothing but which image it is: one that was learned from would be right,
+    # and one that was not is right by chance alone.
+    labels = np.random.default_rng(0).integers(0, 2, 300)
+    features = head.standardise(np.eye(300, dtype=np.float32))
+    measured = measurement.cross_validate(features, labels, 2)
+    assert measured.wrong.shape == (measurement.REPEATS, 300, len(measured.sizes))
+    assert (measured.errors > 0.38).all()
+
+
+def test_the_curve_falls_and_ends_at_nine_tenths_of_the_labels() -> None:
+    features, labels = digits(500)
+    shares: list[float] = []
+    measured = measurement.cross_validate(
+        head.standardise(features), labels, 10, progress=shares.append
+    )
+    assert measured.sizes[-1] == 450
+    assert measured.errors[0] > 0.2
+    assert measured.errors[-1] < 0.1
+    assert shares == pytest.approx(np.arange(1, 31) / 30)
+
+
+def test_the_same_seed_measures_the_same() -> None:
+    features, labels = digits(200)
+    one, two, other = (
+        measurement.cross_validate(head.standardise(features), labels, 10, seed=seed)
+        for seed in (0, 0, 1)
+    )
+    assert (one.wrong == two.wrong).all()
+    assert (one.wrong != other.wrong).any()
+
+
+def test_a_given_test_split_is_used_as_it_is_and_all_labels_are_trained_on() -> None:
+    features, labels = digits(700)
+    scaled = head.standardise(features, features[:300])
+    measured = measurement.hold_out(scaled[:300], labels[:300], 10, (scaled[300:], labels[300:]))
+    assert measured.sizes[-1] == measured.n == 300
+    fitted = head.fit(scaled[:300], labels[:300], 10)
+    error = (fitted.scores(scaled[300:]).argmax(axis=1) != labels[300:]).mean()
+    assert measured.errors[-1] == pytest.approx(error, abs=0.005)
+
+
+def test_the_covariance_has_the_parts_of_images_labels_and_subsets() -> None:
+    # Two images, one always wrong: the variance of the mean of two is 0.5 / 2.
+    wrong = np.zeros((3, 2, 2), np.bool_)
+    wrong[:, 0, :] = True
+    points = Measured(np.array([10, 100]), wrong, 100).points()
+    shared = 0.5 * (1 / 2 + LUCK / 100)
+    half_an_image = 0.25 / 4
+    subsets = LUCK * 0.25 * (1 / 10 - 1 / 100) / measurement.SUBSETS
+    assert points.covariance[0, 1] == pytest.approx(shared)
+    assert points.covariance[1, 1] == pytest.approx(shared + half_an_image)
+    assert points.covariance[0, 0] == pytest.approx(shared + half_an_image + subsets)

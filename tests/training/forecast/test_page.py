@@ -1,0 +1,52 @@
+"""The page of an answer."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from xml.etree import ElementTree
+
+import numpy as np
+
+from labelcurve.training.forecast.advice import advise, sentences
+from labelcurve.training.forecast.law import Points
+from labelcurve.training.forecast.page import page, plot
+
+SIZES = np.array([22.0, 39, 70, 126, 225, 403, 720])
+POINTS = Points(SIZES, 0.5 * (SIZES / 22) ** -0.35, 0.004**2 * np.eye(7), 800)
+
+
+def test_the_answer_is_the_headline_and_all_figures_are_those_of_the_advice() -> None:
+    advice = advise(POINTS, 2000)
+    text = page(advice, POINTS, sentences(advice, 0.05), [("Data", "<photos>")])
+    assert "<h1>2,000 more labels? Yes.</h1>" in text
+    then, gain = advice.accuracy_then, advice.gain
+    assert f"<td>{then.value * 100:.1f} %</td>" in text
+    assert f"<td>{gain.low:.1f} to {gain.high:.1f}</td>" in text
+    assert "&lt;photos&gt;" in text
+    assert "<script" not in text
+    assert "http" not in text
+
+
+def test_the_plot_has_a_point_a_size_and_one_for_the_forecast() -> None:
+    advice = advise(POINTS, 2000)
+    root = ElementTree.fromstring(plot(advice, POINTS))
+    circles = root.findall("circle")
+    assert len(circles) == len(SIZES) + 1
+    # More labels are further right, more accuracy is higher up.
+    places = [(float(c.attrib["cx"]), float(c.attrib["cy"])) for c in circles]
+    assert places == sorted(places)
+    assert [y for _, y in places] == sorted((y for _, y in places), reverse=True)
+    (band,) = root.findall("polygon")
+    numbers = [float(n) for n in re.findall(r"-?[\d.]+", band.attrib["points"])]
+    assert min(numbers) >= 0
+    assert max(numbers) <= 760
+
+
+def test_a_curve_that_failed_its_check_is_drawn_as_far_as_it_was_measured() -> None:
+    failed = replace(advise(POINTS, 2000), answer="cannot tell", failed_check="beside the curve")
+    text = page(failed, POINTS, sentences(failed, None), [])
+    root = ElementTree.fromstring(plot(failed, POINTS))
+    assert len(root.findall("circle")) == len(SIZES)
+    assert "2,000 more labels? Cannot tell." in text
+    assert "Gain in points" not in text

@@ -1,0 +1,64 @@
+"""`train` on small data sets as people have them, to the published bundle."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from labelcurve.bundle import store
+from labelcurve.training.jobs import train
+from labelcurve.training.options import Options
+from tests.training.sets import digit_rows, write_folder
+
+TWO = ("nought", "one")
+
+
+def rows(n: int, start: int = 0) -> list[tuple[int, bytes]]:
+    """The first images of two classes."""
+    found = digit_rows(40)
+    return [(c, found[40 * c + i][1]) for c in range(2) for i in range(start, start + n)]
+
+
+def run(data: Path, cache: Path, **more: Any) -> tuple[dict[str, Any], str]:
+    """The only entry of a short run into `models` next to the classes, as is the default there."""
+    options = Options(
+        data=str(data), out=data / "models", cache=cache, extractor="none", image_size=8, epochs=1
+    )
+    document = train.run(replace(options, **more))
+    (entry,) = document["bundles"]
+    return entry, document["bundles"][0]["name"]
+
+
+def test_two_images_of_a_class_make_a_model_that_nothing_is_tested_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = write_folder(tmp_path / "pair", rows(2), TWO)
+    entry, name = run(data, tmp_path / "cache")
+    said = capsys.readouterr().out
+    assert name == "pair-scratch-100"
+    assert (entry["n_labels_train"], entry["n_labels_val"], entry["test"]) == (2, 2, None)
+    for percent in ("10", "50"):
+        assert f"no model of {percent} % of the labels, which leaves 'nought' (2 images)" in said
+    manifest = store.read(data / "models", name).manifest
+    assert (manifest.test, manifest.dataset.n_test) == (None, 0)
+
+
+def test_images_without_labels_are_learned_from_and_models_below_are_no_class(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = write_folder(tmp_path / "set", rows(10), TWO)
+    (data / "unlabelled").mkdir()
+    for number, (_, file) in enumerate(rows(6, start=20)):
+        (data / "unlabelled" / f"{number}.png").write_bytes(file)
+    (data / "notes.txt").write_text("where they are from")
+    entry, name = run(data, tmp_path / "cache", fraction=(1.0,))
+    manifest = store.read(data / "models", name).manifest
+    assert (manifest.n_unlabelled, manifest.dataset.n_train, manifest.dataset.n_test) == (12, 28, 4)
+    assert manifest.dataset.left_out == {".txt": 1}
+    assert "12 other images without labels" in capsys.readouterr().out
+    again, _ = run(data, tmp_path / "cache", fraction=(1.0,))
+    assert again["version"] == entry["version"], "the models of the first run change nothing"
+    assert "models: holds results of this program" in capsys.readouterr().out

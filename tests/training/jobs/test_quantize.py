@@ -1,0 +1,121 @@
+from __future__ import annotations
+
+import shutil
+import subprocess
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from labelcurve.bundle import store
+from labelcurve.bundle.errors import DataError, ExportError
+from labelcurve.training.jobs import quantize as quantize_job
+from labelcurve.training.models import quantize
+from labelcurve.training.options import QuantizeOptions
+from tests.training.conftest import LABELCURVE, QUICK, Finished, train
+from tests.training.sets import digit_rows, write_folder
+
+
+@pytest.fixture
+def models(trained: Finished, tmp_path: Path) -> Path:
+    """Bundles to change."""
+    return Path(shutil.copytree(trained.out, tmp_path / "models", symlinks=True))
+
+
+def test_a_bundle_gets_both_variants_and_keeps_its_name(
+    models: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Not a test of speed, nor of accuracy after two epochs.
+    monkeypatch.setattr(quantize, "LEAST_GAIN", 0.0)
+    monkeypatch.setattr(quantize, "LOST_POINTS", 100.0)
+    before = store.read(models, "digits-scratch-100")
+    for precision in ("int8", "fp16"):
+        document = quantize_job.run(
+            QuantizeOptions(
+                models=models,
+                data="digits",
+                precision=precision,
+                only=("digits-scratch-100",),
+                cache=cache,
+            )
+        )
+    after = store.read(models, "digits-scratch-100")
+    assert document["bundles"][0]["version"] == after.version != before.version
+    assert after.graph == before.graph
+    assert sorted(after.variants) == ["fp16", "int8"]
+    assert store.read(models, "digits-scratch-10").variants == {}
+    assert store.read(models, "digits-scratch-100", before.version).manifest == before.manifest
+    fp16, int8 = after.manifest.variants
+    assert (fp16.n_calibration, int8.n_calibration) == (0, 256)
+    assert int8.val.n == before.manifest.n_labels_val
+    assert int8.test is not None
+    assert int8.test.n == before.manifest.dataset.n_test
+    assert 0.5 < int8.agreement <= 1.0
+    gains = store.read_run(after.path).gains
+    assert gains["fp16"] is None
+    assert gains["int8"] is not None
+    assert gains["int8"].ratio > 0
+    card = (after.path / "README.md").read_text()
+    assert "`model.int8.onnx` is the same model in int8" in card
+    assert "`model.fp16.onnx` is the same model in fp16" in card
+
+
+def test_what_a_gate_refuses_is_not_published(
+    models: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(quantize, "LEAST_GAIN", 1000.0)
+    before = store.read(models, "digits-scratch-10").version
+    options = QuantizeOptions(
+        models=models, data="digits", only=("digits-scratch-10",), cache=cache
+    )
+    with pytest.raises(
+        ExportError, match=r"1 of 1 bundles got no int8 graph: digits-scratch-10 \(int8"
+    ):
+        quantize_job.run(options)
+    assert store.read(models, "digits-scratch-10").version == before
+
+
+def test_other_images_than_the_models_own_are_refused(
+    models: Path, cache: Path, tmp_path: Path
+) -> None:
+    write_folder(tmp_path / "other", digit_rows())
+    options = QuantizeOptions(models=models, data=str(tmp_path / "other"), cache=cache)
+    with pytest.raises(DataError, match="digits-scratch-10 was trained on other images"):
+        quantize_job.run(options)
+
+
+def test_a_model_of_corrected_labels_needs_the_tables_of_its_training(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(quantize, "LEAST_GAIN", 0.0)
+    monkeypatch.setattr(quantize, "LOST_POINTS", 100.0)
+    data = write_folder(tmp_path / "digits", digit_rows(10))
+    names = sorted(str(path.relative_to(data)) for path in data.rglob("*.png"))
+    drop, relabel = tmp_path / "drop.csv", tmp_path / "relabel.csv"
+    drop.write_text("path,suggested\n" + "".join(f"{name},\n" for name in names[::10]))
+    relabel.write_text("path,suggested\n" + "".join(f"{name},0\n" for name in names[31:36]))
+    given = ("--data", str(data), "--drop", str(drop), "--relabel", str(relabel))
+    done = train(tmp_path / "models", cache, *QUICK, *given, "--fraction", "1", "--epochs", "1")
+    assert done.code == 0, done.stderr
+    options = QuantizeOptions(models=done.out, data=str(data), cache=cache)
+    with pytest.raises(
+        DataError, match=r"was trained with \d images dropped and \d relabelled.*--drop"
+    ):
+        quantize_job.run(options)
+    quantize_job.run(replace(options, drop=drop, relabel=relabel))
+    before = done.document["bundles"][0]
+    after = store.read(done.out, before["name"])
+    assert after.version != before["version"]
+    assert [variant.val.n for variant in after.manifest.variants] == [before["n_labels_val"]]
+
+
+def test_an_unknown_model_is_named_in_the_error_of_the_command(models: Path) -> None:
+    command = [LABELCURVE, "quantize", "--models", str(models)]
+    done = subprocess.run(
+        [*command, "--only", "digits-11"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1
+    assert (
+        "--only digits-11: no such model; there are digits-scratch-10, digits-scratch-100"
+        in done.stderr
+    )

@@ -1,0 +1,45 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from labelcurve.bundle.errors import DeviceError
+from labelcurve.training.jobs import selftest
+from labelcurve.training.runtime import device
+from tests.training.conftest import train
+
+
+def test_it_says_where_a_step_ran_and_reads_and_writes_nothing(tmp_path: Path) -> None:
+    out, cache = tmp_path / "out", tmp_path / "cache"
+    done = train(out, cache, "--self-test", "--device", "cpu", "--data", "no/such/folder")
+    assert done.code == 0, done.stderr
+    assert not out.exists()
+    line, _ = done.stdout.splitlines()
+    assert line.startswith("self-test: train runs on cpu (asked for; ")
+    found = done.document["self_test"]
+    assert found["device"] == "cpu"
+    assert found["torch"] == torch.__version__
+    assert found["step_milliseconds"] > 0
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="an NVIDIA GPU is here")
+def test_a_device_that_is_not_there(tmp_path: Path) -> None:
+    done = train(tmp_path / "out", tmp_path / "cache", "--self-test", "--device", "cuda")
+    assert done.code == 1
+    assert done.stderr.startswith("error: --device cuda: torch sees no NVIDIA GPU")
+
+
+def test_wrong_results_fail(monkeypatch: pytest.MonkeyPatch) -> None:
+    bf16 = device.Device(
+        torch.device("cpu"),
+        torch.bfloat16,
+        device.FP32_CPU.choice,
+        device.FP32_CPU.precision,
+    )
+    monkeypatch.setattr(selftest, "choose", lambda _: bf16)
+    assert selftest.run("cpu")["self_test"]["relative_difference"] < 0.05
+    monkeypatch.setitem(selftest.TOLERANCE, torch.bfloat16, 0.0)
+    with pytest.raises(DeviceError, match="results from there cannot be trusted"):
+        selftest.run("cpu")

@@ -1,0 +1,122 @@
+"""`suggest`: which images to label next."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from labelcurve.bundle.errors import DataError, LabelcurveError
+from labelcurve.training.jobs import suggest
+from labelcurve.training.suggest_options import SuggestOptions
+from tests.models import digit_label, digit_png
+
+N = 300
+
+
+@pytest.fixture(scope="module")
+def pool(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("digits") / "pool"
+    (folder / "deeper").mkdir(parents=True)
+    for i in range(N):
+        (folder / ("deeper" if i % 2 else "") / f"{i}.png").write_bytes(digit_png(i))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+def rows(table: Path) -> list[dict[str, str]]:
+    with table.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def run(pool: Path, cache: Path, out: Path, **given: Any) -> dict[str, Any]:
+    given = {"extractor": "none", "image_size": 16, **given}
+    return suggest.run(SuggestOptions(pool=pool, out=out, cache=cache, **given))
+
+
+def fill_in(table: Path, to: Path) -> None:
+    with to.open("w", newline="", encoding="utf-8") as file:
+        found = csv.writer(file)
+        found.writerow(["path", "label"])
+        for row in rows(table):
+            found.writerow([row["path"], digit_label(int(Path(row["path"]).stem))])
+
+
+def test_first_without_labels_then_with_them(pool: Path, cache: Path, tmp_path: Path) -> None:
+    first = run(pool, cache, tmp_path / "first", n=100)
+    assert first["strategy"] == "typical"
+    assert (first["n"], first["n_random"], first["n_pool"]) == (100, 20, N)
+    found = rows(tmp_path / "first/suggest.csv")
+    assert [row["sample"] for row in found] == ["chosen"] * 80 + ["random"] * 20
+    assert len({row["path"] for row in found}) == 100
+    assert {row["label"] for row in found} == {row["guess"] for row in found} == {""}
+    links = sorted((tmp_path / "first/images").iterdir())
+    assert [str(link.resolve()) for link in links] == [row["path"] for row in found]
+    page = (tmp_path / "first/index.html").read_text()
+    assert page.count('<img src="data:image/webp;base64,') == 100
+    assert "http" not in page
+
+    fill_in(tmp_path / "first/suggest.csv", tmp_path / "labels.csv")
+    second = run(pool, cache, tmp_path / "second", n=50, data=str(tmp_path / "labels.csv"))
+    assert second["strategy"] == "unsure"
+    assert second["n_labels"] == 100
+    more = rows(tmp_path / "second/suggest.csv")
+    assert len(more) == 50
+    assert not {row["path"] for row in more} & {row["path"] for row in found}
+    assert {row["guess"] for row in more} <= set("0123456789")
+    sure = {
+        sample: [float(row["probability"]) for row in more if row["sample"] == sample]
+        for sample in ("chosen", "random")
+    }
+    chosen, random = (sum(values) / len(values) for values in sure.values())
+    assert chosen < random, "less sure of those that it chose"
+
+
+def test_a_model_says_what_it_is_unsure_of(
+    pool: Path, cache: Path, tmp_path: Path, digits_models: Path
+) -> None:
+    found = run(pool, cache, tmp_path / "out", n=30, models=digits_models)
+    assert (found["strategy"], found["n_labels"]) == ("unsure", 1437)
+    assert len(rows(tmp_path / "out/suggest.csv")) == 30
+
+
+def test_where_random_images_are_as_good_it_says_so(
+    pool: Path, cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = run(pool, cache, tmp_path / "out", n=200)
+    assert "random is as good here" in capsys.readouterr().out
+    assert (found["strategy"], found["n_random"]) == ("random", 200)
+    assert {row["sample"] for row in rows(tmp_path / "out/suggest.csv")} == {"random"}
+
+
+def test_what_cannot_be_is_said_before_the_work(pool: Path, cache: Path, tmp_path: Path) -> None:
+    (tmp_path / "there").mkdir()
+    with pytest.raises(LabelcurveError, match="exists, and labels may be in it: name a new folder"):
+        run(pool, cache, tmp_path / "there")
+    for wrong, says in (
+        ({"n": 0}, "--n 0: allowed are 1 and more"),
+        ({"seed": -1}, "--seed -1"),
+        ({"data": "x", "models": Path("y")}, "allowed is one of them"),
+    ):
+        with pytest.raises(LabelcurveError, match=says):
+            SuggestOptions(pool=pool, **wrong)
+    with pytest.raises(DataError, match=r"--pool .*none: no such folder"):
+        run(tmp_path / "none", cache, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_pool_that_is_labelled_has_nothing_to_suggest(
+    pool: Path, cache: Path, tmp_path: Path
+) -> None:
+    table = tmp_path / "labels.csv"
+    paths = sorted(pool.rglob("*.png"))
+    lines = [f"{path},{digit_label(int(path.stem))}\n" for path in paths]
+    table.write_text("path,label\n" + "".join(lines))
+    with pytest.raises(DataError, match="each of its images has a label already"):
+        run(pool, cache, tmp_path / "out", data=str(table))

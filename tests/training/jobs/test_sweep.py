@@ -1,0 +1,328 @@
+from __future__ import annotations
+
+import re
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from contextlib import nullcontext, suppress
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import psutil
+import pytest
+
+from labelcurve.bundle import store
+from labelcurve.bundle.errors import LabelcurveError
+from labelcurve.training import options
+from labelcurve.training.jobs import sweep
+from labelcurve.training.sweep_options import SweepOptions, parse_sweep
+from tests.training.conftest import LABELCURVE, QUICK, SMALL, environment, finished
+
+SWEEP = (LABELCURVE, "sweep")
+
+
+def jobs(*arguments: str) -> list[sweep.Job]:
+    chosen, others = parse_sweep(arguments)
+    return sweep._jobs(chosen, options.parse(others), others)
+
+
+def test_the_grid_is_every_data_set_with_every_fraction_and_seed() -> None:
+    found = jobs(
+        *("--data", "digits", "--data", "a/photos", "--fraction", "1", "--fraction", "0.1"),
+        *("--seed", "3", "--seeds", "2", "--epochs", "4", "--out", "there"),
+    )
+    assert {(job.data, job.fraction, job.seed) for job in found} == {
+        (data, fraction, seed)
+        for data in ("digits", "a/photos")
+        for fraction in (0.1, 1.0)
+        for seed in (3, 4)
+    }
+    assert len(found) == 8
+    for job in found:
+        given = options.parse(job.arguments)
+        assert (given.data, given.fractions, list(given.all_seeds)) == (
+            job.data,
+            (job.fraction,),
+            [job.seed],
+        )
+        assert (given.epochs, given.out) == (4, Path("there"))
+
+
+def test_without_options_it_is_what_train_does() -> None:
+    found = jobs()
+    assert [(job.data, job.fraction, job.seed) for job in found] == [
+        ("cifar10", fraction, 0) for fraction in options.DEFAULT_FRACTIONS
+    ]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--data", "a/x", "--data", "b/x"), "two of them would have the same bundles' names"),
+        (("--data", "a", "--data", "b", "--name", "c"), "--name c: allowed with one --data"),
+        (("--fraction", "2"), "--fraction 2: allowed are values above 0 and up to 1"),
+        (("--dry-run",), "--dry-run and --self-test are options of `train` alone"),
+        (("--seeds", "0"), "--seeds 0: allowed are 1 and more"),
+        (("--cpus", "0"), "--cpus 0: allowed are values above 0"),
+        (("--gpus", "-1"), "--gpus -1: allowed are 0 and more"),
+        (("--retries", "-1"), "--retries -1: allowed are 0 and more"),
+        (("--address", ""), "--address : allowed are HOST:PORT"),
+        (("--address", "head"), "--address head: allowed are HOST:PORT of the cluster's head"),
+    ],
+)
+def test_a_bad_value_names_the_flag_and_what_is_allowed(
+    arguments: tuple[str, ...], message: str
+) -> None:
+    with pytest.raises(LabelcurveError, match=re.escape(message)):
+        jobs(*arguments)
+
+
+def test_without_ray_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(LabelcurveError, match=r"Ray is not installed\. It is the extra `scale`"):
+        sweep.run(SweepOptions(data=("digits",)), [])
+
+
+def test_an_address_where_nothing_listens_is_said_at_once() -> None:
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{closed.getsockname()[1]}"
+        with pytest.raises(
+            LabelcurveError, match=rf"--address {address}: no Ray cluster answers .*refused"
+        ):
+            sweep.run(SweepOptions(data=("digits",), address=address), [])
+
+
+def test_jobs_that_no_machine_has_room_for_are_an_error_or_wait_aloud(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    nodes = [
+        {"Alive": True, "Resources": {"CPU": 2.0, "GPU": 1.0}},
+        {"Alive": False, "Resources": {"CPU": 64.0}},
+    ]
+    sweep._check_room(2, 0.5, nodes, None)
+    with pytest.raises(
+        LabelcurveError,
+        match="--cpus 4 and --gpus 0: this machine has 2 CPUs and 1 GPUs",
+    ):
+        sweep._check_room(4, 0, nodes, None)
+    sweep._check_room(1, 2, nodes, "head:6379")
+    assert "the jobs wait for a larger one" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("wrong", "right"),
+    [
+        ("--epoch", "--epochs"),
+        ("--adress", "--address"),
+        ("--check_point-seconds=3", "--checkpoint"),
+    ],
+)
+def test_a_typing_error_proposes_the_right_option(
+    wrong: str, right: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        jobs(wrong, "3")
+    assert (
+        f"error: {wrong}: neither `sweep` nor `train` has this option (perhaps you meant {right}"
+        in (capsys.readouterr().err)
+    )
+
+
+def test_data_that_is_not_there_is_said_before_ray_starts() -> None:
+    with pytest.raises(LabelcurveError, match=r"--data nowhere: no such folder\. Allowed: cifar10"):
+        sweep.run(SweepOptions(data=("digits", "nowhere")), [])
+
+
+def test_the_cache_is_cleared_once_a_sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["sweep"])
+    cleared: list[bool] = []
+
+    def run(given: options.Options, **_: object) -> dict[str, Any]:
+        cleared.append(given.clear_cache)
+        pixels = tmp_path / "pixels" / str(len(cleared))
+        pixels.mkdir(parents=True)
+        return {"bundles": [{"there": sorted(path.name for path in pixels.parent.iterdir())}]}
+
+    monkeypatch.setattr("labelcurve.training.jobs.train.run", run)
+    (tmp_path / "pixels" / "before").mkdir(parents=True)
+    both = jobs(
+        *("--data", "digits", "--fraction", "0.1", "--fraction", "0.5", "--clear-cache"),
+        *("--out", str(tmp_path / "out"), "--cache", str(tmp_path)),
+    )
+    assert [sweep.train(one)["there"] for one in both] == [["1"], ["1", "2"]]
+    assert cleared == [False, False]
+
+
+def test_every_option_has_its_line_of_help(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        jobs("--help")
+    text = capsys.readouterr().out
+    for name in vars(SweepOptions()):
+        assert f" --{name}" in text
+
+
+def test_mean_and_spread_are_over_the_seeds() -> None:
+    def entry(data: str, accuracy: float, test: bool = True) -> dict[str, object]:
+        figures = {"accuracy": accuracy}
+        return {
+            "data": data,
+            "fraction": 0.1,
+            "val": figures if not test else {"accuracy": 0.0},
+            "test": figures if test else None,
+        }
+
+    one, two = sweep.summarise([entry("a", 0.5), entry("b", 0.9, test=False), entry("a", 0.7)])
+    assert (one["data"], one["seeds"]) == ("a", 2)
+    assert one["mean"] == pytest.approx(0.6)
+    assert one["std"] == pytest.approx(0.1414, abs=1e-4)
+    assert two == {"data": "b", "fraction": 0.1, "seeds": 1, "mean": 0.9, "std": None}
+
+
+def test_a_second_attempt_goes_on_and_finds_what_the_first_published(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["sweep"])
+    (job,) = jobs(
+        *QUICK, "--fraction", "0.1", "--out", str(tmp_path), "--cache", str(cache), "--fresh"
+    )
+    first = sweep.train(job)
+    log = tmp_path / ".runs" / "sweep" / job.log
+    assert log.read_text().count("  2/2 ") == 1
+    assert sweep.train(job) == first
+    assert "was published before the interruption" in log.read_text()
+    assert log.read_text().count("  2/2 ") == 1
+    # Another sweep starts over, as --fresh says.
+    again = sweep.train(replace(job, sweep="later"))
+    assert again["version"] == first["version"]
+    assert log.read_text().count("  2/2 ") == 1
+    assert log.read_text().startswith("later\n")
+    run = store.read_run(store.read(tmp_path, first["name"]).path)
+    assert run.command.startswith("labelcurve train --data digits --fraction 0.1 --seed 0 ")
+
+
+class InProcess:
+    """The part of Ray that `sweep` uses: runs each job in this process when its result is asked."""
+
+    def __init__(self) -> None:
+        import ray
+
+        self.exceptions: Any = ray.exceptions
+
+    def cluster_resources(self) -> dict[str, float]:
+        return {"CPU": 2.0}
+
+    def nodes(self) -> list[dict[str, Any]]:
+        return [{"Alive": True, "Resources": self.cluster_resources()}]
+
+    def remote(self, **_: object) -> Callable[..., Any]:
+        return lambda train: SimpleNamespace(remote=lambda job: (train, job))
+
+    def wait(self, waiting: list[Any], timeout: float) -> tuple[list[Any], list[Any]]:
+        return waiting[:1], waiting[1:]
+
+    def get(self, reference: tuple[Callable[[sweep.Job], Any], sweep.Job]) -> Any:
+        train, job = reference
+        try:
+            return train(job)
+        except LabelcurveError as error:
+            raise self.exceptions.RayTaskError("train", "", error) from error
+
+
+def test_what_was_published_is_not_trained_again_until_all_of_it_is_there(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["sweep"])
+    monkeypatch.setattr(sweep, "_ray", lambda address: nullcontext(InProcess()))
+    empty = tmp_path / "nothing"
+    empty.mkdir()
+    out = tmp_path / "out"
+    others = [*QUICK[2:], "--out", str(out), "--cache", str(cache)]
+    both = SweepOptions(data=("digits", str(empty)), fraction=(0.1,))
+    with pytest.raises(LabelcurveError, match="1 of 2 jobs failed; the same command runs them aga"):
+        sweep.run(both, others)
+    name = "digits-scratch-10"
+    assert (out / ".runs" / name / "finished.json").exists()
+    (entry,) = sweep.run(replace(both, data=("digits",)), others)["bundles"]
+    assert entry["version"] == store.read(out, name).version
+    log = (out / ".runs" / "sweep" / "digits-0.1-s0.log").read_text()
+    assert "was published before the interruption" in log
+    assert not (out / ".runs" / name / "finished.json").exists()
+
+
+def listening(parent: psutil.Process) -> set[str]:
+    """Addresses on which a process and those below it listen."""
+    found = set()
+    for process in [parent, *parent.children(recursive=True)]:
+        with suppress(psutil.NoSuchProcess):
+            found |= {
+                socket.laddr.ip.removeprefix("::ffff:")  # IPv4 by a socket of IPv6
+                for socket in process.net_connections("inet")
+                if socket.status == psutil.CONN_LISTEN
+            }
+    return found
+
+
+def nice(process: psutil.Process) -> int:
+    """Niceness of a process, -20 if it has ended."""
+    try:
+        return int(process.nice())
+    except psutil.NoSuchProcess:
+        return -20
+
+
+def started(command: list[str], cache: Path, until: str) -> tuple[subprocess.Popen[str], str]:
+    """A sweep with the line of its output that it has come to."""
+    process = subprocess.Popen(
+        [*command, "--cache", str(cache)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment(cache),
+    )
+    assert process.stdout is not None
+    line = next((line for line in process.stdout if until in line), None)
+    if line is None:
+        raise AssertionError(f"it ended before {until!r}: {process.communicate()[1]}")
+    return process, line
+
+
+def test_a_sweep_that_is_stopped_has_said_what_failed_and_leaves_no_process(
+    tmp_path: Path, cache: Path
+) -> None:
+    empty = tmp_path / "nothing"
+    empty.mkdir()
+    command = [
+        *(*SWEEP, *SMALL, "--data", str(empty), "--fraction", "0.1", "--extractor", "none"),
+        *("--epochs", "5000", "--cpus", "0.5", "--out", str(tmp_path / "out")),
+    ]
+    process, line = started(command, cache, "1/2 ")
+    try:
+        below = psutil.Process(process.pid).children(recursive=True)
+        assert below
+        assert listening(psutil.Process(process.pid)) == {"127.0.0.1"}
+        # Ray's default, 15, would give them a thirtieth of a busy core.
+        assert max(nice(child) for child in below) == psutil.Process().nice()
+        process.send_signal(signal.SIGINT)
+        _, stderr = process.communicate(timeout=120)
+    finally:
+        process.kill()
+        process.communicate()
+    assert f"--data {empty} --fraction 0.1 --seed 0: {empty}" in line
+    assert process.returncode == 130, stderr
+    assert "\nstopped; bundles that were published before stay, and the same command" in stderr
+    assert "Traceback" not in stderr
+    assert psutil.wait_procs(below, timeout=30)[1] == []
+
+
+def test_a_sweep_on_this_machine_says_each_result(tmp_path: Path, cache: Path) -> None:
+    done = finished(tmp_path, cache, *SWEEP, *QUICK, "--fraction", "0.1", "--out", str(tmp_path))
+    assert done.code == 0, done.stderr
+    row = r"(?m)^ +1/1 +digits +10 % +0 +0\.\d{4} +0\.\d{4} +\w{12} "
+    assert re.search(row, done.stdout)
+    (entry,) = done.document["bundles"]
+    assert entry["version"] == store.read(tmp_path, "digits-scratch-10").version

@@ -1,0 +1,153 @@
+"""Findings per image: the rows of the table, most doubtful first."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from labelcurve.training.audit.duplicates import Pairs, groups
+from labelcurve.training.audit.labels import Judged
+from labelcurve.training.data.source import Index
+
+KINDS = (
+    "unreadable",
+    "conflict",
+    "blank",
+    "dark",
+    "bright",
+    "label",
+    "in train and test",
+    "duplicate",
+)
+"""Reasons, in the order of the table; within one the highest score comes first."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One doubtful image."""
+
+    row: int
+    kind: str
+    """One of `KINDS`."""
+    score: float
+    """Degree of doubt from 0 to 1."""
+    suggested: int | None = None
+    """The class that it may be."""
+    other: int | None = None
+    """The row of the image that it repeats."""
+    near: bool = False
+    """Whether the pixels of the two differ."""
+
+
+@dataclass(frozen=True)
+class Looked:
+    """Data on all labelled images, the training images first."""
+
+    labels: Index
+    """[N]"""
+    tested: NDArray[np.bool_]
+    """[N] Images of the test split."""
+    copies: NDArray[np.int64]
+    """[N] A number, the same for the same pixels."""
+    pairs: Pairs
+    """Near-duplicates."""
+
+    def alike(self) -> NDArray[np.int64]:
+        """A number for each image, the same for copies and near-duplicates; [N]."""
+        order = np.argsort(self.copies, kind="stable")
+        same = np.flatnonzero(np.diff(self.copies[order]) == 0)
+        copies = np.stack([order[same], order[same + 1]], axis=1)
+        return groups(len(self.labels), np.concatenate([copies, self.pairs.rows]))
+
+
+def collect(
+    looked: Looked, judged: Judged, empty: dict[int, tuple[str, float]]
+) -> list[list[Finding]]:
+    """All findings by image, the gravest of an image first, the images in the table's order.
+
+    Args:
+        looked: the images.
+        judged: their labels.
+        empty: those that show nothing, as `pictures.empty` gives them.
+    """
+    found = [Finding(row, kind, score) for row, (kind, score) in empty.items()]
+    found += [
+        Finding(int(row), "label", float(1 - judged.quality[row]), int(suggested))
+        for row in np.flatnonzero(judged.doubtful)
+        if (suggested := judged.probabilities[row].argmax()) != looked.labels[row]
+    ]
+    found += _repeated(looked, judged)
+    by_row: dict[int, list[Finding]] = {}
+    for each in sorted(found, key=lambda f: (KINDS.index(f.kind), -f.score, f.row)):
+        by_row.setdefault(each.row, []).append(each)
+    return list(by_row.values())
+
+
+def _repeated(looked: Looked, judged: Judged) -> list[Finding]:
+    """Conflicts and duplicates: all images of a group but the one that is kept."""
+    alike = looked.alike()
+    order = np.argsort(alike, kind="stable")
+    parts = np.split(order, np.flatnonzero(np.diff(alike[order])) + 1)
+    similarity = {
+        (int(a), int(b)): float(s)
+        for (a, b), s in zip(looked.pairs.rows, looked.pairs.similarity, strict=True)
+    }
+    found = []
+    for part in parts:
+        if len(part) > 1:
+            found += _group(looked, judged, part, similarity)
+    return found
+
+
+def _group(
+    looked: Looked,
+    judged: Judged,
+    part: NDArray[np.int64],
+    similarity: dict[tuple[int, int], float],
+) -> list[Finding]:
+    """The findings of images that show the same."""
+    labels = looked.labels[part]
+    classes = np.unique(labels)
+    # Of the labels that the copies have, the one that most of them and the head speak for.
+    votes = [judged.probabilities[part, each].mean() + (labels == each).mean() for each in classes]
+    label = int(classes[int(np.argmax(votes))])
+    right = part[labels == label]
+    # A test image is kept before a training image: leaving the latter out ends the leak.
+    kept = int(right[np.argmax(looked.tested[right])])
+    found = []
+    for row in map(int, part):
+        if row == kept:
+            continue
+        near = looked.copies[row] != looked.copies[kept]
+        score = similarity.get((min(row, kept), max(row, kept)), 0.9) if near else 1.0
+        if looked.labels[row] != label:
+            found.append(Finding(row, "conflict", score, label, kept, bool(near)))
+        crosses = looked.tested[kept] and not looked.tested[row]
+        kind = "in train and test" if crosses else "duplicate"
+        found.append(Finding(row, kind, score, None, kept, bool(near)))
+    return found
+
+
+def reason(of: Sequence[Finding], name: Mapping[int, str], labels: Mapping[int, str]) -> str:
+    """The reason of an image, in words: its kinds, each with what it rests on.
+
+    Args:
+        of: the findings of one image.
+        name: names of these images and of those that they repeat.
+        labels: names of their classes.
+    """
+    said = []
+    for each in of:
+        if each.other is None:
+            said.append(each.kind)
+        else:
+            how = "near-duplicate of" if each.near else "same pixels as"
+            other = f"{name[each.other]} ({labels[each.other]})"
+            said.append(f"{each.kind}: {how} {other}")
+    # A conflict names the other image already.
+    if of[0].kind == "conflict":
+        said = [text for text in said if not text.startswith("duplicate:")]
+    return "; ".join(said)

@@ -1,0 +1,1 @@
+"""Image sources, decoding, stored rows, fractions; imports no torch."""

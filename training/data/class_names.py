@@ -1,0 +1,102 @@
+"""Names of classes: one spelling for each, and which names look like mistakes."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Iterable, Mapping
+
+from labelcurve.bundle.errors import DataError
+from labelcurve.training.data.source import Say
+
+MISSING = frozenset(
+    (
+        *("nan", "NaN", "-nan", "-NaN", "null", "NULL", "None", "<NA>", "NA", "N/A", "n/a"),
+        *("#N/A", "#N/A N/A", "#NA"),
+    )
+)
+"""Cells that pandas reads as missing values (the default `na_values` of `read_csv`)."""
+
+_SEPARATORS = re.compile(r"[|;,]")
+
+_COPY = re.compile(r"^copy of | ?\(\d+\)$|[-_ ]+copy(?: ?\(?\d+\)?)?$")
+"""Suffixes that file managers and cloud drives add to the name of a copy."""
+
+
+def class_name(text: str) -> str:
+    """The name of a class: in Unicode's composed form (NFC), without blanks at the ends."""
+    return unicodedata.normalize("NFC", text).strip()
+
+
+def code_points(text: str) -> str:
+    """The characters of a text that are not ASCII letters or digits, as `U+0065`, and blanks."""
+    return " ".join(f"U+{ord(c):04X}" for c in text if not (c.isascii() and c.isalnum())) or "-"
+
+
+def report_alike(place: str, names: Iterable[str], say: Say) -> None:
+    """Says which classes have nearly the same name, as those of mistakes have."""
+    groups: dict[str, list[str]] = {}
+    for name in names:
+        groups.setdefault(_key(name), []).append(name)
+    for alike in groups.values():
+        if len(alike) == 1:
+            continue
+        if len({name.casefold() for name in alike}) == 1:
+            say(f"{place}: the classes {', '.join(alike)} differ in case only")
+            continue
+        spelt = ", ".join(
+            repr(name) if name.isascii() else f"{name!r} ({code_points(name)})" for name in alike
+        )
+        say(
+            f"{place}: the classes {spelt} have nearly the same name: if they are one class, give "
+            "them one name"
+        )
+
+
+def check_labels(place: str, counts: Mapping[str, int]) -> None:
+    """Refuses labels in the cells of a table that are hardly meant as the names of classes.
+
+    Args:
+        place: the table, for messages.
+        counts: images by label, without the empty one.
+
+    Raises:
+        DataError: a label stands for a missing value, or joins the names of several classes.
+    """
+    missing = [f"{name!r} ({n:,})" for name, n in counts.items() if name in MISSING]
+    if missing:
+        raise DataError(
+            f"{place}: the label {', '.join(missing)} looks like a missing value. For an image "
+            "without a label leave the cell empty; if it is a class, give it another name, such as "
+            "`no object`"
+        )
+    parts = {name: [part.strip() for part in _SEPARATORS.split(name)] for name in counts}
+    known = {
+        part: sum(part in others for others in parts.values())
+        for part in {part for found in parts.values() for part in found}
+    }
+    several = [
+        f"{name!r} ({counts[name]:,})"
+        for name, found in parts.items()
+        if (
+            len(found) > 1
+            and (any(part in counts for part in found) or all(known[part] > 1 for part in found))
+        )
+        or (len(words := name.split()) > 1 and all(word in counts for word in words))
+    ]
+    if several:
+        more = f" and {len(several) - 6} more" if len(several) > 6 else ""
+        raise DataError(
+            f"{place}: the labels {', '.join(several[:6])}{more} join the names of several "
+            "classes, and an image has one label here. Keep one of them in each row; where the "
+            "combination is a class itself, write it without blanks, commas, semicolons and |"
+        )
+
+
+def _key(name: str) -> str:
+    """The same for names that differ in case, blanks, zeros or the mark of a copy only."""
+    text = unicodedata.normalize("NFKC", name).casefold()
+    text = "".join(c for c in text if unicodedata.category(c) != "Cf")  # zero-width characters
+    text = re.sub(r"(?<=[^\W_])[\s_-]+(?=[^\W_])", " ", _COPY.sub("", text)).strip()
+    number = re.fullmatch(r"0*(\d+)(?:\.0*)?", text)
+    return number[1] if number else text

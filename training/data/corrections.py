@@ -1,0 +1,250 @@
+"""Corrections of the labels: rows of the table that `audit` writes, dropped or relabelled.
+
+They are applied to the training images alone. Without a test split the fifth that becomes test is
+taken before, and images of test stay as they are: a test without the doubtful images would be too
+easy, and one with suggested labels would agree with the model that suggested them.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from labelcurve.bundle.errors import DataError, near
+from labelcurve.training.data import digests
+from labelcurve.training.data.class_names import class_name
+from labelcurve.training.data.source import Index, Say, shown
+from labelcurve.training.data.split import Split
+
+COLUMNS = ("path", "label", "suggested", "score", "reason")
+
+
+@dataclass(frozen=True)
+class Doubt:
+    """One row of the table."""
+
+    path: str
+    """The image, as `identity` names it."""
+    label: str
+    """The class that the data gives it."""
+    suggested: str
+    """The class that it may be; empty where none is suggested."""
+    score: float
+    """Degree of doubt from 0 to 1."""
+    reason: str
+    """A kind, and what it rests on after a colon."""
+    line: int = 0
+    """Line number in the file, from 1."""
+
+
+@dataclass(frozen=True)
+class Corrected:
+    """Training images after the corrections, and what was done."""
+
+    train: Split
+    dropped: int = 0
+    relabelled: int = 0
+
+
+def identity(where: str, data: str) -> str:
+    """The name of an image in the table: its path below `--data`, or below the table's folder.
+
+    A row of a Parquet file is `FILE row NUMBER`; images that are not files are named as in
+    messages, such as `cifar10 train row 5` and `digit 5`.
+
+    Args:
+        where: as a split names the image.
+        data: the value of `--data`.
+    """
+    path = Path(data).expanduser()
+    folder = path.parent if path.is_file() else path
+    return where.removeprefix(f"{shown(folder)}/")
+
+
+def write(rows: Iterable[Doubt]) -> str:
+    """The table as CSV with a header, the rows in the given order."""
+    text = io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow(COLUMNS)
+    table.writerows((r.path, r.label, r.suggested, f"{r.score:.4f}", r.reason) for r in rows)
+    return text.getvalue()
+
+
+def read(file: Path, flag: str) -> list[Doubt]:
+    """Reads a table that `audit` wrote, with lines removed or `suggested` edited since.
+
+    Raises:
+        DataError: it cannot be read, or names an image twice; the message names the line.
+    """
+    try:
+        text = file.read_bytes().decode("utf-8-sig")
+    except OSError as error:
+        raise DataError(f"{flag} {shown(file)} cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"{flag} {shown(file)} is not UTF-8 (byte {error.start}): save it as UTF-8"
+        ) from error
+    delimiter = max(",;\t", key=text.split("\n", 1)[0].count)
+    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter)
+    missing = [name for name in ("path", "suggested") if name not in (reader.fieldnames or [])]
+    if missing:
+        raise DataError(
+            f"{flag} {shown(file)} has no column {' and no '.join(map(repr, missing))}: expected "
+            f"is the table that `labelcurve audit` writes, with the columns {','.join(COLUMNS)}"
+        )
+    rows: dict[str, Doubt] = {}
+    try:
+        for found in reader:
+            line = reader.line_num
+            if None in found or any(value is None for value in found.values()):
+                raise DataError(
+                    f"{flag} {shown(file)} line {line} has more or fewer cells than the header"
+                )
+            path = found["path"]
+            if path in rows:
+                raise DataError(
+                    f"{flag} {shown(file)} line {line}: {path} is in line {rows[path].line}, too: "
+                    "remove one of them"
+                )
+            rows[path] = Doubt(
+                path,
+                class_name(found.get("label", "")),
+                class_name(found["suggested"]),
+                0.0,
+                found.get("reason", ""),
+                line,
+            )
+    except csv.Error as error:
+        raise DataError(f"{flag} {shown(file)} line {reader.line_num}: {error}") from error
+    return list(rows.values())
+
+
+@dataclass(frozen=True)
+class Corrections:
+    """Corrections requested with `--drop` and `--relabel`."""
+
+    data: str
+    """The value of `--data`."""
+    drop: Path | None = None
+    relabel: Path | None = None
+
+    def to_drop(self) -> set[str]:
+        """The images to leave out, by name."""
+        return set() if self.drop is None else {row.path for row in read(self.drop, "--drop")}
+
+    def apply(
+        self,
+        class_names: Sequence[str],
+        train: Split,
+        test: Split,
+        others: Sequence[str],
+        say: Say,
+    ) -> Corrected:
+        """The training images without those to drop, and with the labels that were suggested.
+
+        Args:
+            class_names: of the data.
+            train: the training images, labelled or not.
+            test: of these none is changed; those that are named are counted.
+            others: images that are known but not in a split, as unreadable ones.
+            say: receives the counts.
+
+        Raises:
+            DataError: a table names an image or a class that the data does not have; the message
+                names the line.
+        """
+        if self.drop is None and self.relabel is None:
+            return Corrected(train)
+        drop = {} if self.drop is None else {r.path: r for r in read(self.drop, "--drop")}
+        new = {} if self.relabel is None else {r.path: r for r in read(self.relabel, "--relabel")}
+        if both := sorted(drop.keys() & new.keys()):
+            raise DataError(
+                f"--relabel {self.relabel} line {new[both[0]].line}: {both[0]} is in --drop "
+                f"{self.drop}, too (line {drop[both[0]].line}): remove it from one of them"
+            )
+        wanted = drop.keys() | new.keys()
+        places = _places(train, self.data, wanted)
+        tested = _places(test, self.data, wanted)
+        known = places.keys() | tested.keys() | set(others)
+        for flag, file, rows in (("--drop", self.drop, drop), ("--relabel", self.relabel, new)):
+            self._check(flag, file, rows, known, class_names)
+        if held := len(tested.keys() - places.keys()):
+            say(
+                f"{held:,} images that are named are test images: they stay as they are, since a "
+                "test without the doubtful ones would be too easy. Correct wrong labels in --data"
+            )
+        found = train
+        relabelled = 0
+        if new:
+            found, relabelled = _relabelled(train, new, places, list(class_names))
+            without = sum(not row.suggested for row in new.values())
+            said = f", {without:,} rows suggest no label and change nothing" if without else ""
+            say(f"--relabel: {relabelled:,} training images have another label now{said}")
+            places = _places(found, self.data, drop)
+        gone = sorted(places[path] for path in drop if path in places)
+        if gone:
+            kept = np.ones(len(found), bool)
+            kept[gone] = False
+            found = found.take(np.flatnonzero(kept))
+        if drop:
+            say(f"--drop: {len(gone):,} training images are left out")
+        return Corrected(found, len(gone), relabelled)
+
+    def _check(
+        self,
+        flag: str,
+        file: Path | None,
+        rows: dict[str, Doubt],
+        known: set[str],
+        class_names: Sequence[str],
+    ) -> None:
+        for row in rows.values():
+            place = f"{flag} {file} line {row.line}"
+            if row.path not in known:
+                raise DataError(
+                    f"{place}: no image of --data {self.data} is named {row.path!r}. The table "
+                    "must be of the same data, with the paths as `labelcurve audit` wrote them"
+                )
+            if flag == "--relabel" and row.suggested and row.suggested not in class_names:
+                raise DataError(
+                    f"{place}: {row.suggested!r} is not a class of --data {self.data}"
+                    f"{near(row.suggested, class_names)}. Allowed: {', '.join(class_names)}, or "
+                    "nothing, to leave the label as it is"
+                )
+
+
+def _places(split: Split, data: str, wanted: Iterable[str]) -> dict[str, int]:
+    """The rows of those images that are named."""
+    names = set(wanted)
+    if not names:
+        return {}
+    found = ((identity(split.where(row), data), row) for row in range(len(split)))
+    return {name: row for name, row in found if name in names}
+
+
+def _relabelled(
+    train: Split, rows: dict[str, Doubt], places: dict[str, int], class_names: list[str]
+) -> tuple[Split, int]:
+    """The rows with their new labels, in the order that a data set with these labels has."""
+    labels: Index = np.array(train.labels)
+    for path, row in rows.items():
+        if row.suggested and path in places:
+            labels[places[path]] = class_names.index(row.suggested)
+    changed = int((labels != train.labels).sum())
+    found = replace(train, labels=labels)
+    return found.take(digests.sort(train.digests[:], labels)), changed
+
+
+def summary(rows: Iterable[Doubt]) -> dict[str, int]:
+    """The number of rows by kind of reason, in the order of their first ones."""
+    counts: dict[str, int] = {}
+    for row in rows:
+        kind = re.split("[:;]", row.reason)[0]
+        counts[kind] = counts.get(kind, 0) + 1
+    return counts

@@ -1,0 +1,1 @@
+"""Folders of images, Parquet files and tables as sources; imports no torch."""

@@ -1,0 +1,199 @@
+"""The rows of a table of images: from CSV, JSON lines, JSON, or an export of Label Studio."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from labelcurve.bundle.errors import DataError
+from labelcurve.training.data.class_names import class_name
+from labelcurve.training.data.formats.columns import check_others, note, of_table, one_hot
+from labelcurve.training.data.source import shown
+
+SUFFIXES = (".csv", ".tsv", ".json", ".jsonl", ".ndjson")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One image of a table."""
+
+    number: int
+    """Number of the line or entry in the file, from 1."""
+    path: str
+    label: str
+    """Empty where there is none."""
+    split: str = ""
+
+
+def read(file: Path, label_column: str | None = None) -> list[Row]:
+    """Reads a table by its ending.
+
+    Args:
+        file: CSV, tab-separated values, JSON lines or JSON.
+        label_column: the column of labels; None finds it by its name.
+
+    Raises:
+        DataError: it cannot be read, or a row is not an image with a label; the message names it.
+    """
+    try:
+        text = file.read_bytes().decode("utf-8-sig")
+    except OSError as error:
+        raise DataError(f"cannot read {shown(file)}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"{shown(file)} is not UTF-8 (byte {error.start}): save it as UTF-8 (in Excel: `CSV "
+            "UTF-8`)"
+        ) from error
+    if file.suffix.lower() == ".json":
+        return _read_json(file, text, label_column)
+    if file.suffix.lower() in (".jsonl", ".ndjson"):
+        return _read_lines(file, text, label_column)
+    return _read_csv(file, text, label_column)
+
+
+def _read_csv(file: Path, text: str, label: str | None) -> list[Row]:
+    header = re.split(r"[\r\n]", text, maxsplit=1)[0]
+    tabs = file.suffix.lower() == ".tsv" and "\t" in header
+    delimiter = "\t" if tabs else max(",\t;|", key=header.count)
+    reader = csv.DictReader(
+        io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True, strict=True
+    )
+    rows = []
+    try:
+        columns = _csv_columns(file, reader, label)
+        seen: dict[str, set[str]] = {}
+        for found in reader:
+            if None in found or any(value is None for value in found.values()):
+                raise DataError(
+                    f"{shown(file)} line {reader.line_num} has more or fewer cells than the header"
+                )
+            note(seen, found)
+            cells = {key: found[name].strip() for key, name in columns.items()}
+            if any("\n" in cell or "\r" in cell for cell in cells.values()):
+                raise DataError(
+                    f"{shown(file)} line {reader.line_num}: a cell holds a line break: is a "
+                    "quotation mark before it not closed?"
+                )
+            name = class_name(_choice(file, reader.line_num, cells["label"]))
+            rows.append(Row(reader.line_num, cells["path"], name, cells.get("split", "")))
+    except csv.Error as error:
+        raise DataError(
+            f"{shown(file)} line {reader.line_num}: {error}: is a quotation mark not closed?"
+        ) from error
+    check_others(file, seen, label)
+    return rows
+
+
+def _csv_columns(file: Path, reader: csv.DictReader[str], label: str | None) -> dict[str, str]:
+    names = reader.fieldnames or []
+    try:
+        return of_table(file, names, label=label)
+    except DataError:
+        if label is None and (hot := one_hot(names, list(reader))):
+            raise DataError(
+                f"{shown(file)} has a column of 0 and 1 for each class ({', '.join(hot[:6])}"
+                f"{', ...' if len(hot) > 6 else ''}): write the name of the class into one column "
+                "`label` (pandas: table[classes].idxmax(axis=1)); an image has one label"
+            ) from None
+        raise
+
+
+def _read_lines(file: Path, text: str, label: str | None) -> list[Row]:
+    lines = [(number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
+    return _entries(file, [(n, _parsed(file, line, f" line {n}")) for n, line in lines], label)
+
+
+def _read_json(file: Path, text: str, label: str | None) -> list[Row]:
+    found = _parsed(file, text, "")
+    if not isinstance(found, list):
+        raise DataError(
+            f"{shown(file)} holds no list: expected is Label Studio's export (JSON or JSON-MIN), "
+            "or a list of objects with `path` and `label`"
+        )
+    return _entries(file, list(enumerate(found, 1)), label)
+
+
+def _entries(file: Path, entries: list[tuple[int, Any]], label: str | None) -> list[Row]:
+    rows = [_entry(file, number, entry, label) for number, entry in entries]
+    seen: dict[str, set[str]] = {}
+    for _, entry in entries:
+        note(seen, entry)
+    check_others(file, seen, label)
+    return rows
+
+
+def _parsed(file: Path, text: str, place: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise DataError(f"{shown(file)}{place} is not JSON: {error}") from error
+
+
+def _entry(file: Path, number: int, entry: Any, label_column: str | None) -> Row:
+    if not isinstance(entry, dict):
+        raise DataError(f"{shown(file)} entry {number} is not an object with `path` and `label`")
+    if isinstance(entry.get("data"), dict) and "annotations" in entry:
+        return _task(file, number, entry)
+    keys = [str(key) for key in entry]
+    # In JSON-MIN an unlabelled image lacks the key.
+    columns = of_table(file, keys, f" entry {number}", ("path",), label_column)
+    label = entry.get(columns.get("label", ""))
+    split = entry.get(columns.get("split", ""))
+    return Row(
+        number,
+        _text(file, number, entry[columns["path"]]),
+        class_name(_choice(file, number, "" if label is None else label)),
+        "" if split is None else str(split).strip(),
+    )
+
+
+def _task(file: Path, number: int, task: dict[str, Any]) -> Row:
+    """A task of Label Studio's JSON: the choice of all its annotations that were not cancelled."""
+    choices: list[str] = []
+    for annotation in task["annotations"]:
+        if annotation.get("was_cancelled"):
+            continue
+        choices += [
+            _choice(file, number, result["value"]["choices"])
+            for result in annotation.get("result", [])
+            if result.get("type") == "choices"
+        ]
+    if len(set(choices)) > 1:
+        raise DataError(
+            f"{shown(file)} entry {number} has annotations that differ ({', '.join(choices)}): "
+            "settle on one"
+        )
+    data = task["data"]
+    columns = of_table(file, [str(key) for key in data], f" entry {number}", ("path",))
+    split = data.get(columns.get("split", ""), "")
+    path = _text(file, number, data[columns["path"]])
+    return Row(number, path, class_name(choices[0] if choices else ""), str(split).strip())
+
+
+def _choice(file: Path, number: int, value: Any) -> str:
+    """One label; Label Studio writes a list, or JSON in a cell, where several may be chosen."""
+    if isinstance(value, str) and value.startswith(('{"choices"', "[")):
+        value = _parsed(file, value, f" row {number}")
+    if isinstance(value, dict) and "choices" in value:
+        value = value["choices"]
+    if isinstance(value, list):
+        if len(value) > 1:
+            raise DataError(
+                f"{shown(file)} row {number} has {len(value)} labels ({', '.join(map(str, value))})"
+                ": an image has one"
+            )
+        value = value[0] if value else ""
+    if isinstance(value, bool) or not isinstance(value, (str, int)):
+        raise DataError(f"{shown(file)} row {number}: {value!r} is not a label")
+    return str(value).strip()
+
+
+def _text(file: Path, number: int, value: Any) -> str:
+    if not isinstance(value, str) or not value.strip():
+        raise DataError(f"{shown(file)} row {number} has no path")
+    return value.strip()

@@ -1,0 +1,189 @@
+"""A data set that is opened but not yet decoded, and what every kind of source needs."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import stat
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from labelcurve.bundle.errors import DataError, UnreadableImage
+
+Say = Callable[[str], None]
+
+Index = NDArray[np.integer[Any]]
+"""Numbers of rows or classes, [N]; int32 where there is one for each image."""
+
+UNLABELLED = -1
+"""The label of an image without one."""
+
+
+@dataclass(frozen=True)
+class Rows:
+    """One split before decoding."""
+
+    labels: Index
+    """[N], indices into the source's `class_names`; `UNLABELLED` where an image has no label."""
+    read: Callable[[int], bytes]
+    """Returns the file bytes of a row."""
+    where: Callable[[int], str]
+    """Returns where a row comes from, for messages: a path, or a file and a row number."""
+    starts: NDArray[np.int64] | None = None
+    """First rows of the groups that are read at once; None where each row is read alone."""
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """Something in the data that is not used."""
+
+    path: str
+    reason: str
+    """Worded to follow a number: `thumbnails (@eaDir)`."""
+    count: int = 1
+    """Files."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """A data set before decoding."""
+
+    name: str
+    fingerprint: str
+    """Changes when a file's content, name or class changes."""
+    class_names: tuple[str, ...]
+    size: int | None
+    """Natural side of the images in pixels, where the kind of source sets it."""
+    splits: dict[str, Rows]
+    """`train`, and `test` where the source has one."""
+    changed: Callable[[], list[Path]] = list
+    """Returns the files that differ from when the fingerprint was taken."""
+    left_out: tuple[LeftOut, ...] = ()
+    external: tuple[Path, ...] = ()
+    """Image files that Parquet files refer to without containing them."""
+
+
+def image_files(paths: Sequence[Path], labels: Index) -> Rows:
+    """Rows that are a file each."""
+    files = _Files(paths)
+    return Rows(labels.astype(np.int32, copy=False), files.read, files.where)
+
+
+def joined(first: Rows, second: Rows) -> Rows:
+    """The rows of two sources, one after the other."""
+    n = len(first.labels)
+    starts = None
+    if first.starts is not None or second.starts is not None:
+        groups = (
+            np.arange(len(r.labels)) if r.starts is None else r.starts for r in (first, second)
+        )
+        before, after = groups
+        starts = np.concatenate([before, after + n]).astype(np.int64)
+    both = _Joined(first, second)
+    return Rows(np.concatenate([first.labels, second.labels]), both.read, both.where, starts)
+
+
+@dataclass(frozen=True)
+class _Joined:
+    first: Rows
+    second: Rows
+
+    def read(self, i: int) -> bytes:
+        n = len(self.first.labels)
+        return self.first.read(i) if i < n else self.second.read(i - n)
+
+    def where(self, i: int) -> str:
+        n = len(self.first.labels)
+        return self.first.where(i) if i < n else self.second.where(i - n)
+
+
+@dataclass(frozen=True)
+class _Files:
+    paths: Sequence[Path]
+
+    def read(self, i: int) -> bytes:
+        try:
+            if not _regular(self.paths[i]):
+                raise UnreadableImage("it is a pipe, a socket or a device, not a regular file")
+            return self.paths[i].read_bytes()
+        except OSError as error:
+            raise UnreadableImage(f"the file cannot be read: {error.strerror}") from error
+
+    def where(self, i: int) -> str:
+        return shown(self.paths[i])
+
+
+def _regular(path: Path) -> bool:
+    """Returns whether it is a regular file: reading a pipe might block for ever."""
+    return stat.S_ISREG(path.stat().st_mode)
+
+
+def shown(path: Path) -> str:
+    """A path as text that can be printed and hashed: names need not be UTF-8."""
+    return os.fsencode(path).decode(errors="backslashreplace")
+
+
+def hash_file(path: Path) -> str:
+    """SHA-256 of a file.
+
+    Raises:
+        DataError: the file cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror}") from error
+
+
+def hash_images(paths: Sequence[Path]) -> list[str]:
+    """SHA-256 of each file, or `unreadable`: decoding reports and counts those."""
+
+    def one(path: Path) -> str:
+        try:
+            return hash_file(path) if _regular(path) else "unreadable"
+        except (DataError, OSError):
+            return "unreadable"
+
+    with ThreadPoolExecutor() as pool:
+        return list(pool.map(one, paths))
+
+
+def watch(paths: Sequence[Path]) -> Callable[[], list[Path]]:
+    """Remembers sizes and times of files now; returns a function that lists those that differ."""
+
+    def stamp(path: Path) -> tuple[int, int] | None:
+        try:
+            found = path.stat()
+        except OSError:
+            return None
+        return found.st_size, found.st_mtime_ns
+
+    before = [stamp(path) for path in paths]
+
+    def changed() -> list[Path]:
+        return [path for path, known in zip(paths, before, strict=True) if stamp(path) != known]
+
+    return changed
+
+
+def name_of(path: Path) -> str:
+    """A data set's name, from its folder's."""
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", path.resolve().name).strip("-._")
+    return name[:200] or "images"  # a bundle's name has more after it
+
+
+def png(pixels: NDArray[np.uint8]) -> bytes:
+    """Pixels, uint8 [H, W] or [H, W, 3], as the bytes of a PNG file."""
+    buffer = BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    return buffer.getvalue()

@@ -1,0 +1,1 @@
+"""The gain of more labels: measured by cross-validation, forecast with an interval."""

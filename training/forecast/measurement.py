@@ -1,0 +1,133 @@
+"""Measures a learning curve of a linear head: every label is test once in each repetition."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from labelcurve.training.data.source import Index
+from labelcurve.training.forecast import head, sampling
+from labelcurve.training.forecast.head import Head, Rows
+from labelcurve.training.forecast.law import LUCK, Points
+
+FOLDS = 10
+REPEATS = 3
+SUBSETS = FOLDS * REPEATS
+"""Training sets of each size."""
+
+Progress = Callable[[float], None]
+
+
+def _ignore(_: float) -> None:
+    """Takes no notice of progress."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Correctness by repetition, test image and size."""
+
+    sizes: NDArray[np.int64]
+    """[F] labels to train on, rising."""
+    wrong: NDArray[np.bool_]
+    """[R, N, F]"""
+    n: int
+    """Labels there are."""
+
+    @property
+    def errors(self) -> NDArray[np.float64]:
+        """[F] mean errors."""
+        return np.asarray(self.wrong.mean(axis=(0, 1)))
+
+    def points(self) -> Points:
+        """The curve with the covariance of its errors.
+
+        Three parts: which images are test (the same for all sizes), which labels there are at all
+        (it moves all sizes alike, too), and which subsets of them were drawn (each for itself, and
+        less the more of the labels a subset holds).
+        """
+        share = self.wrong.mean(axis=0)
+        n_test, errors = len(share), self.errors
+        covariance = np.atleast_2d(np.cov(share, rowvar=False)) * (1 / n_test + LUCK / self.n)
+        variance = np.maximum(errors * (1 - errors), 0.25 / n_test)
+        subsets = LUCK * variance * np.maximum(0, 1 / self.sizes - 1 / self.n) / SUBSETS
+        # Where no image or all are wrong, the mean knows no better than half an image.
+        covariance += np.diag(subsets + 0.25 / n_test**2)
+        return Points(self.sizes.astype(np.float64), errors, covariance, self.n)
+
+
+def cross_validate(
+    features: Rows,
+    labels: Index,
+    n_classes: int,
+    *,
+    seed: int = 0,
+    progress: Progress = _ignore,
+) -> Measured:
+    """The curve up to nine tenths of the labels, by repeated stratified 10-fold cross-validation.
+
+    Args:
+        features: [N, D], as `head.standardise` gives them.
+        labels: [N]
+        n_classes: C
+        seed: of folds and subsets.
+        progress: receives the share that is done.
+    """
+    random = np.random.default_rng(seed)
+    most = len(labels) - -(-len(labels) // FOLDS)
+    sizes = sampling.sizes(most, n_classes)
+    wrong = np.zeros((REPEATS, len(labels), len(sizes)), np.bool_)
+    for repeat in range(REPEATS):
+        fold = sampling.folds(labels, FOLDS, random)
+        for k in range(FOLDS):
+            test, train = np.flatnonzero(fold == k), np.flatnonzero(fold != k)
+            train = train[sampling.order(labels[train], random)]
+            for j, size in enumerate(sizes):
+                rows = _stretch(train, int(size), random)
+                fitted = head.fit(features[rows], labels[rows], n_classes)
+                wrong[repeat, test, j] = _wrong(fitted, features[test], labels[test])
+            progress((repeat * FOLDS + k + 1) / SUBSETS)
+    return Measured(sizes, wrong, len(labels))
+
+
+def hold_out(
+    features: Rows,
+    labels: Index,
+    n_classes: int,
+    test: tuple[Rows, Index],
+    *,
+    seed: int = 0,
+    progress: Progress = _ignore,
+) -> Measured:
+    """The curve up to all labels, on a test split that is given.
+
+    Args:
+        features: [N, D], as `head.standardise` gives them.
+        labels: [N]
+        n_classes: C
+        test: features [M, D] and labels [M] of the test split.
+        seed: of the subsets.
+        progress: receives the share that is done.
+    """
+    random = np.random.default_rng(seed)
+    sizes = sampling.sizes(len(labels), n_classes)
+    wrong = np.zeros((SUBSETS, len(test[1]), len(sizes)), np.bool_)
+    for repeat in range(SUBSETS):
+        train = sampling.order(labels, random)
+        for j, size in enumerate(sizes):
+            rows = _stretch(train, int(size), random)
+            fitted = head.fit(features[rows], labels[rows], n_classes)
+            wrong[repeat, :, j] = _wrong(fitted, *test)
+        progress((repeat + 1) / SUBSETS)
+    return Measured(sizes, wrong, len(labels))
+
+
+def _stretch(rows: NDArray[np.int64], size: int, random: np.random.Generator) -> NDArray[np.int64]:
+    first = int(random.integers(0, len(rows) - size + 1))
+    return rows[first : first + size]
+
+
+def _wrong(fitted: Head, features: Rows, labels: Index) -> NDArray[np.bool_]:
+    return np.asarray(fitted.scores(features).argmax(axis=1) != labels)

@@ -1,0 +1,76 @@
+"""The options of `plan`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from labelcurve.bundle.errors import LabelcurveError
+from labelcurve.bundle.options import Within, check
+from labelcurve.training.extractors.options import EmbeddingOptions, Flag
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Question:
+    """Question and output."""
+
+    data: str
+    """The labelled images, as for `train`. Without a test split each label is test in turn."""
+    more: Annotated[int, Within(1)]
+    """Labels that could be bought."""
+    unlabelled: Path | None = None
+    """Folder of further images without labels, which an extractor that has to be learned first
+    learns from, too."""
+    price_per_label: Annotated[float | None, Within(0, above=True)] = None
+    """Cost of a label, in any currency."""
+    value_per_point: Annotated[float | None, Within(0, above=True)] = None
+    """Value of a point of accuracy, in the same currency: labels pay where the gain is worth
+    more than their price."""
+    least_gain: Annotated[float, Within(0, 100, note="points (2 is two points)")] = 2.0
+    """Points of accuracy from which more labels pay, where no value is given."""
+    target: Annotated[float | None, Within(0, 1, above=True, below=True, note="(0.9 is 90 %)")] = (
+        None
+    )
+    """An accuracy, such as 0.9, to say the labels for."""
+    skip_unreadable: Flag = False
+    """Go on without images that cannot be read, and count them."""
+    out: Path = Path("plan.html")
+    """Page to write."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanOptions(EmbeddingOptions, _Question):
+    """Answers whether more labels pay: yes, no, or cannot tell and what would tell.
+
+    Measures a learning curve on the labels that there are, with a linear classifier on frozen
+    features, and forecasts it. Writes a page with the answer, the curve and three sentences; the
+    result is one JSON document, too.
+    """
+
+    def __post_init__(self) -> None:
+        """Checks what no type can say.
+
+        Raises:
+            LabelcurveError: names the flag, the value and what is allowed.
+        """
+        check(self)
+        if self.value_per_point is not None and self.price_per_label is None:
+            raise LabelcurveError("--value-per-point needs --price-per-label, too")
+        if self.out.suffix not in (".html", ".htm") or self.out.is_dir():
+            raise LabelcurveError(f"--out {self.out}: allowed is a file name in .html")
+
+    @property
+    def bar(self) -> float:
+        """Points of accuracy from which more labels pay."""
+        if self.value_per_point is None or self.price_per_label is None:
+            return self.least_gain
+        return self.more * self.price_per_label / self.value_per_point
+
+
+def parse(arguments: Sequence[str]) -> PlanOptions:
+    """The options of `plan`, from the arguments after its name."""
+    return tyro.cli(PlanOptions, prog="labelcurve plan", args=arguments)

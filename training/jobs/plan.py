@@ -1,0 +1,161 @@
+"""The run of `plan`, top to bottom: images, embedding, curve, forecast, answer, page."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+
+from labelcurve.bundle import files
+from labelcurve.bundle.errors import DataError
+from labelcurve.bundle.text import duration
+from labelcurve.training.data.dataset import Data
+from labelcurve.training.data.source import Index
+from labelcurve.training.extractors import choice, embedded
+from labelcurve.training.forecast import head, measurement
+from labelcurve.training.forecast.advice import REACH, Advice, TargetLabels, advise, sentences
+from labelcurve.training.forecast.head import Rows
+from labelcurve.training.forecast.law import Points
+from labelcurve.training.forecast.measurement import FOLDS, REPEATS, SUBSETS, Measured
+from labelcurve.training.forecast.options import PlanOptions
+from labelcurve.training.forecast.page import page
+from labelcurve.training.runtime.console import Bar, say
+from labelcurve.training.runtime.device import check as check_device
+
+FEWEST = 50
+"""Labels."""
+
+
+def run(options: PlanOptions, start: float | None = None) -> dict[str, Any]:
+    """Measures, forecasts, answers, and writes the page.
+
+    Args:
+        options: of the command.
+        start: of the process, by `time.monotonic`; None means now.
+
+    Returns:
+        The JSON document for the last line on stdout.
+
+    Raises:
+        LabelcurveError: the data, the extractor or the device is not as it must be.
+    """
+    start = time.monotonic() if start is None else start
+    files.check_out(options.out.parent)
+    choice.check(options.extractor)
+    check_device(options.device)
+    images, options = embedded.load_labelled(options, options.skip_unreadable)
+    if images.n_labels < FEWEST:
+        raise DataError(
+            f"{options.data} has {images.n_labels} labels to learn from: a forecast takes "
+            f"{FEWEST} and more"
+        )
+    rows = embedded.embed_labelled(options, images)
+    images, began = rows.images, time.monotonic()
+    with Bar("curve") as bar:
+        measured = _measure(images, rows.parts, options.seed, bar)
+    points = measured.points()
+    advice = advise(points, options.more, options.bar, options.target)
+    done = time.monotonic()
+    said = sentences(advice, options.price_per_label)
+    for sentence in said:
+        say(sentence)
+    if advice.target is not None:
+        say(_target(advice.target))
+    seconds = {
+        "embedding": rows.seconds,
+        "curve": done - began,
+        "all": done - start,
+    }
+    details = _details(options, images, rows.source, measured, seconds)
+    doubts = choice.doubts(rows.extractor, images)
+    files.write_out(options.out, page(advice, points, [*said, *doubts], details))
+    say(f"wrote {options.out}, {duration(time.monotonic() - start)}")
+    return document(advice, points, options.price_per_label, time.monotonic() - start)
+
+
+def document(
+    advice: Advice, points: Points, price_per_label: float | None, seconds: float
+) -> dict[str, Any]:
+    """The result: accuracies as shares, gains in points of 100."""
+    price = None if price_per_label is None else advice.more * price_per_label
+    forecast = advice.failed_check is None
+    return {
+        "answer": advice.answer,
+        "n_labels": advice.n_labels,
+        "more": advice.more,
+        "accuracy_now": asdict(advice.accuracy_now),
+        "accuracy_then": asdict(advice.accuracy_then) if forecast else None,
+        "gain": asdict(advice.gain) if forecast else None,
+        "least_gain": advice.least_gain,
+        "probability": advice.probability if forecast else None,
+        "price": price,
+        "would_tell": advice.would_tell,
+        "failed_check": advice.failed_check,
+        "target": None if advice.target is None else asdict(advice.target),
+        "measured": [
+            {"n_labels": int(n), "accuracy": 1 - float(e), "deviation": float(d)}
+            for n, e, d in zip(
+                points.sizes, points.errors, np.sqrt(np.diag(points.covariance)), strict=True
+            )
+        ],
+        "seconds": round(seconds, 1),
+    }
+
+
+def _measure(images: Data, parts: Sequence[Rows], seed: int, bar: Bar) -> Measured:
+    """Cross-validates all labels, or takes the test split where one is given."""
+    began = time.monotonic()
+
+    def progress(share: float) -> None:
+        bar.update(share, (time.monotonic() - began) * (1 / share - 1))
+
+    n_classes = len(images.class_names)
+    if images.test_given:
+        test = (head.standardise(parts[1], parts[0]), images.test.labels)
+        return measurement.hold_out(
+            head.standardise(parts[0]),
+            images.train.labels,
+            n_classes,
+            test,
+            seed=seed,
+            progress=progress,
+        )
+    labels: Index = np.concatenate([images.train.labels, images.test.labels])
+    return measurement.cross_validate(
+        head.standardise(np.concatenate(parts)), labels, n_classes, seed=seed, progress=progress
+    )
+
+
+def _details(
+    options: PlanOptions,
+    images: Data,
+    source: str,
+    measured: Measured,
+    seconds: dict[str, float],
+) -> list[tuple[str, str]]:
+    how = f"each label was test {REPEATS} times ({FOLDS}-fold cross-validation, stratified)"
+    if images.test_given:
+        how = f"on the {len(images.test):,} images of the given test split"
+    return [
+        ("Data", f"{images.name}, {measured.n:,} labels of {len(images.class_names)} classes"),
+        ("Image size", f"{images.size} px"),
+        ("Tested", how),
+        ("Training sets of each size", f"{SUBSETS}"),
+        ("Features", source),
+        ("Classifier", f"linear, ridge regression, penalty {head.PENALTY:g} at every size"),
+        ("Forecast", "power law and a smooth departure from it; Bayesian 95 % intervals"),
+        ("Time", ", ".join(f"{name} {duration(value)}" for name, value in seconds.items())),
+    ]
+
+
+def _target(target: TargetLabels) -> str:
+    share = f"{target.accuracy * 100:g} %"
+    if target.value is None:
+        text = f"{share} takes more than {REACH:g} times these labels, or cannot be reached"
+        return text if target.low is None else f"{text}; {target.low:,} are the fewest possible"
+    most = "no upper bound is known" if target.high is None else f"at most {target.high:,}"
+    least = "" if target.low is None else f"at least {target.low:,}, "
+    return f"{share} takes about {target.value:,} labels ({least}{most})"

@@ -1,0 +1,1 @@
+"""Optimization: losses, augmentation, batches, the loops, metrics."""

@@ -1,0 +1,140 @@
+"""Frozen features: the embedding of images under a pretrained backbone, computed once and kept.
+
+On a CPU the embedding comes from the exported graph in ONNX Runtime, which is the one that will be
+served and takes a third of torch's time; on a GPU from torch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import time
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from labelcurve.bundle import files, preprocess
+from labelcurve.bundle.errors import DataError
+from labelcurve.training.data.dataset import Split, default_cache
+from labelcurve.training.models import export
+from labelcurve.training.models.backbones import Network
+from labelcurve.training.runtime.device import Device, to_device
+
+KEPT_EVERY = 30.0
+"""Seconds after which what was computed is kept: so much is lost by an interruption."""
+
+
+def features(
+    network: Network,
+    split: Split,
+    version: str,
+    device: Device,
+    *,
+    cache: Path | None = None,
+    on_progress: Callable[[float, float], None] = lambda *_: None,
+) -> NDArray[np.float32]:
+    """The embedding of every image of a split, float32 [N, D].
+
+    Rows that were computed before, for whatever split or command, are read from the cache: they are
+    known by the digest of their pixels, the backbone's version, the preprocessing and the size.
+
+    Args:
+        network: with the pretrained weights; the classifier is not used.
+        split: the images; no label is read.
+        version: of the weights (`Extractor.version`).
+        cache: folder of downloads and decoded pixels; None takes `default_cache()`.
+        on_progress: receives the share that is done, and the seconds that are left.
+
+    Raises:
+        DataError: the cache cannot be written.
+    """
+    size = split.images.shape[1]
+    key = f"{version}-{size}px-v{preprocess.VERSION}"
+    store = _Store((cache or default_cache()) / "features" / key, network.dim)
+    digests = np.concatenate([part for _, part in split.digests.parts()])
+    wanted, place = np.unique(digests, return_index=True)
+    missing = np.sort(place[~np.isin(wanted, store.digests)])
+    if len(missing):
+        began, kept = time.monotonic(), time.monotonic()
+        done, waiting = 0, []
+        for rows, found in _embedded(network, split, missing, device):
+            waiting.append((digests[rows], found))
+            done += len(rows)
+            took = time.monotonic() - began
+            on_progress(done / len(missing), took * (len(missing) / done - 1))
+            if time.monotonic() - kept > KEPT_EVERY or done == len(missing):
+                store.add(*(np.concatenate(parts) for parts in zip(*waiting, strict=True)))
+                waiting, kept = [], time.monotonic()
+    return store.look_up(digests)
+
+
+def _embedded(
+    network: Network, split: Split, rows: NDArray[np.int64], device: Device
+) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]]:
+    """Batches of rows with their embedding."""
+    network.eval()
+    size = split.images.shape[1]
+    on_cpu = device.device.type == "cpu"
+    batch = min(64, max(1, (8 if on_cpu else 64) * 224**2 // size**2))
+    if on_cpu:
+        classes = tuple(str(i) for i in range(network.classifier.out_features))
+        graph = export.to_onnx(export.Served(network, 1.0), size, classes)
+        runtime = export.session(graph, torch.get_num_threads())
+    else:
+        network.to(device.device)
+    for first in range(0, len(rows), batch):
+        part = rows[first : first + batch]
+        pixels = np.ascontiguousarray(split.images[part])
+        if on_cpu:
+            (found,) = runtime.run(["embedding"], {"images": pixels})
+        else:
+            with torch.inference_mode():
+                images = to_device(pixels, device)
+                found = network.embed(network.normalise(images)).float().cpu().numpy()
+        yield part, found.astype(np.float32, copy=False)
+
+
+class _Store:
+    """A folder of `.npz` files, each with digests and their features; only ever added to."""
+
+    def __init__(self, folder: Path, dim: int) -> None:
+        self._folder, self._dim = folder, dim
+        self.digests = np.empty(0, "V32")
+        self._features = np.empty((0, dim), np.float32)
+        for path in sorted(folder.glob("*.npz")):
+            try:
+                with path.open("rb") as file, np.load(file) as found:
+                    digests, rows = found["digests"], found["features"]
+            except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+                raise DataError(
+                    f"{path} is damaged ({error}): remove it to compute it again"
+                ) from error
+            self._take(digests, rows)
+
+    def add(self, digests: NDArray[np.void], rows: NDArray[np.float32]) -> None:
+        """Keeps some more."""
+        buffer = io.BytesIO()
+        np.savez(buffer, digests=digests, features=rows)
+        name = hashlib.sha256(digests.tobytes()).hexdigest()[:16]
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            files.replace(self._folder / f"{name}.npz", buffer.getbuffer())
+        except OSError as error:
+            raise DataError(
+                f"cannot write features to {self._folder}: {error.strerror or error}. Make room, "
+                "or name another folder with --cache"
+            ) from error
+        self._take(digests, rows)
+
+    def look_up(self, digests: NDArray[np.void]) -> NDArray[np.float32]:
+        """Features of digests that are there, float32 [N, D]."""
+        order = self.digests.argsort(kind="stable")
+        return self._features[order[self.digests[order].searchsorted(digests)]]
+
+    def _take(self, digests: NDArray[np.void], rows: NDArray[np.float32]) -> None:
+        self.digests = np.concatenate([self.digests, digests])
+        self._features = np.concatenate([self._features, rows])

@@ -1,0 +1,135 @@
+"""A linear head on frozen features, and how it compares with fine-tuning."""
+
+from __future__ import annotations
+
+import time
+from copy import deepcopy
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from labelcurve.training.data.dataset import Data
+from labelcurve.training.data.stored import Images
+from labelcurve.training.learning.finetune import Labelled, Result
+from labelcurve.training.learning.linear_head import LinearHead, fit_linear
+from labelcurve.training.learning.metrics import scores
+from labelcurve.training.models import stages, timm_weights
+from labelcurve.training.models.backbones import Network, predict_logits
+from labelcurve.training.models.features import features
+from labelcurve.training.recipes import TUNED_FROM, Recipe
+from labelcurve.training.runs.grid import Cell
+from labelcurve.training.runtime.console import Bar, say
+from labelcurve.training.runtime.device import FP32_CPU, Device, to_device
+
+
+def fit(
+    network: Network,
+    images: Data,
+    cell: Cell,
+    version: str,
+    device: Device,
+    *,
+    cache: Path | None,
+) -> Result:
+    """Replaces the network's classifier by one that is fitted on the frozen features.
+
+    Args:
+        network: with pretrained weights.
+        version: of the weights.
+        cache: folder where the features are kept; None takes the default one.
+    """
+    began = time.monotonic()
+    rows = cell.subset.train
+    with Bar("features") as bar:
+        found = features(
+            network, images.train.take(rows), version, device, cache=cache, on_progress=bar.update
+        )
+    embedded = time.monotonic()
+    head = fit_linear(found, images.train.labels[rows], len(images.class_names), seed=cell.seed)
+    say(
+        f"linear head on {found.shape[1]:,} frozen features of {len(rows):,} images: "
+        f"{_chosen(head)}; features {embedded - began:.0f} s, head "
+        f"{time.monotonic() - embedded:.0f} s"
+    )
+    return result(network, head, time.monotonic() - began)
+
+
+def result(network: Network, head: LinearHead, seconds: float) -> Result:
+    """The network with `head` as its classifier.
+
+    Args:
+        network: with pretrained weights.
+        head: fitted on its features.
+        seconds: that it took.
+    """
+    with torch.no_grad():
+        network.classifier.weight.copy_(torch.from_numpy(head.weight))
+        network.classifier.bias.copy_(torch.from_numpy(head.bias))
+    return Result(
+        network=network.cpu().float().eval(),
+        history=(),
+        best_epoch=0,
+        epochs=0.0,
+        seconds=seconds,
+        micro_batches=1,
+        head=head,
+    )
+
+
+def few(n_labels: int) -> bool:
+    """Returns whether fine-tuning is skipped, since there are too few training labels; says so."""
+    if n_labels >= TUNED_FROM:
+        return False
+    say(
+        f"fine-tuning: left out, since with fewer than {TUNED_FROM:,} labels it seldom gains; "
+        "--max-minutes or --epochs has it tried, and the better of the two on validation is "
+        "published"
+    )
+    return True
+
+
+def tunable(linear: Result, recipe: Recipe, images: Images) -> Network:
+    """A copy of the linear head's network that fine-tuning may change, from the same answers on.
+
+    Batch norm is folded into the convolutions, and the first stages are excluded from learning.
+
+    Args:
+        recipe: says how many of them.
+        images: uint8 [N, H, W, 3]; a few show that the folded network is the same.
+    """
+    say(
+        f"fine-tuning: the last {1 - recipe.fixed_stages:.0%} of the stages, from the linear head "
+        "on; the better of the two on validation is published. --max-minutes bounds it"
+    )
+    network = deepcopy(linear.network)
+    few = network.normalise(to_device(np.asarray(images[:2]), FP32_CPU))
+    network.backbone = stages.folded(network.backbone, few)
+    if isinstance(network.backbone, timm_weights.Backbone):
+        stages.fix(network.backbone.model, recipe.fixed_stages)
+    return network
+
+
+def better(linear: Result, tuned: Result, val: Labelled) -> Result:
+    """The one with the higher accuracy on validation; of equals the linear head."""
+    one, two = (
+        scores(predict_logits(each.network, val.images, FP32_CPU).astype(np.float64), val.labels)
+        for each in (linear, tuned)
+    )
+    wins = two.accuracy > one.accuracy
+    say(
+        f"on {one.n:,} validation images the linear head has {one.accuracy:.4f} (balanced "
+        f"{one.balanced_accuracy:.4f}), fine-tuning {two.accuracy:.4f} (balanced "
+        f"{two.balanced_accuracy:.4f}): {'fine-tuning' if wins else 'the linear head'} is published"
+    )
+    return tuned if wins else linear
+
+
+def _chosen(head: LinearHead) -> str:
+    weighted = "classes weighted equally" if head.balanced else "labels weighted equally"
+    if head.accuracy is None:
+        return f"penalty {head.penalty:g}, {weighted} (too few labels to choose by)"
+    return (
+        f"penalty {head.penalty:g}, {weighted}, by cross-validation (accuracy {head.accuracy:.4f}, "
+        f"balanced {head.balanced_accuracy:.4f})"
+    )

@@ -1,0 +1,302 @@
+"""One model of a command: trained, published, and continued after an interruption."""
+
+from __future__ import annotations
+
+import re
+import time
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from labelcurve.bundle.errors import DivergedError
+from labelcurve.bundle.machine import scheduled, waited_share
+from labelcurve.bundle.manifest import SHARED, Choice, Epoch
+from labelcurve.training.data.dataset import Data
+from labelcurve.training.data.stored import take
+from labelcurve.training.extractors import choice
+from labelcurve.training.learning import finetune
+from labelcurve.training.learning.batches import reading
+from labelcurve.training.learning.finetune import Examples, Labelled
+from labelcurve.training.learning.loop import Control
+from labelcurve.training.models.backbones import Network, build
+from labelcurve.training.models.extractor import Extractor
+from labelcurve.training.options import RUNS
+from labelcurve.training.recipes import LIBRARIES, Preset
+from labelcurve.training.runs import frozen
+from labelcurve.training.runs.budget import Budget
+from labelcurve.training.runs.grid import Cell
+from labelcurve.training.runs.publication import Circumstances, publish
+from labelcurve.training.runtime import distributed, interruption
+from labelcurve.training.runtime.checkpoint import Checkpoint, Finished, check_room
+from labelcurve.training.runtime.console import Bar, say
+from labelcurve.training.runtime.device import Device, Precision, circumstances, continued
+from labelcurve.training.runtime.experiment import EventWriter, Tracking
+
+
+@dataclass(frozen=True)
+class Command:
+    """Inputs and settings shared by all models of a command."""
+
+    images: Data
+    source: str
+    """`--data`, as it was given."""
+    extractor: Extractor | None
+    device: Device
+    precision: Precision
+    """`--precision` as given; `device.precision` is the one chosen."""
+    commit: str | None
+    """Commit of the running code."""
+    out: Path
+    preset: Preset
+    test: bool
+    """Whether the test images may be used."""
+    max_minutes: float | None
+    mlflow: str | None
+    """Experiment."""
+    checkpoint_seconds: float
+    cache: Path | None
+    """Folder of downloads, decoded pixels and features; None takes the default one."""
+    finetune: bool
+    """Whether fine-tuning follows the linear head on a pretrained backbone, however few labels."""
+
+
+class ModelRun:
+    """Trains and publishes one model.
+
+    Args:
+        began: of the command, by `time.monotonic`; the parts before an interruption included.
+    """
+
+    def __init__(self, command: Command, cell: Cell, began: float) -> None:
+        self.command, self.cell, self.began = command, cell, began
+        self.device = command.device
+        self.folder = folder(command.out, cell)
+        self.others = cell.others(len(command.images.train))
+        key = _key(command, cell, len(self.others))
+        self.finished = Finished(self.folder, key)
+        self.checkpoint = Checkpoint(
+            self.folder / "checkpoint.pt",
+            key,
+            seconds=command.checkpoint_seconds,
+            about=self._about,
+            say=say,
+        )
+        self.keep_precision(self.device.precision)
+        self.started = datetime.now(UTC).isoformat(timespec="seconds")
+        self.interruptions = 0
+        self.epochs = 0
+        self.mlflow_run: str | None = None
+
+    def published(self) -> dict[str, Any] | None:
+        """The bundle's entry in the command's document, where an interrupted command made it."""
+        entry = self.finished.read(self.command.out)
+        if entry is not None:
+            say(f"{self.cell.name}: {entry['version']} was published before the interruption")
+        return entry
+
+    def restore(self) -> float:
+        """Looks for a checkpoint; the seconds that the command had taken when it was written.
+
+        Raises:
+            LabelcurveError: it belongs to a run with other arguments.
+        """
+        about = self.checkpoint.about()
+        if about is None:
+            return 0.0
+        self.started, self.interruptions = about["started"], about["interruptions"] + 1
+        self.epochs = about["epochs"]
+        self.mlflow_run = about.get("mlflow")
+        self.keep_precision(continued(self.device, about, say).precision)
+        return float(about["command"])
+
+    def keep_precision(self, precision: Choice) -> None:
+        """Trains in the given precision, that of earlier models of the same command."""
+        self.device = self.device.with_precision(precision)
+        images = self.command.images.train.images
+        read = reading(images, len(self.cell.subset.train), len(self.others))
+        self.checkpoint.where = circumstances(self.device, self.command.commit, read)
+
+    def train(self, budget: Budget) -> dict[str, Any]:
+        """Trains and publishes the model; returns its entry in the command's document.
+
+        Raises:
+            LabelcurveError: the training, the export or the publication failed.
+        """
+        command, cell = self.command, self.cell
+        params = {
+            "data": command.images.name,
+            "data_hash": command.images.hash,
+            "fraction": cell.subset.fraction,
+            "seed": cell.seed,
+            "extractor": command.extractor.version if command.extractor else None,
+            "n_labels_train": len(cell.subset.train),
+            "n_unlabelled": len(self.others),
+            **asdict(cell.recipe),
+        }
+        with Tracking(command.mlflow, cell.name, params, self.mlflow_run, say) as run:
+            self.mlflow_run = run.run_id
+            began, cores = time.monotonic(), scheduled()
+            result = self._learn(budget, run)
+            waited = waited_share(cores, scheduled())
+            shared = ""
+            if waited is not None and waited > SHARED:
+                shared = f", other work had the cores in {waited:.0%} of it: alone it takes less"
+            kept = f"epoch {result.best_epoch}" if result.head is None else "the linear head"
+            say(f"kept {kept}, {result.seconds:.0f} s{shared}")
+            entry = self._publish(budget, result, waited)
+            run.published(entry)
+        budget.done(time.monotonic() - began - result.seconds, entry["seconds"]["export"])
+        self.finished.write(entry)
+        self.checkpoint.remove()
+        return entry
+
+    def _learn(self, budget: Budget, run: Tracking) -> finetune.Result:
+        """Fine-tuning; on a pretrained backbone a linear head first, and the better of the two."""
+        command, subset = self.command, self.cell.subset
+        n = len(self.others)
+        more = f", and {n:,} other images without labels" if n else ""
+        say(
+            f"\n{self.cell.name}: {len(subset.train):,} labels to train and {len(subset.val):,} to "
+            f"validate{more}"
+        )
+        network = self._network()
+        if not self.interruptions:
+            check_room(self.folder, network)
+        if command.extractor is None or not self.cell.recipe.backbone.startswith(LIBRARIES):
+            return self._finetune(network, budget, run)
+        linear = frozen.fit(
+            network,
+            command.images,
+            self.cell,
+            command.extractor.version,
+            command.device,
+            cache=command.cache,
+        )
+        if not command.finetune and frozen.few(len(subset.train)):
+            return linear
+        network = frozen.tunable(linear, self.cell.recipe, command.images.train.images)
+        tuned = self._finetune(network, budget, run)
+        tuned.network.requires_grad_(True)
+        val = command.images.train.take(subset.val)
+        return frozen.better(linear, tuned, Labelled(val.images, val.labels))
+
+    def _finetune(self, network: Network, budget: Budget, run: Tracking) -> finetune.Result:
+        images, cell = self.command.images, self.cell
+        train, val = images.train.take(cell.subset.train), images.train.take(cell.subset.val)
+        examples = Examples(
+            Labelled(train.images, train.labels),
+            Labelled(val.images, val.labels),
+            take(images.train.images, self.others),
+        )
+        events = self.folder / re.sub("[:-]|[+].*", "", self.started)
+        with (
+            EventWriter(events, self.epochs, say) as writer,
+            Bar(cell.name) as bar,
+            interruption.deferred(),
+        ):
+            control = Control(
+                # A run with a checkpoint keeps the limit that it began with.
+                seconds=None if self.interruptions else budget.finetuning(),
+                checkpoint=self.checkpoint,
+                say=say,
+                on_step=bar.update,
+                on_epoch=partial(self._on_epoch, writer, run),
+            )
+            try:
+                result: finetune.Result = distributed.together(
+                    finetune.finetune,
+                    network,
+                    examples,
+                    cell.recipe,
+                    self.device,
+                    cell.seed,
+                    mine={"control": control},
+                )
+            except DivergedError:
+                self.checkpoint.remove()
+                raise
+        return result
+
+    def _network(self) -> Network:
+        """The network before the first step: random weights of the seed, or the extractor's."""
+        images = self.command.images
+        torch.manual_seed(self.cell.seed)
+        network = build(self.cell.recipe.backbone, images.train.images, len(images.class_names))
+        if self.command.extractor is not None:
+            self.command.extractor.load_into(network)
+        return network
+
+    def _publish(
+        self, budget: Budget, result: finetune.Result, waited: float | None
+    ) -> dict[str, Any]:
+        command = self.command
+        about = Circumstances(
+            source=command.source,
+            preset=command.preset,
+            test=command.test,
+            device=self.device,
+            extractor=command.extractor,
+            commit=command.commit,
+            n_unlabelled=len(self.others) if result.head is None else 0,
+            started=self.started,
+            waited=waited,
+            interruptions=self.interruptions,
+            command_began=self.began,
+            warnings=(
+                *(budget.warnings(result.seconds, result.epochs) if result.head is None else ()),
+                *choice.doubts(command.extractor, command.images),
+            ),
+        )
+        return publish(command.out, command.images, self.cell, result, about, say)
+
+    def _about(self) -> dict[str, Any]:
+        return {
+            "started": self.started,
+            "interruptions": self.interruptions,
+            "epochs": self.epochs,
+            "command": time.monotonic() - self.began,
+            "mlflow": self.mlflow_run,
+            "precision": self.device.precision.model_dump(),
+        }
+
+    def _on_epoch(self, writer: EventWriter, run: Tracking, row: Epoch) -> None:
+        writer.write(row)
+        run.epoch(row)
+        self.epochs = row.epoch
+
+
+def folder(out: Path, cell: Cell) -> Path:
+    """The folder of a model's checkpoint, events and lock."""
+    return out / RUNS / cell.name
+
+
+def forget(out: Path, cell: Cell) -> None:
+    """Removes what an interrupted run has left, for `--fresh`."""
+    for path in folder(out, cell).glob("*checkpoint*"):
+        path.unlink(missing_ok=True)
+    Finished(folder(out, cell)).remove()
+
+
+def _key(command: Command, cell: Cell, n_others: int) -> dict[str, object]:
+    """Everything a model depends on, under the names that users know."""
+    recipe = asdict(cell.recipe)
+    return {
+        "the hash of --data": command.images.hash,
+        "--fraction": cell.subset.fraction,
+        "the hash of the labelled rows": cell.subset.hash,
+        "images without labels:": n_others,
+        "the hash of the training images": command.images.pixels_hash,
+        "--image-size": command.images.size,
+        "--seed": cell.seed,
+        "--preset": command.preset,
+        "--precision": command.precision,
+        "--extractor": command.extractor.version if command.extractor else None,
+        "--max-minutes": command.max_minutes,
+        "--no-test": not command.test,
+        "--epochs": recipe.pop("epochs"),
+        **{f"the recipe's {name}": value for name, value in recipe.items()},
+    }

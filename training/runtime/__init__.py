@@ -1,0 +1,1 @@
+"""Device, processes, checkpoints, console, locks and interruption."""

@@ -1,0 +1,58 @@
+"""The options of `suggest`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from labelcurve.bundle.errors import LabelcurveError
+from labelcurve.bundle.options import Within, check
+from labelcurve.training.extractors.options import EmbeddingOptions, Flag
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Pool:
+    """Pool, number of images, labels and output."""
+
+    pool: Path
+    """Folder of images without labels, at any depth. Those that --data labels are passed over."""
+    n: Annotated[int, Within(1)] = 200
+    """Images to suggest."""
+    data: str | None = None
+    """The labels that there are, as for `train`; none for a first round."""
+    models: Path | None = None
+    """Folder that `train --out` wrote, in place of --data: the model with the most labels says
+    what it is unsure of."""
+    out: Path = Path("suggested")
+    """Folder to write suggest.csv, index.html and images/ to; it must not exist."""
+    skip_unreadable: Flag = False
+    """Go on without images that cannot be read, and count them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SuggestOptions(EmbeddingOptions, _Pool):
+    """Suggests which images to label next, as a table and as a folder of links with a gallery.
+
+    Without labels, or with fewer than 10 a class, it chooses typical images that differ from one
+    another and from those that have a label; with more, images that a classifier on the labels is
+    unsure of. A fifth is drawn at random, so that these can be an honest test.
+    """
+
+    def __post_init__(self) -> None:
+        """Checks what no type can say.
+
+        Raises:
+            LabelcurveError: names the flag, the value and what is allowed.
+        """
+        check(self)
+        if self.data is not None and self.models is not None:
+            raise LabelcurveError("--data and --models: allowed is one of them")
+
+
+def parse(arguments: Sequence[str]) -> SuggestOptions:
+    """The options of `suggest`, from the arguments after its name."""
+    return tyro.cli(SuggestOptions, prog="labelcurve suggest", args=arguments)
