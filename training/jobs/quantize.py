@@ -134,7 +134,7 @@ def _add(
         "name": bundle.name,
         "version": path.name,
         "path": str(path),
-        "variant": variant.model_dump(),
+        "variant": variant.model_dump(exclude={"held_out"}),
         "gain": gain.model_dump() if gain else None,
     }
 
