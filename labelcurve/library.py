@@ -136,6 +136,7 @@ class Model:
 
         Raises:
             LabelcurveError: an image cannot be used; it is named by its path or place.
+            TypeError: it is of another type.
         """
         several: Sequence[ImageLike]
         if isinstance(images, str | Path | bytes | Image.Image):
@@ -144,6 +145,12 @@ class Model:
             several = list(images) if images.ndim == 4 else [images]
         else:
             several = images
+        for i, image in enumerate(several):
+            if not isinstance(image, str | Path | bytes | Image.Image | np.ndarray):
+                raise TypeError(
+                    f"image {i} is of type {type(image).__name__}: allowed are paths, file bytes, "
+                    "Pillow images and uint8 arrays"
+                )
         largest, size = self._engine.batch_sizes[-1], self._engine.size
         rows = [np.empty((0, len(self.class_names)), np.float32)]
         with ThreadPoolExecutor(cores()) as pool:

@@ -104,6 +104,8 @@ def test_an_image_that_cannot_be_used_is_named(
 def test_a_file_that_is_not_there_is_named(model: labelcurve.Model, tmp_path: Path) -> None:
     with pytest.raises(labelcurve.LabelcurveError, match=r"nowhere\.png: No such file"):
         model.predict(tmp_path / "nowhere.png")
+    with pytest.raises(TypeError, match="image 1 is of type int: allowed are paths, file bytes"):
+        model.predict([digit_png(0), 3])  # type: ignore[list-item]
 
 
 def test_what_is_not_there_is_explained(digits_models: Path, tmp_path: Path) -> None:

@@ -10,16 +10,17 @@ from __future__ import annotations
 import csv
 import io
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from labelcurve.bundle.errors import DataError, near
+from labelcurve.bundle.text import counted
 from labelcurve.training.data import digests
 from labelcurve.training.data.class_names import class_name
-from labelcurve.training.data.source import Index, Say, shown
+from labelcurve.training.data.source import UNLABELLED, Index, Say, shown
 from labelcurve.training.data.split import Split
 
 COLUMNS = ("path", "label", "suggested", "score", "reason")
@@ -172,12 +173,14 @@ class Corrections:
         places = _places(train, self.data, wanted)
         tested = _places(test, self.data, wanted)
         known = places.keys() | tested.keys() | set(others)
+        labels = {path: train.labels[row] for path, row in places.items()}
+        given = {path: class_names[n] for path, n in labels.items() if n != UNLABELLED}
         for flag, file, rows in (("--drop", self.drop, drop), ("--relabel", self.relabel, new)):
-            self._check(flag, file, rows, known, class_names)
+            self._check(flag, file, rows, known, given, class_names)
         if held := len(tested.keys() - places.keys()):
             say(
-                f"{held:,} images that are named are test images: they stay as they are, since a "
-                "test without the doubtful ones would be too easy. Correct wrong labels in --data"
+                f"{counted(held, 'test image')} named: left unchanged, since a test without the "
+                "doubtful ones would be too easy. Correct wrong labels in --data"
             )
         found = train
         relabelled = 0
@@ -185,7 +188,7 @@ class Corrections:
             found, relabelled = _relabelled(train, new, places, list(class_names))
             without = sum(not row.suggested for row in new.values())
             said = f", {without:,} rows suggest no label and change nothing" if without else ""
-            say(f"--relabel: {relabelled:,} training images have another label now{said}")
+            say(f"--relabel: {counted(relabelled, 'training image')} with another label now{said}")
             places = _places(found, self.data, drop)
         gone = sorted(places[path] for path in drop if path in places)
         if gone:
@@ -193,7 +196,7 @@ class Corrections:
             kept[gone] = False
             found = found.take(np.flatnonzero(kept))
         if drop:
-            say(f"--drop: {len(gone):,} training images are left out")
+            say(f"--drop: {counted(len(gone), 'training image')} left out")
         return Corrected(found, len(gone), relabelled)
 
     def _check(
@@ -202,6 +205,7 @@ class Corrections:
         file: Path | None,
         rows: dict[str, Doubt],
         known: set[str],
+        given: Mapping[str, str],
         class_names: Sequence[str],
     ) -> None:
         for row in rows.values():
@@ -210,6 +214,12 @@ class Corrections:
                 raise DataError(
                     f"{place}: no image of --data {self.data} is named {row.path!r}. The table "
                     "must be of the same data, with the paths as `labelcurve audit` wrote them"
+                )
+            if row.label and given.get(row.path, row.label) != row.label:
+                raise DataError(
+                    f"{place}: the label of {row.path} is {row.label!r} there and "
+                    f"{given[row.path]!r} in --data {self.data}: the labels were changed since the "
+                    "table was written. Run `labelcurve audit` again, or remove the line"
                 )
             if flag == "--relabel" and row.suggested and row.suggested not in class_names:
                 raise DataError(

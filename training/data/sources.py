@@ -112,6 +112,8 @@ def _labelled(chosen: Selection, downloads: Path, say: Say) -> Source:
         return digits()
     if data == "cifar10":
         return cifar10(downloads, say)
+    if not data:
+        raise DataError(f"--data is empty: is a variable of the shell not set? {ALLOWED}")
     path = Path(data).expanduser()
     if not path.exists():
         raise DataError(
@@ -132,7 +134,9 @@ def _labelled(chosen: Selection, downloads: Path, say: Say) -> Source:
     if not path.is_dir():
         raise DataError(f"--data {data} is a file. {ALLOWED}")
     files = hub.files_below(path)
-    if chosen.layout == "auto" and any(map(is_images, files)):
+    if chosen.layout == "auto" and (
+        any(map(is_images, files)) or (files and not scan(path, lambda _: None, chosen.out))
+    ):
         return _beside(parquet(path, say, chosen.label_column), path, chosen.out, say)
     if chosen.label_column is not None:
         raise DataError(

@@ -99,6 +99,8 @@ def test_a_path_may_begin_at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 @pytest.mark.parametrize(
     ("data", "message"),
     [
+        ("", "--data is empty: is a variable of the shell not set? Allowed: cifar10, digits"),
+        ("tables", "a.parquet has the columns img_bytes, target: it needs `img` or `image` (a st"),
         ("nowhere", "--data nowhere: no such folder. Allowed: cifar10, digits, a folder of class"),
         ("CIFAR10", "--data CIFAR10: no such folder (perhaps you meant cifar10). Allowed: cifar"),
         ("digit", "--data digit: no such folder (perhaps you meant digits). Allowed: cifar10"),
@@ -113,6 +115,8 @@ def test_what_is_no_folder_says_what_is_allowed(
     monkeypatch.chdir(tmp_path)
     for file in ("one.parquet", "cats.zip"):
         Path(file).write_bytes(b"")
+    Path("tables").mkdir()
+    pq.write_table(pa.table({"img_bytes": [b""], "target": ["cat"]}), "tables/a.parquet")
     pq.write_table(pa.table({"path": ["1.png"], "label": ["cat"]}), "paths.parquet")
     with pytest.raises(DataError) as error:
         sources.open_source(Selection(data), tmp_path, silent)

@@ -107,11 +107,11 @@ def test_train_takes_the_table(
     if flag == "--drop":
         assert dropped > WRONG / 2
         assert relabelled == 0
-        assert f"--drop: {dropped} training images are left out" in done.stdout
+        assert f"--drop: {dropped} training images left out" in done.stdout
     else:
         assert relabelled > WRONG / 2
         assert dropped == 0
-        assert f"--relabel: {relabelled} training images have another label" in done.stdout
+        assert f"--relabel: {relabelled} training images with another label" in done.stdout
     card = (tmp_path / "models" / "data-scratch-100" / "current" / "README.md").read_text()
     assert f"{max(dropped, relabelled)} training images" in card
 

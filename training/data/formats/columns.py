@@ -156,18 +156,16 @@ def of_parquet(file: Path, schema: Any, label: str | None) -> tuple[str, str]:
     kinds = {name: str(feature.get("_type")) for name, feature in features(schema).items()}
     images = [name for name in schema.names if name in ("img", "image")]
     images = images or [name for name in schema.names if kinds.get(name) == "Image"]
-    labels = [name for name in schema.names if name == (label or "label")]
-    if label is None:
-        labels = (
-            labels
-            or [name for name in schema.names if kinds.get(name) == "ClassLabel"]
-            or [name for name in schema.names if name.lower() in NAMES["label"]]
-        )
+    labels = [
+        name
+        for name in schema.names
+        if (name == label if label else kinds.get(name) == "ClassLabel" or _means_label(name))
+    ]
     if len(images) == len(labels) == 1:
         return images[0], labels[0]
     if len(labels) > 1:
         raise DataError(
-            f"{shown(file)} has {len(labels)} columns of labels: {', '.join(labels)}. "
+            f"{shown(file)} has {len(labels)} columns that can be the label: {', '.join(labels)}. "
             "--label-column NAME says which"
         )
     if len(images) > 1:
@@ -178,6 +176,10 @@ def of_parquet(file: Path, schema: Any, label: str | None) -> tuple[str, str]:
         f"{shown(file)} has the columns {', '.join(schema.names)}: it needs `img` or `image` (a "
         f"struct with `bytes`) and `{label or 'label'}`; --label-column names another for labels"
     )
+
+
+def _means_label(name: str) -> bool:
+    return name.strip().lower() in NAMES["label"]
 
 
 def features(schema: Any) -> Mapping[str, Mapping[str, Any]]:

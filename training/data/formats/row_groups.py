@@ -49,7 +49,8 @@ def external(column: Column) -> list[Path]:
             paths = paths.filter(pc.is_null(pc.struct_field(found, "bytes")))
     else:
         paths = found
-    return [column.file.parent / path for path in paths.to_pylist() if path]
+    # A path that no file can have is an unreadable image, as `read` says.
+    return [column.file.parent / p for p in paths.to_pylist() if p and "\0" not in p]
 
 
 def _may_lack_bytes(column: Column) -> bool:
@@ -99,10 +100,10 @@ class RowGroups:
         return RowGroups, (self._columns,)
 
     def read(self, row: int) -> bytes:
-        """The file bytes of a row; none where it has neither bytes nor a path.
+        """The file bytes of a row.
 
         Raises:
-            UnreadableImage: the file that it names is not there.
+            UnreadableImage: it has neither bytes nor a path, or its file is not there.
         """
         group = self._group(row)
         column, _ = self._groups[group]
@@ -112,7 +113,9 @@ class RowGroups:
         if isinstance(data, bytes):
             return data
         if not column.has_path or not path:
-            return b""
+            raise UnreadableImage("it is null: it has neither bytes nor a path")
+        if "\0" in path:
+            raise UnreadableImage(f"it names the file {path!r}: no file name has a NUL")
         try:
             return Path(column.file.parent, path).read_bytes()
         except OSError as error:

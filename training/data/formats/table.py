@@ -178,6 +178,12 @@ def _placed(file: Path, rows: Iterable[Row]) -> list[tuple[Path, Row]]:
     for row in rows:
         if not row.path:
             raise DataError(f"{shown(file)} row {row.number} has no path")
+        for cell in (row.path, row.label, row.split):
+            if not _is_text(cell):
+                raise DataError(
+                    f"{shown(file)} row {row.number}: {cell!a} has a character that no file "
+                    "name and no class name may have (NUL, or half of a surrogate pair): remove it"
+                )
         if re.match(r"(?i)(https?|s3|gs|azure-blob|hdfs)://", row.path):
             raise DataError(
                 f"{shown(file)} row {row.number}: {row.path} is not a local file: download the "
@@ -202,6 +208,13 @@ def _placed(file: Path, rows: Iterable[Row]) -> list[tuple[Path, Row]]:
             f"table's folder{_elsewhere(file, placed)}"
         )
     return placed
+
+
+def _is_text(cell: str) -> bool:
+    try:
+        return b"\0" not in os.fsencode(cell)
+    except UnicodeEncodeError:
+        return False
 
 
 def _with_ending(tried: Iterable[Path]) -> Path | None:

@@ -187,10 +187,24 @@ def test_columns_of_other_names_are_found_by_the_features_of_datasets(tmp_path: 
 def test_of_several_columns_of_labels_one_must_be_named(tmp_path: Path) -> None:
     features = {"img": {"_type": "Image"}, "fine": NAMED, "coarse": NAMED}
     write_features(tmp_path / "train.parquet", features)
-    message = "has 2 columns of labels: fine, coarse. --label-column NAME says which"
+    message = "has 2 columns that can be the label: fine, coarse. --label-column NAME says which"
     with pytest.raises(DataError, match=message):
         parquet(tmp_path, silent)
     assert parquet(tmp_path, silent, "coarse").splits["train"].labels.tolist() == [1, 0]
+
+
+@pytest.mark.parametrize("other", ["labels", "Class", "target"])
+def test_a_second_column_that_can_be_the_label_is_not_passed_over(
+    tmp_path: Path, other: str
+) -> None:
+    pixels = [data for _, data in ROWS]
+    write_table(tmp_path / "a.parquet", {"image": pixels, "label": LABELS, other: LABELS[::-1]})
+    with pytest.raises(DataError, match=f"2 columns that can be the label: label, {other}"):
+        parquet(tmp_path, silent)
+    chosen = parquet(tmp_path, silent, other)
+    assert [chosen.class_names[n] for n in chosen.splits["train"].labels] == [
+        str(label) for label in LABELS[::-1]
+    ]
 
 
 def test_a_column_of_splits_is_not_passed_over_where_no_file_is_test(tmp_path: Path) -> None:
@@ -313,7 +327,8 @@ def test_a_path_without_bytes_is_read_beside_the_file(tmp_path: Path) -> None:
     read = source.splits["train"].read
     assert read(0) == ROWS[5][1]
     assert read(1) == ROWS[0][1]
-    assert read(3) == b""
+    with pytest.raises(UnreadableImage, match="it is null: it has neither bytes nor a path"):
+        read(3)
     with pytest.raises(
         UnreadableImage, match=r"names the file c\.png, which cannot be read next to"
     ):
@@ -322,6 +337,15 @@ def test_a_path_without_bytes_is_read_beside_the_file(tmp_path: Path) -> None:
     (tmp_path / "inner" / "a.png").write_bytes(ROWS[6][1])
     assert source.changed() == [tmp_path / "inner" / "a.png"]
     assert parquet(tmp_path, silent).fingerprint != before
+
+
+def test_a_path_that_no_file_can_have_is_an_unreadable_image(tmp_path: Path) -> None:
+    images = [{"bytes": None, "path": "a\0.png"}, {"bytes": ROWS[0][1], "path": "b.png"}]
+    write_table(tmp_path / "a.parquet", {"image": images, "label": [0, 1]})
+    source = parquet(tmp_path, silent)
+    with pytest.raises(UnreadableImage, match="no file name has a NUL"):
+        source.splits["train"].read(0)
+    assert source.splits["train"].read(1) == ROWS[0][1]
 
 
 @pytest.mark.parametrize("kind", ["struct", "text"])

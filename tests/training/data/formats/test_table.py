@@ -179,6 +179,12 @@ def test_a_csv_export_of_label_studio_is_read(tmp_path: Path) -> None:
             "path,label,split\nphotos/0.png,a,train\nphotos/1.png,b,train\nphotos/2.png,c,test\n",
             "only rows of test have c: train needs each class",
         ),
+        ("a.csv", "path,label\nphotos/0.png,cat\nphotos/\0.png,dog\n", "row 3: 'photos/\\x00.png'"),
+        (
+            "a.json",
+            '[{"path": "photos/0.png", "label": "c\\ud800t"}]',
+            "row 1: 'c\\ud800t' has a character that no file name and no class name may have",
+        ),
         ("a.jsonl", '{"path": "photos/0.png", "label": "cat"}\n{', "line 2 is not JSON"),
         ("a.json", '{"path": "photos/0.png"}', "holds no list"),
         ("a.json", '["photos/0.png"]', "entry 1 is not an object with `path` and `label`"),
