@@ -90,7 +90,16 @@ def tables(results: Path) -> dict[tuple[str, str], str]:
         LabelcurveError: a result is missing or does not follow its schema.
     """
     study, reference = rows.read(results / "study.json"), _json(results / "reference.json")
-    values = {"study": study, "reference": reference, **rows.texts()}
+    path = results / "notebook.json"
+    notebook = _json(path)["results"] if path.exists() else []
+    published = {row["fraction"]: row["accuracy"] for row in reference["results"]}
+    values = {
+        "study": study,
+        "reference": reference,
+        "published": published,
+        "notebook": notebook,
+        **rows.texts(),
+    }
     found = {
         ("README.md", "results"): opening(_read(results / "cifar10.json", Report), values),
         ("docs/operating.md", "service"): _service(results / "service"),
@@ -109,6 +118,10 @@ def tables(results: Path) -> dict[tuple[str, str], str]:
             **values,
         ),
     }
+    if notebook:
+        found["docs/reference.md", "notebook"] = render(
+            "notebook", results=notebook, published=published
+        )
     for name, document in OPTIONAL.items():
         if (path := results / f"{name}.json").exists():
             found[document, name] = render(name, **_json(path))
@@ -129,7 +142,6 @@ def opening(report: Report, values: Mapping[str, Any]) -> str:
         "opening",
         report=report,
         rows=ours,
-        published={row["fraction"]: row["accuracy"] for row in values["reference"]["results"]},
         loads={m.fraction: m.load for m in models if m.seed == 0 and m.load and m.load.p50_ms},
         again={model.version for model in models} - {row.version for row in ours},
         learned=report_tables.learned(report),

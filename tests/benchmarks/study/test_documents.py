@@ -56,6 +56,23 @@ def test_the_published_figures_stand_beside_ours(folder: Path) -> None:
     assert accuracies == {0.1: 0.72, 0.5: 0.77, 1.0: 0.79}
 
 
+def test_the_experiment_under_its_own_protocol_stands_beside_ours(folder: Path) -> None:
+    path = folder / "results" / "notebook.json"
+    first = json.loads(path.read_text())["results"][0]
+    row = first | {"accuracy": 0.7123, "images_seen": 1234}
+    once = row | {"draw": "once", "accuracy": 0.4567}
+    path.write_text(json.dumps({"results": [row, once]}))
+    found = documents.tables(folder / "results")
+    opening = found["README.md", "results"]
+    assert "it has 71.2 % here at 10 %, and has seen 1,234 images" in opening
+    assert "of the first epoch alone it has 45.7 %." in opening
+    table = found["docs/reference.md", "notebook"]
+    assert "| 10 %, drawn in each epoch, as in the notebook | 1,234 | 43 | 71.2 % ± 1.0 |" in table
+    assert "| 45.7 % ± 1.0 | 0.704 | – |" in table
+    path.unlink()
+    assert "Under its own" not in documents.tables(folder / "results")["README.md", "results"]
+
+
 def test_seeds_give_mean_deviation_and_n(folder: Path) -> None:
     path = folder / "results" / "study.json"
     study = rows.read(path)
