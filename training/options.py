@@ -51,7 +51,7 @@ class _Source:
     """Column of the labels in a table or in Parquet files, where its name does not say so."""
     image_size: Side = None
     """Side of the images in pixels; by default 32, 64, 128 or 224, whichever is nearest to their
-    own (the median of the short sides); for digits 16."""
+    own (the median of the short sides); at most 64 without pretrained weights; digits: 16."""
     skip_unreadable: Flag = False
     """Go on without images that cannot be read, and count them."""
     cache: Path | None = None

@@ -194,6 +194,10 @@ def _choice(file: Path, number: int, value: Any) -> str:
 
 
 def _text(file: Path, number: int, value: Any) -> str:
-    if not isinstance(value, str) or not value.strip():
+    if value is None or value == "" or (isinstance(value, str) and not value.strip()):
         raise DataError(f"{shown(file)} row {number} has no path")
+    if not isinstance(value, str):
+        raise DataError(
+            f"{shown(file)} row {number}: {str(value)[:80]} is not a path: a string is expected"
+        )
     return value.strip()

@@ -185,6 +185,11 @@ def test_a_csv_export_of_label_studio_is_read(tmp_path: Path) -> None:
             '[{"path": "photos/0.png", "label": "c\\ud800t"}]',
             "row 1: 'c\\ud800t' has a character that no file name and no class name may have",
         ),
+        (
+            "a.jsonl",
+            '{"image": {"path": "photos/0.png"}, "label": "cat"}',
+            "row 1: {'path': 'photos/0.png'} is not a path: a string is expected",
+        ),
         ("a.jsonl", '{"path": "photos/0.png", "label": "cat"}\n{', "line 2 is not JSON"),
         ("a.json", '{"path": "photos/0.png"}', "holds no list"),
         ("a.json", '["photos/0.png"]', "entry 1 is not an object with `path` and `label`"),
