@@ -64,6 +64,7 @@ OPTIONAL = {
     "audit": "docs/labels.md",
     "backtest": "docs/plan.md",
     "lcdb": "docs/plan.md",
+    "photos": "docs/photos.md",
 }
 """Results that a template of the same name shows, where they exist."""
 

@@ -7,7 +7,7 @@ import os
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from urllib.parse import parse_qs, unquote, urlsplit
 
@@ -178,8 +178,9 @@ def _placed(file: Path, rows: Iterable[Row]) -> list[tuple[Path, Row]]:
     for row in rows:
         if not row.path:
             raise DataError(f"{shown(file)} row {row.number} has no path")
-        for cell in (row.path, row.label, row.split):
-            if not _is_text(cell):
+        # JSON may hold halves of surrogate pairs: bytes of a file's name, but of nothing else.
+        for cell, encode in ((row.path, os.fsencode), (row.label + row.split, str.encode)):
+            if not _is_text(cell, encode):
                 raise DataError(
                     f"{shown(file)} row {row.number}: {cell!a} has a character that no file "
                     "name and no class name may have (NUL, or half of a surrogate pair): remove it"
@@ -210,9 +211,9 @@ def _placed(file: Path, rows: Iterable[Row]) -> list[tuple[Path, Row]]:
     return placed
 
 
-def _is_text(cell: str) -> bool:
+def _is_text(cell: str, encode: Callable[[str], bytes]) -> bool:
     try:
-        return b"\0" not in os.fsencode(cell)
+        return b"\0" not in encode(cell)
     except UnicodeEncodeError:
         return False
 

@@ -194,7 +194,7 @@ def _choice(file: Path, number: int, value: Any) -> str:
 
 
 def _text(file: Path, number: int, value: Any) -> str:
-    if value is None or value == "" or (isinstance(value, str) and not value.strip()):
+    if value is None or (isinstance(value, str) and not value.strip()):
         raise DataError(f"{shown(file)} row {number} has no path")
     if not isinstance(value, str):
         raise DataError(

@@ -185,6 +185,7 @@ def test_a_csv_export_of_label_studio_is_read(tmp_path: Path) -> None:
             '[{"path": "photos/0.png", "label": "c\\ud800t"}]',
             "row 1: 'c\\ud800t' has a character that no file name and no class name may have",
         ),
+        ("a.json", '[{"path": "photos/0.png", "label": "c\\udc80t"}]', "row 1: 'c\\udc80t' has a"),
         (
             "a.jsonl",
             '{"image": {"path": "photos/0.png"}, "label": "cat"}',
