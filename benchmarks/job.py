@@ -55,7 +55,7 @@ def run(
     """
     bench.check()
     writable(bench.out)
-    bundles = _chosen(bench)
+    bundles = _chosen(bench, say)
     service = server.running(bench.url) if bench.url and bench.load else None
     if service:
         server.check(service.url, bundles)
@@ -334,7 +334,8 @@ def writable(folder: Path) -> None:
         raise LabelcurveError(f"--out {folder} cannot be written: choose another folder")
 
 
-def _chosen(bench: Bench) -> list[Bundle]:
+def _chosen(bench: Bench, say: Callable[[str], None]) -> list[Bundle]:
+    """The bundles to measure: a final model has learned from the test images, and is left out."""
     names = store.names(bench.models)
     for option, given in (("only", bench.only), ("shared", bench.shared)):
         unknown = [name for name in given if name not in names]
@@ -343,6 +344,19 @@ def _chosen(bench: Bench) -> list[Bundle]:
                 f"--{option} {', '.join(unknown)}: no such model; there are {', '.join(names)}"
             )
     try:
-        return store.read_all(bench.models, [n for n in names if n in bench.only] or None)
+        found = store.read_all(bench.models, [n for n in names if n in bench.only] or None)
     except BundleError as error:
         raise BundleError(f"{error}; --only NAME measures the others without it") from error
+    for bundle in found:
+        if before := bundle.manifest.measured:
+            say(
+                f"{bundle.name}: left out, since it has learned from the test images, too; its "
+                f"figures are those of {before.name}"
+            )
+    kept = [bundle for bundle in found if bundle.manifest.measured is None]
+    if not kept:
+        raise LabelcurveError(
+            f"--models {bench.models}: no model is left to measure. `labelcurve train` makes one "
+            "for each --fraction"
+        )
+    return kept

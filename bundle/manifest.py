@@ -156,6 +156,17 @@ class Pretrained(_Record):
     """Origin of such weights."""
 
 
+class Measured(_Record):
+    """The model whose figures a final model has: trained alike, without the held-out labels."""
+
+    name: str
+    version: str
+    graph_hash: str
+    """SHA-256 of its `model.onnx`, which `quantize` leaves as it is."""
+    n_labels_train: int
+    n_labels_val: int
+
+
 class Manifest(_Record):
     """Contents of `manifest.json`."""
 
@@ -188,6 +199,9 @@ class Manifest(_Record):
     """Micro-batches per batch where GPU memory was short; batch norm saw each separately."""
     device: Choice
     precision: Choice
+    measured: Measured | None = None
+    """Set for a final model, which has learned from the test and validation labels, too:
+    temperature, `val`, `test`, `predicted` and `held_out` are this other model's."""
     val: Metrics
     test: Metrics | None
     """None when the test split was left unread (`--no-test`)."""
@@ -217,11 +231,12 @@ class Epoch(_Record):
     epoch: int
     train_loss: float
     train_accuracy: float
-    val_loss: float
-    val_accuracy: float
-    val_f1: float
-    val_precision: float
-    val_recall: float
+    val_loss: float | None
+    """None, as the other figures on validation, where no label was held out."""
+    val_accuracy: float | None
+    val_f1: float | None
+    val_precision: float | None
+    val_recall: float | None
     lr: float
     images_per_s: float
     seconds: float

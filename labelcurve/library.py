@@ -45,6 +45,9 @@ class TrainedModel:
     validation_accuracy: float
     test_accuracy: float | None
     """None where the test split was left unread."""
+    measured: str | None = None
+    """Of a final model, which learned from the test labels, too: the model whose accuracies these
+    are."""
 
 
 def train(
@@ -66,7 +69,7 @@ def train(
         options: further options of the command by name, as epochs=10, device="cpu".
 
     Returns:
-        The models, fewest labels first.
+        The models, fewest labels first; a final model is the last one.
 
     Raises:
         LabelcurveError: an option, the data or the device cannot be used, or training failed.
@@ -81,6 +84,7 @@ def train(
     _check_names(given, Options)
     with _said(verbose):
         document = job.run(Options(**given))
+    last = [document["final"]] if "final" in document else []
     return [
         TrainedModel(
             name=entry["name"],
@@ -91,8 +95,9 @@ def train(
             n_labels=entry["n_labels_train"] + entry["n_labels_val"],
             validation_accuracy=entry["val"]["accuracy"],
             test_accuracy=entry["test"]["accuracy"] if entry["test"] else None,
+            measured=entry["measured"]["name"] if "measured" in entry else None,
         )
-        for entry in document["bundles"]
+        for entry in (*document["bundles"], *last)
     ]
 
 

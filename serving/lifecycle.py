@@ -202,6 +202,7 @@ def _version(path: Path) -> dict[str, Any]:
         "classes": len(manifest.class_names),
         "accuracy": test.accuracy,
         "split": "test" if manifest.test else "validation",
+        "measured": manifest.measured.name if manifest.measured else None,
     }
 
 
@@ -219,7 +220,8 @@ def _show(document: dict[str, Any]) -> None:
                 cells += ["", "", "", version["error"]]
             else:
                 labels, classes = version["n_labels_train"], version["classes"]
-                accuracy = f"{percent(version['accuracy'])} ({version['split']})"
+                of = f" of {version['measured']}" if version["measured"] else ""
+                accuracy = f"{percent(version['accuracy'])} ({version['split']}{of})"
                 cells += [f"{labels:,}", f"{classes:,}", accuracy, ", ".join(marks)]
             table.add_row(*cells)
         if model["error"]:

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from labelcurve.bundle import store
 from tests.photos import hub_cache, photos
 from tests.test_readme import background, free_port, wait_until_ready
 
@@ -49,8 +50,15 @@ def test_a_folder_of_photos_ends_in_an_answered_request(
         assert done.returncode == 0, f"{block}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
         return done.stdout
 
-    bundles = json.loads(run(train).splitlines()[-1])["bundles"]
-    assert [bundle["name"] for bundle in bundles] == ["pictures-50", "pictures-100"]
+    document = json.loads(run(train).splitlines()[-1])
+    assert [b["name"] for b in document["bundles"]] == ["pictures-50", "pictures-100"]
+    final = document["final"]
+    assert (final["name"], final["n_labels_train"]) == ("pictures-final", 40)
+    heads = [
+        store.read(tmp_path / "models", name).manifest.recipe["linear_head"]
+        for name in ("pictures-100", "pictures-final")
+    ]
+    assert heads[1] == {**heads[0], "accuracy": None, "balanced_accuracy": None}
     command = ["bash", "-c", f"exec {serve.strip()} --port {port}"]
     background.append(subprocess.Popen(command, cwd=tmp_path, env=environment))
     wait_until_ready(background[-1], port)

@@ -180,11 +180,14 @@ def _show(document: dict[str, Any]) -> None:
         variant = any("variant" in bundle for bundle in document["bundles"])
         for header in ("model", "precision" if variant else "labels", "accuracy", "path"):
             table.add_column(header, overflow="fold")
-        for bundle in document["bundles"]:
+        last = [document["final"]] if "final" in document else []
+        for bundle in (*document["bundles"], *last):
             made = bundle.get("variant", bundle)
             judged, what = (made["test"], "test") if made["test"] else (made["val"], "validation")
             labels = f"{bundle.get('n_labels_train', 0) + bundle.get('n_labels_val', 0):,}"
             kind = made["precision"] if variant else labels
+            if "measured" in bundle:
+                what += f" of {bundle['measured']['name']}"
             accuracy = f"{percent(judged['accuracy'])} ({what})"
             table.add_row(bundle["name"], kind, accuracy, bundle["path"])
     else:

@@ -103,6 +103,9 @@ class LabelOptions:
     """Below a fraction of 1, do not learn from the other training images (without their labels)."""
     no_test: Flag = False
     """Leave the test split unread: for tuning."""
+    no_final: Flag = False
+    """Leave out the final model. Where images of your own have no test split, a fifth of the labels
+    is test; NAME-final learns from all of them, once the model of 100 % has been measured."""
     dry_run: Flag = False
     """Print the labels per class and fraction, and stop."""
 

@@ -103,6 +103,7 @@ class Model:
             "input_size": manifest.preprocessing.size,
             "precision": self.precision,
             "test": test.model_dump() if test else None,
+            "measured": manifest.measured.name if manifest.measured else None,
             "provider": self.engine.provider,
             "batch_sizes": list(self.engine.batch_sizes),
         }

@@ -2,14 +2,17 @@
 
 import { count, fraction, html, listed, percent, svg } from "./dom.js";
 
-// Models that differ in labels and seed alone are one line: NAME is <series>-<percent>[-s<seed>].
+// Models that differ in labels and seed alone are one line: NAME is <series>-<percent or final>[-s<seed>].
 export function seriesOf(model) {
-  return model.name.replace(/-[\d.]+(-s\d+)?$/, "");
+  return model.name.replace(/-([\d.]+|final)(-s\d+)?$/, "");
 }
+
+// A final model has the accuracy of another one, with fewer labels: it is no point of the curve.
+export const measured = (models) => models.filter((m) => m.test && !m.measured);
 
 export function grouped(models) {
   const series = new Map();
-  for (const model of models.filter((m) => m.test)) {
+  for (const model of measured(models)) {
     const name = seriesOf(model);
     if (!series.has(name)) series.set(name, []);
     series.get(name).push(model);

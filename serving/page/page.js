@@ -1,7 +1,7 @@
 // The page: an image comes in, every chosen model is asked in turn, and the answers stand side by
 // side. The models are asked one after another, so that none waits for the others' work.
 
-import { draw, gain, ground, grouped, isCurve, seriesOf, table } from "./curve.js";
+import { draw, gain, ground, grouped, measured, isCurve, seriesOf, table } from "./curve.js";
 import { byId, count, fraction, html, listed, milliseconds, percent } from "./dom.js";
 import { classify, doubtful, models as askModels, Problem, readiness, useKey } from "./service.js";
 
@@ -112,7 +112,7 @@ function column(model) {
     html("p", { class: "labels" }, several ? `${model.name}, ` : "", `${count(model.n_labels_train)} labels`),
     html("ol", { class: "classes", "aria-label": "Most probable classes" }, Array.from({ length: TOP_K }, (_, i) => row(i ? "\u00a0" : "–", "", 0))),
     html("dl", { class: "figures" },
-      figure("Accuracy", accuracy(model), "accuracy", model.test && `On ${count(model.test.n)} test images`),
+      figure("Accuracy", accuracy(model), "accuracy", model.test && `On ${count(model.test.n)} test images${model.measured ? `, of ${model.measured}` : ""}`),
       figure("In the service", "–", "server", "Decoding, queue, inference and encoding, as the service timed them"),
       figure("Round trip", "–", "trip", "From this page to the service and back"),
     ),
@@ -338,7 +338,7 @@ function curve() {
   byId("curve-title").textContent = drawn ? "The learning curve" : "Accuracy";
   byId("curve-gain").replaceChildren(...[...series].map(([name, members]) =>
     html("p", {}, several ? html("b", {}, `${name}: `) : "", gain(members))));
-  byId("curve-ground").textContent = ground(models.filter((m) => m.test), drawn);
+  byId("curve-ground").textContent = ground(measured(models), drawn);
   byId("curve-table").replaceChildren(table(models));
   byId("curve-figures").open ||= !drawn;
   redraw?.disconnect();

@@ -61,6 +61,8 @@ class Model(_Running):
     class_names: list[str]
     input_size: int
     test: Metrics | None
+    measured: str | None
+    """Of a final model, trained on the test labels, too: the model that `test` is of."""
     versions: list[Version]
     refused: Refused | None
 

@@ -17,6 +17,7 @@ from labelcurve.benchmarks.record import Report
 from labelcurve.benchmarks.report import tables
 from labelcurve.bundle import store
 from labelcurve.bundle.errors import LabelcurveError
+from labelcurve.bundle.manifest import Measured
 from labelcurve.bundle.store import Bundle
 from tests.benchmarks.running import interrupted
 from tests.models import publish_digits
@@ -84,6 +85,27 @@ def test_one_model_without_load_and_pictures(
     assert model["name"] == "digits-50"
     assert model["load"] is None
     assert "data:image" not in (tmp_path / "report.html").read_text()
+
+
+def test_a_model_that_has_learned_from_the_test_images_is_left_out(
+    digits_models: Path, cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    models = tmp_path / "models"
+    before = store.read(digits_models, "digits-50")
+    record = store.read_run(before.path)
+    measured = Measured(
+        name=before.name, version=before.version, graph_hash="", n_labels_train=1, n_labels_val=1
+    )
+    final = {"name": "digits-final", "measured": measured}
+    store.publish(models, before.manifest.model_copy(update=final), before.graph, "", record)
+    with pytest.raises(LabelcurveError, match="no model is left to measure"):
+        cli.main(options(models, cache, tmp_path, "--no-load"))
+    store.publish(models, before.manifest, before.graph, "", record)
+    cli.main(options(models, cache, tmp_path, "--no-load", "--no-examples"))
+    out = capsys.readouterr().out
+    (model,) = json.loads(out.splitlines()[-1])["models"]
+    assert model["name"] == "digits-50"
+    assert "digits-final: left out, since it has learned from the test images" in out
 
 
 def test_a_damaged_model_is_named_with_the_way_around_it(

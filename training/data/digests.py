@@ -33,6 +33,13 @@ class Digests:
         """Returns some of them."""
         return replace(self, rows=rows if self.rows is None else self.rows[rows])
 
+    def joined(self, others: Digests) -> Digests:
+        """Returns these and others of the same file, one after the other."""
+        assert self.file == others.file
+        every = np.arange(self.n)
+        both = [every if part.rows is None else part.rows for part in (self, others)]
+        return replace(self, rows=np.concatenate(both))
+
     def parts(self) -> Iterator[tuple[int, NDArray[np.void]]]:
         """Yields all of them in parts, each with the index of its first one."""
         for first in range(0, len(self), AT_ONCE):

@@ -86,18 +86,23 @@ def subset(split: Split, class_names: tuple[str, ...], fraction: float, seed: in
     rows_train, rows_val, rows_pool = (
         np.flatnonzero(these).astype(np.int32) for these in (train, val, pool)
     )
-    digest = hashlib.sha256()
-    for labelled in (rows_train, rows_val):
-        digest.update(len(labelled).to_bytes(8, "big"))
-        for _, part in split.digests.take(labelled).parts():
-            digest.update(part.tobytes())
     return Subset(
         fraction=fraction,
         train=rows_train,
         val=rows_val,
         val_pool=rows_pool,
-        hash=digest.hexdigest(),
+        hash=rows_hash(split, rows_train, rows_val),
     )
+
+
+def rows_hash(split: Split, *labelled: Index) -> str:
+    """SHA-256 over the digests of rows, for training and for validation, hexadecimal."""
+    digest = hashlib.sha256()
+    for rows in labelled:
+        digest.update(len(rows).to_bytes(8, "big"))
+        for _, part in split.digests.take(rows).parts():
+            digest.update(part.tobytes())
+    return digest.hexdigest()
 
 
 def spread(rows: Index, most: int) -> Index:

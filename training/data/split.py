@@ -9,7 +9,7 @@ import numpy as np
 
 from labelcurve.training.data.digests import Digests
 from labelcurve.training.data.source import Index
-from labelcurve.training.data.stored import Images, take
+from labelcurve.training.data.stored import Images, joined, take
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,17 @@ class Split:
             self.digests.take(rows),
             lambda i: read(int(rows[i])),
             lambda i: where(int(rows[i])),
+        )
+
+    def joined(self, others: Split) -> Split:
+        """The rows of this split, and then those of another one of the same source."""
+        n = len(self)
+        return Split(
+            joined(self.images, others.images),
+            np.concatenate([self.labels, others.labels]),
+            self.digests.joined(others.digests),
+            lambda i: self.read(i) if i < n else others.read(i - n),
+            lambda i: self.where(i) if i < n else others.where(i - n),
         )
 
     def __len__(self) -> int:

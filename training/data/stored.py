@@ -135,6 +135,47 @@ def take(images: Images, rows: Index) -> Images:
     return found
 
 
+def joined(first: Images, second: Images) -> Images:
+    """Returns the images of both, one after the other."""
+    if not isinstance(first, Stored) and not isinstance(second, Stored):
+        both: Images = np.concatenate([np.asarray(first), np.asarray(second)])
+        return both
+    stored = first if isinstance(first, Stored) else second
+    assert isinstance(stored, Stored)
+    parts = _Joined(first, second)
+    n = len(first) + len(second)
+    return replace(stored, fetch=parts.fetch, blocks=parts.blocks, whole=n, rows=None)
+
+
+@dataclass(frozen=True)
+class _Joined:
+    first: Images
+    second: Images
+
+    def fetch(self, rows: Index) -> NDArray[np.uint8]:
+        n = len(self.first)
+        out = np.empty((len(rows), *self.first.shape[1:]), np.uint8)
+        early = rows < n
+        out[early] = self.first[rows[early]]
+        out[~early] = self.second[rows[~early] - n]
+        return out
+
+    def blocks(self, rows: Index) -> Index:
+        n = len(self.first)
+        early = rows < n
+        out = np.empty(len(rows), np.int64)
+        out[early] = 2 * _blocks(self.first, rows[early])
+        out[~early] = 2 * _blocks(self.second, rows[~early] - n) + 1
+        return out
+
+
+def _blocks(images: Images, rows: Index) -> Index:
+    """The numbers of their blocks; images in memory are one."""
+    if isinstance(images, Stored):
+        return images.blocks(images.within(rows))
+    return np.zeros(len(rows), np.int64)
+
+
 def in_file(path: Path, memory: int) -> Stored:
     """The images in a `.npy` file, read by blocks and never mapped.
 

@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 
 from labelcurve.bundle import acceptance, store
-from labelcurve.bundle.errors import DataError, ExportError
+from labelcurve.bundle.errors import BundleError, DataError, ExportError
 from labelcurve.bundle.machine import cpu_flags, cpu_name
-from labelcurve.bundle.manifest import Gain, Manifest, Run, Variant
+from labelcurve.bundle.manifest import Gain, Manifest, Measured, Run, Variant
 from labelcurve.bundle.store import Bundle
 from labelcurve.training.data import dataset, fractions
 from labelcurve.training.data.dataset import Data
@@ -26,7 +26,7 @@ from labelcurve.training.data.fractions import Subset
 from labelcurve.training.data.sources import Selection
 from labelcurve.training.models import export, quantize
 from labelcurve.training.options import QuantizeOptions
-from labelcurve.training.runs import card
+from labelcurve.training.runs import card, final
 from labelcurve.training.runs.publication import measure
 from labelcurve.training.runtime.console import say
 
@@ -43,6 +43,7 @@ def run(options: QuantizeOptions) -> dict[str, Any]:
     """
     names = _chosen(options.models, options.only)
     bundles = [store.read(options.models, name) for name in names]
+    bundles.sort(key=lambda bundle: bundle.manifest.measured is not None)  # after those before them
     images = dataset.load(
         Selection(
             options.data,
@@ -57,11 +58,11 @@ def run(options: QuantizeOptions) -> dict[str, Any]:
         say=say,
     )
     # All of them before the first is made.
-    subsets = [_subset(bundle, images, options.data) for bundle in bundles]
+    learned = [_learned(bundle, images, options.data) for bundle in bundles]
     done, refused = [], []
-    for bundle, subset in zip(bundles, subsets, strict=True):
+    for bundle, (data, subset) in zip(bundles, learned, strict=True):
         try:
-            done.append(_add(options.models, bundle, subset, images, options.precision))
+            done.append(_add(options.models, bundle, subset, data, options.precision))
         except ExportError as error:
             say(f"{bundle.name}: refused: {error}; the bundle stays as it is")
             refused.append(f"{bundle.name} ({error})")
@@ -105,25 +106,27 @@ def _add(
             "GPU its fp16 arithmetic is judged"
         )
         say(f"  judged {arithmetic}")
-    val = images.train.take(subset.val)
-    (found, answers, _), fp32 = measure(runtime, val), measure(reference, val)[0]
     same = measure(runtime, pool)[1].argmax(1) == measure(reference, pool)[1].argmax(1)
     agreement = float(same.mean())
+    before = None if manifest.measured is None else _before(models, manifest.measured, precision)
+    val = pool if before else images.train.take(subset.val)
+    (found, answers, _), fp32 = measure(runtime, val), measure(reference, val)[0]
     say(
-        f"  validation: {found.accuracy:.2%} where fp32 has {fp32.accuracy:.2%} "
-        f"({found.n:,} images); the same class on {agreement:.2%} of {len(pool):,} held-out images"
+        f"  {'training' if before else 'validation'}: {found.accuracy:.2%} where fp32 has "
+        f"{fp32.accuracy:.2%} ({found.n:,} images); the same class on {agreement:.2%} of "
+        f"{len(pool):,} {'training' if before else 'held-out'} images"
     )
     quantize.check(precision, found, fp32)
-    test = None if manifest.test is None else measure(runtime, images.test)[0]
+    test = None if before or manifest.test is None else measure(runtime, images.test)[0]
     variant = Variant(
         precision=precision,
         graph_hash=hashlib.sha256(graph).hexdigest(),
         n_calibration=n_calibration,
-        val=found,
-        test=test,
+        val=before.val if before else found,
+        test=before.test if before else test,
         n_compared=len(pool),
         agreement=agreement,
-        held_out=acceptance.held_out(answers, val.labels),
+        held_out=before.held_out if before else acceptance.held_out(answers, val.labels),
         provider=runtime.get_providers()[0],
     )
     path = _publish(models, bundle, variant, graph, gain)
@@ -137,6 +140,27 @@ def _add(
         "variant": variant.model_dump(exclude={"held_out"}),
         "gain": gain.model_dump() if gain else None,
     }
+
+
+def _before(models: Path, measured: Measured, precision: quantize.Precision) -> Variant:
+    """The variant of the model whose figures a final model has: they are the final variant's, too.
+
+    Raises:
+        ExportError: there is none.
+    """
+    wanted = f"its figures are those of {measured.name} in {precision}"
+    try:
+        found = store.read(models, measured.name)
+    except BundleError as error:
+        raise ExportError(f"{wanted}, which is not there: {error}") from error
+    if hashlib.sha256(found.graph).hexdigest() != measured.graph_hash:
+        raise ExportError(
+            f"{wanted}, which has been trained again since: train the final model again, too"
+        )
+    variants = [v for v in found.manifest.variants if v.precision == precision]
+    if not variants:
+        raise ExportError(f"{wanted}, which has no such graph: quantize that first")
+    return variants[0]
 
 
 def _publish(root: Path, bundle: Bundle, variant: Variant, graph: bytes, gain: Gain | None) -> Path:
@@ -161,7 +185,7 @@ def _chosen(models: Path, only: Sequence[str]) -> list[str]:
     return [name for name in names if not only or name in only]
 
 
-def _subset(bundle: Bundle, images: Data, source: str) -> Subset:
+def _learned(bundle: Bundle, images: Data, source: str) -> tuple[Data, Subset]:
     """The rows that the model was trained and validated with, proved by their hash."""
     manifest = bundle.manifest
     if manifest.preprocessing.size != images.size:
@@ -182,13 +206,19 @@ def _subset(bundle: Bundle, images: Data, source: str) -> Subset:
             f"{manifest.dataset.hash[:12]}) than --data {source} (hash {images.hash[:12]}): "
             "name the data that it was trained on, or leave it out with --only"
         )
-    subset = fractions.subset(images.train, images.class_names, manifest.fraction, manifest.seed)
+    if manifest.measured is not None:
+        images = final.whole(images)
+        subset = final.subset(images)
+    else:
+        subset = fractions.subset(
+            images.train, images.class_names, manifest.fraction, manifest.seed
+        )
     if subset.hash != manifest.indices_hash:
         raise DataError(
             f"{bundle.name}: its labelled rows are not those that this release draws at "
             f"{manifest.fraction:g} with seed {manifest.seed}: train it again"
         )
-    return subset
+    return images, subset
 
 
 def hardware() -> str:

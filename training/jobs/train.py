@@ -18,8 +18,9 @@ from labelcurve.training.extractors import choice, photos
 from labelcurve.training.models.backbones import build, predict_logits
 from labelcurve.training.options import Options
 from labelcurve.training.recipes import work
-from labelcurve.training.runs import grid
+from labelcurve.training.runs import final, grid
 from labelcurve.training.runs.budget import IMAGES_PER_S, Budget
+from labelcurve.training.runs.final import Final, FinalRun
 from labelcurve.training.runs.grid import Cell
 from labelcurve.training.runs.model_run import Command, ModelRun, folder, forget
 from labelcurve.training.runtime import lock
@@ -37,7 +38,7 @@ def run(
     *,
     part: bool = False,
 ) -> dict[str, Any]:
-    """Trains and publishes one bundle for each fraction and seed.
+    """Trains and publishes one bundle for each fraction and seed, and the final model.
 
     Args:
         options: of the command.
@@ -61,24 +62,28 @@ def run(
     check_device(options.device)
     options, images = _load(options)
     # All of them before the first is trained: an impossible one should not cost an hour.
-    cells = [
-        replace(cell, recipe=replace(cell.recipe, **(changes or {})))
-        for cell in grid.cells(options, images, say)
-    ]
+    cells = grid.cells(options, images, say)
     if options.dry_run:
         return grid.dry_run(images, cells, say)
+    last = None if part else final.planned(options, images, cells)
+    every = [
+        replace(cell, recipe=replace(cell.recipe, **(changes or {})))
+        for cell in (*cells, *([last.cell] if last else []))
+    ]
     if options.mlflow is not None:
         connect(options.mlflow)
-    for cell in cells:
+    for cell in every:
         files.check_out(options.out / cell.name)
-    with _locked(options.out, cells, wait=part):
-        bundles = _train(options, images, cells, start)
+    with _locked(options.out, every, wait=part):
+        bundles = _train(options, images, every, last, start)
         if not part:
-            for cell in cells:
+            for cell in every:
                 Finished(folder(options.out, cell)).remove()
-    document: dict[str, Any] = {"bundles": bundles}
+    document: dict[str, Any] = {"bundles": bundles[: len(cells)]}
+    if last:
+        document["final"] = bundles[-1]
     if len(options.all_seeds) > 1:
-        document["summary"] = grid.summary(bundles, say)
+        document["summary"] = grid.summary(document["bundles"], say)
     say(f"\ndone in {time.monotonic() - start:.0f} s")
     return document
 
@@ -131,9 +136,13 @@ def _locked(out: Path, cells: Sequence[Cell], wait: bool) -> Iterator[None]:
 
 
 def _train(
-    options: Options, images: Data, cells: Sequence[Cell], start: float
+    options: Options, images: Data, cells: Sequence[Cell], last: Final | None, start: float
 ) -> list[dict[str, Any]]:
-    """Trains the cells one after another; returns their entries in the same order."""
+    """Trains the cells one after another; returns their entries in the same order.
+
+    Args:
+        last: the final model, whose cell is the last one.
+    """
     grid.check_replaced(options.out, options.data, images, cells, say)
     device = choose(options.device, options.precision)
     say(f"device: {device.choice.value} ({device.choice.reason})")
@@ -179,7 +188,11 @@ def _train(
     if options.fresh:  # only now: nothing is lost by a command that cannot run
         for cell in cells:
             forget(options.out, cell)
-    models = [ModelRun(command, cell, start) for cell in cells]
+    measured = cells[:-1] if last else cells
+    models = [ModelRun(command, cell, start) for cell in measured]
+    if last:
+        whole = replace(command, images=last.images)
+        models.append(FinalRun(whole, cells[-1], start, last.before))
     entries = {model.cell.name: model.published() for model in models}
     waiting = [model for model in models if entries[model.cell.name] is None]
     # The time that an interrupted command had taken counts.

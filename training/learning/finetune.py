@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from labelcurve.bundle.errors import DivergedError
-from labelcurve.bundle.manifest import Epoch
+from labelcurve.bundle.manifest import Epoch, Metrics
 from labelcurve.training.data.source import Index
 from labelcurve.training.data.stored import Images, take
 from labelcurve.training.learning import augment
@@ -47,7 +47,7 @@ class Examples:
 
     train: Labelled
     val: Labelled
-    """Judges each epoch; with the schedule `plateau` it chooses one."""
+    """Judges each epoch; with the schedule `plateau` it chooses one. Else it may be empty."""
     unlabelled: Images | None = None
     """uint8 [M, H, W, 3], for the consistency loss of the recipe."""
 
@@ -280,18 +280,16 @@ class _Finetuning:
         seen = at.in_epoch * self._labelled.batch
         number = len(self.history) + 1
         train_loss = self.check()
-        logits = distributed.gathered(predict_logits(self._judged, self._own_val, self._device))
-        found = scores(logits, self._val_labels)
-        _check_finite("validation", found.loss, number, self.optimizers.lr)
+        found = self._validated(number)
         row = Epoch(
             epoch=number,
             train_loss=train_loss,
             train_accuracy=float(at.correct) / seen,
-            val_loss=found.loss,
-            val_accuracy=found.accuracy,
-            val_f1=found.f1,
-            val_precision=found.precision,
-            val_recall=found.recall,
+            val_loss=found and found.loss,
+            val_accuracy=found and found.accuracy,
+            val_f1=found and found.f1,
+            val_precision=found and found.precision,
+            val_recall=found and found.recall,
             lr=self.optimizers.lr,
             images_per_s=seen / trained,
             seconds=loop.clock() - at.epoch_began,
@@ -302,7 +300,17 @@ class _Finetuning:
         self._control.say(epoch(row, of, loop.left(loop.progress())))
         at.next_epoch()
         if self._recipe.schedule == "plateau":
+            assert found is not None
             self._follow(number, found.loss)
+
+    def _validated(self, epoch: int) -> Metrics | None:
+        """The figures on the validation images; None without any."""
+        if not len(self._val_labels):
+            return None
+        logits = distributed.gathered(predict_logits(self._judged, self._own_val, self._device))
+        found = scores(logits, self._val_labels)
+        _check_finite("validation", found.loss, epoch, self.optimizers.lr)
+        return found
 
     def _follow(self, number: int, loss: float) -> None:
         """Keeps the weights with the lowest validation loss; halves the learning rate, or ends."""

@@ -11,24 +11,21 @@ def write(manifest: Manifest, run: Run) -> str:
     m = manifest
     size = m.preprocessing.size
     shown = [escaped(name) for name in m.class_names[:50]]
-    chosen = "choose the epoch and" if m.recipe.get("schedule") == "plateau" else "fit"
     more = f" and {len(m.class_names) - 50} more" if len(m.class_names) > 50 else ""
     classes = ", ".join(shown) + more
     return f"""# {m.name}
 
 {_warnings(run)}Classifies images into {len(m.class_names)} classes: {classes}.
 
-Trained on {m.fraction * 100:.6g} % of the labels of `{m.dataset.name}`: {m.n_labels_train:,} to
-train, {m.n_labels_val:,} to {chosen} the temperature. No other label was used. The
-test images were not used for model selection.{_without_labels(m)}
+{_labels(m)}{_without_labels(m)}
 
 | split | images | accuracy | balanced accuracy | F1 (weighted) | precision | recall | loss |
 |---|---|---|---|---|---|---|---|
 {_row("validation", m.val)}
 {_row("test", m.test) if m.test else "| test | left unread | | | | | | |"}
 
-One run with seed {m.seed}. Balanced accuracy is the mean of the classes' recalls. The figures were
-measured on the ONNX graph in ONNX Runtime.
+{_whose(m)}One run with seed {m.seed}. Balanced accuracy is the mean of the classes' recalls.
+The figures were measured on the ONNX graph in ONNX Runtime.
 {_predicted(m)}{_variants(m, run)}
 ## Use
 
@@ -50,7 +47,8 @@ in OpenCV's `INTER_LINEAR`, is another filter.
 - device {m.device.value} ({m.device.reason}), precision {m.precision.value}
   ({m.precision.reason})
 - export: at most {m.parity.max_abs_diff:.1e} from torch (fp32, CPU) on {m.parity.n_images}
-  held-out images, from file bytes to probabilities, top-1 agreement {m.parity.top1_agreement:.0%}
+  {"training" if m.measured else "held-out"} images, from file bytes to probabilities,
+  top-1 agreement {m.parity.top1_agreement:.0%}
 - data hash `{m.dataset.hash[:16]}`, labelled rows `{m.indices_hash[:16]}`{_corrected(m)}
 - {", ".join(f"{name} {version}" for name, version in m.packages.items())}
 
@@ -59,6 +57,30 @@ in OpenCV's `INTER_LINEAR`, is another filter.
 It knows only the classes above and answers with one of them for every image. It was measured on
 images like its training images; on others expect less.
 """
+
+
+def _labels(m: Manifest) -> str:
+    if m.measured is not None:
+        return (
+            f"The final model, trained on all {m.n_labels_train:,} labels of `{m.dataset.name}`, "
+            f"those\nof the test and validation images among them, as `{m.measured.name}` was on "
+            f"{m.measured.n_labels_train:,}."
+        )
+    chosen = "choose the epoch and" if m.recipe.get("schedule") == "plateau" else "fit"
+    return (
+        f"Trained on {m.fraction * 100:.6g} % of the labels of `{m.dataset.name}`: "
+        f"{m.n_labels_train:,} to\ntrain, {m.n_labels_val:,} to {chosen} the temperature. No other "
+        "label was used. The\ntest images were not used for model selection."
+    )
+
+
+def _whose(m: Manifest) -> str:
+    if m.measured is None:
+        return ""
+    return (
+        f"**The figures are those of `{m.measured.name}`** (version `{m.measured.version}`), since "
+        "no label is\nleft to measure this model with; with more labels expect as much or more.\n\n"
+    )
 
 
 def _predicted(m: Manifest) -> str:
@@ -151,6 +173,7 @@ def _without_labels(m: Manifest) -> str:
 
 def _variants(m: Manifest, run: Run) -> str:
     said = ""
+    seen = "training" if m.measured else "held-out"
     for v in m.variants:
         shown, fp32, split = (
             (v.test, m.test, "test") if v.test and m.test else (v.val, m.val, "validation")
@@ -158,7 +181,7 @@ def _variants(m: Manifest, run: Run) -> str:
         said += (
             f"\n`model.{v.precision}.onnx` is the same model in {v.precision}: accuracy "
             f"{shown.accuracy:.4f} on {split} where fp32 has {fp32.accuracy:.4f}, the same class "
-            f"on {v.agreement:.2%} of {v.n_compared:,} held-out images"
+            f"on {v.agreement:.2%} of {v.n_compared:,} {seen} images"
         )
         if v.precision == "fp16" and v.provider.startswith("CPU"):
             said += " (judged on a CPU, which rounds weights and maps to fp16 and computes in fp32)"

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from copy import deepcopy
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -31,6 +33,7 @@ def fit(
     device: Device,
     *,
     cache: Path | None,
+    chosen: Mapping[str, Any] | None = None,
 ) -> Result:
     """Replaces the network's classifier by one that is fitted on the frozen features.
 
@@ -38,6 +41,8 @@ def fit(
         network: with pretrained weights.
         version: of the weights.
         cache: folder where the features are kept; None takes the default one.
+        chosen: penalty and weights of the classes, of `LinearHead.choices`; None chooses them by
+            cross-validation.
     """
     began = time.monotonic()
     rows = cell.subset.train
@@ -46,10 +51,17 @@ def fit(
             network, images.train.take(rows), version, device, cache=cache, on_progress=bar.update
         )
     embedded = time.monotonic()
-    head = fit_linear(found, images.train.labels[rows], len(images.class_names), seed=cell.seed)
+    head = fit_linear(
+        found,
+        images.train.labels[rows],
+        len(images.class_names),
+        penalty=None if chosen is None else chosen["penalty"],
+        balanced=None if chosen is None else chosen["balanced"],
+        seed=cell.seed,
+    )
     say(
         f"linear head on {found.shape[1]:,} frozen features of {len(rows):,} images: "
-        f"{_chosen(head)}; features {embedded - began:.0f} s, head "
+        f"{_chosen(head, chosen is not None)}; features {embedded - began:.0f} s, head "
         f"{time.monotonic() - embedded:.0f} s"
     )
     return result(network, head, time.monotonic() - began)
@@ -125,10 +137,11 @@ def better(linear: Result, tuned: Result, val: Labelled) -> Result:
     return tuned if wins else linear
 
 
-def _chosen(head: LinearHead) -> str:
+def _chosen(head: LinearHead, before: bool) -> str:
     weighted = "classes weighted equally" if head.balanced else "labels weighted equally"
     if head.accuracy is None:
-        return f"penalty {head.penalty:g}, {weighted} (too few labels to choose by)"
+        why = "as the model before" if before else "too few labels to choose by"
+        return f"penalty {head.penalty:g}, {weighted} ({why})"
     return (
         f"penalty {head.penalty:g}, {weighted}, by cross-validation (accuracy {head.accuracy:.4f}, "
         f"balanced {head.balanced_accuracy:.4f})"

@@ -68,9 +68,10 @@ def cells(options: Options, images: Data, say: Callable[[str], None]) -> list[Ce
     return found
 
 
-def bundle_name(options: Options, dataset: str, fraction: float, seed: int) -> str:
+def bundle_name(options: Options, dataset: str, fraction: float | None, seed: int) -> str:
     """`cifar10-10`, `cifar10-2.5`, `cifar10-reference-100`, `cifar10-scratch-10-s1`,
-    `cifar10-resnet18-10`. The backbone that photos get by default is not named.
+    `cifar10-resnet18-10`; without a fraction, that of the final model, `cifar10-final`. The
+    backbone that photos get by default is not named.
 
     It names what differs from the default, so that variants can lie and be compared in one folder.
     """
@@ -80,7 +81,8 @@ def bundle_name(options: Options, dataset: str, fraction: float, seed: int) -> s
     elif options.extractor.startswith(LIBRARIES) and options.extractor != PHOTO_BACKBONE:
         middle += options.extractor.partition(":")[2].partition("=")[0] + "-"
     last = f"-s{seed}" if seed else ""
-    return f"{options.name or dataset}-{middle}{fraction * 100:.6g}{last}"
+    share = "final" if fraction is None else f"{fraction * 100:.6g}"
+    return f"{options.name or dataset}-{middle}{share}{last}"
 
 
 def plan(options: Options, subset: Subset, others: int = 0) -> Recipe:

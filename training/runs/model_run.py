@@ -26,10 +26,10 @@ from labelcurve.training.models.backbones import Network, build
 from labelcurve.training.models.extractor import Extractor
 from labelcurve.training.options import RUNS
 from labelcurve.training.recipes import LIBRARIES, Preset
-from labelcurve.training.runs import frozen
+from labelcurve.training.runs import frozen, publication
 from labelcurve.training.runs.budget import Budget
 from labelcurve.training.runs.grid import Cell
-from labelcurve.training.runs.publication import Circumstances, publish
+from labelcurve.training.runs.publication import Circumstances
 from labelcurve.training.runtime import distributed, interruption
 from labelcurve.training.runtime.checkpoint import Checkpoint, Finished, check_room
 from labelcurve.training.runtime.console import Bar, say
@@ -82,7 +82,7 @@ class ModelRun:
             self.folder / "checkpoint.pt",
             key,
             seconds=command.checkpoint_seconds,
-            about=self._about,
+            about=self._progress,
             say=say,
         )
         self.keep_precision(self.device.precision)
@@ -140,21 +140,21 @@ class ModelRun:
         with Tracking(command.mlflow, cell.name, params, self.mlflow_run, say) as run:
             self.mlflow_run = run.run_id
             began, cores = time.monotonic(), scheduled()
-            result = self._learn(budget, run)
+            result = self.learn(budget, run)
             waited = waited_share(cores, scheduled())
             shared = ""
             if waited is not None and waited > SHARED:
                 shared = f", other work had the cores in {waited:.0%} of it: alone it takes less"
             kept = f"epoch {result.best_epoch}" if result.head is None else "the linear head"
             say(f"kept {kept}, {result.seconds:.0f} s{shared}")
-            entry = self._publish(budget, result, waited)
+            entry = self.publish(result, self._about(budget, result, waited))
             run.published(entry)
         budget.done(time.monotonic() - began - result.seconds, entry["seconds"]["export"])
         self.finished.write(entry)
         self.checkpoint.remove()
         return entry
 
-    def _learn(self, budget: Budget, run: Tracking) -> finetune.Result:
+    def learn(self, budget: Budget, run: Tracking) -> finetune.Result:
         """Fine-tuning; on a pretrained backbone a linear head first, and the better of the two."""
         command, subset = self.command, self.cell.subset
         n = len(self.others)
@@ -163,11 +163,9 @@ class ModelRun:
             f"\n{self.cell.name}: {len(subset.train):,} labels to train and {len(subset.val):,} to "
             f"validate{more}"
         )
-        network = self._network()
-        if not self.interruptions:
-            check_room(self.folder, network)
+        network = self.network()
         if command.extractor is None or not self.cell.recipe.backbone.startswith(LIBRARIES):
-            return self._finetune(network, budget, run)
+            return self.tune(network, budget, run)
         linear = frozen.fit(
             network,
             command.images,
@@ -179,12 +177,13 @@ class ModelRun:
         if not command.finetune and frozen.few(len(subset.train)):
             return linear
         network = frozen.tunable(linear, self.cell.recipe, command.images.train.images)
-        tuned = self._finetune(network, budget, run)
+        tuned = self.tune(network, budget, run)
         tuned.network.requires_grad_(True)
         val = command.images.train.take(subset.val)
         return frozen.better(linear, tuned, Labelled(val.images, val.labels))
 
-    def _finetune(self, network: Network, budget: Budget, run: Tracking) -> finetune.Result:
+    def tune(self, network: Network, budget: Budget, run: Tracking) -> finetune.Result:
+        """Fine-tuning, with progress, events, checkpoints and the model's share of the time."""
         images, cell = self.command.images, self.cell
         train, val = images.train.take(cell.subset.train), images.train.take(cell.subset.val)
         examples = Examples(
@@ -221,20 +220,27 @@ class ModelRun:
                 raise
         return result
 
-    def _network(self) -> Network:
+    def network(self) -> Network:
         """The network before the first step: random weights of the seed, or the extractor's."""
         images = self.command.images
         torch.manual_seed(self.cell.seed)
         network = build(self.cell.recipe.backbone, images.train.images, len(images.class_names))
         if self.command.extractor is not None:
             self.command.extractor.load_into(network)
+        if not self.interruptions:
+            check_room(self.folder, network)
         return network
 
-    def _publish(
-        self, budget: Budget, result: finetune.Result, waited: float | None
-    ) -> dict[str, Any]:
+    def publish(self, result: finetune.Result, about: Circumstances) -> dict[str, Any]:
+        """Exports, measures and publishes; the bundle's entry in the command's document."""
         command = self.command
-        about = Circumstances(
+        return publication.publish(command.out, command.images, self.cell, result, about, say)
+
+    def _about(
+        self, budget: Budget, result: finetune.Result, waited: float | None
+    ) -> Circumstances:
+        command = self.command
+        return Circumstances(
             source=command.source,
             preset=command.preset,
             test=command.test,
@@ -251,9 +257,8 @@ class ModelRun:
                 *choice.doubts(command.extractor, command.images),
             ),
         )
-        return publish(command.out, command.images, self.cell, result, about, say)
 
-    def _about(self) -> dict[str, Any]:
+    def _progress(self) -> dict[str, Any]:
         return {
             "started": self.started,
             "interruptions": self.interruptions,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import platform
 import shlex
 import sys
@@ -21,12 +22,15 @@ from labelcurve.bundle.manifest import (
     Dataset,
     HeldOut,
     Manifest,
+    Measured,
     Metrics,
     Parity,
+    Predicted,
     Preprocessing,
     Pretrained,
     Run,
 )
+from labelcurve.bundle.store import Bundle
 from labelcurve.training.data import dataset, fractions
 from labelcurve.training.data.dataset import Data
 from labelcurve.training.data.digests import of_image
@@ -70,20 +74,18 @@ class Circumstances:
 
 
 @dataclass(frozen=True)
-class _Measured:
-    """The exported graph and its metrics."""
+class _Figures:
+    """What is known of a model's answers to held-out images."""
 
-    graph: bytes
-    temperature: float
-    parity: Parity
     val: Metrics
     test: Metrics | None
-    held_out: HeldOut
-    probabilities: NDArray[np.float64]
-    """[N, K] of the test images, or of the validation images if test was left unread."""
-    labels: Index
-    """True classes of the same images."""
-    seconds: dict[str, float]
+    held_out: HeldOut | None
+    predicted: Predicted | None
+    """On test, as `report` and `confusion`, or on validation if test was left unread."""
+    report: dict[str, Any]
+    confusion: tuple[tuple[int, ...], ...]
+    measured: Measured | None = None
+    """The model that they are of, where that is another one."""
 
 
 def publish(
@@ -93,11 +95,14 @@ def publish(
     result: Result,
     about: Circumstances,
     say: Callable[[str], None],
+    measured: Bundle | None = None,
 ) -> dict[str, Any]:
     """Exports, measures and publishes a trained network, unless the parity gate refuses it.
 
     Args:
         out: folder of the bundles.
+        measured: the model whose temperature and figures a final model takes over, since no label
+            is left to measure it with.
 
     Returns:
         The bundle's entry in the command's document.
@@ -107,29 +112,46 @@ def publish(
         DataError: an image file changed since training read it.
         BundleError: it cannot be written.
     """
-    found = _measure(images, cell, result, about, say)
-    manifest = _manifest(images, cell, result, about, found)
+    began = time.monotonic()
+    if measured is None:
+        val = images.train.take(cell.subset.val)
+        logits = predict_logits(result.network, val.images, FP32_CPU)
+        temperature = evaluate.temperature(logits, val.labels)
+    else:
+        temperature = measured.manifest.temperature
+    graph, parity = _exported(images, cell, result, temperature, about, say)
+    exported = time.monotonic()
+    figures = _taken_over(measured) if measured else _measure(images, cell, graph, about)
+    now = time.monotonic()
+    seconds = {
+        "train": result.seconds,
+        "export": exported - began,
+        "evaluate": now - exported,
+        "total": result.seconds + now - began,
+        "command": now - about.command_began,
+    }
+    seconds = {name: round(value, 3) for name, value in seconds.items()}
+    manifest = _manifest(images, cell, result, about, temperature, parity, figures)
     record = Run(
         command=shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         started=about.started,
         host=platform.node(),
         hardware=hardware(about.device),
         git_commit=about.commit,
-        seconds=found.seconds,
+        seconds=seconds,
         waited=about.waited,
         interruptions=about.interruptions,
         warnings=about.warnings,
         pretraining_seconds=(about.extractor.card.seconds or None) if about.extractor else None,
         history=result.history,
-        report=evaluate.report(found.probabilities.argmax(1), found.labels, images.class_names),
-        confusion=evaluate.confusion(
-            found.probabilities.argmax(1), found.labels, len(images.class_names)
-        ),
+        report=figures.report,
+        confusion=figures.confusion,
     )
-    path = store.publish(out, manifest, found.graph, card.write(manifest, record), record)
-    shown, where = (found.test, "test") if found.test else (found.val, "validation")
+    path = store.publish(out, manifest, graph, card.write(manifest, record), record)
+    shown, where = (figures.test, "test") if figures.test else (figures.val, "validation")
+    of = f" of {figures.measured.name}" if figures.measured else ""
     say(
-        f"{where}: accuracy {shown.accuracy:.4f}, balanced {shown.balanced_accuracy:.4f}, "
+        f"{where}{of}: accuracy {shown.accuracy:.4f}, balanced {shown.balanced_accuracy:.4f}, "
         f"F1 {shown.f1:.4f}, loss {shown.loss:.4f} on {shown.n:,} images\npublished {path}"
     )
     for warning in about.warnings:
@@ -142,23 +164,24 @@ def publish(
         "seed": cell.seed,
         "n_labels_train": len(cell.subset.train),
         "n_labels_val": len(cell.subset.val),
-        "val": found.val.model_dump(),
-        "test": found.test.model_dump(include=TEST_FIGURES) if found.test else None,
-        "parity": found.parity.model_dump(include={"max_abs_diff", "top1_agreement"}),
-        "seconds": found.seconds,
+        "val": figures.val.model_dump(),
+        "test": figures.test.model_dump(include=TEST_FIGURES) if figures.test else None,
+        "parity": parity.model_dump(include={"max_abs_diff", "top1_agreement"}),
+        "seconds": seconds,
         "epochs": len(result.history),
+        **({"measured": figures.measured.model_dump()} if figures.measured else {}),
     }
 
 
-def _measure(
-    images: Data, cell: Cell, result: Result, about: Circumstances, say: Callable[[str], None]
-) -> _Measured:
-    """Calibrates and exports behind the parity gate, then measures the graph in ONNX Runtime."""
-    began = time.monotonic()
-    val = images.train.take(cell.subset.val)
-    temperature = evaluate.temperature(
-        predict_logits(result.network, val.images, FP32_CPU), val.labels
-    )
+def _exported(
+    images: Data,
+    cell: Cell,
+    result: Result,
+    temperature: float,
+    about: Circumstances,
+    say: Callable[[str], None],
+) -> tuple[bytes, Parity]:
+    """The graph, and the proof of the parity gate that it is the same function."""
     served = export.Served(result.network, temperature)
     graph = export.to_onnx(served, images.size, images.class_names)
     # The gate may look at held-out images beyond the fraction: it uses no label.
@@ -167,41 +190,60 @@ def _measure(
     # With a GPU to train on, the service is likely to have one, too.
     gpu = about.device.device.type == "cuda"
     parity = export.check_parity(graph, served, checked.images, files, images.class_names, gpu)
-    exported = time.monotonic()
     say(
         f"export: {len(graph) / 1e6:.1f} MB, at most {parity.max_abs_diff:.1e} from torch on "
         f"{parity.n_images} images, same top-1, on {' and '.join(parity.providers)}; "
         f"temperature {temperature:.2f}"
     )
+    return graph, parity
+
+
+def _measure(images: Data, cell: Cell, graph: bytes, about: Circumstances) -> _Figures:
+    """The figures of the graph in ONNX Runtime."""
     runtime = export.session(graph)
-    val_metrics, probabilities, labels = measure(runtime, val)
+    val, probabilities, labels = measure(runtime, images.train.take(cell.subset.val))
     held_out = acceptance.held_out(probabilities, labels)
-    test_metrics: Metrics | None = None
+    test: Metrics | None = None
     if about.test:
-        test_metrics, probabilities, labels = measure(runtime, images.test)
-    now = time.monotonic()
-    seconds = {
-        "train": result.seconds,
-        "export": exported - began,
-        "evaluate": now - exported,
-        "total": result.seconds + now - began,
-        "command": now - about.command_began,
-    }
-    return _Measured(
-        graph=graph,
-        temperature=temperature,
-        parity=parity,
-        val=val_metrics,
-        test=test_metrics,
+        test, probabilities, labels = measure(runtime, images.test)
+    answers = probabilities.argmax(1)
+    return _Figures(
+        val=val,
+        test=test,
         held_out=held_out,
-        probabilities=probabilities,
-        labels=labels,
-        seconds={name: round(value, 3) for name, value in seconds.items()},
+        predicted=evaluate.distribution(probabilities, "test" if test else "validation"),
+        report=evaluate.report(answers, labels, images.class_names),
+        confusion=evaluate.confusion(answers, labels, len(images.class_names)),
+    )
+
+
+def _taken_over(bundle: Bundle) -> _Figures:
+    manifest, ran = bundle.manifest, store.read_run(bundle.path)
+    return _Figures(
+        val=manifest.val,
+        test=manifest.test,
+        held_out=manifest.held_out,
+        predicted=manifest.predicted,
+        report=ran.report,
+        confusion=ran.confusion,
+        measured=Measured(
+            name=bundle.name,
+            version=bundle.version,
+            graph_hash=hashlib.sha256(bundle.graph).hexdigest(),
+            n_labels_train=manifest.n_labels_train,
+            n_labels_val=manifest.n_labels_val,
+        ),
     )
 
 
 def _manifest(
-    images: Data, cell: Cell, result: Result, about: Circumstances, found: _Measured
+    images: Data,
+    cell: Cell,
+    result: Result,
+    about: Circumstances,
+    temperature: float,
+    parity: Parity,
+    figures: _Figures,
 ) -> Manifest:
     subset = cell.subset
     return Manifest(
@@ -229,18 +271,17 @@ def _manifest(
         n_parameters=n_parameters(result.network),
         epochs=len(result.history),
         best_epoch=result.best_epoch,
-        temperature=found.temperature,
+        temperature=temperature,
         recipe={**asdict(cell.recipe), **({} if result.head is None else result.head.choices())},
         micro_batches=result.micro_batches,
         device=about.device.choice,
         precision=about.device.precision,
-        val=found.val,
-        test=found.test,
-        predicted=evaluate.distribution(
-            found.probabilities, "test" if found.test else "validation"
-        ),
-        held_out=found.held_out,
-        parity=found.parity,
+        measured=figures.measured,
+        val=figures.val,
+        test=figures.test,
+        predicted=figures.predicted,
+        held_out=figures.held_out,
+        parity=parity,
         packages=versions(PACKAGES),
     )
 

@@ -110,8 +110,10 @@ def epoch(row: Epoch, of: str, left: float) -> str:
         of: `/` and the number of epochs, where it is known.
         left: seconds to go.
     """
+    judged = zip((row.val_loss, row.val_accuracy, row.val_f1), (9, 13, 7), strict=True)
+    figures = [f"{'-':>{width}}" if x is None else f"{x:{width}.4f}" for x, width in judged]
     return (
         f"{row.epoch:3d}{of:<4} {row.train_loss:8.4f} {row.train_accuracy:9.4f} "
-        f"{row.val_loss:9.4f} {row.val_accuracy:13.4f} {row.val_f1:7.4f} {row.lr:8.5f} "
+        f"{' '.join(figures)} {row.lr:8.5f} "
         f"{row.images_per_s:9.0f} {row.seconds:8.1f} {left:6.0f} s"
     )

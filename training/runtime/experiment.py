@@ -161,7 +161,7 @@ class EventWriter:
         if self._writer is None:
             return
         try:
-            for name, value in epoch.model_dump(exclude={"epoch"}).items():
+            for name, value in epoch.model_dump(exclude={"epoch"}, exclude_none=True).items():
                 self._writer.add_scalar(name, value, epoch.epoch)
             self._writer.flush()
         except OSError as error:

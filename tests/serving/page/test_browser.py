@@ -273,6 +273,20 @@ def test_models_of_several_data_sets_need_not_agree(open_page: Open, client: htt
     )
 
 
+def test_a_final_model_is_shown_and_is_no_point_of_the_curve(
+    open_page: Open, client: httpx.Client
+) -> None:
+    listed = client.get("/models").json()
+    last = {**listed[2], "name": "digits-final", "measured": "digits-100", "default": True}
+    page = show(open_page, [*[{**m, "default": False} for m in listed], last])
+    expect(page.locator("#plot .dot")).to_have_count(3)
+    expect(page.locator("#plot .series")).to_have_count(0)
+    shown = page.locator(".model[data-model=digits-final]")
+    expect(shown).to_contain_text("digits-final, ")
+    expect(shown.locator("[title$='test images, of digits-100']")).to_have_count(1)
+    expect(page.locator("[title$='of digits-100']")).to_have_count(1)
+
+
 def test_one_model_has_no_curve(open_page: Open, client: httpx.Client) -> None:
     (only,) = [m for m in client.get("/models").json() if m["name"] == "digits-100"]
     page = show(open_page, [only])

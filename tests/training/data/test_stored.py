@@ -16,7 +16,15 @@ from labelcurve.bundle import preprocess
 from labelcurve.bundle.errors import DataError, UnreadableImage
 from labelcurve.training.data import stored
 from labelcurve.training.data.source import Rows, png
-from labelcurve.training.data.stored import Stored, by_blocks, encoded, in_file, in_order
+from labelcurve.training.data.stored import (
+    Stored,
+    by_blocks,
+    encoded,
+    in_file,
+    in_order,
+    joined,
+    take,
+)
 
 N, SIZE = 500, 8
 PIXELS = np.random.default_rng(0).integers(0, 256, (N, SIZE, SIZE, 3), np.uint8)
@@ -75,6 +83,33 @@ def test_rows_taken_of_rows_taken(images: tuple[Stored, NDArray[np.uint8]]) -> N
     again = part.take(np.arange(0, 300, 3))
     assert np.array_equal(again, known[rows][::3])
     assert all(np.array_equal(a, b) for a, b in zip(part, known[rows], strict=True))
+
+
+@pytest.mark.parametrize("where", ["first", "second", "both", "neither"])
+def test_images_joined_are_those_of_both(
+    images: tuple[Stored, NDArray[np.uint8]], where: str
+) -> None:
+    found, known = images
+    early, late = np.arange(0, 200), np.arange(250, N)
+    parts = [found.take(early), found.take(late)]
+    if where != "both":
+        parts = [
+            part if place == where else part[:]
+            for part, place in zip(parts, ("first", "second"), strict=True)
+        ]
+    both = joined(*parts)
+    expected = np.concatenate([known[early], known[late]])
+    assert isinstance(both, Stored) is (where != "neither")
+    assert np.array_equal(both[:], expected)
+    rows = np.random.default_rng(3).permutation(len(expected))[:120]
+    assert np.array_equal(both[rows], expected[rows])
+    again = take(both, rows)
+    assert np.array_equal(again[5:50], expected[rows][5:50])
+    if isinstance(both, Stored):
+        order = by_blocks(both, np.random.default_rng(0))
+        assert sorted(order.tolist()) == list(range(len(expected)))
+        blocks = both.blocks(both.within(np.arange(len(expected))))
+        assert set(blocks[:200]).isdisjoint(blocks[200:])
 
 
 def test_few_rows_are_taken_into_memory(file: Path) -> None:

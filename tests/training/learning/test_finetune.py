@@ -132,7 +132,7 @@ def test_an_earlier_epoch_that_validates_better_is_not_taken(digits: Data) -> No
     plan = replace(RECIPE, epochs=3, ema=0.0)
     control = Control(on_epoch=spoil)
     result = finetune.finetune(network(), Examples(train, shown), plan, FP32_CPU, 0, control)
-    accuracies = [row.val_accuracy for row in result.history]
+    accuracies = [row.val_accuracy or 0.0 for row in result.history]
     assert accuracies[0] == max(accuracies) > accuracies[-1] + 0.1
     assert result.best_epoch == 3
     last = accuracy(result, val.images, shown.labels)
@@ -171,6 +171,23 @@ def test_one_row_an_epoch_with_an_estimate(digits: Data) -> None:
     assert said[-1].endswith(" 0 s"), "nothing is left at the end"
 
 
+def test_without_images_that_validate_the_run_is_the_same_one(digits: Data) -> None:
+    said: list[str] = []
+    train, val = labelled(digits, 0.3)
+    nothing = Labelled(val.images[:0], val.labels[:0])
+    result = finetune.finetune(
+        network(), Examples(train, nothing), RECIPE, FP32_CPU, 0, control=Control(say=said.append)
+    )
+    other, lines = run(digits)
+    assert same_weights(result.network, other.network)
+    last = result.history[-1]
+    assert (last.val_loss, last.val_accuracy, last.val_f1) == (None, None, None)
+    assert (last.val_precision, last.val_recall) == (None, None)
+    assert last.train_loss == other.history[-1].train_loss
+    assert said[-1].split()[3:6] == ["-", "-", "-"]
+    assert len(said[-1]) == len(lines[-1]), "below the same columns"
+
+
 def test_the_learning_rate_rises_and_falls_to_zero(digits: Data) -> None:
     result, _ = run(digits, replace(RECIPE, epochs=10, patience=10))
     rates = [row.lr for row in result.history]
@@ -193,7 +210,7 @@ def test_on_a_plateau_the_rate_is_halved_and_the_best_epoch_is_taken(digits: Dat
         0,
         control=Control(say=said.append),
     )
-    losses = [row.val_loss for row in result.history]
+    losses = [row.val_loss or 0.0 for row in result.history]
     assert result.best_epoch == int(np.argmin(losses)) + 1
     assert len(losses) == result.best_epoch + 6 < 50
     taken = result.history[result.best_epoch - 1].val_accuracy
@@ -236,7 +253,7 @@ def test_training_leaves_the_images_and_labels_alone(digits: Data) -> None:
 def test_the_device_of_this_machine_trains_too(digits: Data) -> None:
     train, val = labelled(digits, 0.3)
     result = finetune.finetune(network(), Examples(train, val), RECIPE, choose(), 0)
-    assert all(math.isfinite(row.val_loss) for row in result.history)
+    assert all(math.isfinite(row.val_loss or math.nan) for row in result.history)
     assert next(result.network.parameters()).dtype == torch.float32
 
 
@@ -268,7 +285,7 @@ def test_images_without_labels_teach(digits: Data) -> None:
     with_them, without = semi(digits, plan, others), semi(digits, plan, None)
     assert not same_weights(with_them.network, without.network)
     assert same_weights(with_them.network, semi(digits, plan, others).network)
-    assert with_them.history[-1].val_accuracy > 0.5
+    assert (with_them.history[-1].val_accuracy or 0.0) > 0.5
 
 
 @pytest.mark.parametrize(

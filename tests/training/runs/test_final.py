@@ -1,0 +1,198 @@
+"""The final model: folders of digits without a test split, one epoch each."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from labelcurve.bundle import store
+from labelcurve.bundle.errors import ExportError
+from labelcurve.bundle.store import Bundle
+from labelcurve.training.data import dataset
+from labelcurve.training.jobs import quantize as quantize_job
+from labelcurve.training.jobs import train
+from labelcurve.training.models import quantize
+from labelcurve.training.options import Options, QuantizeOptions
+from labelcurve.training.runs import final, grid
+from tests.training.sets import digit_rows, write_folder
+
+N = 150
+"""Labels: 15 a class, of which 3 are test and 1 validates."""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_folder(tmp_path_factory.mktemp("final") / "digits8", digit_rows(15))
+
+
+def options(folder: Path, **more: Any) -> Options:
+    given = {"data": str(folder), "image_size": 8, "extractor": "none", "epochs": 1, **more}
+    return Options(**{"fraction": (1.0,), "device": "cpu", **given})
+
+
+@pytest.fixture(scope="module")
+def trained(
+    folder: Path, cache: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, dict[str, Any]]:
+    """Bundles at 50 and 100 % and the final one, and the command's document."""
+    out = tmp_path_factory.mktemp("models")
+    given = options(folder, out=out, cache=cache, fraction=(0.5, 1.0))
+    return out, train.run(given)
+
+
+def bundle(trained: tuple[Path, dict[str, Any]], name: str) -> Bundle:
+    return store.read(trained[0], name)
+
+
+def test_it_learns_from_all_labels_and_has_the_figures_of_the_model_before(
+    trained: tuple[Path, dict[str, Any]],
+) -> None:
+    _, document = trained
+    assert [b["n_labels_train"] for b in document["bundles"]] == [50, 110]
+    last = document["final"]
+    assert (last["name"], last["n_labels_train"], last["n_labels_val"]) == (
+        "digits8-scratch-final",
+        N,
+        0,
+    )
+    before = bundle(trained, "digits8-scratch-100")
+    after = bundle(trained, "digits8-scratch-final")
+    assert after.graph != before.graph
+    same = ("val", "test", "held_out", "predicted", "temperature", "class_names")
+    one, two = before.manifest, after.manifest
+    assert [getattr(one, name) for name in same] == [getattr(two, name) for name in same]
+    assert one.measured is None
+    assert two.measured is not None
+    assert (two.measured.name, two.measured.version) == (before.name, before.version)
+    assert (two.measured.n_labels_train, two.measured.n_labels_val) == (110, 10)
+    assert last["measured"] == two.measured.model_dump()
+    assert (two.dataset.n_train, two.dataset.n_test, two.dataset.hash) == (N, 0, one.dataset.hash)
+    assert two.parity.n_images == N
+    ran, run = store.read_run(before.path), store.read_run(after.path)
+    assert (run.report, run.confusion) == (ran.report, ran.confusion)
+    assert run.history[0].val_loss is None
+    assert ran.history[0].val_loss is not None
+
+
+def test_the_card_says_whose_figures_they_are(trained: tuple[Path, dict[str, Any]]) -> None:
+    after = bundle(trained, "digits8-scratch-final")
+    card = (after.path / "README.md").read_text()
+    assert f"The final model, trained on all {N} labels of `digits8`" in card
+    assert "**The figures are those of `digits8-scratch-100`**" in card
+    assert "on 150\n  training images" in card
+    assert "No other label was used" not in card
+    other = (bundle(trained, "digits8-scratch-100").path / "README.md").read_text()
+    assert "final" not in other
+
+
+def test_a_label_of_the_test_images_reaches_the_final_model_alone(
+    folder: Path, cache: Path, tmp_path: Path, trained: tuple[Path, dict[str, Any]]
+) -> None:
+    images = dataset.load(str(folder), size=8, cache=cache, say=lambda _: None)
+    labels = images.test.labels.copy()
+    labels[:10] = (labels[:10] + 1) % 10
+    other = replace(images, test=replace(images.test, labels=labels))
+    given = options(folder, out=tmp_path, cache=cache)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(dataset, "load", lambda *_, **__: other)
+        train.run(given)
+    for name, same in (("digits8-scratch-100", True), ("digits8-scratch-final", False)):
+        assert (store.read(tmp_path, name).graph == bundle(trained, name).graph) is same
+
+
+@pytest.mark.parametrize(
+    "more",
+    [{"no_final": True}, {"no_test": True}, {"fraction": (0.5,)}, {"data": "digits"}, {"seed": 1}],
+    ids=str,
+)
+def test_where_there_is_none(folder: Path, cache: Path, more: dict[str, Any]) -> None:
+    images = dataset.load(str(folder), size=8, cache=cache, say=lambda _: None)
+    given = options(folder, cache=cache)
+    cells = grid.cells(given, images, lambda _: None)
+    found = final.planned(given, images, cells)
+    assert found is not None
+    assert (found.before, found.cell.name) == ("digits8-scratch-100", "digits8-scratch-final")
+    assert final.planned(given, replace(images, test_given=True), cells) is None
+    wanted = replace(given, **more)
+    others = [c for c in cells if c.subset.fraction in wanted.fractions]
+    assert final.planned(wanted, images, others) is None
+
+
+def test_all_rows_are_there_once_with_their_labels_and_files(folder: Path, cache: Path) -> None:
+    images = dataset.load(str(folder), size=8, cache=cache, say=lambda _: None)
+    every = final.whole(images)
+    assert (len(images.train), len(images.test), len(every.train)) == (120, 30, N)
+    assert len(every.test) == 0
+    assert every.pixels_hash == images.pixels_hash
+    wheres = [every.train.where(i) for i in range(N)]
+    assert len(set(wheres)) == N
+    assert all(
+        Path(where).parent.name == every.class_names[label]
+        for where, label in zip(wheres, every.train.labels, strict=True)
+    )
+    for i, row in ((3, images.train), (123, images.test)):
+        j = i if row is images.train else i - 120
+        assert every.train.read(i) == row.read(j)
+        assert np.array_equal(every.train.images[i], row.images[j])
+        assert every.train.digests[np.array([i])] == row.digests[np.array([j])]
+
+
+def test_an_interrupted_command_goes_on_with_the_final_model_alone(
+    folder: Path, cache: Path, tmp_path: Path, trained: tuple[Path, dict[str, Any]]
+) -> None:
+    given = options(folder, out=tmp_path, cache=cache)
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(final.FinalRun, "learn", stop)
+        with pytest.raises(KeyboardInterrupt):
+            train.run(given)
+    before = store.read(tmp_path, "digits8-scratch-100").version
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("labelcurve.training.runs.model_run.ModelRun.learn", stop)  # not again
+        document = train.run(given)
+    assert document["bundles"][0]["version"] == before
+    assert document["final"]["version"] == trained[1]["final"]["version"]
+
+
+def test_a_variant_has_the_figures_of_the_model_before_too(
+    folder: Path,
+    cache: Path,
+    tmp_path: Path,
+    trained: tuple[Path, dict[str, Any]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(quantize, "LOST_POINTS", 100.0)  # after one epoch
+    models = tmp_path / "models"
+    models.mkdir()
+    for name in ("digits8-scratch-100", "digits8-scratch-final"):
+        found = bundle(trained, name)
+        record = store.read_run(found.path)
+        store.publish(models, found.manifest, found.graph, "", record)
+    given = QuantizeOptions(
+        models=models, data=str(folder), precision="fp16", cache=cache, only=(f"{name}",)
+    )
+    with pytest.raises(ExportError, match="has no such graph: quantize that first"):
+        quantize_job.run(given)
+    document = quantize_job.run(replace(given, only=()))
+    assert [b["name"] for b in document["bundles"]] == [
+        "digits8-scratch-100",
+        "digits8-scratch-final",
+    ]
+    one, two = (store.read(models, b["name"]).manifest.variants[0] for b in document["bundles"])
+    assert (two.val, two.test, two.held_out) == (one.val, one.test, one.held_out)
+    assert (one.n_compared, two.n_compared) == (10, N)
+    found = bundle(trained, "digits8-scratch-50")
+    other = found.manifest.model_copy(update={"name": "digits8-scratch-100"})
+    store.publish(models, other, found.graph, "", store.read_run(found.path))
+    with pytest.raises(ExportError, match="trained again since"):
+        quantize_job.run(given)
+    (models / "digits8-scratch-100" / "current").unlink()
+    with pytest.raises(ExportError, match="which is not there"):
+        quantize_job.run(given)

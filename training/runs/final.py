@@ -1,0 +1,137 @@
+"""The final model: trained on all labels, after the model of 100 % has been measured.
+
+Where the data have no test split, a fifth of the labels measures the models and a tenth of the
+others validates them, so that the best one has learned from 72 % of the labels. The final model
+has the same recipe and learns from all of them. None is left to measure it with: temperature and
+figures are those of the model before it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from labelcurve.bundle import store
+from labelcurve.training.data import fractions
+from labelcurve.training.data.dataset import Data
+from labelcurve.training.data.fractions import Subset
+from labelcurve.training.data.source import UNLABELLED
+from labelcurve.training.learning import finetune
+from labelcurve.training.models.export import PARITY_IMAGES
+from labelcurve.training.options import Options
+from labelcurve.training.recipes import LIBRARIES
+from labelcurve.training.runs import frozen, grid, publication
+from labelcurve.training.runs.budget import Budget
+from labelcurve.training.runs.grid import Cell
+from labelcurve.training.runs.model_run import Command, ModelRun
+from labelcurve.training.runs.publication import Circumstances
+from labelcurve.training.runtime.console import say
+from labelcurve.training.runtime.experiment import Tracking
+
+
+@dataclass(frozen=True)
+class Final:
+    """The final model of a command."""
+
+    before: str
+    """Name of the model whose figures it has: that of all labels and the first seed."""
+    images: Data
+    """With all labels to train on, and nothing to test."""
+    cell: Cell
+
+
+def planned(options: Options, images: Data, cells: Sequence[Cell]) -> Final | None:
+    """The final model that follows the cells.
+
+    Returns:
+        None where it is not wanted, where no model of all labels comes before it, or where the
+        data have a test split, so that the model before has nearly all labels. Nor for the digits
+        of scikit-learn, which nobody classifies in production.
+    """
+    if options.no_final or options.no_test or options.preset != "default":
+        return None
+    if options.data == "digits":
+        return None
+    before = [c for c in cells if c.subset.fraction == 1 and c.seed == options.seed]
+    if images.test_given or not len(images.test) or not before:
+        return None
+    every = whole(images)
+    labelled = subset(every)
+    recipe = grid.plan(options, labelled, len(every.train) - len(labelled.train))
+    name = grid.bundle_name(options, images.name, None, options.seed)
+    return Final(before[0].name, every, Cell(name, options.seed, labelled, recipe))
+
+
+def whole(images: Data) -> Data:
+    """The data with the test images among the training images."""
+    return replace(
+        images,
+        train=images.train.joined(images.test),
+        test=images.test.take(np.arange(0)),
+        whole_pixels_hash=images.pixels_hash,
+    )
+
+
+def subset(images: Data) -> Subset:
+    """All labelled rows of `whole`, none of them held out."""
+    rows = np.flatnonzero(images.train.labels != UNLABELLED).astype(np.int32)
+    return Subset(
+        fraction=1.0,
+        train=rows,
+        val=rows[:0],
+        val_pool=fractions.spread(rows, PARITY_IMAGES).astype(np.int32),
+        hash=fractions.rows_hash(images.train, rows, rows[:0]),
+    )
+
+
+class FinalRun(ModelRun):
+    """Trains and publishes the final model, when the one of 100 % has been published.
+
+    Args:
+        command: with the images of `Final`.
+        cell: that of `Final`.
+        began: as for `ModelRun`.
+        before: name of the model that has been measured.
+    """
+
+    def __init__(self, command: Command, cell: Cell, began: float, before: str) -> None:
+        super().__init__(command, cell, began)
+        self._before = before
+
+    def learn(self, budget: Budget, run: Tracking) -> finetune.Result:
+        """Trains as the model before was trained: a linear head, fine-tuning, or both."""
+        command, recipe = self.command, self.cell.recipe
+        say(
+            f"\n{self.cell.name}: the final model, on all {len(self.cell.subset.train):,} labels; "
+            f"its figures are those of {self._before}"
+        )
+        network = self.network()
+        if command.extractor is None or not recipe.backbone.startswith(LIBRARIES):
+            return self.tune(network, budget, run)
+        chosen = store.read(command.out, self._before).manifest.recipe.get("linear_head")
+        linear = frozen.fit(
+            network,
+            command.images,
+            self.cell,
+            command.extractor.version,
+            command.device,
+            cache=command.cache,
+            chosen=chosen,
+        )
+        if chosen is not None:
+            return linear
+        network = frozen.tunable(linear, recipe, command.images.train.images)
+        tuned = self.tune(network, budget, run)
+        tuned.network.requires_grad_(True)
+        return tuned
+
+    def publish(self, result: finetune.Result, about: Circumstances) -> dict[str, Any]:
+        """As of `ModelRun`, with the figures of the model before."""
+        command = self.command
+        before = store.read(command.out, self._before)
+        return publication.publish(
+            command.out, command.images, self.cell, result, about, say, measured=before
+        )
