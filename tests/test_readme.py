@@ -20,11 +20,10 @@ import socket
 import subprocess
 import sys
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 
 from tests.models import digit_label, digit_png
@@ -107,11 +106,11 @@ def wait_until_ready(process: subprocess.Popen[bytes], port: int) -> None:
     for _ in range(READY_SECONDS * 10):
         assert process.poll() is None, "serve ended before it was ready"
         try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz", timeout=5):
+            if httpx.get(f"http://127.0.0.1:{port}/readyz", timeout=5).is_success:
                 return
-        except OSError as error:  # refused, closed, or no answer in time
+        except httpx.TransportError as error:  # refused, closed, or no answer in time
             last = error
-            time.sleep(0.1)
+        time.sleep(0.1)
     raise AssertionError(f"serve was not ready after {READY_SECONDS} s: {last!r}")
 
 

@@ -32,8 +32,16 @@ def train(arguments: Sequence[str]) -> None:
             closed.
     """
 
+    def given() -> options.Options:
+        chosen = options.parse(arguments)
+        if not chosen.self_test:
+            from labelcurve.training.data.sources import check_there
+
+            check_there(chosen.data)
+        return chosen
+
     def run() -> dict[str, Any] | None:
-        chosen = _parsed(lambda: options.parse(arguments))
+        chosen = _parsed(given)
         # torch is imported only now: `--help` and typing errors answer at once.
         from labelcurve.training.jobs import selftest
         from labelcurve.training.jobs import train as train_job

@@ -9,6 +9,7 @@ import re
 import shlex
 import signal
 import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -298,3 +299,20 @@ def test_the_document_survives_a_strict_json_reader(trained: Finished) -> None:
         raise AssertionError(f"{constant} is no JSON")
 
     json.loads(trained.stdout.splitlines()[-1], parse_constant=refuse)
+
+
+def test_data_that_is_not_there_is_said_before_torch_is_imported() -> None:
+    code = """
+import sys
+from labelcurve.bundle.errors import DataError
+from labelcurve.training import cli
+
+try:
+    cli.train(["--data", "nowhere"])
+except DataError as error:
+    print(error)
+assert "torch" not in sys.modules
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "--data nowhere: no such folder. Allowed: cifar10, digits" in done.stdout

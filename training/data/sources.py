@@ -48,6 +48,9 @@ CIFAR10_MIRRORS = (
 )
 """Tried in this order; torchvision checks each download against the archive's MD5 sum."""
 
+NAMED = ("cifar10", "digits")
+"""Values of `--data` that are no path."""
+
 ALLOWED = (
     "Allowed: cifar10, digits, a folder of class folders, a folder of Parquet files, or a table "
     f"({', '.join(TABLES)}) with the columns path and label"
@@ -102,6 +105,20 @@ def open_source(chosen: Selection, downloads: Path, say: Say) -> Source:
     )
 
 
+def check_there(data: str) -> None:
+    """Checks that the value of `--data` exists, which needs no import that takes seconds.
+
+    Raises:
+        DataError: it does not.
+    """
+    if data in NAMED:
+        return
+    if not data:
+        raise DataError(f"--data is empty: is a variable of the shell not set? {ALLOWED}")
+    if not Path(data).expanduser().exists():
+        raise DataError(f"--data {data}: no such folder{near(data.lower(), NAMED)}. {ALLOWED}")
+
+
 def _either(first: Source, second: Source) -> list[Path]:
     return first.changed() + second.changed()
 
@@ -112,13 +129,8 @@ def _labelled(chosen: Selection, downloads: Path, say: Say) -> Source:
         return digits()
     if data == "cifar10":
         return cifar10(downloads, say)
-    if not data:
-        raise DataError(f"--data is empty: is a variable of the shell not set? {ALLOWED}")
+    check_there(data)
     path = Path(data).expanduser()
-    if not path.exists():
-        raise DataError(
-            f"--data {data}: no such folder{near(data.lower(), ('cifar10', 'digits'))}. {ALLOWED}"
-        )
     if path.is_file() and chosen.layout != "auto":
         raise DataError(f"--layout says what folders mean, and --data {data} is a file")
     if path.is_file() and path.suffix.lower() in TABLES:

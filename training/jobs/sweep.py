@@ -28,7 +28,7 @@ from labelcurve.bundle.errors import LabelcurveError
 from labelcurve.bundle.machine import cores, memory
 from labelcurve.bundle.text import duration
 from labelcurve.training import options
-from labelcurve.training.data.sources import Selection, open_source
+from labelcurve.training.data.sources import check_there
 from labelcurve.training.options import RUNS, Options
 from labelcurve.training.runtime import interruption
 from labelcurve.training.runtime.checkpoint import Finished
@@ -210,8 +210,7 @@ def _check_there(sources: Sequence[str], address: str | None) -> None:
     if address not in (None, "auto"):
         return
     for data in sources:
-        if data not in ("cifar10", "digits") and not Path(data).expanduser().exists():
-            open_source(Selection(data), Path(), say)  # says what is allowed
+        check_there(data)
 
 
 def _check_room(
