@@ -11,12 +11,16 @@ from typing import Literal
 
 Preset = Literal["default", "reference"]
 Backbone = str
-"""`convnet`, `reference`, `timm:NAME` or `torchvision:NAME`."""
+"""`convnet`, `reference`, `timm:NAME` or `torchvision:NAME`; with `/2` after it the same on the
+means of squares of 2 x 2 pixels, which are part of the graph."""
 TIMM, TORCHVISION = "timm:", "torchvision:"
 LIBRARIES = (TIMM, TORCHVISION)
 """Beginnings of names of networks that come with weights learned elsewhere."""
 PHOTO_BACKBONE = "timm:tf_efficientnet_lite0.in1k"
 """Default backbone for photos: 4.7 million parameters, Apache-2.0 (docs/photos.md)."""
+
+SOFTENING = 2.0
+"""Divides the logits of teacher and student in distillation (docs/log.md)."""
 
 TUNED_FROM = 1_000
 """Training labels from which such a network is fine-tuned, unless asked for (docs/log.md)."""
@@ -25,6 +29,12 @@ Objective = Literal["contrastive", "relative-position"]
 
 COOLING = 0.25
 """Share of each part of an extendable pretraining in which the learning rate falls to zero."""
+
+
+def divided(backbone: Backbone) -> tuple[Backbone, int]:
+    """`convnet/4` as `convnet` and 4; without a divisor it is 1."""
+    name, _, factor = backbone.partition("/")
+    return name, int(factor or 1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,7 +147,8 @@ class Recipe(Optimisation):
     backbone_lr: float = 1.0
     """Factor on the learning rates of the backbone; the classifier has them as they are."""
     consistency: float = 0.0
-    """Weight of the loss on images without labels; 0 leaves them out."""
+    """Weight of the loss on images without labels; 0 leaves them out. In distillation they weigh
+    as the others do."""
     unlabelled_ratio: int = 1
     """Images without labels for each labelled one of a batch."""
     unlabelled_from: float = 0.0
@@ -146,6 +157,9 @@ class Recipe(Optimisation):
     """The teacher's smallest probability for an image to count."""
     sharpening: float = 1.0
     """Divides the teacher's logits."""
+    softening: float = 0.0
+    """Distillation: divides the logits of the bundle that teaches and of this network. 0 learns
+    from labels."""
 
 
 def recipe(
@@ -212,6 +226,25 @@ def recipe(
             consistency=0.0,
         )
     return plan
+
+
+def distillation(backbone: Backbone, n_images: int, *, flip: bool, unlabelled: bool) -> Recipe:
+    """The recipe to learn a teacher's answers.
+
+    Args:
+        backbone: of the network that learns them.
+        n_images: that the teacher answers.
+        flip: whether mirrored images keep their class.
+        unlabelled: whether images without labels are among them.
+    """
+    plan = recipe("default", n_images, flip=flip, unlabelled=False, extractor=backbone)
+    return replace(
+        plan,
+        backbone=backbone,
+        consistency=1.0 if unlabelled else 0.0,
+        softening=SOFTENING,
+        fixed_stages=0.0,
+    )
 
 
 def work(n_labels: int) -> float:

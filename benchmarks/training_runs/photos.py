@@ -35,6 +35,7 @@ from labelcurve.training.learning.metrics import scores
 from labelcurve.training.models import export, quantize, timm_weights
 from labelcurve.training.models.backbones import Network, build, predict_logits
 from labelcurve.training.models.features import features
+from labelcurve.training.models.latency import p50_ms
 from labelcurve.training.recipes import PHOTO_BACKBONE, TIMM, recipe
 from labelcurve.training.runs import frozen
 from labelcurve.training.runtime.device import FP32_CPU, hardware
@@ -155,22 +156,10 @@ def _cost(
     small = quantize.int8(graph, images)
     gain = quantize.gain(small, graph, images, hardware(FP32_CPU))
     return {
-        "cpu_ms": {"fp32": _cpu_ms(graph, images), "int8": _cpu_ms(small, images)},
+        "cpu_ms": {"fp32": p50_ms(graph, images, TIMED), "int8": p50_ms(small, images, TIMED)},
         "int8_gain": round(gain.ratio, 3),
         "megabytes": {"fp32": round(len(graph) / 1e6, 1), "int8": round(len(small) / 1e6, 1)},
     }
-
-
-def _cpu_ms(graph: bytes, images: NDArray[np.uint8]) -> float:
-    """Median CPU time of the thread for one image, which other work hardly changes."""
-    runtime = export.session(graph, threads=1)
-    spent = []
-    for i in range(TIMED + 5):
-        one = np.ascontiguousarray(images[i % len(images)][None])
-        since = time.thread_time()
-        runtime.run(["probabilities"], {"images": one})
-        spent.append(time.thread_time() - since)
-    return round(statistics.median(spent[5:]) * 1000, 2)
 
 
 def _figure(embedded: Embedded, labels: str, name: str, width: int) -> Figure:

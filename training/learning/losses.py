@@ -21,7 +21,7 @@ class Batch:
     images: Tensor
     """Normalised, float32 [B, 3, H, W]."""
     targets: Tensor
-    """int64 [B]"""
+    """Classes, int64 [B], or a teacher's probabilities, float32 [B, K]."""
     n: int
     """Labelled images of the whole batch, of which these are a part: the mean is over all."""
     n_others: int = 0
@@ -65,13 +65,28 @@ def accumulate(
         else:
             with device.autocast():
                 logits = network(part.images)
-                loss = share * F.cross_entropy(
-                    logits, part.targets, label_smoothing=recipe.label_smoothing
-                )
+                loss = share * supervised(logits, part.targets, recipe)
         loss.backward()
         loss_sum += loss.detach()
-        correct += (logits.detach().argmax(1) == part.targets).sum()
+        classes = part.targets if part.targets.ndim == 1 else part.targets.argmax(1)
+        correct += (logits.detach().argmax(1) == classes).sum()
     return loss_sum, correct
+
+
+def supervised(logits: Tensor, targets: Tensor, recipe: Recipe) -> Tensor:
+    """The mean cross-entropy on classes, int64 [B], or on a teacher's softened probabilities.
+
+    Softening divides the logits, too, and its square keeps the gradients at the same scale.
+    Source: G. Hinton, O. Vinyals and J. Dean, Distilling the knowledge in a neural network, 2015.
+
+    Args:
+        logits: float [B, K].
+        targets: int64 [B], or float32 [B, K].
+    """
+    if targets.ndim == 1:
+        return F.cross_entropy(logits, targets, label_smoothing=recipe.label_smoothing)
+    soft = recipe.softening
+    return soft**2 * F.cross_entropy(logits / soft, targets)
 
 
 def _semi_supervised(
