@@ -18,8 +18,9 @@ from labelcurve.training.extractors import choice, photos
 from labelcurve.training.models.backbones import build, predict_logits
 from labelcurve.training.options import Options
 from labelcurve.training.recipes import work
-from labelcurve.training.runs import grid
+from labelcurve.training.runs import candidates, distillation, grid
 from labelcurve.training.runs.budget import IMAGES_PER_S, Budget
+from labelcurve.training.runs.distillation import StudentRun
 from labelcurve.training.runs.grid import Cell
 from labelcurve.training.runs.model_run import Command, ModelRun, folder, forget
 from labelcurve.training.runtime import lock
@@ -67,6 +68,7 @@ def run(
     ]
     if options.dry_run:
         return grid.dry_run(images, cells, say)
+    cells = _with_students(options, images, cells)
     if options.mlflow is not None:
         connect(options.mlflow)
     for cell in cells:
@@ -79,6 +81,8 @@ def run(
     document: dict[str, Any] = {"bundles": bundles}
     if len(options.all_seeds) > 1:
         document["summary"] = grid.summary(bundles, say)
+    for line in distillation.said(bundles, options.max_latency or 0.0):
+        say(line)
     say(f"\ndone in {time.monotonic() - start:.0f} s")
     return document
 
@@ -118,6 +122,16 @@ def _load(options: Options) -> tuple[Options, Data]:
     return replace(options, extractor=settled.extractor), images
 
 
+def _with_students(options: Options, images: Data, cells: list[Cell]) -> list[Cell]:
+    """The models, and those that learn from them where they are too slow for `--max-latency`."""
+    if options.max_latency is None:
+        return cells
+    backbone = candidates.choose(options.max_latency, images, cells[0].recipe.backbone)
+    if backbone is None:
+        return cells
+    return distillation.with_students(options, images, cells, backbone)
+
+
 @contextmanager
 def _locked(out: Path, cells: Sequence[Cell], wait: bool) -> Iterator[None]:
     with ExitStack() as locks:
@@ -146,7 +160,7 @@ def _train(
         images_per_s = _test_speed(images, cells[0])
 
     def budget(cells: Sequence[Cell]) -> Budget:
-        loads = [work(len(cell.subset.train)) for cell in cells]
+        loads = [work(cell.n_images(len(images.train))) for cell in cells]
         return Budget(start, options.max_minutes, loads, n_test, startup, images_per_s)
 
     wanted = choice.Wanted(
@@ -175,13 +189,20 @@ def _train(
         finetune=device.device.type != "cpu"
         or options.epochs is not None
         or options.max_minutes is not None,
+        max_latency=options.max_latency,
     )
     if options.fresh:  # only now: nothing is lost by a command that cannot run
         for cell in cells:
             forget(options.out, cell)
-    models = [ModelRun(command, cell, start) for cell in cells]
-    entries = {model.cell.name: model.published() for model in models}
-    waiting = [model for model in models if entries[model.cell.name] is None]
+    runs: dict[str, ModelRun] = {}
+    for cell in cells:  # a teacher comes before the model that it teaches
+        runs[cell.name] = (
+            ModelRun(command, cell, start)
+            if cell.teacher is None
+            else StudentRun(command, cell, start, runs[cell.teacher])
+        )
+    entries = {name: model.published() for name, model in runs.items()}
+    waiting = [model for name, model in runs.items() if entries[name] is None]
     # The time that an interrupted command had taken counts.
     start -= max(
         [model.restore() for model in waiting]

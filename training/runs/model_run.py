@@ -14,7 +14,7 @@ import torch
 
 from labelcurve.bundle.errors import DivergedError
 from labelcurve.bundle.machine import scheduled, waited_share
-from labelcurve.bundle.manifest import SHARED, Choice, Epoch
+from labelcurve.bundle.manifest import SHARED, Choice, Epoch, Teacher
 from labelcurve.training.data.dataset import Data
 from labelcurve.training.data.stored import take
 from labelcurve.training.extractors import choice
@@ -62,6 +62,8 @@ class Command:
     """Folder of downloads, decoded pixels and features; None takes the default one."""
     finetune: bool
     """Whether fine-tuning follows the linear head on a pretrained backbone, however few labels."""
+    max_latency: float | None = None
+    """Limit in ms; without one, no time is taken."""
 
 
 class ModelRun:
@@ -90,12 +92,17 @@ class ModelRun:
         self.interruptions = 0
         self.epochs = 0
         self.mlflow_run: str | None = None
+        self.entry: dict[str, Any] | None = None
+        """In the command's document, once it is published."""
+        self.taught_by: Teacher | None = None
+        self.teacher_p50_ms: float | None = None
 
     def published(self) -> dict[str, Any] | None:
         """The bundle's entry in the command's document, where an interrupted command made it."""
         entry = self.finished.read(self.command.out)
         if entry is not None:
             say(f"{self.cell.name}: {entry['version']} was published before the interruption")
+        self.entry = entry
         return entry
 
     def restore(self) -> float:
@@ -150,6 +157,7 @@ class ModelRun:
             entry = self._publish(budget, result, waited)
             run.published(entry)
         budget.done(time.monotonic() - began - result.seconds, entry["seconds"]["export"])
+        self.entry = entry
         self.finished.write(entry)
         self.checkpoint.remove()
         return entry
@@ -184,14 +192,17 @@ class ModelRun:
         val = command.images.train.take(subset.val)
         return frozen.better(linear, tuned, Labelled(val.images, val.labels))
 
-    def _finetune(self, network: Network, budget: Budget, run: Tracking) -> finetune.Result:
-        images, cell = self.command.images, self.cell
-        train, val = images.train.take(cell.subset.train), images.train.take(cell.subset.val)
-        examples = Examples(
+    def _examples(self) -> Examples:
+        images, subset = self.command.images, self.cell.subset
+        train, val = images.train.take(subset.train), images.train.take(subset.val)
+        return Examples(
             Labelled(train.images, train.labels),
             Labelled(val.images, val.labels),
             take(images.train.images, self.others),
         )
+
+    def _finetune(self, network: Network, budget: Budget, run: Tracking) -> finetune.Result:
+        cell, examples = self.cell, self._examples()
         events = self.folder / re.sub("[:-]|[+].*", "", self.started)
         with (
             EventWriter(events, self.epochs, say) as writer,
@@ -246,6 +257,9 @@ class ModelRun:
             waited=waited,
             interruptions=self.interruptions,
             command_began=self.began,
+            max_latency=command.max_latency,
+            teacher=self.taught_by,
+            teacher_p50_ms=self.teacher_p50_ms,
             warnings=(
                 *(budget.warnings(result.seconds, result.epochs) if result.head is None else ()),
                 *choice.doubts(command.extractor, command.images),

@@ -20,12 +20,14 @@ from labelcurve.bundle.machine import versions
 from labelcurve.bundle.manifest import (
     Dataset,
     HeldOut,
+    Latency,
     Manifest,
     Metrics,
     Parity,
     Preprocessing,
     Pretrained,
     Run,
+    Teacher,
 )
 from labelcurve.training.data import dataset, fractions
 from labelcurve.training.data.dataset import Data
@@ -36,6 +38,7 @@ from labelcurve.training.learning.finetune import Result
 from labelcurve.training.models import export
 from labelcurve.training.models.backbones import n_parameters, predict_logits
 from labelcurve.training.models.extractor import Extractor
+from labelcurve.training.models.latency import p50_ms
 from labelcurve.training.recipes import Preset
 from labelcurve.training.runs import card
 from labelcurve.training.runs.grid import Cell
@@ -67,6 +70,10 @@ class Circumstances:
     command_began: float
     """By `time.monotonic`, earlier by the time of the parts before an interruption."""
     warnings: tuple[str, ...]
+    max_latency: float | None = None
+    """Limit in ms that the time of an image is recorded with."""
+    teacher: Teacher | None = None
+    teacher_p50_ms: float | None = None
 
 
 @dataclass(frozen=True)
@@ -109,6 +116,7 @@ def publish(
     """
     found = _measure(images, cell, result, about, say)
     manifest = _manifest(images, cell, result, about, found)
+    latency = _latency(images, found.graph, about)
     record = Run(
         command=shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         started=about.started,
@@ -120,6 +128,7 @@ def publish(
         interruptions=about.interruptions,
         warnings=about.warnings,
         pretraining_seconds=(about.extractor.card.seconds or None) if about.extractor else None,
+        latency=latency,
         history=result.history,
         report=evaluate.report(found.probabilities.argmax(1), found.labels, images.class_names),
         confusion=evaluate.confusion(
@@ -147,7 +156,19 @@ def publish(
         "parity": found.parity.model_dump(include={"max_abs_diff", "top1_agreement"}),
         "seconds": found.seconds,
         "epochs": len(result.history),
+        **({} if latency is None else {"p50_ms": latency.p50_ms}),
+        **({} if about.teacher is None else {"teacher": about.teacher.model_dump()}),
     }
+
+
+def _latency(images: Data, graph: bytes, about: Circumstances) -> Latency | None:
+    if about.max_latency is None:
+        return None
+    return Latency(
+        limit_ms=about.max_latency,
+        p50_ms=p50_ms(graph, images.train.images),
+        teacher_p50_ms=about.teacher_p50_ms,
+    )
 
 
 def _measure(
@@ -223,6 +244,7 @@ def _manifest(
         indices_hash=subset.hash,
         n_unlabelled=about.n_unlabelled,
         extractor=_pretrained(about.extractor),
+        teacher=about.teacher,
         seed=cell.seed,
         preset=about.preset,
         backbone=cell.recipe.backbone,
