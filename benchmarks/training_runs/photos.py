@@ -167,8 +167,8 @@ def _figure(embedded: Embedded, labels: str, name: str, width: int) -> Figure:
     n_classes = int(classes.max()) + 1
     heads, found, counts = [], [], []
     since = time.process_time()
-    for seed, (learn, test) in enumerate(_splits(classes)):
-        chosen = _chosen(classes, learn, labels, seed)
+    for seed, (learn, test) in enumerate(splits_of(classes)):
+        chosen = chosen_of(classes, learn, labels, seed)
         head = fit_linear(rows[chosen], classes[chosen], n_classes)
         heads.append(head)
         counts.append(len(chosen))
@@ -185,7 +185,7 @@ def _tuned(images: Data, network: Network, embedded: Embedded, extractor: str) -
     pixels = np.concatenate([images.train.images, images.test.images])
     heads, found, counts, won = [], [], [], []
     since = time.process_time()
-    for seed, (learn, test) in enumerate(_splits(classes)):
+    for seed, (learn, test) in enumerate(splits_of(classes)):
         rows, held = train_test_split(
             learn, test_size=0.1, stratify=classes[learn], random_state=seed
         )
@@ -212,7 +212,7 @@ def _tuned(images: Data, network: Network, embedded: Embedded, extractor: str) -
     return _over_splits("all", "fine-tuned", heads, found, counts, spent, won)
 
 
-def _splits(classes: NDArray[np.int32]) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+def splits_of(classes: NDArray[np.int32]) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
     """Rows to learn from and rows of the fifth, split by split."""
     from sklearn.model_selection import StratifiedShuffleSplit
 
@@ -245,7 +245,7 @@ def _over_splits(
     )
 
 
-def _chosen(
+def chosen_of(
     classes: NDArray[np.int32], learn: NDArray[np.int64], labels: str, seed: int
 ) -> NDArray[np.int64]:
     """Choose the labelled rows: all, or equally many per class."""

@@ -35,7 +35,7 @@ from labelcurve.training.recipes import LIBRARIES, Backbone, distillation, divid
 from labelcurve.training.runs import frozen, grid
 from labelcurve.training.runs.budget import Budget
 from labelcurve.training.runs.grid import Cell
-from labelcurve.training.runs.model_run import Command, ModelRun
+from labelcurve.training.runs.model_run import ANSWERS, Command, ModelRun
 from labelcurve.training.runtime.console import Bar, say
 from labelcurve.training.runtime.experiment import Tracking
 
@@ -155,7 +155,7 @@ class StudentRun(ModelRun):
 
     def _answers_folder(self) -> Path:
         assert self.taught_by is not None
-        return self.folder / f"answers-{self.taught_by.version}"
+        return self.folder / f"{ANSWERS}{self.taught_by.version}"
 
     def _about(self) -> dict[str, Any]:
         assert self.taught_by is not None

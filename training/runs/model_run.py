@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import time
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -35,6 +36,9 @@ from labelcurve.training.runtime.checkpoint import Checkpoint, Finished, check_r
 from labelcurve.training.runtime.console import Bar, say
 from labelcurve.training.runtime.device import Device, Precision, circumstances, continued
 from labelcurve.training.runtime.experiment import EventWriter, Tracking
+
+ANSWERS = "answers-"
+"""Beginning of the folder of a teacher's answers, its version after it."""
 
 
 @dataclass(frozen=True)
@@ -292,6 +296,8 @@ def forget(out: Path, cell: Cell) -> None:
     """Removes what an interrupted run has left, for `--fresh`."""
     for path in folder(out, cell).glob("*checkpoint*"):
         path.unlink(missing_ok=True)
+    for answers in folder(out, cell).glob(f"{ANSWERS}*"):
+        shutil.rmtree(answers, ignore_errors=True)
     Finished(folder(out, cell)).remove()
 
 
