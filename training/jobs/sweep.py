@@ -30,6 +30,7 @@ from labelcurve.bundle.text import duration
 from labelcurve.training import options
 from labelcurve.training.data.sources import Selection, open_source
 from labelcurve.training.options import RUNS, Options
+from labelcurve.training.runs.candidates import TIMES
 from labelcurve.training.runtime import interruption
 from labelcurve.training.runtime.checkpoint import Finished
 from labelcurve.training.runtime.console import Bar, say
@@ -126,6 +127,7 @@ def run(chosen: SweepOptions, others: Sequence[str]) -> dict[str, Any]:
         )
     for entry in bundles:  # all done: the next sweep trains again
         Finished(runs / entry["name"]).remove()
+        (runs / entry["name"] / TIMES).unlink(missing_ok=True)
     summary = summarise(bundles)
     say(f"done in {duration(time.monotonic() - began)}")
     Console().print(_table(summary))

@@ -78,6 +78,7 @@ def run(
         if not part:
             for cell in cells:
                 Finished(folder(options.out, cell)).remove()
+                (folder(options.out, cell) / candidates.TIMES).unlink(missing_ok=True)
     document: dict[str, Any] = {"bundles": bundles}
     if len(options.all_seeds) > 1:
         document["summary"] = grid.summary(bundles, say)
@@ -126,7 +127,9 @@ def _with_students(options: Options, images: Data, cells: list[Cell]) -> list[Ce
     """The models, and those that learn from them where they are too slow for `--max-latency`."""
     if options.max_latency is None:
         return cells
-    backbone = candidates.choose(options.max_latency, images, cells[0].recipe.backbone)
+    path = folder(options.out, cells[0]) / candidates.TIMES
+    times = candidates.Times(images, path, fresh=options.fresh)
+    backbone = candidates.choose(options.max_latency, images, cells[0].recipe.backbone, times)
     if backbone is None:
         return cells
     return distillation.with_students(options, images, cells, backbone)

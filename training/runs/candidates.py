@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
 
 from torch import nn
 
+from labelcurve.bundle import files
 from labelcurve.bundle.errors import LabelcurveError
 from labelcurve.training.data.dataset import Data
 from labelcurve.training.models import export
@@ -13,6 +17,9 @@ from labelcurve.training.models.backbones import build
 from labelcurve.training.models.latency import p50_ms
 from labelcurve.training.recipes import LIBRARIES, Backbone, divided
 from labelcurve.training.runtime.console import say
+
+TIMES = "times.json"
+"""File in the folder of the first model of a command."""
 
 FACTORS = (2, 4)
 """Divisors of the image side for the network with the same pretrained weights."""
@@ -22,16 +29,45 @@ COMPACT_SIDES = range(8, 65)
 """Sides in pixels at which the compact network is worth its time."""
 
 
-def choose(limit: float, images: Data, backbone: Backbone) -> Backbone | None:
-    """The first network of a short list that takes at most `limit` ms an image here.
+class Times:
+    """Times of one image in ms, measured once in a command, interruptions included: one that goes
+    on decides as it did when it began, though no two measurements are the same.
+
+    Args:
+        images: the data set.
+        path: of a file that keeps them.
+        fresh: measure again what an interrupted command left.
+    """
+
+    def __init__(self, images: Data, path: Path, *, fresh: bool = False) -> None:
+        self._images, self._path = images, path
+        self._found: dict[str, float] = {}
+        if not fresh:
+            with suppress(OSError, ValueError):
+                self._found = json.loads(path.read_text())
+
+    def __call__(self, backbone: Backbone) -> float:
+        """The time of a network; an untrained graph takes as long as a trained one."""
+        key = f"{backbone} at {self._images.size} px"
+        if key not in self._found:
+            self._found[key] = _took(self._images, backbone)
+            with suppress(OSError):
+                self._path.parent.mkdir(parents=True, exist_ok=True)
+                files.replace(self._path, json.dumps(self._found).encode())
+        return self._found[key]
+
+
+def choose(limit: float, images: Data, backbone: Backbone, times: Times) -> Backbone | None:
+    """The first network of a short list that takes at most `limit` ms an image.
 
     First the wanted one itself, then the same with its pretrained weights on smaller images, then
-    the compact one. An untrained graph takes as long as a trained one.
+    the compact one.
 
     Args:
         limit: of `--max-latency`.
         images: the data set.
         backbone: of the models that learn from the labels.
+        times: of one image.
 
     Returns:
         The network that is to learn from their answers; None where they are cheap enough.
@@ -39,18 +75,18 @@ def choose(limit: float, images: Data, backbone: Backbone) -> Backbone | None:
     Raises:
         LabelcurveError: none is cheap enough; the message has the cheapest.
     """
-    wanted, took = build(backbone, images.train.images, 2), _took(images, backbone)
-    found = {backbone: took}
-    if took <= limit:
-        say(f"one image takes {backbone} {took:.2f} ms: --max-latency {limit:g} needs no other")
+    found = {backbone: times(backbone)}
+    took = f"one image takes {backbone} {found[backbone]:.2f} ms on one thread"
+    if found[backbone] <= limit:
+        say(f"{took}: --max-latency {limit:g} needs no other network")
         return None
-    for candidate in _candidates(backbone, images, wanted):
-        found[candidate] = _took(images, candidate)
+    for candidate in _candidates(backbone, images):
+        found[candidate] = times(candidate)
         if found[candidate] <= limit:
             say(
-                f"one image takes {backbone} {took:.2f} ms on one thread, and {candidate} (on "
-                f"images of 1/{divided(candidate)[1]} the side) {found[candidate]:.2f}: "
-                f"--max-latency {limit:g} has it learn the answers of the larger one"
+                f"{took}, and {candidate} (on images of 1/{divided(candidate)[1]} the side) "
+                f"{found[candidate]:.2f}: --max-latency {limit:g} has it learn the answers of the "
+                "larger one"
             )
             return candidate
     cheapest = min(found, key=found.__getitem__)
@@ -61,8 +97,9 @@ def choose(limit: float, images: Data, backbone: Backbone) -> Backbone | None:
     )
 
 
-def _candidates(backbone: Backbone, images: Data, wanted: nn.Module) -> Iterator[Backbone]:
+def _candidates(backbone: Backbone, images: Data) -> Iterator[Backbone]:
     if backbone.startswith(LIBRARIES):
+        wanted = build(backbone, images.train.images[:1], 2)
         for factor in FACTORS:
             name = f"{backbone}/{factor}"
             if images.size % factor == 0 and _fits(name, images, wanted):
