@@ -19,9 +19,6 @@ LIBRARIES = (TIMM, TORCHVISION)
 PHOTO_BACKBONE = "timm:tf_efficientnet_lite0.in1k"
 """Default backbone for photos: 4.7 million parameters, Apache-2.0 (docs/photos.md)."""
 
-SOFTENING = 2.0
-"""Divides the logits of teacher and student in distillation (docs/log.md)."""
-
 TUNED_FROM = 1_000
 """Training labels from which such a network is fine-tuned, unless asked for (docs/log.md)."""
 
@@ -157,9 +154,6 @@ class Recipe(Optimisation):
     """The teacher's smallest probability for an image to count."""
     sharpening: float = 1.0
     """Divides the teacher's logits."""
-    softening: float = 0.0
-    """Distillation: divides the logits of the bundle that teaches and of this network. 0 learns
-    from labels."""
 
 
 def recipe(
@@ -242,7 +236,6 @@ def distillation(backbone: Backbone, n_images: int, *, flip: bool, unlabelled: b
         plan,
         backbone=backbone,
         consistency=1.0 if unlabelled else 0.0,
-        softening=SOFTENING,
         fixed_stages=0.0,
     )
 

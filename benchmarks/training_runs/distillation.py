@@ -38,14 +38,12 @@ from labelcurve.training.models.features import features
 from labelcurve.training.models.latency import p50_ms
 from labelcurve.training.recipes import (
     PHOTO_BACKBONE,
-    SOFTENING,
     TIMM,
     TUNED_FROM,
     distillation,
     recipe,
 )
 from labelcurve.training.runs import frozen
-from labelcurve.training.runs.distillation import softened
 from labelcurve.training.runtime.device import FP32_CPU, hardware
 
 TEACHER, TAUGHT, LABELLED, ALONE = (
@@ -199,9 +197,7 @@ class Study:
         name = f"{self.options.extractor.partition('=')[0]}/{factor}"
         plan = distillation(name, len(rows), flip=True, unlabelled=len(rows) > len(split.train))
         network = frozen.learning(self.head(split, factor), plan, self.pixels[:2])
-        examples = Examples(
-            self._of(rows), self._of(split.val), answers=softened(answers[rows], SOFTENING)
-        )
+        examples = Examples(self._of(rows), self._of(split.val), answers=answers[rows])
         return finetune(network, examples, plan, FP32_CPU, split.number, SPEAKING)
 
     def answers(self, split: Split) -> tuple[NDArray[np.float64], NDArray[np.float32]]:

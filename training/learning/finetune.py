@@ -52,8 +52,8 @@ class Examples:
     unlabelled: Images | None = None
     """uint8 [M, H, W, 3], for the consistency loss of the recipe."""
     answers: NDArray[np.float32] | None = None
-    """A teacher's softened probabilities of the images of `train`, [N, K], learned in place of
-    their labels."""
+    """A teacher's probabilities of the images of `train`, [N, K], learned in place of their
+    labels."""
 
 
 @dataclass(frozen=True)

@@ -65,7 +65,7 @@ def accumulate(
         else:
             with device.autocast():
                 logits = network(part.images)
-                loss = share * supervised(logits, part.targets, recipe)
+                loss = share * supervised(logits, part.targets, recipe.label_smoothing)
         loss.backward()
         loss_sum += loss.detach()
         classes = part.targets if part.targets.ndim == 1 else part.targets.argmax(1)
@@ -73,20 +73,20 @@ def accumulate(
     return loss_sum, correct
 
 
-def supervised(logits: Tensor, targets: Tensor, recipe: Recipe) -> Tensor:
-    """The mean cross-entropy on classes, int64 [B], or on a teacher's softened probabilities.
+def supervised(logits: Tensor, targets: Tensor, smoothing: float) -> Tensor:
+    """The mean cross-entropy on classes, or on a teacher's probabilities as they are.
 
-    Softening divides the logits, too, and its square keeps the gradients at the same scale.
-    Source: G. Hinton, O. Vinyals and J. Dean, Distilling the knowledge in a neural network, 2015.
+    Source: G. Hinton, O. Vinyals and J. Dean, Distilling the knowledge in a neural network, 2015,
+    at a temperature of 1: 2 gained nothing (docs/log.md).
 
     Args:
         logits: float [B, K].
         targets: int64 [B], or float32 [B, K].
+        smoothing: of the classes.
     """
-    if targets.ndim == 1:
-        return F.cross_entropy(logits, targets, label_smoothing=recipe.label_smoothing)
-    soft = recipe.softening
-    return soft**2 * F.cross_entropy(logits / soft, targets)
+    if targets.ndim > 1:
+        return F.cross_entropy(logits, targets)
+    return F.cross_entropy(logits, targets, label_smoothing=smoothing)
 
 
 def _semi_supervised(
@@ -122,8 +122,7 @@ def _semi_supervised(
     with device.autocast():
         logits = network(torch.cat([batch.images, batch.views]))
     own, theirs = logits.float().split([len(batch.images), len(batch.views)])
-    supervised = F.cross_entropy(own, batch.targets, label_smoothing=recipe.label_smoothing)
-    loss = share * supervised
+    loss = share * supervised(own, batch.targets, recipe.label_smoothing)
     if len(theirs):  # of few, other processes may have all
         loss = loss + weight * (F.cross_entropy(theirs, guess, reduction="none") * sure).mean()
     return loss, own

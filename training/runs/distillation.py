@@ -145,9 +145,8 @@ class StudentRun(ModelRun):
                 lambda missing: answers(runtime, split.images, missing, self.cell.recipe.flip),
                 bar.update,
             )
-        soft = softened(found, self.cell.recipe.softening)
         return Examples(
-            Labelled(split.images, split.labels), Labelled(val.images, val.labels), answers=soft
+            Labelled(split.images, split.labels), Labelled(val.images, val.labels), answers=found
         )
 
     def _bundle(self) -> Bundle:
@@ -178,13 +177,6 @@ def answers(
         views = [pixels, pixels[:, :, ::-1]] if flip else [pixels]
         found = [export.probabilities(runtime, view) for view in views]
         yield part, np.mean(found, axis=0, dtype=np.float32)
-
-
-def softened(probabilities: NDArray[np.float32], softening: float) -> NDArray[np.float32]:
-    """The probabilities [N, K] that the logits give, divided by `softening`."""
-    powers = (probabilities ** (1 / softening)).astype(np.float32, copy=False)
-    soft: NDArray[np.float32] = powers / powers.sum(1, keepdims=True)
-    return soft
 
 
 def said(entries: Sequence[dict[str, Any]], limit: float) -> list[str]:
