@@ -13,7 +13,6 @@ from __future__ import annotations
 import json
 import statistics
 from collections.abc import Sequence
-from copy import deepcopy
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -69,7 +68,9 @@ class Distillation:
     image_size: int = 224
     """Side of the images in pixels."""
     splits: int = 3
-    """How many of the five."""
+    """How many of the five, at a tenth of the labels."""
+    all_splits: int = 3
+    """The same at all labels, which takes longer."""
     work: Path | None = None
     """Folder that keeps what is done, so that the same command goes on after an interruption."""
     cache: Path | None = None
@@ -202,49 +203,31 @@ class Study:
 
     def answers(self, split: Split) -> tuple[NDArray[np.float64], NDArray[np.float32]]:
         """The teacher's logits of all photos, [N, K], and its answers, mirror images included."""
-        kept = None
-        if self.options.work is not None:
-            kept = self.options.work / f"teacher-{split.number}-{split.labels}.npz"
-        if kept is not None and kept.exists():
-            with np.load(kept) as found:
-                plain, mirrored = found["a"], found["b"]
-        else:
-            network = self.labelled(split).network
-            graph = export.to_onnx(
-                export.Served(deepcopy(network), 1.0),
-                self.options.image_size,
-                self.images.class_names,
-            )
-            runtime = export.session(graph, torch.get_num_threads())
-            plain, mirrored = (
-                np.log(export.probabilities(runtime, view).astype(np.float64).clip(1e-12))
-                for view in (self.pixels, self.pixels[:, :, ::-1])
-            )
-            if kept is not None:
-                np.savez(kept, a=plain, b=mirrored)
+        served = export.Served(self.labelled(split).network, 1.0)
+        graph = export.to_onnx(served, self.options.image_size, self.images.class_names)
+        runtime = export.session(graph, torch.get_num_threads())
+        plain, mirrored = (
+            np.log(export.probabilities(runtime, view).astype(np.float64).clip(1e-12))
+            for view in (self.pixels, self.pixels[:, :, ::-1])
+        )
         fitted = temperature(plain[split.val], self.classes[split.val])
         both = [np.exp(logits / fitted) for logits in (plain, mirrored)]
         mean = np.mean([each / each.sum(1, keepdims=True) for each in both], axis=0)
         return plain, mean.astype(np.float32)
 
-    def measured(self, split: Split, logits: NDArray[np.float64]) -> tuple[float, float]:
-        """Accuracy and balanced accuracy of logits [N, K] of the test photos."""
-        found = scores(logits, self.classes[split.test])
-        return found.accuracy, found.balanced_accuracy or 0.0
-
     def models(self, split: Split) -> dict[str, tuple[float, float]]:
         """Accuracy and balanced accuracy of each kind of model on a split."""
         plain, answers = self.answers(split)
-        found = {TEACHER: self.measured(split, plain[split.test])}
         everything = np.sort(np.concatenate([split.train, split.others]))
         made = {TAUGHT: self.taught(split, answers, everything)}
         if len(split.others):
-            made[LABELLED] = self.taught(split, answers, np.sort(split.train))
+            made[LABELLED] = self.taught(split, answers, split.train)
         made[ALONE] = self.labelled(split, self.options.factor)
         test = self.pixels[split.test]
-        for kind, result in made.items():
-            logits = predict_logits(result.network, test, FP32_CPU)
-            found[kind] = self.measured(split, logits)
+        logits = {TEACHER: plain[split.test]}
+        logits |= {k: predict_logits(m.network, test, FP32_CPU) for k, m in made.items()}
+        judged = {k: scores(found, self.classes[split.test]) for k, found in logits.items()}
+        found = {k: (m.accuracy, m.balanced_accuracy or 0.0) for k, m in judged.items()}
         print(f"split {split.number}, {split.labels}: {found}", flush=True)
         return found
 
@@ -267,8 +250,8 @@ def main(arguments: Sequence[str]) -> None:
     study = Study(options)
     times = {TEACHER: study.p50_ms(), "taught": study.p50_ms(options.factor)}
     figures = []
-    for labels in ("10%", "all"):
-        splits = [study.split(number, labels) for number in range(options.splits)]
+    for labels, n in (("10%", options.splits), ("all", options.all_splits)):
+        splits = [study.split(number, labels) for number in range(n)]
         figures += _over_splits(splits, [_kept(study, split) for split in splits], times)
     document = {
         "hardware": hardware(FP32_CPU),
@@ -279,7 +262,6 @@ def main(arguments: Sequence[str]) -> None:
         "extractor": options.extractor.partition("=")[0],
         "image_size": options.image_size,
         "factor": options.factor,
-        "splits": options.splits,
         "figures": [asdict(figure) for figure in figures],
     }
     write(options.out, document)
