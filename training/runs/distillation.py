@@ -76,14 +76,14 @@ class StudentRun(ModelRun):
 
     def __init__(self, command: Command, cell: Cell, began: float, teacher: ModelRun) -> None:
         own = _extractor(command, cell, teacher.cell)
-        super().__init__(replace(command, extractor=own), cell, began)
+        super().__init__(replace(command, extractor=own, preset="default"), cell, began)
         self._teacher = teacher
 
     def published(self) -> dict[str, Any] | None:
         """As `ModelRun.published`, where it is this teacher's."""
         entry = super().published()
         taught = self._teacher.entry
-        return entry if entry and taught and entry["teacher"] == _named(taught) else None
+        return entry if entry and taught and _named(entry["teacher"]) == _named(taught) else None
 
     def train(self, budget: Budget) -> dict[str, Any]:
         """As `ModelRun.train`, once the teacher is published."""

@@ -43,8 +43,10 @@ def sixteen(cache: Path) -> Data:
 def test_both_are_published_and_say_what_each_costs(
     tmp_path: Path, cache: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    document = train.run(options(tmp_path, cache))
+    document = train.run(options(tmp_path, cache), part=True)
     said = capsys.readouterr().out
+    assert train.run(options(tmp_path, cache)) == document, "published once"
+    assert capsys.readouterr().out.count("was published before the interruption") == 2
     first, second = document["bundles"]
     assert [first["name"], second["name"]] == [TEACHER, STUDENT]
     teacher, student = (store.read(tmp_path, name) for name in (TEACHER, STUDENT))
