@@ -167,6 +167,15 @@ class Measured(_Record):
     n_labels_val: int
 
 
+class Teacher(_Record):
+    """The bundle whose answers the model learned in place of labels."""
+
+    name: str
+    version: str
+    n_images: int
+    """Training images that it answered, labelled or not."""
+
+
 class Manifest(_Record):
     """Contents of `manifest.json`."""
 
@@ -184,6 +193,8 @@ class Manifest(_Record):
     """Other training images that taught without their labels."""
     extractor: Pretrained | None = None
     """None when the network began with random weights."""
+    teacher: Teacher | None = None
+    """None of models that learned from the labels themselves."""
     seed: int
     preset: str
     backbone: str
@@ -254,6 +265,16 @@ class Gain(_Record):
     hardware: str
 
 
+class Latency(_Record):
+    """Time of one image in ONNX Runtime on one thread, in ms: medians of the thread's CPU time."""
+
+    limit_ms: float
+    """`--max-latency`."""
+    p50_ms: float
+    teacher_p50_ms: float | None = None
+    """Of the bundle that taught it; None of a model that learned from labels."""
+
+
 SHARED = 0.15
 """A run that waits for cores in more of its time than this has not had the machine to itself."""
 
@@ -281,6 +302,8 @@ class Run(_Record):
     """Why little is to be expected of the model."""
     pretraining_seconds: float | None = None
     """Training time of the extractor in seconds, on the machine that made it."""
+    latency: Latency | None = None
+    """None without `--max-latency`."""
     gains: dict[str, Gain | None] = {}
     """By precision; None where the machine that made the variant could not measure it."""
     history: tuple[Epoch, ...]

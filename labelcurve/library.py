@@ -69,7 +69,7 @@ def train(
         options: further options of the command by name, as epochs=10, device="cpu".
 
     Returns:
-        The models, fewest labels first; a final model is the last one.
+        The models, fewest labels first; final models come last.
 
     Raises:
         LabelcurveError: an option, the data or the device cannot be used, or training failed.
@@ -84,7 +84,6 @@ def train(
     _check_names(given, Options)
     with _said(verbose):
         document = job.run(Options(**given))
-    last = [document["final"]] if "final" in document else []
     return [
         TrainedModel(
             name=entry["name"],
@@ -97,7 +96,7 @@ def train(
             test_accuracy=entry["test"]["accuracy"] if entry["test"] else None,
             measured=entry["measured"]["name"] if "measured" in entry else None,
         )
-        for entry in (*document["bundles"], *last)
+        for entry in (*document["bundles"], *document.get("final", ()))
     ]
 
 

@@ -52,7 +52,7 @@ def test_a_folder_of_photos_ends_in_an_answered_request(
 
     document = json.loads(run(train).splitlines()[-1])
     assert [b["name"] for b in document["bundles"]] == ["pictures-50", "pictures-100"]
-    final = document["final"]
+    (final,) = document["final"]
     assert (final["name"], final["n_labels_train"]) == ("pictures-final", 40)
     heads = [
         store.read(tmp_path / "models", name).manifest.recipe["linear_head"]

@@ -19,6 +19,7 @@ TRAINS = {
     ROOT / "benchmarks" / f"{name}.py"
     for name in (
         "training_runs/decoding",
+        "training_runs/distillation",
         "training_runs/photos",
         "training_runs/speed",
         "training_runs/streaming",

@@ -188,8 +188,7 @@ def _show(document: dict[str, Any]) -> None:
         variant = any("variant" in bundle for bundle in document["bundles"])
         for header in ("model", "precision" if variant else "labels", "accuracy", "path"):
             table.add_column(header, overflow="fold")
-        last = [document["final"]] if "final" in document else []
-        for bundle in (*document["bundles"], *last):
+        for bundle in (*document["bundles"], *document.get("final", ())):
             made = bundle.get("variant", bundle)
             judged, what = (made["test"], "test") if made["test"] else (made["val"], "validation")
             labels = f"{bundle.get('n_labels_train', 0) + bundle.get('n_labels_val', 0):,}"

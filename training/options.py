@@ -132,6 +132,10 @@ class TrainingOptions:
     max_minutes: Positive = None
     """Time limit of the whole command; each learning rate still decays to its end. Such a run is
     not repeatable bit by bit."""
+    max_latency: Positive = None
+    """Milliseconds that one image may take: the median, in ONNX Runtime on one thread of this CPU
+    (fp32). Where a model takes longer, a smaller one learns its answers and is published, too
+    (NAME-compact-10)."""
     no_flip: Flag = False
     """Do not mirror images while training: for text, digits and whatever is not symmetric."""
     device: Literal["auto", "cuda", "cpu"] = "auto"

@@ -11,7 +11,8 @@ from typing import Literal
 
 Preset = Literal["default", "reference"]
 Backbone = str
-"""`convnet`, `reference`, `timm:NAME` or `torchvision:NAME`."""
+"""`convnet`, `reference`, `timm:NAME` or `torchvision:NAME`; with `/2` after it the same on the
+means of squares of 2 x 2 pixels, which are part of the graph."""
 TIMM, TORCHVISION = "timm:", "torchvision:"
 LIBRARIES = (TIMM, TORCHVISION)
 """Beginnings of names of networks that come with weights learned elsewhere."""
@@ -25,6 +26,12 @@ Objective = Literal["contrastive", "relative-position"]
 
 COOLING = 0.25
 """Share of each part of an extendable pretraining in which the learning rate falls to zero."""
+
+
+def divided(backbone: Backbone) -> tuple[Backbone, int]:
+    """`convnet/4` as `convnet` and 4; without a divisor it is 1."""
+    name, _, factor = backbone.partition("/")
+    return name, int(factor or 1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,7 +144,8 @@ class Recipe(Optimisation):
     backbone_lr: float = 1.0
     """Factor on the learning rates of the backbone; the classifier has them as they are."""
     consistency: float = 0.0
-    """Weight of the loss on images without labels; 0 leaves them out."""
+    """Weight of the loss on images without labels; 0 leaves them out. In distillation they weigh
+    as the others do."""
     unlabelled_ratio: int = 1
     """Images without labels for each labelled one of a batch."""
     unlabelled_from: float = 0.0
@@ -212,6 +220,24 @@ def recipe(
             consistency=0.0,
         )
     return plan
+
+
+def distillation(backbone: Backbone, n_images: int, *, flip: bool, unlabelled: bool) -> Recipe:
+    """The recipe to learn a teacher's answers.
+
+    Args:
+        backbone: of the network that learns them.
+        n_images: that the teacher answers.
+        flip: whether mirrored images keep their class.
+        unlabelled: whether images without labels are among them.
+    """
+    plan = recipe("default", n_images, flip=flip, unlabelled=False, extractor=backbone)
+    return replace(
+        plan,
+        backbone=backbone,
+        consistency=1.0 if unlabelled else 0.0,
+        fixed_stages=0.0,
+    )
 
 
 def work(n_labels: int) -> float:

@@ -65,6 +65,7 @@ OPTIONAL = {
     "backtest": "docs/plan.md",
     "lcdb": "docs/plan.md",
     "photos": "docs/photos.md",
+    "distillation": "docs/photos.md",
 }
 """Results that a template of the same name shows, where they exist."""
 

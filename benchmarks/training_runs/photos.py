@@ -35,6 +35,7 @@ from labelcurve.training.learning.metrics import scores
 from labelcurve.training.models import export, quantize, timm_weights
 from labelcurve.training.models.backbones import Network, build, predict_logits
 from labelcurve.training.models.features import features
+from labelcurve.training.models.latency import p50_ms
 from labelcurve.training.recipes import PHOTO_BACKBONE, TIMM, recipe
 from labelcurve.training.runs import frozen
 from labelcurve.training.runtime.device import FP32_CPU, hardware
@@ -155,22 +156,10 @@ def _cost(
     small = quantize.int8(graph, images)
     gain = quantize.gain(small, graph, images, hardware(FP32_CPU))
     return {
-        "cpu_ms": {"fp32": _cpu_ms(graph, images), "int8": _cpu_ms(small, images)},
+        "cpu_ms": {"fp32": p50_ms(graph, images, TIMED), "int8": p50_ms(small, images, TIMED)},
         "int8_gain": round(gain.ratio, 3),
         "megabytes": {"fp32": round(len(graph) / 1e6, 1), "int8": round(len(small) / 1e6, 1)},
     }
-
-
-def _cpu_ms(graph: bytes, images: NDArray[np.uint8]) -> float:
-    """Median CPU time of the thread for one image, which other work hardly changes."""
-    runtime = export.session(graph, threads=1)
-    spent = []
-    for i in range(TIMED + 5):
-        one = np.ascontiguousarray(images[i % len(images)][None])
-        since = time.thread_time()
-        runtime.run(["probabilities"], {"images": one})
-        spent.append(time.thread_time() - since)
-    return round(statistics.median(spent[5:]) * 1000, 2)
 
 
 def _figure(embedded: Embedded, labels: str, name: str, width: int) -> Figure:
@@ -178,8 +167,8 @@ def _figure(embedded: Embedded, labels: str, name: str, width: int) -> Figure:
     n_classes = int(classes.max()) + 1
     heads, found, counts = [], [], []
     since = time.process_time()
-    for seed, (learn, test) in enumerate(_splits(classes)):
-        chosen = _chosen(classes, learn, labels, seed)
+    for seed, (learn, test) in enumerate(splits_of(classes)):
+        chosen = chosen_of(classes, learn, labels, seed)
         head = fit_linear(rows[chosen], classes[chosen], n_classes)
         heads.append(head)
         counts.append(len(chosen))
@@ -196,7 +185,7 @@ def _tuned(images: Data, network: Network, embedded: Embedded, extractor: str) -
     pixels = np.concatenate([images.train.images, images.test.images])
     heads, found, counts, won = [], [], [], []
     since = time.process_time()
-    for seed, (learn, test) in enumerate(_splits(classes)):
+    for seed, (learn, test) in enumerate(splits_of(classes)):
         rows, held = train_test_split(
             learn, test_size=0.1, stratify=classes[learn], random_state=seed
         )
@@ -223,7 +212,7 @@ def _tuned(images: Data, network: Network, embedded: Embedded, extractor: str) -
     return _over_splits("all", "fine-tuned", heads, found, counts, spent, won)
 
 
-def _splits(classes: NDArray[np.int32]) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+def splits_of(classes: NDArray[np.int32]) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
     """Rows to learn from and rows of the fifth, split by split."""
     from sklearn.model_selection import StratifiedShuffleSplit
 
@@ -256,7 +245,7 @@ def _over_splits(
     )
 
 
-def _chosen(
+def chosen_of(
     classes: NDArray[np.int32], learn: NDArray[np.int64], labels: str, seed: int
 ) -> NDArray[np.int64]:
     """Choose the labelled rows: all, or equally many per class."""

@@ -30,6 +30,7 @@ from labelcurve.bundle.text import duration
 from labelcurve.training import options
 from labelcurve.training.data.sources import check_there
 from labelcurve.training.options import RUNS, Options
+from labelcurve.training.runs.candidates import TIMES
 from labelcurve.training.runtime import interruption
 from labelcurve.training.runtime.checkpoint import Finished
 from labelcurve.training.runtime.console import Bar, say
@@ -108,13 +109,14 @@ def run(chosen: SweepOptions, others: Sequence[str]) -> dict[str, Any]:
                 job = waiting.pop(reference)
                 done = f"{len(jobs) - len(waiting):3d}/{len(jobs):<3d}"
                 try:
-                    entry = ray.get(reference)
+                    entries = ray.get(reference)
                 except ray.exceptions.RayError as error:
                     failed.append(f"{_called(job)}: {_reason(error)}")
                     say(f"{done}  {failed[-1]}")
                     continue
-                bundles.append(entry)
-                say(f"{done}  {_row(entry)}")
+                bundles += entries
+                for entry in entries:
+                    say(f"{done}  {_row(entry)}")
             done_share = 1 - len(waiting) / len(jobs)
             elapsed = time.monotonic() - began
             bar.update(done_share, elapsed * (1 / done_share - 1) if done_share else 0.0)
@@ -125,6 +127,7 @@ def run(chosen: SweepOptions, others: Sequence[str]) -> dict[str, Any]:
         )
     for entry in bundles:  # all done: the next sweep trains again
         Finished(runs / entry["name"]).remove()
+        (runs / entry["name"] / TIMES).unlink(missing_ok=True)
     summary = summarise(bundles)
     say(f"done in {duration(time.monotonic() - began)}")
     Console().print(_table(summary))
@@ -133,8 +136,8 @@ def run(chosen: SweepOptions, others: Sequence[str]) -> dict[str, Any]:
     return {"bundles": bundles, "summary": summary}
 
 
-def train(job: Job) -> dict[str, Any]:
-    """One job, in a worker: the bundle's entry, with the data and the node."""
+def train(job: Job) -> list[dict[str, Any]]:
+    """One job, in a worker: the entries of its bundles, with the data and the node."""
     from labelcurve.training.data import dataset as data
     from labelcurve.training.jobs import train as jobs
 
@@ -157,24 +160,29 @@ def train(job: Job) -> dict[str, Any]:
         # A second attempt must not start over what the first did.
         fresh = chosen.fresh and not again
         document = jobs.run(replace(chosen, fresh=fresh, clear_cache=False), part=True)
-    (entry,) = document["bundles"]
-    return {"data": job.data, "node": os.uname().nodename, **entry}
+    about = {"data": job.data, "node": os.uname().nodename}
+    return [{**about, **entry} for entry in document["bundles"]]
 
 
 def summarise(bundles: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Accuracy over the seeds, of each data set and fraction: on test, else on validation."""
-    cells: dict[tuple[str, float], list[float]] = {}
+    """Accuracy over the seeds, of each data set and fraction: on test, else on validation.
+
+    Models that learned from others' answers (`--max-latency`) have rows of their own.
+    """
+    cells: dict[tuple[str, float, bool], list[float]] = {}
     for entry in bundles:
-        cells.setdefault((entry["data"], entry["fraction"]), []).append(_judged(entry)["accuracy"])
+        cell = entry["data"], entry["fraction"], "teacher" in entry
+        cells.setdefault(cell, []).append(_judged(entry)["accuracy"])
     return [
         {
             "data": data,
             "fraction": fraction,
+            **({"compact": True} if compact else {}),
             "seeds": len(values),
             "mean": statistics.fmean(values),
             "std": statistics.stdev(values) if len(values) > 1 else None,
         }
-        for (data, fraction), values in sorted(cells.items())
+        for (data, fraction, compact), values in sorted(cells.items())
     ]
 
 
@@ -334,7 +342,7 @@ def _table(summary: Sequence[dict[str, Any]]) -> Table:
         spread = "" if row["std"] is None else f" ± {row['std']:.4f}"
         table.add_row(
             Path(row["data"]).name,
-            f"{row['fraction'] * 100:.6g} %",
+            f"{row['fraction'] * 100:.6g} %{' compact' if 'compact' in row else ''}",
             str(row["seeds"]),
             f"{row['mean']:.4f}{spread}",
         )

@@ -17,10 +17,11 @@ from labelcurve.training.data.sources import Selection
 from labelcurve.training.extractors import choice, photos
 from labelcurve.training.models.backbones import build, predict_logits
 from labelcurve.training.options import Options
-from labelcurve.training.recipes import work
-from labelcurve.training.runs import final, grid
+from labelcurve.training.recipes import Backbone, work
+from labelcurve.training.runs import candidates, distillation, final, grid
 from labelcurve.training.runs.budget import IMAGES_PER_S, Budget
-from labelcurve.training.runs.final import Final, FinalRun
+from labelcurve.training.runs.distillation import StudentRun
+from labelcurve.training.runs.final import FinalRun
 from labelcurve.training.runs.grid import Cell
 from labelcurve.training.runs.model_run import Command, ModelRun, folder, forget
 from labelcurve.training.runtime import lock
@@ -66,24 +67,33 @@ def run(
     if options.dry_run:
         return grid.dry_run(images, cells, say)
     last = None if part else final.planned(options, images, cells)
-    every = [
-        replace(cell, recipe=replace(cell.recipe, **(changes or {})))
-        for cell in (*cells, *([last.cell] if last else []))
-    ]
+    backbone = _compact(options, images, cells)
+    if backbone is not None:
+        cells = distillation.with_students(options, images, cells, backbone)
+    if last is not None:
+        finals = [last.cell]
+        if backbone is not None:
+            finals = distillation.with_students(options, last.images, finals, backbone)
+        cells += finals
+    cells = [replace(cell, recipe=replace(cell.recipe, **(changes or {}))) for cell in cells]
     if options.mlflow is not None:
         connect(options.mlflow)
-    for cell in every:
+    for cell in cells:
         files.check_out(options.out / cell.name)
-    with _locked(options.out, every, wait=part):
-        bundles = _train(options, images, every, last, start)
+    with _locked(options.out, cells, wait=part):
+        entries = _train(options, images, cells, last.images if last else images, start)
         if not part:
-            for cell in every:
+            for cell in cells:
                 Finished(folder(options.out, cell)).remove()
-    document: dict[str, Any] = {"bundles": bundles[: len(cells)]}
-    if last:
-        document["final"] = bundles[-1]
+                (folder(options.out, cell) / candidates.TIMES).unlink(missing_ok=True)
+    bundles = [entry for entry in entries if "measured" not in entry]
+    document: dict[str, Any] = {"bundles": bundles}
+    if last is not None:
+        document["final"] = entries[len(bundles) :]
     if len(options.all_seeds) > 1:
-        document["summary"] = grid.summary(document["bundles"], say)
+        document["summary"] = grid.summary(bundles, say)
+    for line in distillation.said(bundles, options.max_latency or 0.0):
+        say(line)
     say(f"\ndone in {time.monotonic() - start:.0f} s")
     return document
 
@@ -123,6 +133,15 @@ def _load(options: Options) -> tuple[Options, Data]:
     return replace(options, extractor=settled.extractor), images
 
 
+def _compact(options: Options, images: Data, cells: list[Cell]) -> Backbone | None:
+    """The network that learns from the models, where they are too slow for `--max-latency`."""
+    if options.max_latency is None:
+        return None
+    path = folder(options.out, cells[0]) / candidates.TIMES
+    times = candidates.Times(images, path, fresh=options.fresh)
+    return candidates.choose(options.max_latency, images, cells[0].recipe.backbone, times)
+
+
 @contextmanager
 def _locked(out: Path, cells: Sequence[Cell], wait: bool) -> Iterator[None]:
     with ExitStack() as locks:
@@ -136,12 +155,12 @@ def _locked(out: Path, cells: Sequence[Cell], wait: bool) -> Iterator[None]:
 
 
 def _train(
-    options: Options, images: Data, cells: Sequence[Cell], last: Final | None, start: float
+    options: Options, images: Data, cells: Sequence[Cell], whole: Data, start: float
 ) -> list[dict[str, Any]]:
     """Trains the cells one after another; returns their entries in the same order.
 
     Args:
-        last: the final model, whose cell is the last one.
+        whole: images of the final models.
     """
     grid.check_replaced(options.out, options.data, images, cells, say)
     device = choose(options.device, options.precision)
@@ -155,7 +174,7 @@ def _train(
         images_per_s = _test_speed(images, cells[0])
 
     def budget(cells: Sequence[Cell]) -> Budget:
-        loads = [work(len(cell.subset.train)) for cell in cells]
+        loads = [work(cell.n_images(len(images.train))) for cell in cells]
         return Budget(start, options.max_minutes, loads, n_test, startup, images_per_s)
 
     wanted = choice.Wanted(
@@ -184,17 +203,20 @@ def _train(
         finetune=device.device.type != "cpu"
         or options.epochs is not None
         or options.max_minutes is not None,
+        max_latency=options.max_latency,
     )
     if options.fresh:  # only now: nothing is lost by a command that cannot run
         for cell in cells:
             forget(options.out, cell)
-    measured = cells[:-1] if last else cells
-    models = [ModelRun(command, cell, start) for cell in measured]
-    if last:
-        whole = replace(command, images=last.images)
-        models.append(FinalRun(whole, cells[-1], start, last.before))
-    entries = {model.cell.name: model.published() for model in models}
-    waiting = [model for model in models if entries[model.cell.name] is None]
+    runs: dict[str, ModelRun] = {}
+    for cell in cells:  # a teacher comes before the model that it teaches
+        own = command if cell.measured is None else replace(command, images=whole)
+        if cell.teacher is not None:
+            runs[cell.name] = StudentRun(own, cell, start, runs[cell.teacher])
+        else:
+            runs[cell.name] = (ModelRun if cell.measured is None else FinalRun)(own, cell, start)
+    entries = {name: model.published() for name, model in runs.items()}
+    waiting = [model for name, model in runs.items() if entries[name] is None]
     # The time that an interrupted command had taken counts.
     start -= max(
         [model.restore() for model in waiting]

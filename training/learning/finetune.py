@@ -9,6 +9,7 @@ from typing import Any, cast
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from labelcurve.bundle.errors import DivergedError
@@ -50,6 +51,9 @@ class Examples:
     """Judges each epoch; with the schedule `plateau` it chooses one. Else it may be empty."""
     unlabelled: Images | None = None
     """uint8 [M, H, W, 3], for the consistency loss of the recipe."""
+    answers: NDArray[np.float32] | None = None
+    """A teacher's probabilities of the images of `train`, [N, K], learned in place of their
+    labels."""
 
 
 @dataclass(frozen=True)
@@ -154,7 +158,9 @@ class _Finetuning:
             train.images, recipe.batch_size, recipe.crop, seed, device, control.say
         )
         distributed.check(self._labelled.batch)
-        self._labels = torch.from_numpy(train.labels).to(device.device)
+        labels = torch.from_numpy(train.labels).long()
+        answers = None if examples.answers is None else torch.from_numpy(examples.answers)
+        self._targets = (labels if answers is None else answers).to(device.device)
         self._val_labels, self._own_val = val.labels, val.images
         if distributed.size() > 1:
             rows = np.arange(len(val.images))[distributed.part(len(val.images))]
@@ -179,11 +185,9 @@ class _Finetuning:
         self._judged = network
         if self._averaged is not None:
             self._judged = cast(Network, self._averaged.module)
-        size = train.images.shape[1]
-        self._cutout = round(recipe.cutout * size / 32)
         self._views: augment.Views | None = None
         if recipe.area < 1:
-            side = round(recipe.view_share * size)
+            side = round(recipe.view_share * train.images.shape[1])
             self._views = augment.Views(side, (recipe.area, 1.0), flip=False)
         zero = torch.zeros((), device=device.device)
         self.at = _Position(loss=zero, correct=zero.clone())
@@ -213,14 +217,15 @@ class _Finetuning:
             images = network.normalise(pixels)
         else:
             images = network.standardise(self._views.crop(pixels.float() / 255, generator))
-        images = augment.cutout(images, self._cutout, generator)
-        batch = Batch(images, self._labels[rows].long(), labelled.batch)
+        cutout = round(recipe.cutout * images.shape[-1] / 32)
+        images = augment.cutout(images, cutout, generator)
+        batch = Batch(images, self._targets[rows], labelled.batch)
         self._teach = self._others is not None and progress >= recipe.unlabelled_from
         if self._others is not None and self._teach:
             batch.n_others = self._others.batch
             _, batch.others = self._others.draw(self.at.taught, recipe.flip, generator)
             views = network.normalise(batch.others)
-            batch.views = augment.cutout(views, self._cutout, generator)
+            batch.views = augment.cutout(views, cutout, generator)
         figures = accumulate(
             network, self._judged, batch, self.at.micro_batches, recipe, self._device
         )

@@ -21,7 +21,7 @@ class Batch:
     images: Tensor
     """Normalised, float32 [B, 3, H, W]."""
     targets: Tensor
-    """int64 [B]"""
+    """Classes, int64 [B], or a teacher's probabilities, float32 [B, K]."""
     n: int
     """Labelled images of the whole batch, of which these are a part: the mean is over all."""
     n_others: int = 0
@@ -65,13 +65,28 @@ def accumulate(
         else:
             with device.autocast():
                 logits = network(part.images)
-                loss = share * F.cross_entropy(
-                    logits, part.targets, label_smoothing=recipe.label_smoothing
-                )
+                loss = share * supervised(logits, part.targets, recipe.label_smoothing)
         loss.backward()
         loss_sum += loss.detach()
-        correct += (logits.detach().argmax(1) == part.targets).sum()
+        classes = part.targets if part.targets.ndim == 1 else part.targets.argmax(1)
+        correct += (logits.detach().argmax(1) == classes).sum()
     return loss_sum, correct
+
+
+def supervised(logits: Tensor, targets: Tensor, smoothing: float) -> Tensor:
+    """The mean cross-entropy on classes, or on a teacher's probabilities as they are.
+
+    Source: G. Hinton, O. Vinyals and J. Dean, Distilling the knowledge in a neural network, 2015,
+    at a temperature of 1: 2 gained nothing (docs/log.md).
+
+    Args:
+        logits: float [B, K].
+        targets: int64 [B], or float32 [B, K].
+        smoothing: of the classes.
+    """
+    if targets.ndim > 1:
+        return F.cross_entropy(logits, targets)
+    return F.cross_entropy(logits, targets, label_smoothing=smoothing)
 
 
 def _semi_supervised(
@@ -107,8 +122,7 @@ def _semi_supervised(
     with device.autocast():
         logits = network(torch.cat([batch.images, batch.views]))
     own, theirs = logits.float().split([len(batch.images), len(batch.views)])
-    supervised = F.cross_entropy(own, batch.targets, label_smoothing=recipe.label_smoothing)
-    loss = share * supervised
+    loss = share * supervised(own, batch.targets, recipe.label_smoothing)
     if len(theirs):  # of few, other processes may have all
         loss = loss + weight * (F.cross_entropy(theirs, guess, reduction="none") * sure).mean()
     return loss, own

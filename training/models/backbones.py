@@ -14,7 +14,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from labelcurve.bundle.errors import DeviceError
 from labelcurve.training.data.stored import Images
-from labelcurve.training.recipes import LIBRARIES, TIMM, Backbone
+from labelcurve.training.recipes import LIBRARIES, TIMM, Backbone, divided
 from labelcurve.training.runtime.device import Device, to_device
 from labelcurve.training.runtime.memory import EnoughMemory
 
@@ -35,18 +35,22 @@ class Network(nn.Module):
         self.dim = dim
         self.register_buffer("mean", mean.view(1, 3, 1, 1))
         self.register_buffer("std", std.view(1, 3, 1, 1))
+        self.shrink: nn.Module = nn.Identity()
+        """Mean pooling, where the backbone sees smaller images."""
         self.backbone = backbone
         self.classifier = nn.Linear(dim, n_classes)
         self.compiled: Callable[[Tensor], Tensor] | None = None
         """Takes the place of the backbone in training mode."""
 
     def normalise(self, images: Tensor) -> Tensor:
-        """Uint8 [N, 3, H, W] to float32 [N, 3, H, W] of zero mean and unit variance."""
+        """As `standardise`, of uint8 [N, 3, H, W]."""
         return self.standardise(images.float() / 255)
 
     def standardise(self, images: Tensor) -> Tensor:
-        """Float [N, 3, H, W] from 0 to 1 to zero mean and unit variance."""
-        return (images - self.mean) / self.std
+        """Float [N, 3, H, W] from 0 to 1 to what the backbone sees: shrunk, of zero mean and unit
+        variance."""
+        seen: Tensor = self.shrink(images)
+        return (seen - self.mean) / self.std
 
     def embed(self, normalised: Tensor) -> Tensor:
         """Float [N, 3, H, W] to the embedding, float [N, D]."""
@@ -218,6 +222,14 @@ def build(name: Backbone, images: Images, n_classes: int) -> Network:
         n_classes: outputs of the classifier.
     """
     size = images.shape[1]
+    whole, factor = divided(name)
+    if factor > 1:
+        few = images[:: -(-len(images) // _most(size))]
+        pool = nn.AvgPool2d(factor)
+        smaller = pool(torch.from_numpy(few.copy()).permute(0, 3, 1, 2).float()).round().byte()
+        network = build(whole, smaller.permute(0, 2, 3, 1).numpy(), n_classes)
+        network.shrink = pool
+        return network
     if name == "reference":
         # On inputs in [0, 1], as the experiment has it.
         reference = ReferenceNet(size)
@@ -230,8 +242,7 @@ def build(name: Backbone, images: Images, n_classes: int) -> Network:
         theirs, dim = library.backbone(name, size)
         # Mean and deviation come with the weights.
         return Network(theirs, dim, n_classes, torch.zeros(3), torch.ones(3))
-    most = max(100, 10_000 * 32**2 // max(32, size) ** 2)
-    few = images[:: -(-len(images) // most)]
+    few = images[:: -(-len(images) // _most(size))]
     mean = torch.from_numpy((few / 255).mean((0, 1, 2))).float()
     std = torch.from_numpy((few / 255).std((0, 1, 2))).float().clamp_min(1e-3)
     backbone = ConvNet()
@@ -239,6 +250,11 @@ def build(name: Backbone, images: Images, n_classes: int) -> Network:
     patches = torch.from_numpy(few[::2].copy()).permute(0, 3, 1, 2)
     backbone.fit_whitening(network.normalise(patches))
     return network
+
+
+def _most(size: int) -> int:
+    """Images that a network is fitted to at most before it is trained."""
+    return max(100, 10_000 * 32**2 // max(32, size) ** 2)
 
 
 def predict_logits(

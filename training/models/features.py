@@ -24,6 +24,9 @@ from labelcurve.training.models import export
 from labelcurve.training.models.backbones import Network
 from labelcurve.training.runtime.device import Device, to_device
 
+Computed = tuple[NDArray[np.int64], NDArray[np.float32]]
+"""Rows, int64 [B], and their vectors, float32 [B, D]."""
+
 KEPT_EVERY = 30.0
 """Seconds after which what was computed is kept: so much is lost by an interruption."""
 
@@ -54,27 +57,53 @@ def features(
     """
     size = split.images.shape[1]
     key = f"{version}-{size}px-v{preprocess.VERSION}"
-    store = _Store((cache or default_cache()) / "features" / key, network.dim)
+    return kept(
+        (cache or default_cache()) / "features" / key,
+        network.dim,
+        split,
+        lambda rows: _embedded(network, split, rows, device),
+        on_progress,
+    )
+
+
+def kept(
+    folder: Path,
+    dim: int,
+    split: Split,
+    compute: Callable[[NDArray[np.int64]], Iterator[Computed]],
+    on_progress: Callable[[float, float], None] = lambda *_: None,
+) -> NDArray[np.float32]:
+    """A vector of every image of a split, float32 [N, dim]; rows that are in `folder` are read.
+
+    Args:
+        folder: of one kind of vectors, for any images.
+        compute: batches of the given rows, int64 [M], with their vectors.
+        on_progress: receives the share that is done, and the seconds that are left.
+
+    Raises:
+        DataError: the folder cannot be written, or a file in it is damaged.
+    """
+    store = _Store(folder, dim)
     digests = np.concatenate([part for _, part in split.digests.parts()])
     wanted, place = np.unique(digests, return_index=True)
     missing = np.sort(place[~np.isin(wanted, store.digests)])
     if len(missing):
-        began, kept = time.monotonic(), time.monotonic()
+        began, last = time.monotonic(), time.monotonic()
         done, waiting = 0, []
-        for rows, found in _embedded(network, split, missing, device):
+        for rows, found in compute(missing):
             waiting.append((digests[rows], found))
             done += len(rows)
             took = time.monotonic() - began
             on_progress(done / len(missing), took * (len(missing) / done - 1))
-            if time.monotonic() - kept > KEPT_EVERY or done == len(missing):
+            if time.monotonic() - last > KEPT_EVERY or done == len(missing):
                 store.add(*(np.concatenate(parts) for parts in zip(*waiting, strict=True)))
-                waiting, kept = [], time.monotonic()
+                waiting, last = [], time.monotonic()
     return store.look_up(digests)
 
 
 def _embedded(
     network: Network, split: Split, rows: NDArray[np.int64], device: Device
-) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]]:
+) -> Iterator[Computed]:
     """Batches of rows with their embedding."""
     network.eval()
     size = split.images.shape[1]

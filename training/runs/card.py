@@ -17,7 +17,7 @@ def write(manifest: Manifest, run: Run) -> str:
 
 {_warnings(run)}Classifies images into {len(m.class_names)} classes: {classes}.
 
-{_labels(m)}{_without_labels(m)}
+{_labels(m)}{_without_labels(m)}{_taught(m, run)}
 
 | split | images | accuracy | balanced accuracy | F1 (weighted) | precision | recall | loss |
 |---|---|---|---|---|---|---|---|
@@ -168,6 +168,23 @@ def _without_labels(m: Manifest) -> str:
         )
     if m.n_unlabelled:
         said += f"\n\n{m.n_unlabelled:,} other training images taught without their labels."
+    return said
+
+
+def _taught(m: Manifest, run: Run) -> str:
+    said, latency, teacher = "", run.latency, m.teacher
+    if teacher is not None:
+        said = (
+            f"\n\nIt learned the answers of `{teacher.name}` {teacher.version} to "
+            f"{teacher.n_images:,} training images (distillation)."
+        )
+    if latency is not None:
+        said += (
+            f"\n\nOne image takes {latency.p50_ms:.2f} ms (median CPU time in ONNX Runtime on one "
+            f"thread of the machine below; `--max-latency {latency.limit_ms:g}`)"
+        )
+        before = latency.teacher_p50_ms
+        said += "." if before is None else f", its teacher {before:.2f} ms."
     return said
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 
@@ -23,21 +22,18 @@ from labelcurve.training.learning import finetune
 from labelcurve.training.models.export import PARITY_IMAGES
 from labelcurve.training.options import Options
 from labelcurve.training.recipes import LIBRARIES
-from labelcurve.training.runs import frozen, grid, publication
+from labelcurve.training.runs import frozen, grid
 from labelcurve.training.runs.budget import Budget
 from labelcurve.training.runs.grid import Cell
-from labelcurve.training.runs.model_run import Command, ModelRun
-from labelcurve.training.runs.publication import Circumstances
+from labelcurve.training.runs.model_run import ModelRun
 from labelcurve.training.runtime.console import say
 from labelcurve.training.runtime.experiment import Tracking
 
 
 @dataclass(frozen=True)
 class Final:
-    """The final model of a command."""
+    """The final model of a command; its figures are those of all labels and the first seed."""
 
-    before: str
-    """Name of the model whose figures it has: that of all labels and the first seed."""
     images: Data
     """With all labels to train on, and nothing to test."""
     cell: Cell
@@ -62,7 +58,8 @@ def planned(options: Options, images: Data, cells: Sequence[Cell]) -> Final | No
     labelled = subset(every)
     recipe = grid.plan(options, labelled, len(every.train) - len(labelled.train))
     name = grid.bundle_name(options, images.name, None, options.seed)
-    return Final(before[0].name, every, Cell(name, options.seed, labelled, recipe))
+    cell = Cell(name, options.seed, labelled, recipe, measured=before[0].name)
+    return Final(every, cell)
 
 
 def whole(images: Data) -> Data:
@@ -94,24 +91,20 @@ class FinalRun(ModelRun):
         command: with the images of `Final`.
         cell: that of `Final`.
         began: as for `ModelRun`.
-        before: name of the model that has been measured.
     """
-
-    def __init__(self, command: Command, cell: Cell, began: float, before: str) -> None:
-        super().__init__(command, cell, began)
-        self._before = before
 
     def learn(self, budget: Budget, run: Tracking) -> finetune.Result:
         """Trains as the model before was trained: a linear head, fine-tuning, or both."""
-        command, recipe = self.command, self.cell.recipe
+        command, recipe, before = self.command, self.cell.recipe, self.cell.measured
+        assert before is not None
         say(
             f"\n{self.cell.name}: the final model, on all {len(self.cell.subset.train):,} labels; "
-            f"its figures are those of {self._before}"
+            f"its figures are those of {before}"
         )
         network = self.network()
         if command.extractor is None or not recipe.backbone.startswith(LIBRARIES):
             return self.tune(network, budget, run)
-        chosen = store.read(command.out, self._before).manifest.recipe.get("linear_head")
+        chosen = store.read(command.out, before).manifest.recipe.get("linear_head")
         linear = frozen.fit(
             network,
             command.images,
@@ -127,11 +120,3 @@ class FinalRun(ModelRun):
         tuned = self.tune(network, budget, run)
         tuned.network.requires_grad_(True)
         return tuned
-
-    def publish(self, result: finetune.Result, about: Circumstances) -> dict[str, Any]:
-        """As of `ModelRun`, with the figures of the model before."""
-        command = self.command
-        before = store.read(command.out, self._before)
-        return publication.publish(
-            command.out, command.images, self.cell, result, about, say, measured=before
-        )

@@ -102,7 +102,16 @@ def few(n_labels: int) -> bool:
 
 
 def tunable(linear: Result, recipe: Recipe, images: Images) -> Network:
-    """A copy of the linear head's network that fine-tuning may change, from the same answers on.
+    """`learning`, announced as fine-tuning that has to be better than the linear head."""
+    say(
+        f"fine-tuning: the last {1 - recipe.fixed_stages:.0%} of the stages, from the linear head "
+        "on; the better of the two on validation is published. --max-minutes bounds it"
+    )
+    return learning(linear, recipe, images)
+
+
+def learning(linear: Result, recipe: Recipe, images: Images) -> Network:
+    """A copy of the linear head's network that training may change, from the same answers on.
 
     Batch norm is folded into the convolutions, and the first stages are excluded from learning.
 
@@ -110,10 +119,6 @@ def tunable(linear: Result, recipe: Recipe, images: Images) -> Network:
         recipe: says how many of them.
         images: uint8 [N, H, W, 3]; a few show that the folded network is the same.
     """
-    say(
-        f"fine-tuning: the last {1 - recipe.fixed_stages:.0%} of the stages, from the linear head "
-        "on; the better of the two on validation is published. --max-minutes bounds it"
-    )
     network = deepcopy(linear.network)
     few = network.normalise(to_device(np.asarray(images[:2]), FP32_CPU))
     network.backbone = stages.folded(network.backbone, few)

@@ -32,6 +32,10 @@ class Cell:
     seed: int
     subset: Subset
     recipe: Recipe
+    teacher: str | None = None
+    """Name of the bundle whose answers it learns; None learns from labels."""
+    measured: str | None = None
+    """Of a final model, which learns from all labels: name of the bundle whose figures it has."""
 
     def others(self, n: int) -> Index:
         """Rows of the `n` training images that the model neither learns from with labels nor
@@ -41,6 +45,10 @@ class Cell:
         left = np.ones(n, bool)
         left[self.subset.train] = left[self.subset.val] = False
         return np.flatnonzero(left).astype(np.int32)
+
+    def n_images(self, n: int) -> int:
+        """Images of an epoch: the labelled ones, and the others that a teacher answers."""
+        return len(self.subset.train) + (0 if self.teacher is None else len(self.others(n)))
 
 
 def cells(options: Options, images: Data, say: Callable[[str], None]) -> list[Cell]:
@@ -68,10 +76,12 @@ def cells(options: Options, images: Data, say: Callable[[str], None]) -> list[Ce
     return found
 
 
-def bundle_name(options: Options, dataset: str, fraction: float | None, seed: int) -> str:
+def bundle_name(
+    options: Options, dataset: str, fraction: float | None, seed: int, *, compact: bool = False
+) -> str:
     """`cifar10-10`, `cifar10-2.5`, `cifar10-reference-100`, `cifar10-scratch-10-s1`,
-    `cifar10-resnet18-10`; without a fraction, that of the final model, `cifar10-final`. The
-    backbone that photos get by default is not named.
+    `cifar10-resnet18-10`, `cifar10-compact-10`; without a fraction, that of the final model,
+    `cifar10-final`. The backbone that photos get by default is not named.
 
     It names what differs from the default, so that variants can lie and be compared in one folder.
     """
@@ -80,6 +90,7 @@ def bundle_name(options: Options, dataset: str, fraction: float | None, seed: in
         middle += "scratch-"
     elif options.extractor.startswith(LIBRARIES) and options.extractor != PHOTO_BACKBONE:
         middle += options.extractor.partition(":")[2].partition("=")[0] + "-"
+    middle += "compact-" if compact else ""
     last = f"-s{seed}" if seed else ""
     share = "final" if fraction is None else f"{fraction * 100:.6g}"
     return f"{options.name or dataset}-{middle}{share}{last}"
@@ -94,9 +105,14 @@ def plan(options: Options, subset: Subset, others: int = 0) -> Recipe:
         unlabelled=not options.no_unlabelled and others > 0,
         extractor=options.extractor,
     )
-    if options.max_minutes is not None and not options.extractor.startswith(LIBRARIES):
-        found = replace(found, epochs=ENDLESS)  # a pretrained network is soon tuned
-    return found if options.epochs is None else replace(found, epochs=options.epochs)
+    return limited(found, options)
+
+
+def limited(plan: Recipe, options: Options) -> Recipe:
+    """The recipe with as many epochs as `--epochs` and `--max-minutes` allow."""
+    if options.max_minutes is not None and not plan.backbone.startswith(LIBRARIES):
+        plan = replace(plan, epochs=ENDLESS)  # a pretrained network is soon tuned
+    return plan if options.epochs is None else replace(plan, epochs=options.epochs)
 
 
 def flip(options: Options) -> bool:
@@ -172,14 +188,15 @@ def summary(bundles: Sequence[dict[str, Any]], say: Callable[[str], None]) -> li
     The spread is the sample standard deviation. Figures are those on test, or on validation where
     test was left unread.
     """
-    by_fraction: dict[float, list[dict[str, Any]]] = {}
+    by_fraction: dict[tuple[float, bool], list[dict[str, Any]]] = {}
     for bundle in bundles:
-        by_fraction.setdefault(bundle["fraction"], []).append(bundle)
+        by_fraction.setdefault((bundle["fraction"], "teacher" in bundle), []).append(bundle)
     found = []
     say("\nfraction  seeds  accuracy: mean    std    min    max  balanced accuracy: mean    std")
-    for fraction, group in sorted(by_fraction.items()):
+    for (fraction, compact), group in sorted(by_fraction.items()):
         split = "val" if any(bundle["test"] is None for bundle in group) else "test"
         row: dict[str, Any] = {"fraction": fraction, "seeds": len(group), "split": split}
+        row |= {"compact": True} if compact else {}
         for metric in ("accuracy", "balanced_accuracy", "f1"):
             values = [bundle[split][metric] for bundle in group]
             row[metric] = {
@@ -193,7 +210,7 @@ def summary(bundles: Sequence[dict[str, Any]], say: Callable[[str], None]) -> li
         say(
             f"{fraction * 100:6.6g} %  {len(group):5d}  {accuracy['mean']:14.4f} "
             f"{accuracy['std']:6.4f} {accuracy['min']:6.4f} {accuracy['max']:6.4f}  "
-            f"{balanced['mean']:23.4f} {balanced['std']:6.4f}"
+            f"{balanced['mean']:23.4f} {balanced['std']:6.4f}{'  compact' if compact else ''}"
         )
     return found
 

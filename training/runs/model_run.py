@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import time
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -12,9 +13,10 @@ from typing import Any
 
 import torch
 
+from labelcurve.bundle import store
 from labelcurve.bundle.errors import DivergedError
 from labelcurve.bundle.machine import scheduled, waited_share
-from labelcurve.bundle.manifest import SHARED, Choice, Epoch
+from labelcurve.bundle.manifest import SHARED, Choice, Epoch, Teacher
 from labelcurve.training.data.dataset import Data
 from labelcurve.training.data.stored import take
 from labelcurve.training.extractors import choice
@@ -35,6 +37,9 @@ from labelcurve.training.runtime.checkpoint import Checkpoint, Finished, check_r
 from labelcurve.training.runtime.console import Bar, say
 from labelcurve.training.runtime.device import Device, Precision, circumstances, continued
 from labelcurve.training.runtime.experiment import EventWriter, Tracking
+
+ANSWERS = "answers-"
+"""Beginning of the folder of a teacher's answers, its version after it."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +67,8 @@ class Command:
     """Folder of downloads, decoded pixels and features; None takes the default one."""
     finetune: bool
     """Whether fine-tuning follows the linear head on a pretrained backbone, however few labels."""
+    max_latency: float | None = None
+    """Limit in ms; without one, no time is taken."""
 
 
 class ModelRun:
@@ -82,7 +89,7 @@ class ModelRun:
             self.folder / "checkpoint.pt",
             key,
             seconds=command.checkpoint_seconds,
-            about=self._progress,
+            about=self.progress,
             say=say,
         )
         self.keep_precision(self.device.precision)
@@ -90,12 +97,17 @@ class ModelRun:
         self.interruptions = 0
         self.epochs = 0
         self.mlflow_run: str | None = None
+        self.entry: dict[str, Any] | None = None
+        """In the command's document, once it is published."""
+        self.taught_by: Teacher | None = None
+        self.teacher_p50_ms: float | None = None
 
     def published(self) -> dict[str, Any] | None:
         """The bundle's entry in the command's document, where an interrupted command made it."""
         entry = self.finished.read(self.command.out)
         if entry is not None:
             say(f"{self.cell.name}: {entry['version']} was published before the interruption")
+        self.entry = entry
         return entry
 
     def restore(self) -> float:
@@ -150,6 +162,7 @@ class ModelRun:
             entry = self.publish(result, self._about(budget, result, waited))
             run.published(entry)
         budget.done(time.monotonic() - began - result.seconds, entry["seconds"]["export"])
+        self.entry = entry
         self.finished.write(entry)
         self.checkpoint.remove()
         return entry
@@ -182,15 +195,19 @@ class ModelRun:
         val = command.images.train.take(subset.val)
         return frozen.better(linear, tuned, Labelled(val.images, val.labels))
 
-    def tune(self, network: Network, budget: Budget, run: Tracking) -> finetune.Result:
-        """Fine-tuning, with progress, events, checkpoints and the model's share of the time."""
-        images, cell = self.command.images, self.cell
-        train, val = images.train.take(cell.subset.train), images.train.take(cell.subset.val)
-        examples = Examples(
+    def examples(self) -> Examples:
+        """The images that teach and those that validate."""
+        images, subset = self.command.images, self.cell.subset
+        train, val = images.train.take(subset.train), images.train.take(subset.val)
+        return Examples(
             Labelled(train.images, train.labels),
             Labelled(val.images, val.labels),
             take(images.train.images, self.others),
         )
+
+    def tune(self, network: Network, budget: Budget, run: Tracking) -> finetune.Result:
+        """Fine-tuning, with progress, events, checkpoints and the model's share of the time."""
+        cell, examples = self.cell, self.examples()
         events = self.folder / re.sub("[:-]|[+].*", "", self.started)
         with (
             EventWriter(events, self.epochs, say) as writer,
@@ -233,8 +250,9 @@ class ModelRun:
 
     def publish(self, result: finetune.Result, about: Circumstances) -> dict[str, Any]:
         """Exports, measures and publishes; the bundle's entry in the command's document."""
-        command = self.command
-        return publication.publish(command.out, command.images, self.cell, result, about, say)
+        command, cell = self.command, self.cell
+        before = store.read(command.out, cell.measured) if cell.measured else None
+        return publication.publish(command.out, command.images, cell, result, about, say, before)
 
     def _about(
         self, budget: Budget, result: finetune.Result, waited: float | None
@@ -252,13 +270,17 @@ class ModelRun:
             waited=waited,
             interruptions=self.interruptions,
             command_began=self.began,
+            max_latency=command.max_latency,
+            teacher=self.taught_by,
+            teacher_p50_ms=self.teacher_p50_ms,
             warnings=(
                 *(budget.warnings(result.seconds, result.epochs) if result.head is None else ()),
                 *choice.doubts(command.extractor, command.images),
             ),
         )
 
-    def _progress(self) -> dict[str, Any]:
+    def progress(self) -> dict[str, Any]:
+        """What a checkpoint says of the run, beside weights and history."""
         return {
             "started": self.started,
             "interruptions": self.interruptions,
@@ -283,6 +305,8 @@ def forget(out: Path, cell: Cell) -> None:
     """Removes what an interrupted run has left, for `--fresh`."""
     for path in folder(out, cell).glob("*checkpoint*"):
         path.unlink(missing_ok=True)
+    for answers in folder(out, cell).glob(f"{ANSWERS}*"):
+        shutil.rmtree(answers, ignore_errors=True)
     Finished(folder(out, cell)).remove()
 
 

@@ -21,6 +21,7 @@ from labelcurve.bundle.machine import versions
 from labelcurve.bundle.manifest import (
     Dataset,
     HeldOut,
+    Latency,
     Manifest,
     Measured,
     Metrics,
@@ -29,6 +30,7 @@ from labelcurve.bundle.manifest import (
     Preprocessing,
     Pretrained,
     Run,
+    Teacher,
 )
 from labelcurve.bundle.store import Bundle
 from labelcurve.training.data import dataset, fractions
@@ -40,6 +42,7 @@ from labelcurve.training.learning.finetune import Result
 from labelcurve.training.models import export
 from labelcurve.training.models.backbones import n_parameters, predict_logits
 from labelcurve.training.models.extractor import Extractor
+from labelcurve.training.models.latency import p50_ms
 from labelcurve.training.recipes import Preset
 from labelcurve.training.runs import card
 from labelcurve.training.runs.grid import Cell
@@ -71,6 +74,10 @@ class Circumstances:
     command_began: float
     """By `time.monotonic`, earlier by the time of the parts before an interruption."""
     warnings: tuple[str, ...]
+    max_latency: float | None = None
+    """Limit in ms that the time of an image is recorded with."""
+    teacher: Teacher | None = None
+    teacher_p50_ms: float | None = None
 
 
 @dataclass(frozen=True)
@@ -132,6 +139,7 @@ def publish(
     }
     seconds = {name: round(value, 3) for name, value in seconds.items()}
     manifest = _manifest(images, cell, result, about, temperature, parity, figures)
+    latency = _latency(images, graph, about)
     record = Run(
         command=shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         started=about.started,
@@ -143,6 +151,7 @@ def publish(
         interruptions=about.interruptions,
         warnings=about.warnings,
         pretraining_seconds=(about.extractor.card.seconds or None) if about.extractor else None,
+        latency=latency,
         history=result.history,
         report=figures.report,
         confusion=figures.confusion,
@@ -156,6 +165,16 @@ def publish(
     )
     for warning in about.warnings:
         say(f"WARNING: {cell.name}: {warning}")
+    return _entry(path, cell, result, manifest, record)
+
+
+def _entry(
+    path: Path, cell: Cell, result: Result, manifest: Manifest, record: Run
+) -> dict[str, Any]:
+    found = {"measured": manifest.measured, "teacher": manifest.teacher}
+    more: dict[str, Any] = {key: value.model_dump() for key, value in found.items() if value}
+    if record.latency is not None:
+        more["p50_ms"] = record.latency.p50_ms
     return {
         "name": cell.name,
         "version": path.name,
@@ -164,13 +183,23 @@ def publish(
         "seed": cell.seed,
         "n_labels_train": len(cell.subset.train),
         "n_labels_val": len(cell.subset.val),
-        "val": figures.val.model_dump(),
-        "test": figures.test.model_dump(include=TEST_FIGURES) if figures.test else None,
-        "parity": parity.model_dump(include={"max_abs_diff", "top1_agreement"}),
-        "seconds": seconds,
+        "val": manifest.val.model_dump(),
+        "test": manifest.test.model_dump(include=TEST_FIGURES) if manifest.test else None,
+        "parity": manifest.parity.model_dump(include={"max_abs_diff", "top1_agreement"}),
+        "seconds": record.seconds,
         "epochs": len(result.history),
-        **({"measured": figures.measured.model_dump()} if figures.measured else {}),
+        **more,
     }
+
+
+def _latency(images: Data, graph: bytes, about: Circumstances) -> Latency | None:
+    if about.max_latency is None:
+        return None
+    return Latency(
+        limit_ms=about.max_latency,
+        p50_ms=p50_ms(graph, images.train.images),
+        teacher_p50_ms=about.teacher_p50_ms,
+    )
 
 
 def _exported(
@@ -265,6 +294,7 @@ def _manifest(
         indices_hash=subset.hash,
         n_unlabelled=about.n_unlabelled,
         extractor=_pretrained(about.extractor),
+        teacher=about.teacher,
         seed=cell.seed,
         preset=about.preset,
         backbone=cell.recipe.backbone,

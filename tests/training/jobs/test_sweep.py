@@ -154,7 +154,7 @@ def test_the_cache_is_cleared_once_a_sweep(tmp_path: Path, monkeypatch: pytest.M
         *("--data", "digits", "--fraction", "0.1", "--fraction", "0.5", "--clear-cache"),
         *("--out", str(tmp_path / "out"), "--cache", str(tmp_path)),
     )
-    assert [sweep.train(one)["there"] for one in both] == [["1"], ["1", "2"]]
+    assert [sweep.train(one)[0]["there"] for one in both] == [["1"], ["1", "2"]]
     assert cleared == [False, False]
 
 
@@ -190,14 +190,14 @@ def test_a_second_attempt_goes_on_and_finds_what_the_first_published(
     (job,) = jobs(
         *QUICK, "--fraction", "0.1", "--out", str(tmp_path), "--cache", str(cache), "--fresh"
     )
-    first = sweep.train(job)
+    (first,) = sweep.train(job)
     log = tmp_path / ".runs" / "sweep" / job.log
     assert log.read_text().count("  2/2 ") == 1
-    assert sweep.train(job) == first
+    assert sweep.train(job) == [first]
     assert "was published before the interruption" in log.read_text()
     assert log.read_text().count("  2/2 ") == 1
     # Another sweep starts over, as --fresh says.
-    again = sweep.train(replace(job, sweep="later"))
+    (again,) = sweep.train(replace(job, sweep="later"))
     assert again["version"] == first["version"]
     assert log.read_text().count("  2/2 ") == 1
     assert log.read_text().startswith("later\n")

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from labelcurve.training.learning.losses import Batch, accumulate
+from labelcurve.training.learning.losses import Batch, accumulate, supervised
 from labelcurve.training.models.backbones import Network
 from labelcurve.training.recipes import Recipe
 from labelcurve.training.runtime.device import FP32_CPU
@@ -112,3 +112,24 @@ def test_the_sharpened_guess_of_the_teacher_is_the_target_where_it_is_sure(
     second = 1 / (math.exp(1 / sharpening) + 2)  # the teacher's probability of class 1
     student = math.log(math.e + 2) - second  # cross-entropy of the view's logits 0, 1, 0
     assert float(loss) == pytest.approx(math.log(3) + 3 * student * counts, rel=1e-5)
+
+
+def test_a_teacher_that_is_sure_of_the_label_is_the_label() -> None:
+    net = network().eval()
+    plan = replace(RECIPE, label_smoothing=0.0)
+    hard = batch(others=False)
+    soft = replace(hard, targets=torch.eye(10)[hard.targets])
+    loss, correct, found = gradients(net, plan, soft)
+    expected, told, plain = gradients(net, plan, hard)
+    assert loss == pytest.approx(expected, rel=1e-5)
+    assert correct == told
+    assert torch.allclose(found, plain, atol=1e-6)
+
+
+def test_answers_are_learned_as_they_are() -> None:
+    # The cross-entropy is lowest where the network answers the same, with no smoothing.
+    answers = torch.softmax(torch.randn(4, 10, generator=torch.Generator().manual_seed(0)), 1)
+    logits = answers.log().requires_grad_()
+    supervised(logits, answers, smoothing=0.1).backward()
+    assert logits.grad is not None
+    assert torch.allclose(logits.grad, torch.zeros(4, 10), atol=1e-7)

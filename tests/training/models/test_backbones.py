@@ -42,6 +42,21 @@ def test_the_reference_network_has_the_published_number_of_parameters() -> None:
     assert reference.backbone(torch.rand(1, 3, 32, 32)).shape == (1, 128, 7, 7)
 
 
+def test_a_divided_network_sees_the_means_of_squares(digits: Data) -> None:
+    images = digits.train.images[:50]
+    shrunk = build("convnet/2", images, 10).eval()
+    pixels = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255
+    means = pixels.unflatten(3, (4, 2)).unflatten(2, (4, 2)).mean((3, 5))
+    assert torch.allclose(shrunk.standardise(pixels), (means - shrunk.mean) / shrunk.std, atol=1e-6)
+    small = (means * 255).round().byte().permute(0, 2, 3, 1).numpy()
+    whole = build("convnet", small, 10).eval()
+    assert torch.equal(shrunk.mean, whole.mean), "fitted to what it sees"
+    whole.load_state_dict(shrunk.state_dict())
+    assert torch.allclose(
+        shrunk(shrunk.standardise(pixels)), whole(whole.standardise(means)), atol=1e-5
+    )
+
+
 def test_frozen_parameters_are_not_counted() -> None:
     net = network("convnet", 32)
     everything = n_parameters(net)

@@ -10,7 +10,7 @@ from PIL import Image
 from sklearn.datasets import load_sample_image
 
 from labelcurve.bundle import preprocess, store
-from labelcurve.bundle.manifest import Manifest, Predicted, Pretrained, Run
+from labelcurve.bundle.manifest import Latency, Manifest, Predicted, Pretrained, Run, Teacher
 from labelcurve.training.runs import card
 
 
@@ -110,6 +110,19 @@ def test_where_nothing_taught_without_labels_the_card_does_not_mention_it(
     text = card.write(manifest, record)
     assert "extractor" not in text
     assert "without their labels" not in text
+
+
+def test_who_taught_it_and_what_both_cost_is_on_the_card(manifest: Manifest, record: Run) -> None:
+    taught = Teacher(name="digits-10", version="0123456789ab", n_images=1_437)
+    times = Latency(limit_ms=5.0, p50_ms=3.1, teacher_p50_ms=9.4)
+    text = card.write(
+        manifest.model_copy(update={"teacher": taught}),
+        record.model_copy(update={"latency": times}),
+    )
+    assert "the answers of `digits-10` 0123456789ab to 1,437 training images" in text
+    assert "One image takes 3.10 ms" in text
+    assert "`--max-latency 5`), its teacher 9.40 ms." in text
+    assert "distillation" not in card.write(manifest, record)
 
 
 def files(folder: Path) -> list[Path]:

@@ -17,7 +17,7 @@ from labelcurve.training.jobs import quantize as quantize_job
 from labelcurve.training.jobs import train
 from labelcurve.training.models import quantize
 from labelcurve.training.options import Options, QuantizeOptions
-from labelcurve.training.runs import final, grid
+from labelcurve.training.runs import candidates, final, grid
 from tests.training.sets import digit_rows, write_folder
 
 N = 150
@@ -53,7 +53,7 @@ def test_it_learns_from_all_labels_and_has_the_figures_of_the_model_before(
 ) -> None:
     _, document = trained
     assert [b["n_labels_train"] for b in document["bundles"]] == [50, 110]
-    last = document["final"]
+    (last,) = document["final"]
     assert (last["name"], last["n_labels_train"], last["n_labels_val"]) == (
         "digits8-scratch-final",
         N,
@@ -115,7 +115,10 @@ def test_where_there_is_none(folder: Path, cache: Path, more: dict[str, Any]) ->
     cells = grid.cells(given, images, lambda _: None)
     found = final.planned(given, images, cells)
     assert found is not None
-    assert (found.before, found.cell.name) == ("digits8-scratch-100", "digits8-scratch-final")
+    assert (found.cell.measured, found.cell.name) == (
+        "digits8-scratch-100",
+        "digits8-scratch-final",
+    )
     assert final.planned(given, replace(images, test_given=True), cells) is None
     wanted = replace(given, **more)
     others = [c for c in cells if c.subset.fraction in wanted.fractions]
@@ -158,7 +161,7 @@ def test_an_interrupted_command_goes_on_with_the_final_model_alone(
         patch.setattr("labelcurve.training.runs.model_run.ModelRun.learn", stop)  # not again
         document = train.run(given)
     assert document["bundles"][0]["version"] == before
-    assert document["final"]["version"] == trained[1]["final"]["version"]
+    assert document["final"][0]["version"] == trained[1]["final"][0]["version"]
 
 
 def test_a_variant_has_the_figures_of_the_model_before_too(
@@ -196,3 +199,27 @@ def test_a_variant_has_the_figures_of_the_model_before_too(
     (models / "digits8-scratch-100" / "current").unlink()
     with pytest.raises(ExportError, match="which is not there"):
         quantize_job.run(given)
+
+
+def test_a_compact_model_learns_from_the_final_one_too(
+    folder: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    times = {"convnet at 16 px": 2.0, "convnet/2 at 16 px": 0.5}
+    monkeypatch.setattr(candidates.Times, "__call__", lambda self, name: times[f"{name} at 16 px"])
+    given = options(folder, out=tmp_path, cache=cache, image_size=16, max_latency=1.0)
+    document = train.run(given)
+    assert [b["name"] for b in document["bundles"]] == [
+        "digits8-scratch-100",
+        "digits8-scratch-compact-100",
+    ]
+    last, compact = document["final"]
+    assert (last["name"], compact["name"]) == (
+        "digits8-scratch-final",
+        "digits8-scratch-compact-final",
+    )
+    manifest = store.read(tmp_path, compact["name"]).manifest
+    assert manifest.teacher is not None
+    assert (manifest.teacher.name, manifest.teacher.n_images) == (last["name"], N)
+    assert manifest.measured is not None
+    assert manifest.measured.name == "digits8-scratch-compact-100"
+    assert manifest.val == store.read(tmp_path, "digits8-scratch-compact-100").manifest.val
