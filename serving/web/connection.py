@@ -95,6 +95,7 @@ class Connection(HttpToolsProtocol):
 
     def __init__(self, shared: Connections, **options: Any) -> None:
         super().__init__(**options)
+        self.access_log = False  # ours is in telemetry/logs.py
         self._shared = shared
         self._since: float | None = None
         """Since when a request's head, or the silence before the first one, lasts."""
