@@ -43,7 +43,17 @@ REFUSED_BYTES = 64 * 2**20
 frames left by a library would keep them, since automatic collection is rare here."""
 
 
+_JSON = (b"content-type", b"application/json")
+
 Work = Callable[[Scope, Receive, Claim, Deadline], Awaitable[Response]]
+
+
+class Answered(Response):
+    """JSON, and headers as ASGI takes them; Starlette's own takes twice as long to make."""
+
+    def __init__(self, body: bytes, headers: Sequence[tuple[bytes, bytes]]) -> None:
+        self.status_code, self.body, self.background = 200, body, None
+        self.raw_headers = [(b"content-length", b"%d" % len(body)), _JSON, *headers]
 
 
 class App:
@@ -365,16 +375,14 @@ def _embeddings(predictions: list[Prediction]) -> list[str]:
 
 def _answered(model: Model, upload: Upload, answers: list[str], timing: bytes) -> Response:
     text = f"[{', '.join(answers)}]" if upload.several else answers[0]
-    response = Response(text.encode(), media_type="application/json")
-    response.raw_headers += [*model.headers, (b"server-timing", timing)]
-    return response
+    return Answered(text.encode(), [*model.headers, (b"server-timing", timing)])
 
 
 def _timing(decoded: Decoded, predictions: list[Prediction], start: float) -> bytes:
     return b"decode;dur=%.3f, queue;dur=%.3f, inference;dur=%.3f, encode;dur=%.3f" % (
         decoded.seconds * 1000,
-        max(p.queue for p in predictions) * 1000,
-        max(p.inference for p in predictions) * 1000,
+        max([p.queue for p in predictions]) * 1000,
+        max([p.inference for p in predictions]) * 1000,
         (perf_counter() - start) * 1000,
     )
 

@@ -183,7 +183,7 @@ class Connection(HttpToolsProtocol):
         if (self._mixed or len(self._fed) > HEAD_BYTES) and self._head() > HEAD_BYTES:
             self._fault = 431, f"the headers have more than {HEAD_BYTES} bytes"
             raise ValueError  # the parser stops, and calls `send_400_response`
-        hosts = sum(name == b"host" for name, _ in self.headers)
+        hosts = [name for name, _ in self.headers].count(b"host")
         if hosts > 1 or (hosts == 0 and self.parser.get_http_version() == "1.1"):  # RFC 9112, 3.2
             self._fault = 400, f"{hosts} Host headers: HTTP/1.1 asks for exactly one"
             raise ValueError
