@@ -207,7 +207,8 @@ def resize(image: Image.Image, size: int) -> NDArray[np.uint8]:
         left, top = (width - side) / 2, (height - side) / 2
         box = (left, top, left + side, top + side)
         image = image.resize((size, size), Image.Resampling.BILINEAR, box=box, reducing_gap=3.0)
-    return np.asarray(image)
+    # What `np.asarray` does, which asks the image for its kind and shape first.
+    return np.frombuffer(image.tobytes(), np.uint8).reshape(size, size, 3)
 
 
 def prepare(

@@ -148,19 +148,19 @@ class Batcher:
             if self._too_many(n, within):
                 raise Overloaded(
                     f"{self._name} has {self._n_waiting()} images waiting: try again",
-                    retry_after=max(1, ceil(self._wait(0))),
+                    retry_after=max(1, ceil(self._wait(self._n_waiting()))),
                 )
 
     def _too_many(self, n: int, within: float) -> bool:
-        return self._n_waiting() + n > self._limit or self._wait(n) > within
+        waiting = self._n_waiting() + n
+        return waiting > self._limit or self._wait(waiting) > within
 
     def _n_waiting(self) -> int:
         return self._n_ahead + len(self._waiting)
 
     def _wait(self, n: int) -> float:
-        """Estimated seconds until `n` more images are computed, from recent batches."""
-        batches = 1 + ceil((self._n_waiting() + n) / self._engine.batch_sizes[-1])
-        return batches * self._batch_seconds
+        """Estimated seconds until `n` waiting images are computed, from recent batches."""
+        return (1 + ceil(n / self._engine.batch_sizes[-1])) * self._batch_seconds
 
     def end(self) -> None:
         """Stops the thread after its current batch, without waiting for it."""

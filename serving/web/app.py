@@ -34,6 +34,7 @@ from labelcurve.serving.settings import Settings
 from labelcurve.serving.telemetry.tracing import Traces
 from labelcurve.serving.web import inference_protocol, query, request
 from labelcurve.serving.web.connection import TASK
+from labelcurve.serving.web.deadline import Clock, Deadline
 from labelcurve.serving.web.request import MAX_OVERHEAD, Bodies, Claim, Upload
 from labelcurve.serving.web.verdicts import Row, Verdict, Verdicts
 
@@ -42,34 +43,17 @@ REFUSED_BYTES = 64 * 2**20
 frames left by a library would keep them, since automatic collection is rare here."""
 
 
-Work = Callable[[Scope, Receive, Claim, "Deadline"], Awaitable[Response]]
+_JSON = (b"content-type", b"application/json")
+
+Work = Callable[[Scope, Receive, Claim, Deadline], Awaitable[Response]]
 
 
-class Deadline:
-    """Cancels a task at its deadline; `asyncio.timeout` costs twice as much."""
+class Answered(Response):
+    """JSON, and headers as ASGI takes them; Starlette's own takes twice as long to make."""
 
-    def __init__(self, task: asyncio.Task[Any], seconds: float) -> None:
-        """Starts the timer: `task` is cancelled after `seconds`."""
-        self.passed = False
-        """Whether it cancelled the task."""
-        self._task = task
-        self._loop = task.get_loop()
-        self._timer = self._loop.call_later(seconds, self._pass)
-
-    def move(self, seconds: float) -> float:
-        """To `seconds` from now, which it returns as a time of the loop."""
-        self._timer.cancel()
-        when = self._loop.time() + seconds
-        self._timer = self._loop.call_at(when, self._pass)
-        return when
-
-    def close(self) -> None:
-        """It cancels the task no more."""
-        self._timer.cancel()
-
-    def _pass(self) -> None:
-        self.passed = True
-        self._task.cancel()
+    def __init__(self, body: bytes, headers: Sequence[tuple[bytes, bytes]]) -> None:
+        self.status_code, self.body, self.background = 200, body, None
+        self.raw_headers = [(b"content-length", b"%d" % len(body)), _JSON, *headers]
 
 
 class App:
@@ -86,6 +70,8 @@ class App:
         self._metrics = settings.metrics_port is None
         """Whether `/metrics` is on this port."""
         self._body_timeout = settings.body_timeout
+        self._arrivals, self._answers = Clock(settings.body_timeout), Clock(settings.timeout)
+        """Deadlines of bodies, and of answers after those."""
         self._bodies = Bodies()
         self._refused = 0
         """Bytes of refused bodies since the garbage collector ran for them."""
@@ -152,7 +138,7 @@ class App:
         assert task is not None
         scope[TASK] = task
         claim = Claim(self._bodies)
-        deadline = Deadline(task, self._body_timeout)
+        deadline = Deadline(task, self._arrivals)
         try:
             return await work(scope, receive, claim, deadline)
         except asyncio.CancelledError:
@@ -250,7 +236,7 @@ class App:
             model.batcher.check(1, self._max_wait)
         upload = await request.read(scope, receive, claim)
         claim.complete = True
-        until = deadline.move(self._timeout)
+        until = deadline.move(self._answers)
         # Again: the folder may have changed while the body arrived.
         model = self._catalogue.find(wanted) or await self._catalogue.fetch(wanted or "")
         model.hold()
@@ -279,7 +265,7 @@ class App:
         announced = headers.get("content-length", "").encode()
         body = await request.read_body(receive, announced, MAX_BYTES + MAX_OVERHEAD, claim)
         claim.complete = True
-        until = deadline.move(self._timeout)
+        until = deadline.move(self._answers)
         model = self._catalogue.find(wanted) or await self._catalogue.fetch(wanted)
         model.hold()
         try:
@@ -389,16 +375,14 @@ def _embeddings(predictions: list[Prediction]) -> list[str]:
 
 def _answered(model: Model, upload: Upload, answers: list[str], timing: bytes) -> Response:
     text = f"[{', '.join(answers)}]" if upload.several else answers[0]
-    response = Response(text.encode(), media_type="application/json")
-    response.raw_headers += [*model.headers, (b"server-timing", timing)]
-    return response
+    return Answered(text.encode(), [*model.headers, (b"server-timing", timing)])
 
 
 def _timing(decoded: Decoded, predictions: list[Prediction], start: float) -> bytes:
     return b"decode;dur=%.3f, queue;dur=%.3f, inference;dur=%.3f, encode;dur=%.3f" % (
         decoded.seconds * 1000,
-        max(p.queue for p in predictions) * 1000,
-        max(p.inference for p in predictions) * 1000,
+        max([p.queue for p in predictions]) * 1000,
+        max([p.inference for p in predictions]) * 1000,
         (perf_counter() - start) * 1000,
     )
 

@@ -95,9 +95,12 @@ class Connection(HttpToolsProtocol):
 
     def __init__(self, shared: Connections, **options: Any) -> None:
         super().__init__(**options)
+        self.access_log = False  # ours is in telemetry/logs.py
         self._shared = shared
         self._since: float | None = None
         """Since when a request's head, or the silence before the first one, lasts."""
+        self._idle_since: float | None = None
+        """Since when the silence after an answer lasts."""
         self._rest_since: float | None = None
         """Since when the rest of a body is read that was answered before its end."""
         self._ended_at: float | None = None
@@ -144,7 +147,6 @@ class Connection(HttpToolsProtocol):
             self._drop(data)
             return
         self._fed, self._completed = data, False
-        keep_alive = self.timeout_keep_alive_task
         super().data_received(data)
         self._fed = b""
         if self._ended_at is not None:
@@ -155,11 +157,6 @@ class Connection(HttpToolsProtocol):
                 self._refuse(431, f"the headers have more than {HEAD_BYTES} bytes")
         elif self._rest_since is not None:
             self._drop(data)
-        elif keep_alive and not self._reading and self.cycle.response_complete:
-            # Empty lines between requests, which old clients send: nothing that is answered.
-            self.timeout_keep_alive_task = self.loop.call_at(
-                keep_alive.when(), self.timeout_keep_alive_handler
-            )
 
     def _drop(self, data: bytes) -> None:
         self._heard_at = self.loop.time()
@@ -173,6 +170,8 @@ class Connection(HttpToolsProtocol):
         """A request's first line begins."""
         super().on_message_begin()
         self._reading = True
+        # Not with the first bytes: empty lines between requests, which old clients send, are none.
+        self._idle_since = None
         # Where it follows another in one piece, its part of that is not known yet: not counted.
         self._mixed = self._completed
         self._bytes = -len(self._fed) if self._mixed else 0
@@ -184,11 +183,11 @@ class Connection(HttpToolsProtocol):
         if (self._mixed or len(self._fed) > HEAD_BYTES) and self._head() > HEAD_BYTES:
             self._fault = 431, f"the headers have more than {HEAD_BYTES} bytes"
             raise ValueError  # the parser stops, and calls `send_400_response`
-        hosts = sum(name == b"host" for name, _ in self.headers)
+        hosts = [name for name, _ in self.headers].count(b"host")
         if hosts > 1 or (hosts == 0 and self.parser.get_http_version() == "1.1"):  # RFC 9112, 3.2
             self._fault = 400, f"{hosts} Host headers: HTTP/1.1 asks for exactly one"
             raise ValueError
-        self._since = None
+        self._since = self._idle_since = None
         if self.parser.should_upgrade() and self.parser.get_method() != b"CONNECT":
             self._offered = True
             return
@@ -222,7 +221,12 @@ class Connection(HttpToolsProtocol):
         if self._ended_at is not None:
             self.server_state.total_requests += 1
             return
-        super().on_response_complete()
+        if self.pipeline or self.transport.is_closing():
+            super().on_response_complete()
+        else:  # what uvicorn does, without a timer for the silence that follows
+            self.server_state.total_requests += 1
+            self.flow.resume_reading()
+            self._idle_since = self.loop.time()
         if self._refusal:
             self._refuse(*self._refusal)
         elif self.cycle.more_body and self.cycle.response_complete:
@@ -311,7 +315,6 @@ class Connection(HttpToolsProtocol):
         shared.everyone.discard(self)
         self._ended_at = self._heard_at = self.loop.time()
         self._bytes = 0
-        self._unset_keepalive_if_required()
         if len(shared.lingering) < LINGERING and self.transport.can_write_eof():
             shared.lingering.add(self)
             self.transport.write_eof()
@@ -349,6 +352,8 @@ class Connection(HttpToolsProtocol):
                 self._outlet, self._rest_since = None, now
             else:
                 self.transport.abort()
+        elif self._idle_since is not None and now - self._idle_since > self.timeout_keep_alive:
+            self.transport.close()
         if unread == 0 or unread != self._unread:
             self._unread, self._unread_since = unread, now
         elif now - self._unread_since > UNREAD_SECONDS:

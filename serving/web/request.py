@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import base64
 import binascii
-from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.requests import ClientDisconnect
@@ -29,8 +28,7 @@ MAX_HELD = 256 * 2**20
 _HEADERS = frozenset((b"content-encoding", b"content-length", b"content-type"))
 
 
-@dataclass(frozen=True)
-class Upload:
+class Upload(NamedTuple):
     """Content of a request."""
 
     images: list[bytes]
@@ -111,13 +109,8 @@ async def read(scope: Scope, receive: Receive, claim: Claim) -> Upload:
         ClientDisconnect: the client hung up.
     """
     said = {name: value for name, value in reversed(scope["headers"]) if name in _HEADERS}
-    encoding = said.get(b"content-encoding", b"identity").decode("latin-1").strip().lower()
-    if encoding != "identity":
-        raise Problem(
-            f"Content-Encoding {encoding[:80]!r} is not accepted: send the body as it is",
-            status=415,
-            headers={"Accept-Encoding": "identity"},
-        )
+    if b"content-encoding" in said:
+        _check_encoding(said[b"content-encoding"].decode("latin-1").strip().lower())
     content_type = said.get(b"content-type", b"").decode("latin-1")
     announced = said.get(b"content-length", b"")
     kind = content_type.partition(";")[0].strip().lower()
@@ -133,6 +126,15 @@ async def read(scope: Scope, receive: Receive, claim: Claim) -> Upload:
     if not kind and body.startswith(b"{"):  # as the Hub's client sends it, versions 0.28 to 0.35
         return _from_json(body)
     return Upload([body], several=False, top_k=None)
+
+
+def _check_encoding(encoding: str) -> None:
+    if encoding != "identity":
+        raise Problem(
+            f"Content-Encoding {encoding[:80]!r} is not accepted: send the body as it is",
+            status=415,
+            headers={"Accept-Encoding": "identity"},
+        )
 
 
 async def read_body(receive: Receive, announced: bytes, limit: int, claim: Claim) -> bytes:

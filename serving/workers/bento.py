@@ -71,11 +71,16 @@ def service_labels() -> dict[str, str]:
     }
 
 
-def run(service: Any, worker: Worker) -> None:
+def run(service: Any, worker: Worker, proxy_headers: bool = True) -> None:
     """Serves until SIGTERM: what BentoML's own worker does with a service that is imported.
 
     That one finds the service by its name, for which it puts the current folder first on
     `sys.path`: a `queue.py` there would be imported in place of Python's.
+
+    Args:
+        service: of BentoML.
+        worker: its command-line arguments.
+        proxy_headers: whether anyone wants to know of which client a proxy in front speaks.
     """
     import uvicorn
     from bentoml._internal.configuration.containers import BentoMLContainer
@@ -93,6 +98,7 @@ def run(service: Any, worker: Worker) -> None:
         backlog=worker.backlog,
         log_config=None,
         server_header=False,
+        proxy_headers=proxy_headers,
         timeout_keep_alive=worker.keep_alive,
         timeout_graceful_shutdown=worker.drain,
     )

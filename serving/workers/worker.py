@@ -23,8 +23,11 @@ def main() -> None:
     if serves.run_dir:
         serves.run_dir.follow_supervisor()
     from labelcurve.serving.service import Classifier
+    from labelcurve.serving.telemetry import tracing
 
-    bento.run(Classifier, bento.Worker(*map(int, sys.argv[1:])))
+    settings = serves.settings
+    named = settings.access_log or tracing.wanted(settings.otlp_endpoint)
+    bento.run(Classifier, bento.Worker(*map(int, sys.argv[1:])), proxy_headers=named)
 
 
 def _count_dropped(lines: int) -> None:

@@ -87,6 +87,12 @@ def test_a_request_is_a_line_that_says_who_answered_and_where_the_time_went(
     assert line["client"] == "127.0.0.1"
 
 
+def test_the_client_is_the_one_that_a_proxy_on_this_machine_names(logging_service: Service) -> None:
+    headers = {"x-request-id": "proxied", "x-forwarded-for": "203.0.113.7"}
+    httpx.get(f"{logging_service.url}/models", headers=headers)
+    assert line_of(logging_service, "proxied")["client"] == "203.0.113.7"
+
+
 def test_a_problem_has_the_id_of_its_line(logging_service: Service) -> None:
     response = httpx.post(f"{logging_service.url}/classify", content=b"no image")
     request_id = problem(response, 415)["request_id"]

@@ -71,6 +71,7 @@ def test_a_request_is_a_trace_with_its_parts(
     service = start_service(digits_models, "--otlp-endpoint", endpoint)
     service.wait_until_ready()
     headers = {"traceparent": f"00-{TRACE}-{PARENT}-01", "x-request-id": "mine"}
+    headers["x-forwarded-for"] = "203.0.113.7"  # as a proxy on this machine says it
     model = {"model": "digits-10"}
     httpx.post(f"{service.url}/classify", content=digit_png(0), params=model, headers=headers)
     httpx.post(f"{service.url}/classify", content=b"no image")
@@ -91,6 +92,7 @@ def test_a_request_is_a_trace_with_its_parts(
     assert said["http.response.status_code"] == 200
     assert said["labelcurve.model.name"] == "digits-10"
     assert said["labelcurve.request_id"] == "mine"
+    assert said["client.address"] == "203.0.113.7"
     parts = [span for span in spans.values() if span.parent_span_id == ours.span_id]
     parts.sort(key=lambda span: span.start_time_unix_nano)
     assert [span.name for span in parts] == ["decode", "queue", "inference", "encode"]

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import io
 import json
@@ -8,17 +9,21 @@ import socket
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
+import uvicorn
 from PIL import Image
+from uvicorn.server import ServerState
 
 from labelcurve.bundle.preprocess import MAX_BYTES
 from labelcurve.serving.web.access import HEADERS
-from labelcurve.serving.web.connection import HEAD_BYTES
+from labelcurve.serving.web.connection import HEAD_BYTES, Connections
 from tests.models import digit_png
 from tests.serving.conftest import Service, wait_for, was_read
 
+GET = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
 PNG = digit_png(3)
 REQUEST = b"POST /classify HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%s" % (len(PNG), PNG)
 
@@ -396,3 +401,65 @@ def test_a_client_that_hangs_up_is_not_waited_for(
     wait_for(lambda: sum(counts(service)[0].values()) == len(sent))
     assert counts(service)[0] == {"499": len(sent)}
     assert "Traceback" not in service.output
+
+
+class Pipe(asyncio.Transport):
+    """A connection to a client that reads everything."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.closed = False
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        pass
+
+    def is_closing(self) -> bool:
+        return self.closed
+
+    def close(self) -> None:
+        self.closed = True
+
+    def get_write_buffer_size(self) -> int:
+        return 0
+
+
+def test_silence_after_an_answer_ends_a_connection_and_a_request_does_not() -> None:
+    answers: asyncio.Queue[None] = asyncio.Queue()
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await answers.get()
+        head = {"type": "http.response.start", "status": 200}
+        await send({**head, "headers": [(b"content-length", b"0")]})
+        await send({"type": "http.response.body"})
+
+    async def main() -> None:
+        config = uvicorn.Config(app, timeout_keep_alive=5, lifespan="off", log_config=None)
+        shared = Connections(8, head_seconds=1000)
+        connection = shared.protocol(config=config, server_state=ServerState(), app_state={})
+        connection.connection_made(pipe := Pipe())
+        connection.data_received(GET)
+        later = asyncio.get_running_loop().time() + 10
+
+        async def answered() -> None:
+            task = next(iter(connection.tasks))
+            answers.put_nowait(None)
+            await task
+
+        connection.data_received(GET[:9])  # begins before the answer to the first one
+        await answered()
+        connection.data_received(GET[9:])
+        connection.check(later)
+        assert not pipe.closed  # however long it takes to answer
+        await answered()
+        connection.data_received(b"\r\n")
+        connection.check(later - 9)
+        assert not pipe.closed
+        connection.data_received(GET[:9])
+        connection.check(later)
+        assert not pipe.closed
+        connection.data_received(GET[9:])
+        await answered()
+        connection.check(later)
+        assert pipe.closed
+
+    asyncio.run(main())
