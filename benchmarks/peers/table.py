@@ -86,7 +86,7 @@ def _beside(peers: Peers) -> Iterator[Finding]:
     named = {peer.name: peer for peer in peers.peers}
     rates = {(s.server, s.model, s.clients): rate(s) for s in peers.series}
     own = rates.get(("labelcurve", "null", 32))
-    for name, factor in {"starlette": 0.75, **FACTORS}.items():
+    for name, factor in {"starlette": 0.9, **FACTORS}.items():
         if own and (other := rates.get((name, "null", 32))):
             label = "bare Starlette" if name == "starlette" else named[name].label
             yield _ratio("null model, 32 clients", factor, own, other, label)
