@@ -8,9 +8,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from labelcurve.bundle.errors import DataError
+from labelcurve.bundle import preprocess
+from labelcurve.bundle.errors import DataError, ImageError
 from labelcurve.bundle.text import counted
-from labelcurve.training.data.digests import AT_ONCE, Digests, word
+from labelcurve.training.data.digests import AT_ONCE, Digests, of_image, word
 from labelcurve.training.data.formats.tree import summary, worded
 from labelcurve.training.data.source import LeftOut, Say
 from labelcurve.training.data.split import Split
@@ -197,3 +198,42 @@ def _groups(digests: Digests) -> NDArray[np.int64]:
         part = digests[slice(begin, begin + AT_ONCE + 1)]
         new[begin + 1 : begin + len(part)] = part[1:] != part[:-1]
     return np.cumsum(new) - 1
+
+
+def unchanged(given: str, checked: Split) -> list[bytes]:
+    """The files of the images, which must still be those that training read.
+
+    Args:
+        given: `--data`, as it was given.
+        checked: some of the images.
+
+    Raises:
+        DataError: a file changed, or the cached pixels are damaged.
+    """
+    files = []
+    for i in range(len(checked)):
+        where, expected = checked.where(i), checked.images[i]
+        try:
+            file = checked.read(i)
+            image = preprocess.decode(file, size=len(expected))
+            same = np.array_equal(preprocess.resize(image, len(expected)), expected)
+            (digest,) = checked.digests[np.array([i])]
+            same_file = of_image(np.asarray(image)) == digest.tobytes()
+            why = "has other pixels than when the run began"
+        except ImageError as error:
+            same, same_file, why = False, False, str(error)
+        if same_file and not same:
+            raise DataError(
+                f"the cached pixels in {checked.digests.file.parent} are damaged: those of {where} "
+                "are not what the file has. Nothing was published. Give the same command again "
+                "with --clear-cache, which decodes them again, and --fresh: what was learned from "
+                "them is of no use"
+            )
+        if not same:
+            raise DataError(
+                f"--data {given} changed while the run went on: {where}: {why}. Nothing was "
+                "published. Put it back and give the same command again, which goes on from the "
+                "checkpoint; or give it with --fresh to train on the images as they are now"
+            )
+        files.append(file)
+    return files

@@ -16,7 +16,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from labelcurve.bundle import acceptance, preprocess, store
-from labelcurve.bundle.errors import DataError, ImageError
 from labelcurve.bundle.machine import versions
 from labelcurve.bundle.manifest import (
     Dataset,
@@ -33,9 +32,8 @@ from labelcurve.bundle.manifest import (
     Teacher,
 )
 from labelcurve.bundle.store import Bundle
-from labelcurve.training.data import dataset, fractions
+from labelcurve.training.data import checks, dataset, fractions
 from labelcurve.training.data.dataset import Data
-from labelcurve.training.data.digests import of_image
 from labelcurve.training.data.source import Index
 from labelcurve.training.learning import metrics as evaluate
 from labelcurve.training.learning.finetune import Result
@@ -215,7 +213,7 @@ def _exported(
     graph = export.to_onnx(served, images.size, images.class_names)
     # The gate may look at held-out images beyond the fraction: it uses no label.
     checked = images.train.take(fractions.spread(cell.subset.val_pool, export.PARITY_IMAGES))
-    files = _unchanged(about.source, checked)
+    files = checks.unchanged(about.source, checked)
     # With a GPU to train on, the service is likely to have one, too.
     gpu = about.device.device.type == "cuda"
     parity = export.check_parity(graph, served, checked.images, files, images.class_names, gpu)
@@ -314,37 +312,6 @@ def _manifest(
         parity=parity,
         packages=versions(PACKAGES),
     )
-
-
-def _unchanged(given: str, checked: dataset.Split) -> list[bytes]:
-    """The files of the images, which must still be those that training read."""
-    files = []
-    for i in range(len(checked)):
-        where, expected = checked.where(i), checked.images[i]
-        try:
-            file = checked.read(i)
-            image = preprocess.decode(file, size=len(expected))
-            same = np.array_equal(preprocess.resize(image, len(expected)), expected)
-            (digest,) = checked.digests[np.array([i])]
-            same_file = of_image(np.asarray(image)) == digest.tobytes()
-            why = "has other pixels than when the run began"
-        except ImageError as error:
-            same, same_file, why = False, False, str(error)
-        if same_file and not same:
-            raise DataError(
-                f"the cached pixels in {checked.digests.file.parent} are damaged: those of {where} "
-                "are not what the file has. Nothing was published. Give the same command again "
-                "with --clear-cache, which decodes them again, and --fresh: what was learned from "
-                "them is of no use"
-            )
-        if not same:
-            raise DataError(
-                f"--data {given} changed while the run went on: {where}: {why}. Nothing was "
-                "published. Put it back and give the same command again, which goes on from the "
-                "checkpoint; or give it with --fresh to train on the images as they are now"
-            )
-        files.append(file)
-    return files
 
 
 def _pretrained(found: Extractor | None) -> Pretrained | None:
