@@ -20,7 +20,11 @@ PHOTO_BACKBONE = "timm:tf_efficientnet_lite0.in1k"
 """Default backbone for photos: 4.7 million parameters, Apache-2.0 (docs/photos.md)."""
 
 TUNED_FROM = 1_000
-"""Training labels from which such a network is fine-tuned, unless asked for (docs/log.md)."""
+"""Training labels from which such a network is fine-tuned, unless asked for (docs/log.md); with
+fewer labels, images from which it learns the answers of its linear head."""
+
+TAUGHT = 5_000
+"""Other images, at most, from which such a network with fewer labels learns."""
 
 Objective = Literal["contrastive", "relative-position"]
 

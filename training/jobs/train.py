@@ -17,7 +17,7 @@ from labelcurve.training.data.sources import Selection
 from labelcurve.training.extractors import choice, photos
 from labelcurve.training.models.backbones import build, predict_logits
 from labelcurve.training.options import Options
-from labelcurve.training.recipes import Backbone, work
+from labelcurve.training.recipes import LIBRARIES, Backbone, work
 from labelcurve.training.runs import candidates, distillation, final, grid
 from labelcurve.training.runs.budget import IMAGES_PER_S, Budget
 from labelcurve.training.runs.distillation import StudentRun
@@ -163,7 +163,9 @@ def _train(
         whole: images of the final models.
     """
     grid.check_replaced(options.out, options.data, images, cells, say)
-    device = choose(options.device, options.precision)
+    device = choose(
+        options.device, options.precision, depthwise=options.extractor.startswith(LIBRARIES)
+    )
     say(f"device: {device.choice.value} ({device.choice.reason})")
     say(f"precision: {device.precision.value} ({device.precision.reason})")
     commit = git_commit(Path(__file__))  # of the code that was loaded, not of a later state

@@ -125,7 +125,7 @@ class StudentRun(ModelRun):
         )
         network = self.network()
         if command.extractor is None or not cell.recipe.backbone.startswith(LIBRARIES):
-            return self.tune(network, budget, run)
+            return self.tune(network, budget, run, self.examples())
         factor = divided(cell.recipe.backbone)[1]
         linear = frozen.fit(
             network,
@@ -136,7 +136,7 @@ class StudentRun(ModelRun):
             cache=command.cache,
         )
         network = frozen.learning(linear, cell.recipe, command.images.train.images)
-        tuned = self.tune(network, budget, run)
+        tuned = self.tune(network, budget, run, self.examples())
         tuned.network.requires_grad_(True)
         return tuned
 

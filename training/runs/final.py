@@ -103,7 +103,7 @@ class FinalRun(ModelRun):
         )
         network = self.network()
         if command.extractor is None or not recipe.backbone.startswith(LIBRARIES):
-            return self.tune(network, budget, run)
+            return self.tune(network, budget, run, self.examples())
         chosen = store.read(command.out, before).manifest.recipe.get("linear_head")
         linear = frozen.fit(
             network,
@@ -116,7 +116,9 @@ class FinalRun(ModelRun):
         )
         if chosen is not None:
             return linear
+        if self.cell.teaches_itself:
+            return self.teach(linear, budget, run)
         network = frozen.tunable(linear, recipe, command.images.train.images)
-        tuned = self.tune(network, budget, run)
+        tuned = self.tune(network, budget, run, self.examples())
         tuned.network.requires_grad_(True)
         return tuned

@@ -95,8 +95,8 @@ def few(n_labels: int) -> bool:
         return False
     say(
         f"fine-tuning: left out, since with fewer than {TUNED_FROM:,} labels it seldom gains; "
-        "--max-minutes or --epochs has it tried, and the better of the two on validation is "
-        "published"
+        "--max-minutes or --epochs has it tried, or self-training where there are many images "
+        "without labels, and the better of the two on validation is published"
     )
     return True
 

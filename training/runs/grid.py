@@ -17,7 +17,15 @@ from labelcurve.training.data.dataset import Data
 from labelcurve.training.data.fractions import Subset
 from labelcurve.training.data.source import Index
 from labelcurve.training.options import Options
-from labelcurve.training.recipes import LIBRARIES, PHOTO_BACKBONE, Recipe, recipe
+from labelcurve.training.recipes import (
+    LIBRARIES,
+    PHOTO_BACKBONE,
+    TAUGHT,
+    TUNED_FROM,
+    Recipe,
+    distillation,
+    recipe,
+)
 
 ENDLESS = 10_000
 """Epochs where a time limit ends the run."""
@@ -44,11 +52,19 @@ class Cell:
             return np.zeros(0, np.int32)
         left = np.ones(n, bool)
         left[self.subset.train] = left[self.subset.val] = False
-        return np.flatnonzero(left).astype(np.int32)
+        rows = np.flatnonzero(left).astype(np.int32)
+        return fractions.spread(rows, TAUGHT) if self.teaches_itself else rows
+
+    @property
+    def teaches_itself(self) -> bool:
+        """Whether a pretrained network learns from its linear head (`runs.teaching`)."""
+        pretrained = self.recipe.backbone.startswith(LIBRARIES)
+        return pretrained and self.recipe.consistency > 0 and self.teacher is None
 
     def n_images(self, n: int) -> int:
         """Images of an epoch: the labelled ones, and the others that a teacher answers."""
-        return len(self.subset.train) + (0 if self.teacher is None else len(self.others(n)))
+        answered = self.teacher is not None or self.teaches_itself
+        return len(self.subset.train) + (len(self.others(n)) if answered else 0)
 
 
 def cells(options: Options, images: Data, say: Callable[[str], None]) -> list[Cell]:
@@ -98,13 +114,21 @@ def bundle_name(
 
 def plan(options: Options, subset: Subset, others: int = 0) -> Recipe:
     """The recipe for a subset and a number of other images, as the options change it."""
-    found = recipe(
-        options.preset,
-        len(subset.train),
-        flip=flip(options),
-        unlabelled=not options.no_unlabelled and others > 0,
-        extractor=options.extractor,
-    )
+    unlabelled = not options.no_unlabelled and others > 0
+    n_images = len(subset.train) + min(others, TAUGHT)
+    few = len(subset.train) < TUNED_FROM <= n_images
+    asked = options.epochs is not None or options.max_minutes is not None
+    if few and unlabelled and asked and options.extractor.startswith(LIBRARIES):
+        backbone = options.extractor.partition("=")[0]
+        found = distillation(backbone, n_images, flip=flip(options), unlabelled=True)
+    else:
+        found = recipe(
+            options.preset,
+            len(subset.train),
+            flip=flip(options),
+            unlabelled=unlabelled,
+            extractor=options.extractor,
+        )
     return limited(found, options)
 
 

@@ -28,7 +28,7 @@ from labelcurve.training.models.backbones import Network, build
 from labelcurve.training.models.extractor import Extractor
 from labelcurve.training.options import RUNS
 from labelcurve.training.recipes import LIBRARIES, Preset
-from labelcurve.training.runs import frozen, publication
+from labelcurve.training.runs import frozen, publication, teaching
 from labelcurve.training.runs.budget import Budget
 from labelcurve.training.runs.grid import Cell
 from labelcurve.training.runs.publication import Circumstances
@@ -178,7 +178,7 @@ class ModelRun:
         )
         network = self.network()
         if command.extractor is None or not self.cell.recipe.backbone.startswith(LIBRARIES):
-            return self.tune(network, budget, run)
+            return self.tune(network, budget, run, self.examples())
         linear = frozen.fit(
             network,
             command.images,
@@ -187,13 +187,33 @@ class ModelRun:
             command.device,
             cache=command.cache,
         )
+        if self.cell.teaches_itself:
+            return self.teach(linear, budget, run)
         if not command.finetune and frozen.few(len(subset.train)):
             return linear
         network = frozen.tunable(linear, self.cell.recipe, command.images.train.images)
-        tuned = self.tune(network, budget, run)
+        tuned = self.tune(network, budget, run, self.examples())
         tuned.network.requires_grad_(True)
         val = command.images.train.take(subset.val)
         return frozen.better(linear, tuned, Labelled(val.images, val.labels))
+
+    def teach(self, linear: finetune.Result, budget: Budget, run: Tracking) -> finetune.Result:
+        """Self-training from the linear head, and the better of the two."""
+        command, cell = self.command, self.cell
+        assert command.extractor is not None
+        examples = teaching.examples(
+            linear,
+            command.images,
+            cell,
+            self.others,
+            command.extractor.version,
+            command.device,
+            cache=command.cache,
+        )
+        network = frozen.learning(linear, cell.recipe, command.images.train.images)
+        taught = self.tune(network, budget, run, examples)
+        taught.network.requires_grad_(True)
+        return teaching.better(linear, taught, examples.val)
 
     def examples(self) -> Examples:
         """The images that teach and those that validate."""
@@ -205,9 +225,11 @@ class ModelRun:
             take(images.train.images, self.others),
         )
 
-    def tune(self, network: Network, budget: Budget, run: Tracking) -> finetune.Result:
+    def tune(
+        self, network: Network, budget: Budget, run: Tracking, examples: Examples
+    ) -> finetune.Result:
         """Fine-tuning, with progress, events, checkpoints and the model's share of the time."""
-        cell, examples = self.cell, self.examples()
+        cell = self.cell
         events = self.folder / re.sub("[:-]|[+].*", "", self.started)
         with (
             EventWriter(events, self.epochs, say) as writer,

@@ -96,12 +96,17 @@ def check(wanted: Literal["auto", "cuda", "cpu"]) -> None:
 
 
 def choose(
-    wanted: Literal["auto", "cuda", "cpu"] = "auto", precision: Precision = "auto"
+    wanted: Literal["auto", "cuda", "cpu"] = "auto",
+    precision: Precision = "auto",
+    *,
+    depthwise: bool = False,
 ) -> Device:
     """An NVIDIA GPU when torch sees one, else the CPU with as many threads as pay.
 
     Args:
         precision: `auto` takes bfloat16 where the processor computes it, on a CPU also faster.
+        depthwise: whether the network has depthwise convolutions, as those of timm mostly have. On
+            a CPU their gradients take longer in bfloat16 (docs/log.md).
 
     Raises:
         DeviceError: as `check`.
@@ -129,10 +134,12 @@ def choose(
     reason += f"; {torch.get_num_threads()} threads{_processes()}"
     if torch.get_num_threads() < available:
         reason += f", since {available} are slower with the other work here"
-    if precision == "auto":
-        chosen = _cpu_precision()
-    else:
+    if precision != "auto":
         chosen = Choice(value=precision, reason="asked for")
+    elif depthwise:
+        chosen = Choice(value="fp32", reason="depthwise convolutions are slower in bf16 on a CPU")
+    else:
+        chosen = _cpu_precision()
     return FP32_CPU.with_precision(chosen, Choice(value="cpu", reason=reason))
 
 

@@ -80,6 +80,19 @@ def test_bf16_is_taken_where_it_is_faster(
     assert device.choose("cpu").precision == Choice(value=precision, reason=reason)
 
 
+def test_depthwise_convolutions_are_trained_in_fp32_unless_asked_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(device, "cpu_flags", lambda: {"amx_bf16"})
+    monkeypatch.setattr(device, "bf16_pays", lambda: True)
+    assert device.choose("cpu").precision.value == "bf16"
+    chosen = device.choose("cpu", depthwise=True)
+    assert chosen.precision.value == "fp32"
+    assert "depthwise" in chosen.precision.reason
+    assert chosen.dtype == torch.float32
+    assert device.choose("cpu", "bf16", depthwise=True).precision.value == "bf16"
+
+
 @pytest.mark.parametrize("precision", ["bf16", "fp32"])
 def test_the_precision_that_was_asked_for_is_taken(
     precision: device.Precision, monkeypatch: pytest.MonkeyPatch
