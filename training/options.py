@@ -100,7 +100,8 @@ class LabelOptions:
     """The same table: the training images in it get the label in the column `suggested`, where
     there is one."""
     no_unlabelled: Flag = False
-    """Below a fraction of 1, do not learn from the other training images (without their labels)."""
+    """Do not learn from images without labels, the training images outside the fraction among
+    them."""
     no_test: Flag = False
     """Leave the test split unread: for tuning."""
     no_final: Flag = False
