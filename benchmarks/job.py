@@ -356,7 +356,7 @@ def _chosen(bench: Bench, say: Callable[[str], None]) -> list[Bundle]:
     kept = [bundle for bundle in found if bundle.manifest.measured is None]
     if not kept:
         raise LabelcurveError(
-            f"--models {bench.models}: no model is left to measure. `labelcurve train` makes one "
-            "for each --fraction"
+            f"--models {bench.models}: no model is left to measure. Name those that were measured: "
+            + ", ".join(f"--only {b.manifest.measured.name}" for b in found if b.manifest.measured)
         )
     return kept

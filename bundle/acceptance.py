@@ -101,8 +101,7 @@ def threshold(held: HeldOut | None, wished: float) -> Threshold:
     if held.n < least:
         raise NotEnough(
             f"accepting with {_share(wished)} accuracy needs at least {least:,} held-out images, "
-            f"and the model has {held.n:,} (a tenth of its labels): label more images, or ask for "
-            "less"
+            f"and the model has {held.n:,} that validated it: label more images, or ask for less"
         )
     ranks = np.asarray(held.ranks)
     limits = np.asarray(_allowed(held.n, wished))

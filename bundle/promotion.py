@@ -84,8 +84,11 @@ def choose(
     for name in only:
         if name in labels:
             return name, f"the first --model, since {missing}"
-    most = min(labels, key=lambda name: (-labels[name], name))
-    return most, f"it has the most labels, since {missing}"
+    # A compact model is there because somebody asked for one (`train --max-latency`).
+    most = min(labels, key=lambda name: (-labels[name], "-compact-" not in name, name))
+    equals = sum(n == labels[most] for n in labels.values()) > 1
+    which = "is the first of those with the most labels" if equals else "has the most labels"
+    return most, f"it {which}, since {missing}"
 
 
 def find(root: Path, labels: Mapping[str, int], only: Sequence[str] = ()) -> tuple[str, str]:

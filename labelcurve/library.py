@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     from labelcurve.benchmarks.record import Report
     from labelcurve.serving.models.engine import Engine
 
+PATHS = {"cache", "drop", "out", "relabel", "unlabelled"}
+"""Options of `train` that are paths."""
+
 ImageLike = str | Path | bytes | Image.Image | NDArray[np.uint8]
 """A file, a file's bytes, a Pillow image, or pixels: uint8 [H, W, 3] or grey [H, W]."""
 
@@ -80,8 +83,10 @@ def train(
     if {"dry_run", "self_test"} & options.keys():
         raise LabelcurveError("dry_run and self_test are options of the command `train` alone")
     fractions = (fraction,) if isinstance(fraction, int | float) else tuple(fraction)
-    given = {**options, "data": str(data), "fraction": fractions, "out": Path(out)}
+    given = {**options, "data": str(data), "fraction": fractions, "out": out}
     _check_names(given, Options)
+    for name in PATHS & given.keys():
+        given[name] = None if given[name] is None else Path(given[name])
     with _said(verbose):
         document = job.run(Options(**given))
     return [

@@ -209,7 +209,7 @@ def _version(path: Path) -> dict[str, Any]:
 def _show(document: dict[str, Any]) -> None:
     table = Table(box=None, pad_edge=False)
     for header in ("model", "version", "trained", "labels", "classes", "accuracy", ""):
-        table.add_column(header, overflow="fold")
+        table.add_column(header, overflow="fold", no_wrap=header == "model")
     for model in document["models"]:
         for version in model["versions"]:
             marks = []

@@ -128,7 +128,9 @@ def test_train_publishes_says_nothing_and_leaves_the_process_alone(
 ) -> None:
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     more: dict[str, Any] = {"epochs": 1, "extractor": "none", "image_size": 8, "device": "cpu"}
-    (trained,) = labelcurve.train("digits", fraction=0.1, out=tmp_path, cache=cache, **more)
+    (trained,) = labelcurve.train(
+        "digits", fraction=0.1, out=str(tmp_path), cache=str(cache), **more
+    )
     assert capfd.readouterr() == ("", "")
     assert {number: signal.getsignal(number) for number in handlers} == handlers
     assert trained.name == "digits-scratch-10"

@@ -49,6 +49,8 @@ class Corrected:
     """Training images after the corrections, and what was done."""
 
     train: Split
+    test: Split
+    """The test images with the same corrections: for a final model, which is not tested on them."""
     dropped: int = 0
     relabelled: int = 0
 
@@ -161,7 +163,7 @@ class Corrections:
                 names the line.
         """
         if self.drop is None and self.relabel is None:
-            return Corrected(train)
+            return Corrected(train, test)
         drop = {} if self.drop is None else {r.path: r for r in read(self.drop, "--drop")}
         new = {} if self.relabel is None else {r.path: r for r in read(self.relabel, "--relabel")}
         if both := sorted(drop.keys() & new.keys()):
@@ -179,25 +181,38 @@ class Corrections:
             self._check(flag, file, rows, known, given, class_names)
         if held := len(tested.keys() - places.keys()):
             say(
-                f"{counted(held, 'test image')} named: left unchanged, since a test without the "
-                "doubtful ones would be too easy. Correct wrong labels in --data"
+                f"{counted(held, 'test image')} named: left unchanged in the test, since one "
+                "without the doubtful ones would be too easy; a final model learns from them as "
+                "corrected. Correct wrong labels in --data"
             )
-        found = train
-        relabelled = 0
+        found, relabelled, dropped = self._corrected(train, class_names, drop, new)
         if new:
-            found, relabelled = _relabelled(train, new, places, list(class_names))
             without = sum(not row.suggested for row in new.values())
             said = f", {without:,} rows suggest no label and change nothing" if without else ""
             say(f"--relabel: {counted(relabelled, 'training image')} with another label now{said}")
-            places = _places(found, self.data, drop)
-        gone = sorted(places[path] for path in drop if path in places)
-        if gone:
-            kept = np.ones(len(found), bool)
-            kept[gone] = False
-            found = found.take(np.flatnonzero(kept))
         if drop:
-            say(f"--drop: {counted(len(gone), 'training image')} left out")
-        return Corrected(found, len(gone), relabelled)
+            say(f"--drop: {counted(dropped, 'training image')} left out")
+        own_test, _, _ = self._corrected(test, class_names, drop, new)
+        return Corrected(found, own_test, dropped, relabelled)
+
+    def _corrected(
+        self,
+        split: Split,
+        class_names: Sequence[str],
+        drop: Mapping[str, Doubt],
+        new: dict[str, Doubt],
+    ) -> tuple[Split, int, int]:
+        """A split with other labels and without some rows; the numbers of both."""
+        relabelled = 0
+        if new:
+            places = _places(split, self.data, new)
+            split, relabelled = _relabelled(split, new, places, list(class_names))
+        gone = sorted(_places(split, self.data, drop).values())
+        if gone:
+            kept = np.ones(len(split), bool)
+            kept[gone] = False
+            split = split.take(np.flatnonzero(kept))
+        return split, relabelled, len(gone)
 
     def _check(
         self,

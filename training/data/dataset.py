@@ -65,6 +65,8 @@ class Data:
     relabelled: int = 0
     """Training images that `--relabel` gave another label."""
     unreadable: tuple[Unreadable, ...] = ()
+    corrected_test: Split | None = None
+    """The test images with the corrections of `--drop` and `--relabel`, where there are some."""
     whole_pixels_hash: str | None = None
     """`pixels_hash` before `--drop`, where it left images out."""
 
@@ -165,6 +167,7 @@ def load(
         dropped=corrected.dropped,
         relabelled=corrected.relabelled,
         unreadable=tuple(unreadable),
+        corrected_test=corrected.test if chosen.drop or chosen.relabel else None,
         whole_pixels_hash=_pixels_hash(whole) if corrected.dropped else None,
     )
 

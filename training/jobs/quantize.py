@@ -111,11 +111,13 @@ def _add(
     before = None if manifest.measured is None else _before(models, manifest.measured, precision)
     val = pool if before else images.train.take(subset.val)
     (found, answers, _), fp32 = measure(runtime, val), measure(reference, val)[0]
-    say(
-        f"  {'training' if before else 'validation'}: {found.accuracy:.2%} where fp32 has "
-        f"{fp32.accuracy:.2%} ({found.n:,} images); the same class on {agreement:.2%} of "
-        f"{len(pool):,} {'training' if before else 'held-out'} images"
-    )
+    if before is None:
+        say(
+            f"  validation: {found.accuracy:.2%} where fp32 has {fp32.accuracy:.2%} "
+            f"({found.n:,} images)"
+        )
+    kind = "training" if before else "held-out"
+    say(f"  the same class on {agreement:.2%} of {len(pool):,} {kind} images")
     quantize.check(precision, found, fp32)
     test = None if before or manifest.test is None else measure(runtime, images.test)[0]
     variant = Variant(

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from labelcurve.bundle import files
+from labelcurve.bundle.errors import LabelcurveError
 from labelcurve.bundle.machine import git_commit
 from labelcurve.training.data import dataset
 from labelcurve.training.data.dataset import Data
@@ -64,9 +65,12 @@ def run(
     options, images = _load(options)
     # All of them before the first is trained: an impossible one should not cost an hour.
     cells = grid.cells(options, images, say)
-    if options.dry_run:
-        return grid.dry_run(images, cells, say)
     last = None if part else final.planned(options, images, cells)
+    if options.dry_run:
+        counts = grid.dry_run(images, cells, say)
+        if last is not None:
+            say(f"and then {last.cell.name}, on all {len(last.cell.subset.train):,} labels")
+        return counts
     backbone = _compact(options, images, cells)
     if backbone is not None:
         cells = distillation.with_students(options, images, cells, backbone)
@@ -92,7 +96,7 @@ def run(
         document["final"] = entries[len(bundles) :]
     if len(options.all_seeds) > 1:
         document["summary"] = grid.summary(bundles, say)
-    for line in distillation.said(bundles, options.max_latency or 0.0):
+    for line in distillation.said(entries, options.max_latency or 0.0):
         say(line)
     say(f"\ndone in {time.monotonic() - start:.0f} s")
     return document
@@ -139,7 +143,11 @@ def _compact(options: Options, images: Data, cells: list[Cell]) -> Backbone | No
         return None
     path = folder(options.out, cells[0]) / candidates.TIMES
     times = candidates.Times(images, path, fresh=options.fresh)
-    return candidates.choose(options.max_latency, images, cells[0].recipe.backbone, times)
+    try:
+        return candidates.choose(options.max_latency, images, cells[0].recipe.backbone, times)
+    except LabelcurveError:
+        path.unlink(missing_ok=True)
+        raise
 
 
 @contextmanager

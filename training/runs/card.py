@@ -79,7 +79,7 @@ def _whose(m: Manifest) -> str:
         return ""
     return (
         f"**The figures are those of `{m.measured.name}`** (version `{m.measured.version}`), since "
-        "no label is\nleft to measure this model with; with more labels expect as much or more.\n\n"
+        "no label is\nleft to measure this model with.\n\n"
     )
 
 
@@ -92,10 +92,11 @@ def _predicted(m: Manifest) -> str:
     more = f"; {len(p.classes) - 10} more in `manifest.json`" if len(p.classes) > 10 else ""
     sure = sum(n for n, bound in zip(p.confidence[1:], p.bounds, strict=True) if bound >= 0.9)
     unsure = sum(n for n, bound in zip(p.confidence, p.bounds, strict=False) if bound <= 0.5)
+    of = f", by `{m.measured.name}`" if m.measured else ""
     return f"""
-Predicted classes on {p.split}: {shares}{more}. The predicted class has a probability above 0.9 in
-{sure / p.n:.1%} of the images, and of at most 0.5 in {unsure / p.n:.1%}. The metrics of a service
-compare its predictions with this.
+Predicted classes on {p.split}{of}: {shares}{more}. The predicted class has a probability above
+0.9 in {sure / p.n:.1%} of the images, and of at most 0.5 in {unsure / p.n:.1%}. The metrics of a
+service compare its predictions with this.
 """
 
 

@@ -203,6 +203,8 @@ def said(entries: Sequence[dict[str, Any]], limit: float) -> list[str]:
 
 
 def _judged(entry: dict[str, Any]) -> str:
+    if "measured" in entry:  # its figures are another one's
+        return f"{entry['name']}: {entry['p50_ms']:.2f} ms an image"
     figures, split = (entry["test"], "test") if entry["test"] else (entry["val"], "validation")
     return (
         f"{entry['name']}: accuracy {figures['accuracy']:.4f} on {split}, "

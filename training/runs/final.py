@@ -52,7 +52,7 @@ def planned(options: Options, images: Data, cells: Sequence[Cell]) -> Final | No
     if options.data == "digits":
         return None
     before = [c for c in cells if c.subset.fraction == 1 and c.seed == options.seed]
-    if images.test_given or not len(images.test) or not before:
+    if images.test_given or not before:
         return None
     every = whole(images)
     labelled = subset(every)
@@ -63,10 +63,12 @@ def planned(options: Options, images: Data, cells: Sequence[Cell]) -> Final | No
 
 
 def whole(images: Data) -> Data:
-    """The data with the test images among the training images."""
+    """The data with the test images, as `--drop` and `--relabel` correct them, among the training
+    images."""
+    test = images.test if images.corrected_test is None else images.corrected_test
     return replace(
         images,
-        train=images.train.joined(images.test),
+        train=images.train.joined(test),
         test=images.test.take(np.arange(0)),
         whole_pixels_hash=images.pixels_hash,
     )

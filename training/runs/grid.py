@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -156,6 +157,7 @@ def check_replaced(
     Raises:
         BundleError: a bundle of one of the names has other classes.
     """
+    _report_stale(out, cells, say)
     for cell in cells:
         if not (out / cell.name / store.CURRENT).exists():
             continue
@@ -172,6 +174,20 @@ def check_replaced(
             )
         if before.dataset.hash != images.hash:
             say(f"{out / cell.name} was trained on other images; the new version replaces it")
+
+
+def _report_stale(out: Path, cells: Sequence[Cell], say: Callable[[str], None]) -> None:
+    """Names final models whose figures are of a model that these cells replace."""
+    names = {cell.name for cell in cells}
+    for path in sorted(out.glob(f"*-final*/{store.CURRENT}")):
+        with suppress(BundleError):
+            manifest = store.read_manifest(path)
+            if manifest.measured and manifest.measured.name in names and manifest.name not in names:
+                say(
+                    f"WARNING: {out / manifest.name} has learned from the data as they were, and "
+                    f"stays the default of {out}: `labelcurve models remove {manifest.name} "
+                    f"--models {out}` removes it, and `train` without --no-final makes a new one"
+                )
 
 
 def dry_run(images: Data, cells: Sequence[Cell], say: Callable[[str], None]) -> dict[str, Any]:

@@ -82,7 +82,7 @@ def test_what_the_model_predicts_is_on_the_card(manifest: Manifest, record: Run)
     )
     text = card.write(manifest.model_copy(update={"predicted": predicted}), record)
     assert "Predicted classes on validation: 1 60.0%, 2 40.0%, 0 0.0%" in text
-    assert "above 0.9 in\n70.0% of the images, and of at most 0.5 in 10.0%" in text
+    assert "above\n0.9 in 70.0% of the images, and of at most 0.5 in 10.0%" in text
     assert "Predicted" not in card.write(manifest.model_copy(update={"predicted": None}), record)
 
 

@@ -13,6 +13,8 @@ from labelcurve.bundle import store
 from labelcurve.bundle.errors import ExportError
 from labelcurve.bundle.store import Bundle
 from labelcurve.training.data import dataset
+from labelcurve.training.data.corrections import identity
+from labelcurve.training.data.sources import Selection
 from labelcurve.training.jobs import quantize as quantize_job
 from labelcurve.training.jobs import train
 from labelcurve.training.models import quantize
@@ -86,7 +88,7 @@ def test_the_card_says_whose_figures_they_are(trained: tuple[Path, dict[str, Any
     assert "on 150\n  training images" in card
     assert "No other label was used" not in card
     other = (bundle(trained, "digits8-scratch-100").path / "README.md").read_text()
-    assert "final" not in other
+    assert "final model" not in other
 
 
 def test_a_label_of_the_test_images_reaches_the_final_model_alone(
@@ -142,6 +144,53 @@ def test_all_rows_are_there_once_with_their_labels_and_files(folder: Path, cache
         assert every.train.read(i) == row.read(j)
         assert np.array_equal(every.train.images[i], row.images[j])
         assert every.train.digests[np.array([i])] == row.digests[np.array([j])]
+
+
+def test_corrections_hold_for_the_images_that_were_test_too(folder: Path, cache: Path) -> None:
+    images = dataset.load(str(folder), size=8, cache=cache, say=lambda _: None)
+    names = [identity(images.test.where(i), str(folder)) for i in (0, 1)]
+    drop, relabel = (folder.parent / f"{kind}.csv" for kind in ("drop", "relabel"))
+    drop.write_text(f"path,suggested\n{names[0]},\n")
+    label = images.class_names[(images.test.labels[1] + 1) % 10]
+    relabel.write_text(f"path,suggested\n{names[1]},{label}\n")
+    said: list[str] = []
+    chosen = Selection(str(folder), drop=drop, relabel=relabel)
+    corrected = dataset.load(chosen, size=8, cache=cache, say=said.append)
+    assert "a final model learns from them as corrected" in "\n".join(said)
+    assert (len(corrected.train), len(corrected.test)) == (120, 30)
+    every = final.whole(corrected).train
+    assert len(every) == N - 1
+    labels = {every.where(i): images.class_names[every.labels[i]] for i in range(len(every))}
+    assert images.test.where(0) not in labels
+    assert labels[images.test.where(1)] == label
+    assert len(final.subset(final.whole(corrected)).train) == N - 1
+
+
+def test_with_too_few_images_for_a_test_it_has_the_validation_labels_at_least(
+    cache: Path, tmp_path: Path
+) -> None:
+    data = write_folder(tmp_path / "few", digit_rows(4))
+    given = options(data, cache=cache, out=tmp_path / "models")
+    said: list[str] = []
+    images = dataset.load(str(data), size=8, cache=cache, say=said.append)
+    last = final.planned(given, images, grid.cells(given, images, said.append))
+    assert last is not None
+    assert (len(images.test), len(last.cell.subset.train)) == (0, 40)
+
+
+def test_a_final_model_of_other_data_is_warned_of(
+    trained: tuple[Path, dict[str, Any]], folder: Path, cache: Path
+) -> None:
+    images = dataset.load(str(folder), size=8, cache=cache, say=lambda _: None)
+    given = options(folder, cache=cache)
+    cells = grid.cells(given, images, lambda _: None)
+    last = final.planned(given, images, cells)
+    assert last is not None
+    for several, warned in (([*cells, last.cell], False), (cells, True)):
+        said: list[str] = []
+        grid.check_replaced(trained[0], str(folder), images, several, said.append)
+        text = "\n".join(said)
+        assert ("models remove digits8-scratch-final" in text) is warned
 
 
 def test_an_interrupted_command_goes_on_with_the_final_model_alone(
