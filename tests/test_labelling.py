@@ -123,9 +123,10 @@ def test_from_60_labels_to_a_served_model_and_on(
 
     for command in printed("labelcurve plan").splitlines()[:-1]:
         run(command)
-    (name,) = store.names(folder / "models")
-    manifest = store.read(folder / "models", name).manifest
+    measured, final = store.names(folder / "models")
+    manifest = store.read(folder / "models", measured).manifest
     assert manifest.n_labels_train + manifest.n_labels_val + manifest.dataset.n_test == 240
+    assert store.read(folder / "models", final).manifest.n_labels_train == 240
 
     sort, _ = printed("sed ").splitlines()
     shell(sort)

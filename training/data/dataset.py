@@ -151,8 +151,7 @@ def load(
     checks.report_shared(source.name, source.class_names, train, test, say)
     train, repeated = _without_repeated(train, test)
     if chosen.labelled:
-        own = test if "test" in loaded else None
-        checks.check_classes(chosen.data, source.class_names, train, own, say)
+        checks.check_classes(chosen.data, source.class_names, train, loaded.get("test"), say)
     left_out = (*source.left_out, *map(_left_out, unreadable), *repeated)
     checks.report_left_out(source.name, left_out, cache, say)
     return Data(

@@ -22,7 +22,7 @@ from labelcurve.training.data.dataset import Data
 from labelcurve.training.jobs import pretrain, train
 from labelcurve.training.learning import finetune
 from labelcurve.training.options import Options, PretrainOptions
-from labelcurve.training.runs import model_run, publication
+from labelcurve.training.runs import publication
 from labelcurve.training.runs.grid import Cell
 from labelcurve.training.runtime import device
 from labelcurve.training.runtime.checkpoint import Checkpoint
@@ -54,7 +54,7 @@ def shown(monkeypatch: pytest.MonkeyPatch) -> list[str]:
             "seconds": {"command": 1.0, "export": 0.5},
         }
 
-    monkeypatch.setattr(model_run, "publish", publish)
+    monkeypatch.setattr(publication, "publish", publish)
     return names
 
 
@@ -90,7 +90,7 @@ def test_a_command_that_was_interrupted_trains_nothing_twice(
         return gone() if len(calls) == 2 else real(*arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(model_run, "publish", second_time)
+        patch.setattr(publication, "publish", second_time)
         with pytest.raises(Gone):
             train.run(broken)
     assert published(tmp_path / "broken") == ["digits-scratch-10"]
@@ -202,7 +202,7 @@ def test_a_run_goes_on_in_the_precision_in_which_it_began(
         seconds = {"command": 1.0, "export": 0.5}
         return {"name": given[2].name, "version": "none", "test": figures, "seconds": seconds}
 
-    monkeypatch.setattr(model_run, "publish", publish)
+    monkeypatch.setattr(publication, "publish", publish)
     train.run(options(tmp_path, cache, fraction=(0.1,), epochs=2))
     said = capsys.readouterr().out
     assert "precision: bf16, in which the interrupted run began (a new one would take fp32" in said
@@ -255,7 +255,7 @@ def test_an_image_that_changes_while_the_run_goes_on_is_named(
     shutil.rmtree(folder)
     shutil.copytree(kept, folder)
     train.run(given)  # from the checkpoint
-    assert published(tmp_path / "out") == ["mine-scratch-100"]
+    assert published(tmp_path / "out") == ["mine-scratch-100", "mine-scratch-final"]
 
 
 @pytest.mark.parametrize("file", ["train-images.npy", "train-rows.npy", "train-digests.npy"])
