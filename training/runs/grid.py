@@ -184,8 +184,8 @@ def _report_stale(out: Path, cells: Sequence[Cell], say: Callable[[str], None]) 
             manifest = store.read_manifest(path)
             if manifest.measured and manifest.measured.name in names and manifest.name not in names:
                 say(
-                    f"WARNING: {out / manifest.name} has learned from the data as they were, and "
-                    f"stays the default of {out}: `labelcurve models remove {manifest.name} "
+                    f"WARNING: {out / manifest.name} was made before and stays, perhaps as "
+                    f"the default of {out}: `labelcurve models remove {manifest.name} "
                     f"--models {out}` removes it, and `train` without --no-final makes a new one"
                 )
 
