@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from labelcurve.serving.web.deadline import Clock, Deadline
+from labelcurve.serving.deadline import Clock, Deadline
 
 SOON, NEVER = 0.01, 1000.0
 
