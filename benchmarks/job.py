@@ -219,8 +219,7 @@ def leading(bundles: Sequence[Bundle]) -> Bundle:
 
     def place(bundle: Bundle) -> tuple[bool, int, bool]:
         manifest = bundle.manifest
-        labels = manifest.n_labels_train + manifest.n_labels_val
-        return manifest.preset == "default", labels, manifest.extractor is not None
+        return manifest.preset == "default", manifest.n_labels, manifest.extractor is not None
 
     return max(bundles, key=place)
 

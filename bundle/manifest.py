@@ -227,6 +227,12 @@ class Manifest(_Record):
     """Read from bundles of releases that wrote it here; it is in `run.json`, since what git tells
     depends on who asks."""
 
+    @property
+    def n_labels(self) -> int:
+        """Labels that the model was given, to train and to validate: what `labels` means in every
+        table and message that has one number."""
+        return self.n_labels_train + self.n_labels_val
+
     @model_validator(mode="after")
     def _distinct_names(self) -> Manifest:
         if len(set(self.class_names)) != len(self.class_names) or len(self.class_names) < 2:

@@ -74,7 +74,7 @@ def choose(
     """The default among some models, and the reason in words.
 
     Args:
-        labels: number of training labels by name of model, at least one.
+        labels: number of labels by name of model, at least one.
         named: the default that the folder names.
         only: the models that `serve --model` lists, if it does.
     """
@@ -186,7 +186,7 @@ def _present(root: Path, found: Default | None) -> Promotion:
             with suppress(BundleError):
                 if entry.current:
                     manifest = store.read_manifest(root / each / entry.current)
-                    labels[each] = manifest.n_labels_train
+                    labels[each] = manifest.n_labels
         if not labels:
             raise BundleError(f"no model in {root} can be read")
         name, _ = choose(labels, None)

@@ -263,7 +263,7 @@ def read(root: Path, name: str, version: str | None = None) -> Bundle:
 def read_all(root: Path, only: Sequence[str] | None = None) -> list[Bundle]:
     """The current bundle of every name under `root`, or of those in `only`, fewest labels first."""
     bundles = [read(root, name) for name in (names(root) if only is None else only)]
-    return sorted(bundles, key=lambda b: (b.manifest.n_labels_train, b.name))
+    return sorted(bundles, key=lambda b: (b.manifest.n_labels, b.name))
 
 
 def read_manifest(path: Path) -> Manifest:

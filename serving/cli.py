@@ -117,12 +117,12 @@ def _say_models(
         say(
             "model",
             f"model    {bundle.name}@{bundle.version}: {len(manifest.class_names)} classes, "
-            f"{manifest.n_labels_train} labels, {manifest.preprocessing.size} px, {precision}"
+            f"{manifest.n_labels} labels, {manifest.preprocessing.size} px, {precision}"
             f"{' (default)' if bundle.name == name else ''}",
             model=bundle.name,
             version=bundle.version,
             classes=len(manifest.class_names),
-            labels=manifest.n_labels_train,
+            labels=manifest.n_labels,
             size=manifest.preprocessing.size,
             precision=precision,
             default=bundle.name == name,

@@ -111,7 +111,7 @@ def describe(root: Path) -> dict[str, Any]:
         now = next((each for each in versions if each["version"] == found.current), None)
         error = found.error or (None if now else f"no version and no link `{store.CURRENT}` to it")
         if now and now["error"] is None:
-            labels[name] = now["n_labels_train"]
+            labels[name] = _n_labels(now)
         models.append(
             {"name": name, "current": found.current, "versions": versions, "error": error}
         )
@@ -199,11 +199,17 @@ def _version(path: Path) -> dict[str, Any]:
     return {
         **row,
         "n_labels_train": manifest.n_labels_train,
+        "n_labels_val": manifest.n_labels_val,
         "classes": len(manifest.class_names),
         "accuracy": test.accuracy,
         "split": "test" if manifest.test else "validation",
         "measured": manifest.measured.name if manifest.measured else None,
     }
+
+
+def _n_labels(version: dict[str, Any]) -> int:
+    """Labels that the model was given, as `train` counts them."""
+    return int(version["n_labels_train"] + version["n_labels_val"])
 
 
 def _show(document: dict[str, Any]) -> None:
@@ -219,7 +225,7 @@ def _show(document: dict[str, Any]) -> None:
             if version["error"]:
                 cells += ["", "", "", version["error"]]
             else:
-                labels, classes = version["n_labels_train"], version["classes"]
+                labels, classes = _n_labels(version), version["classes"]
                 of = f" of {version['measured']}" if version["measured"] else ""
                 accuracy = f"{percent(version['accuracy'])} ({version['split']}{of})"
                 cells += [f"{labels:,}", f"{classes:,}", accuracy, ", ".join(marks)]

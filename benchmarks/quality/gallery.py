@@ -103,7 +103,7 @@ def _shown(bundles: Sequence[Bundle]) -> list[Bundle]:
     chosen: dict[int, Bundle] = {}
     for bundle in bundles:
         if bundle.manifest.preset == preset:
-            chosen.setdefault(bundle.manifest.n_labels_train, bundle)
+            chosen.setdefault(bundle.manifest.n_labels, bundle)
     found = list(chosen.values())
     if len(found) > MAX_ANSWERS:
         found = [*found[: MAX_ANSWERS - 1], found[-1]]

@@ -254,7 +254,7 @@ class Catalogue:
             if model.predictions:
                 model.predictions.publish_reference()
         self.models = tuple(
-            sorted(models.values(), key=lambda m: (m.bundle.manifest.n_labels_train, m.name))
+            sorted(models.values(), key=lambda m: (m.bundle.manifest.n_labels, m.name))
         )
         self._named = {**models, **{str(model): model for model in self.models}}
         self._choose_default()
@@ -279,7 +279,7 @@ class Catalogue:
             self._default_name = named.default if named else None
 
     def _choose_default(self) -> None:
-        labels = {model.name: model.bundle.manifest.n_labels_train for model in self.models}
+        labels = {model.name: model.bundle.manifest.n_labels for model in self.models}
         name, reason = promotion.choose(labels, self._default_name, self._serving.only)
         before, self.default = self.default, self._named[name]
         if before and before.name != name:

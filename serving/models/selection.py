@@ -29,7 +29,7 @@ def default(root: Path, bundles: Sequence[Bundle], only: Sequence[str] = ()) -> 
     Raises:
         BundleError: the folder names a default that is not there.
     """
-    labels = {bundle.name: bundle.manifest.n_labels_train for bundle in bundles}
+    labels = {bundle.name: bundle.manifest.n_labels for bundle in bundles}
     return promotion.find(root, labels, only)
 
 

@@ -7,6 +7,9 @@ export function seriesOf(model) {
   return model.name.replace(/-([\d.]+|final)(-s\d+)?$/, "");
 }
 
+// Labels that a model was given, to train and to validate.
+export const labelsOf = (model) => model.n_labels_train + model.n_labels_val;
+
 // A final model has the accuracy of another one, with fewer labels: it is no point of the curve.
 export const measured = (models) => models.filter((m) => m.test && !m.measured);
 
@@ -17,7 +20,7 @@ export function grouped(models) {
     if (!series.has(name)) series.set(name, []);
     series.get(name).push(model);
   }
-  for (const members of series.values()) members.sort((a, b) => a.n_labels_train - b.n_labels_train);
+  for (const members of series.values()) members.sort((a, b) => labelsOf(a) - labelsOf(b));
   return series;
 }
 
@@ -27,7 +30,7 @@ export const margin = (test) => 1.96 * Math.sqrt((test.accuracy * (1 - test.accu
 const mean = (numbers) => numbers.reduce((a, b) => a + b, 0) / numbers.length;
 
 function scales(models, width, height, pad) {
-  const labels = models.map((m) => m.n_labels_train);
+  const labels = models.map((m) => labelsOf(m));
   const lows = models.map((m) => m.test.accuracy - margin(m.test));
   const highs = models.map((m) => m.test.accuracy + margin(m.test));
   const span = Math.max(...highs) - Math.min(...lows);
@@ -59,7 +62,7 @@ export function draw(models, width) {
     );
   }
   let right = -Infinity;
-  const counts = [...new Set(measured.map((m) => m.n_labels_train))].sort((a, b) => a - b);
+  const counts = [...new Set(measured.map((m) => labelsOf(m)))].sort((a, b) => a - b);
   for (const n of counts) {
     const last = counts.at(-1);
     if (x(n) - right < 54 || (n !== last && x(last) - x(n) < 54)) continue; // it would touch another
@@ -68,16 +71,16 @@ export function draw(models, width) {
       svg("text", { x: x(n), y: height - pad.bottom + 22, "text-anchor": "middle" }, count(n)),
     );
   }
-  root.append(svg("text", { x: width - pad.right, y: height - 6, "text-anchor": "end" }, "labels to train with (logarithmic)"));
+  root.append(svg("text", { x: width - pad.right, y: height - 6, "text-anchor": "end" }, "labels (logarithmic)"));
 
   [...series].forEach(([name, members], index) => {
     const group = svg("g", { class: `hue${index % 5}` });
     const steps = new Map();
-    for (const m of members) steps.set(m.n_labels_train, [...(steps.get(m.n_labels_train) ?? []), m.test.accuracy]);
+    for (const m of members) steps.set(labelsOf(m), [...(steps.get(labelsOf(m)) ?? []), m.test.accuracy]);
     const means = [...steps].map(([n, accuracies]) => [x(n), y(mean(accuracies)), mean(accuracies)]);
     group.append(svg("path", { class: "line", d: `M${means.map(([a, b]) => `${a.toFixed(1)} ${b.toFixed(1)}`).join("L")}` }));
     for (const m of members) {
-      const [cx, half] = [x(m.n_labels_train), margin(m.test)];
+      const [cx, half] = [x(labelsOf(m)), margin(m.test)];
       group.append(
         svg("line", { class: "error", x1: cx, x2: cx, y1: y(m.test.accuracy - half), y2: y(Math.min(1, m.test.accuracy + half)) }),
         svg("circle", { class: "dot", cx, cy: y(m.test.accuracy), r: 5 }, svg("title", {}, `${m.name}: ${percent(m.test.accuracy)}`)),
@@ -101,23 +104,23 @@ export function draw(models, width) {
 
 export function sentence(series) {
   return [...series]
-    .map(([name, members]) => `${name}: ${members.map((m) => `${percent(m.test.accuracy)} with ${count(m.n_labels_train)} labels`).join(", ")}`)
+    .map(([name, members]) => `${name}: ${members.map((m) => `${percent(m.test.accuracy)} with ${count(labelsOf(m))} labels`).join(", ")}`)
     .join("; ");
 }
 
 // Whether there is a line to draw: models of one series with different numbers of labels.
-export const isCurve = (members) => members[0].n_labels_train !== members.at(-1).n_labels_train;
+export const isCurve = (members) => labelsOf(members[0]) !== labelsOf(members.at(-1));
 
 // What a reader should take from a line of models; of one number of labels, its accuracy.
 export function gain(members) {
   const [first, last] = [members[0], members.at(-1)];
   if (!isCurve(members)) {
-    const labels = `with ${count(first.n_labels_train)} labels`;
+    const labels = `with ${count(labelsOf(first))} labels`;
     if (members.length === 1) return `${percent(first.test.accuracy)} ${labels}.`;
     const accuracies = members.map((m) => m.test.accuracy);
     return `${percent(Math.min(...accuracies))} to ${percent(Math.max(...accuracies))} ${labels}.`;
   }
-  const times = last.n_labels_train / first.n_labels_train;
+  const times = labelsOf(last) / labelsOf(first);
   const points = (last.test.accuracy - first.test.accuracy) * 100;
   return `${Number(times.toFixed(times < 10 ? 1 : 0))} times the labels ${points < 0 ? "cost" : "bought"} ${Math.abs(points).toFixed(1)} points of accuracy: from ${percent(first.test.accuracy)} to ${percent(last.test.accuracy)}.`;
 }
@@ -136,7 +139,7 @@ export function table(models) {
     html("tr", {},
       html("th", { scope: "row" }, m.name),
       html("td", {}, `${fraction(m.fraction)} %`),
-      html("td", {}, count(m.n_labels_train)),
+      html("td", {}, count(labelsOf(m))),
       html("td", {}, `${percent(m.test.accuracy, 2)} ± ${(margin(m.test) * 100).toFixed(1)}`),
       html("td", {}, m.test.f1.toFixed(4)),
     ));

@@ -1,7 +1,7 @@
 // The page: an image comes in, every chosen model is asked in turn, and the answers stand side by
 // side. The models are asked one after another, so that none waits for the others' work.
 
-import { draw, gain, ground, grouped, measured, isCurve, seriesOf, table } from "./curve.js";
+import { draw, gain, ground, grouped, measured, isCurve, labelsOf, seriesOf, table } from "./curve.js";
 import { byId, count, fraction, html, listed, milliseconds, percent } from "./dom.js";
 import { classify, doubtful, models as askModels, Problem, readiness, useKey } from "./service.js";
 
@@ -48,7 +48,7 @@ async function load() {
 }
 
 const byLabels = (a, b) =>
-  a.fraction - b.fraction || a.n_labels_train - b.n_labels_train || a.name.localeCompare(b.name);
+  a.fraction - b.fraction || labelsOf(a) - labelsOf(b) || a.name.localeCompare(b.name);
 
 const allSeries = () => new Set(models.map(seriesOf));
 
@@ -109,7 +109,7 @@ function column(model) {
   const several = allSeries().size > 1 || chosen.filter((m) => m.fraction === model.fraction).length > 1;
   return html("li", { class: "model waiting", "data-model": model.name },
     html("h2", { class: "share" }, fraction(model.fraction), html("small", {}, "%")),
-    html("p", { class: "labels" }, several ? `${model.name}, ` : "", `${count(model.n_labels_train)} labels`),
+    html("p", { class: "labels" }, several ? `${model.name}, ` : "", `${count(labelsOf(model))} labels`),
     html("ol", { class: "classes", "aria-label": "Most probable classes" }, Array.from({ length: TOP_K }, (_, i) => row(i ? "\u00a0" : "–", "", 0))),
     html("dl", { class: "figures" },
       figure("Accuracy", accuracy(model), "accuracy", model.test && `On ${count(model.test.n)} test images${model.measured ? `, of ${model.measured}` : ""}`),

@@ -24,6 +24,14 @@ def test_a_manifest_survives_the_way_through_json(fields: dict[str, Any]) -> Non
     assert manifest.class_names[3] == "3"
 
 
+def test_the_labels_of_a_model_are_those_it_was_given_and_not_in_the_file(
+    fields: dict[str, Any],
+) -> None:
+    manifest = Manifest.model_validate(fields | {"n_labels_train": 9, "n_labels_val": 1})
+    assert manifest.n_labels == 10
+    assert '"n_labels"' not in manifest.model_dump_json()
+
+
 def test_a_commit_of_an_older_release_is_read_and_not_written(fields: dict[str, Any]) -> None:
     assert "git_commit" not in fields, "it would change the version"
     manifest = Manifest.model_validate(fields | {"git_commit": "abc"})

@@ -112,6 +112,10 @@ def test_list_on_a_terminal_is_a_table(root: Path) -> None:
     (line,) = [line for line in text.splitlines() if line.startswith("digits-100")]
     assert line.split()[1] == store.read(root, "digits-100").version
     assert line.split()[-1] == "default"
+    manifest = store.read(root, "digits-100").manifest
+    assert manifest.n_labels_val > 0
+    # To train and to validate, as in the table of `train`.
+    assert line.split()[3] == f"{manifest.n_labels_train + manifest.n_labels_val:,}"
 
 
 def test_the_default_and_a_current_version_are_not_removed(root: Path) -> None:

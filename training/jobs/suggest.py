@@ -135,9 +135,9 @@ def _by_model(options: SuggestOptions) -> _Known:
     """With the embedding and the probabilities of a published model."""
     assert options.models is not None
     bundles = store.read_all(options.models)
-    bundle = max(bundles, key=lambda b: b.manifest.n_labels_train)
+    bundle = max(bundles, key=lambda b: b.manifest.n_labels)
     manifest = bundle.manifest
-    say(f"model: {bundle.name}@{bundle.version}, {manifest.n_labels_train:,} labels")
+    say(f"model: {bundle.name}@{bundle.version}, {manifest.n_labels:,} labels")
     images = dataset.load(
         Selection(str(options.pool), labelled=False),
         size=manifest.preprocessing.size,
@@ -162,7 +162,7 @@ def _by_model(options: SuggestOptions) -> _Known:
         class_names=manifest.class_names,
         labelled=np.zeros(0, np.int64),
         pool=np.arange(n),
-        n_labels=manifest.n_labels_train,
+        n_labels=manifest.n_labels,
     )
 
 

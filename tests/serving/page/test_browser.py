@@ -31,6 +31,10 @@ def model(page: Page, name: str) -> Any:
     return page.locator(f'.model[data-model="{name}"]')
 
 
+def n_labels(described: dict[str, Any]) -> int:
+    return int(described["n_labels_train"] + described["n_labels_val"])
+
+
 def answered(page: Page) -> None:
     expect(page.locator("#models")).to_have_attribute("aria-busy", "false")
     expect(page.locator(".model.waiting")).to_have_count(0)
@@ -70,7 +74,7 @@ def test_an_image_is_answered_by_every_model_side_by_side(
         rows = column.locator(".classes li").all_inner_texts()
         assert [row.split()[0] for row in rows] == [c["label"] for c in answer]
         assert f"{answer[0]['score'] * 100:.1f} %" in rows[0]
-        expect(column).to_contain_text(f"{listed[name]['n_labels_train']:,} labels")
+        expect(column).to_contain_text(f"{n_labels(listed[name]):,} labels")
         expect(column.locator("[data-figure=accuracy]")).to_have_text(
             f"{listed[name]['test']['accuracy'] * 100:.1f} %"
         )
@@ -292,7 +296,7 @@ def test_one_model_has_no_curve(open_page: Open, client: httpx.Client) -> None:
     page = show(open_page, [only])
     expect(page.locator("#subtitle")).to_have_text("Show an image to digits-100.")
     expect(page.locator("#curve-title")).to_have_text("Accuracy")
-    accuracy = f"{only['test']['accuracy'] * 100:.1f} % with {only['n_labels_train']:,} labels."
+    accuracy = f"{only['test']['accuracy'] * 100:.1f} % with {n_labels(only):,} labels."
     expect(page.locator("#curve-gain")).to_have_text(accuracy)
     expect(page.locator("#plot")).to_be_hidden()
     expect(page.get_by_role("table")).to_be_visible()
