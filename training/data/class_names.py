@@ -19,6 +19,9 @@ MISSING = frozenset(
 
 _SEPARATORS = re.compile(r"[|;,]")
 
+_UNPRINTABLE = ("Cc", "Cs", "Zl", "Zp")
+"""Unicode's categories of control characters, halves of characters, and ends of lines."""
+
 _COPY = re.compile(r"^copy of | ?\(\d+\)$|[-_ ]+copy(?: ?\(?\d+\)?)?$")
 """Suffixes that file managers and cloud drives add to the name of a copy."""
 
@@ -26,6 +29,27 @@ _COPY = re.compile(r"^copy of | ?\(\d+\)$|[-_ ]+copy(?: ?\(?\d+\)?)?$")
 def class_name(text: str) -> str:
     """The name of a class: in Unicode's composed form (NFC), without blanks at the ends."""
     return unicodedata.normalize("NFC", text).strip()
+
+
+def check_printable(place: str, names: Iterable[str]) -> None:
+    """Refuses names that no line of a table can hold, or that a terminal would take as orders.
+
+    Args:
+        place: the data set, for messages.
+        names: of its classes.
+
+    Raises:
+        DataError: names the classes and the characters.
+    """
+    wrong = {name: [c for c in name if unicodedata.category(c) in _UNPRINTABLE] for name in names}
+    listed = [f"{n!r} ({code_points(''.join(found))})" for n, found in wrong.items() if found]
+    if listed:
+        more = f" and {len(listed) - 6} more" if len(listed) > 6 else ""
+        raise DataError(
+            f"{place}: the names of the classes {', '.join(listed[:6])}{more} hold line breaks or "
+            "other control characters, which no name of a class may: rename the folder, or change "
+            "the label"
+        )
 
 
 def code_points(text: str) -> str:

@@ -27,6 +27,8 @@ Index = NDArray[np.integer[Any]]
 UNLABELLED = -1
 """The label of an image without one."""
 
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+
 
 @dataclass(frozen=True)
 class Rows:
@@ -128,8 +130,9 @@ def _regular(path: Path) -> bool:
 
 
 def shown(path: Path) -> str:
-    """A path as text that can be printed and hashed: names need not be UTF-8."""
-    return os.fsencode(path).decode(errors="backslashreplace")
+    """A path as text that can be printed, on one line, and hashed: names need not be UTF-8."""
+    text = os.fsencode(path).decode(errors="backslashreplace")
+    return _CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", text)
 
 
 def hash_file(path: Path) -> str:

@@ -40,6 +40,23 @@ def test_names_that_differ_are_not_named() -> None:
     assert said == []
 
 
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        ("ca\nt", r"'ca\nt' (U+000A)"),
+        ("\x1b[31mcat", r"'\x1b[31mcat' (U+001B)"),
+        ("a\tb", r"'a\tb' (U+0009)"),
+        ("a\u2028b", r"'a\u2028b' (U+2028)"),
+        ("\ud800", r"'\ud800' (U+D800)"),
+    ],
+)
+def test_a_name_that_would_break_a_table_is_refused(name: str, shown: str) -> None:
+    with pytest.raises(DataError) as error:
+        class_names.check_printable("pets", ("cat", name))
+    assert f"pets: the names of the classes {shown}" in str(error.value)
+    class_names.check_printable("pets", ("chat noir", "\u732b", "e\u0301t\u00e9"))
+
+
 @pytest.mark.parametrize("name", ["nan", "NaN", "NA", "null", "None", "#N/A"])
 def test_a_label_that_stands_for_a_missing_value_is_refused(name: str) -> None:
     with pytest.raises(DataError, match=rf"the label '{name}' \(3\) looks like a missing value"):

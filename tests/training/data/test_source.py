@@ -29,6 +29,11 @@ def test_a_data_set_is_named_by_its_folder_in_characters_that_a_bundle_may_have(
     assert source.name_of(tmp_path / folder) == name
 
 
+def test_a_path_is_shown_on_one_line_whatever_its_characters() -> None:
+    path = Path("pets") / "a\nb\x1b[31m" / b"\xe9.png".decode(errors="surrogateescape")
+    assert source.shown(path) == r"pets/a\x0ab\x1b[31m/\xe9.png"
+
+
 def test_a_relative_folder_is_named_by_where_it_is(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
