@@ -9,17 +9,18 @@ from __future__ import annotations
 
 import hashlib
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from labelcurve.bundle import acceptance, store
-from labelcurve.bundle.errors import BundleError, DataError, ExportError
+from labelcurve.bundle.errors import BundleError, DataError, ExportError, LabelcurveError
 from labelcurve.bundle.machine import cpu_flags, cpu_name
 from labelcurve.bundle.manifest import Gain, Manifest, Measured, Run, Variant
 from labelcurve.bundle.store import Bundle
+from labelcurve.bundle.text import counted
 from labelcurve.training.data import dataset, fractions
 from labelcurve.training.data.dataset import Data
 from labelcurve.training.data.fractions import Subset
@@ -42,7 +43,10 @@ def run(options: QuantizeOptions) -> dict[str, Any]:
             that passed are published all the same.
     """
     names = _chosen(options.models, options.only)
-    bundles = [store.read(options.models, name) for name in names]
+    without: dict[str, str] = {}
+    bundles = _read(options.models, names, without)
+    if not bundles:
+        raise _incomplete(options, names, without)
     bundles.sort(key=lambda bundle: bundle.manifest.measured is not None)  # after those before them
     images = dataset.load(
         Selection(
@@ -57,21 +61,51 @@ def run(options: QuantizeOptions) -> dict[str, Any]:
         skip_unreadable=options.skip_unreadable,
         say=say,
     )
-    # All of them before the first is made.
-    learned = [_learned(bundle, images, options.data) for bundle in bundles]
-    done, refused = [], []
-    for bundle, (data, subset) in zip(bundles, learned, strict=True):
+    learned = {}
+    for bundle in bundles:  # all of them before the first is made
+        try:
+            learned[bundle.name] = _learned(bundle, images, options.data)
+        except DataError as error:
+            _skip(bundle.name, error, without)
+    done = []
+    for bundle in bundles:
+        if bundle.name not in learned:
+            continue
+        data, subset = learned[bundle.name]
         try:
             done.append(_add(options.models, bundle, subset, data, options.precision))
         except ExportError as error:
             say(f"{bundle.name}: refused: {error}; the bundle stays as it is")
-            refused.append(f"{bundle.name} ({error})")
-    if refused:
-        raise ExportError(
-            f"{len(refused)} of {len(bundles)} bundles got no {options.precision} graph: "
-            f"{'; '.join(refused)}"
-        )
+            without[bundle.name] = str(error)
+    if without:
+        raise _incomplete(options, names, without)
     return {"bundles": done}
+
+
+def _read(models: Path, names: Sequence[str], without: dict[str, str]) -> list[Bundle]:
+    """The bundles that can be read; says which cannot, and enters them in `without`."""
+    found = []
+    for name in names:
+        try:
+            bundle = store.read(models, name)
+            store.read_run(bundle.path)  # the new version has it, too
+            found.append(bundle)
+        except BundleError as error:
+            _skip(name, error, without)
+    return found
+
+
+def _skip(name: str, error: LabelcurveError, without: dict[str, str]) -> None:
+    say(f"{name}: skipped: {error}")
+    without[name] = str(error)
+
+
+def _incomplete(
+    options: QuantizeOptions, names: Sequence[str], without: Mapping[str, str]
+) -> ExportError:
+    each = "; ".join(f"{name} ({why})" for name, why in without.items())
+    n = f"{len(without)} of {counted(len(names), 'bundle')}"
+    return ExportError(f"{n} got no {options.precision} graph: {each}")
 
 
 def _add(

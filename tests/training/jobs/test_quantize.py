@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from labelcurve.bundle import store
-from labelcurve.bundle.errors import DataError, ExportError
+from labelcurve.bundle.errors import ExportError
 from labelcurve.training.jobs import quantize as quantize_job
 from labelcurve.training.models import quantize
 from labelcurve.training.options import QuantizeOptions
@@ -72,7 +72,7 @@ def test_what_a_gate_refuses_is_not_published(
         models=models, data="digits", only=("digits-scratch-10",), cache=cache
     )
     with pytest.raises(
-        ExportError, match=r"1 of 1 bundles got no int8 graph: digits-scratch-10 \(int8"
+        ExportError, match=r"1 of 1 bundle got no int8 graph: digits-scratch-10 \(int8"
     ):
         quantize_job.run(options)
     assert store.read(models, "digits-scratch-10").version == before
@@ -83,8 +83,39 @@ def test_other_images_than_the_models_own_are_refused(
 ) -> None:
     write_folder(tmp_path / "other", digit_rows())
     options = QuantizeOptions(models=models, data=str(tmp_path / "other"), cache=cache)
-    with pytest.raises(DataError, match="digits-scratch-10 was trained on other images"):
+    with pytest.raises(ExportError, match="digits-scratch-10 was trained on other images"):
         quantize_job.run(options)
+
+
+def test_a_bundle_that_cannot_be_used_is_skipped_and_the_others_are_not(
+    models: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(quantize, "LEAST_GAIN", 0.0)
+    monkeypatch.setattr(quantize, "LOST_POINTS", 100.0)
+    damaged = store.read(models, "digits-scratch-10").path
+    (damaged / store.GRAPH).write_bytes(b"half")
+    options = QuantizeOptions(models=models, data="digits", cache=cache)
+    with pytest.raises(
+        ExportError, match=r"^1 of 2 bundles got no int8 graph: digits-scratch-10 \(the bundle .*"
+    ):
+        quantize_job.run(options)
+    assert "digits-scratch-10: skipped: the bundle" in capsys.readouterr().out
+    assert list(store.read(models, "digits-scratch-100").variants) == ["int8"]
+
+
+def test_a_bundle_of_other_images_is_skipped_and_the_others_are_not(
+    models: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(quantize, "LEAST_GAIN", 0.0)
+    monkeypatch.setattr(quantize, "LOST_POINTS", 100.0)
+    old = store.read(models, "digits-scratch-10")
+    dataset = old.manifest.dataset.model_copy(update={"hash": "0" * 64})
+    stale = old.manifest.model_copy(update={"dataset": dataset})
+    store.publish(models, stale, old.graph, "", store.read_run(old.path))
+    options = QuantizeOptions(models=models, data="digits", cache=cache)
+    with pytest.raises(ExportError, match=r"1 of 2 bundles .*trained on other images"):
+        quantize_job.run(options)
+    assert list(store.read(models, "digits-scratch-100").variants) == ["int8"]
 
 
 def test_a_model_of_corrected_labels_needs_the_tables_of_its_training(
@@ -102,7 +133,7 @@ def test_a_model_of_corrected_labels_needs_the_tables_of_its_training(
     assert done.code == 0, done.stderr
     options = QuantizeOptions(models=done.out, data=str(data), cache=cache)
     with pytest.raises(
-        DataError, match=r"was trained with \d images dropped and \d relabelled.*--drop"
+        ExportError, match=r"was trained with \d images dropped and \d relabelled.*--drop"
     ):
         quantize_job.run(options)
     quantize_job.run(replace(options, drop=drop, relabel=relabel))
