@@ -108,7 +108,7 @@ class LabelOptions:
     """Leave out the final model. Where images of your own have no test split, a fifth of the labels
     is test; NAME-final learns from all of them, once the model of 100 % has been measured."""
     dry_run: Flag = False
-    """Print the labels per class and fraction, and stop."""
+    """Print the labels per class and fraction, try --max-latency, and stop."""
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from labelcurve.training.extractors import choice, photos
 from labelcurve.training.models.backbones import build, predict_logits
 from labelcurve.training.options import Options
 from labelcurve.training.recipes import LIBRARIES, Backbone, work
-from labelcurve.training.runs import candidates, distillation, final, grid
+from labelcurve.training.runs import candidates, distillation, final, grid, publication
 from labelcurve.training.runs.budget import IMAGES_PER_S, Budget
 from labelcurve.training.runs.distillation import StudentRun
 from labelcurve.training.runs.final import FinalRun
@@ -70,6 +70,9 @@ def run(
         counts = grid.dry_run(images, cells, say)
         if last is not None:
             say(f"and then {last.cell.name}, on all {len(last.cell.subset.train):,} labels")
+        if not options.no_test and (doubt := publication.few_tested("test", len(images.test))):
+            say(f"WARNING: {doubt}")
+        _compact(options, images, cells)  # which says what it chooses, or that nothing will do
         return counts
     backbone = _compact(options, images, cells)
     if backbone is not None:
@@ -142,11 +145,13 @@ def _compact(options: Options, images: Data, cells: list[Cell]) -> Backbone | No
     if options.max_latency is None:
         return None
     path = folder(options.out, cells[0]) / candidates.TIMES
-    times = candidates.Times(images, path, fresh=options.fresh)
+    keep = not options.dry_run
+    times = candidates.Times(images, path, fresh=options.fresh, keep=keep)
     try:
         return candidates.choose(options.max_latency, images, cells[0].recipe.backbone, times)
     except LabelcurveError:
-        path.unlink(missing_ok=True)
+        if keep:
+            path.unlink(missing_ok=True)
         raise
 
 

@@ -37,10 +37,11 @@ class Times:
         images: the data set.
         path: of a file that keeps them.
         fresh: measure again what an interrupted command left.
+        keep: write them to the file; a dry run writes nothing.
     """
 
-    def __init__(self, images: Data, path: Path, *, fresh: bool = False) -> None:
-        self._images, self._path = images, path
+    def __init__(self, images: Data, path: Path, *, fresh: bool = False, keep: bool = True) -> None:
+        self._images, self._path, self._keep = images, path, keep
         self._found: dict[str, float] = {}
         if not fresh:
             with suppress(OSError, ValueError):
@@ -51,9 +52,10 @@ class Times:
         key = f"{backbone} at {self._images.size} px"
         if key not in self._found:
             self._found[key] = _took(self._images, backbone)
-            with suppress(OSError):
-                self._path.parent.mkdir(parents=True, exist_ok=True)
-                files.replace(self._path, json.dumps(self._found).encode())
+            if self._keep:
+                with suppress(OSError):
+                    self._path.parent.mkdir(parents=True, exist_ok=True)
+                    files.replace(self._path, json.dumps(self._found).encode())
         return self._found[key]
 
 

@@ -32,6 +32,7 @@ from labelcurve.bundle.manifest import (
     Teacher,
 )
 from labelcurve.bundle.store import Bundle
+from labelcurve.bundle.text import counted
 from labelcurve.training.data import checks, dataset, fractions
 from labelcurve.training.data.dataset import Data
 from labelcurve.training.data.source import Index
@@ -47,6 +48,9 @@ from labelcurve.training.runs.grid import Cell
 from labelcurve.training.runtime.device import FP32_CPU, Device, hardware
 
 PACKAGES = ("labelcurve", "numpy", "onnx", "onnxruntime", "onnxscript", "pillow", "torch")
+
+FEW_TESTED = 100
+"""An accuracy of fewer images is published with a warning: it may be off by ten points."""
 
 TEST_FIGURES = {"accuracy", "balanced_accuracy", "f1", "precision", "recall"}
 
@@ -138,6 +142,9 @@ def publish(
     seconds = {name: round(value, 3) for name, value in seconds.items()}
     manifest = _manifest(images, cell, result, about, temperature, parity, figures)
     latency = _latency(images, graph, about)
+    shown, where = (figures.test, "test") if figures.test else (figures.val, "validation")
+    doubt = few_tested(where, shown.n)
+    warnings = (*about.warnings, doubt) if doubt else about.warnings
     record = Run(
         command=shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         started=about.started,
@@ -147,7 +154,7 @@ def publish(
         seconds=seconds,
         waited=about.waited,
         interruptions=about.interruptions,
-        warnings=about.warnings,
+        warnings=warnings,
         pretraining_seconds=(about.extractor.card.seconds or None) if about.extractor else None,
         latency=latency,
         history=result.history,
@@ -155,15 +162,34 @@ def publish(
         confusion=figures.confusion,
     )
     path = store.publish(out, manifest, graph, card.write(manifest, record), record)
-    shown, where = (figures.test, "test") if figures.test else (figures.val, "validation")
     of = f" of {figures.measured.name}" if figures.measured else ""
     say(
         f"{where}{of}: accuracy {shown.accuracy:.4f}, balanced {shown.balanced_accuracy:.4f}, "
-        f"F1 {shown.f1:.4f}, loss {shown.loss:.4f} on {shown.n:,} images\npublished {path}"
+        f"F1 {shown.f1:.4f}, loss {shown.loss:.4f} on {counted(shown.n, 'image')}\n"
+        f"published {path}"
     )
-    for warning in about.warnings:
+    for warning in warnings:
         say(f"WARNING: {cell.name}: {warning}")
     return _entry(path, cell, result, manifest, record)
+
+
+def few_tested(split: str, n: int) -> str | None:
+    """The warning that an accuracy of `n` images says little; None where it says enough, or where
+    there are none.
+
+    Half of Wilson's 95 % interval is widest where half of the answers are right.
+    """
+    if not 0 < n < FEW_TESTED:
+        return None
+
+    def half(n: int) -> str:
+        return f"{98 / (n + 1.96**2) ** 0.5:.0f}"
+
+    return (
+        f"an accuracy of {counted(n, f'{split} image')} says little: its 95 % interval is up to "
+        f"±{half(n)} points wide. {FEW_TESTED} images make that ±{half(FEW_TESTED)}, 400 "
+        f"±{half(400)}"
+    )
 
 
 def _entry(

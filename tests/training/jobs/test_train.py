@@ -23,6 +23,7 @@ from labelcurve.training.models import export, extractor
 from labelcurve.training.options import Options
 from labelcurve.training.recipes import Recipe, recipe
 from labelcurve.training.runs import grid
+from tests.training.sets import digit_rows, write_folder
 
 
 def options(out: Path, cache: Path, **more: Any) -> Options:
@@ -380,3 +381,29 @@ def test_images_that_do_not_fit_into_memory_train_on_the_same_rows(
     assert inside.test is not None
     assert outside.test.accuracy > 0.8
     assert abs(outside.test.accuracy - inside.test.accuracy) < 0.1
+
+
+def test_a_dry_run_tries_the_limit_of_latency_and_writes_nothing(
+    tmp_path: Path, cache: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = options(tmp_path / "out", cache, dry_run=True, max_latency=1e-6)
+    with pytest.raises(LabelcurveError, match="--max-latency 1e-06: the cheapest network"):
+        train.run(given)
+    train.run(replace(given, max_latency=1e6))
+    assert "--max-latency 1e+06 needs no other network" in capsys.readouterr().out
+    assert not (tmp_path / "out").exists()
+
+
+def test_few_test_images_are_warned_of_before_and_after(
+    tmp_path: Path, cache: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = write_folder(tmp_path / "digits", digit_rows(5))
+    given = options(tmp_path / "out", cache, data=str(data), fraction=(1.0,), no_final=True)
+    train.run(replace(given, dry_run=True))
+    assert "WARNING: an accuracy of 10 test images says little" in capsys.readouterr().out
+    train.run(given)
+    said = capsys.readouterr().out
+    assert re.search(r"test: accuracy .* on 10 images\n", said)
+    assert "WARNING: digits-scratch-100: an accuracy of 10 test images says little" in said
+    card = (store.read(tmp_path / "out", "digits-scratch-100").path / store.CARD).read_text()
+    assert "**Warning**: an accuracy of 10 test images says little" in card
