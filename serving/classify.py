@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import stat
 import sys
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NoReturn
 
 import numpy as np
 import tyro
@@ -81,6 +83,9 @@ def run(options: Options) -> int:
         raise LabelcurveError(f"--top-k {options.top_k}: at least 1")
     if options.threads is not None and options.threads < 1:
         raise LabelcurveError(f"--threads {options.threads}: at least 1")
+    if options.csv is not None and options.csv.suffix.lower() in SUFFIXES | OTHER_SUFFIXES:
+        # As the shell makes of `--csv *.png`: the first image would be overwritten.
+        raise LabelcurveError(f"--csv {options.csv}: that is the name of an image, not of a table")
     bundles = store.read_all(options.models)
     wanted = options.model or default(options.models, bundles)[0]
     bundle = bundles[pick(bundles, wanted)]
@@ -152,19 +157,36 @@ def find(paths: Iterable[Path]) -> Iterator[Path]:
     """The files among `paths`, and the images at any depth in the folders, in sorted order.
 
     Raises:
-        LabelcurveError: a folder holds no image.
+        LabelcurveError: a folder holds no image, or cannot be read.
     """
     for path in paths:
         if not path.is_dir():
             yield path
             continue
-        suffixes = SUFFIXES | OTHER_SUFFIXES  # the latter are answered with the way out
-        found = sorted(
-            file for file in path.rglob("*") if file.suffix.lower() in suffixes and file.is_file()
-        )
+        found = sorted(_below(path))
         if not found:
             raise LabelcurveError(f"{path} holds no image ({', '.join(sorted(SUFFIXES))})")
         yield from found
+
+
+def _below(folder: Path) -> Iterator[Path]:
+    """The files in a folder with an image's ending; links to folders are followed, each once."""
+    suffixes = SUFFIXES | OTHER_SUFFIXES  # the latter are answered with the way out
+    seen = set()
+    for inner, folders, names in os.walk(folder, onerror=_unreadable, followlinks=True):
+        status = Path(inner).stat()
+        if (status.st_dev, status.st_ino) in seen:
+            folders.clear()
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        yield from (p for name in names if (p := Path(inner, name)).suffix.lower() in suffixes)
+
+
+def _unreadable(error: OSError) -> NoReturn:
+    raise LabelcurveError(
+        f"cannot read the folder {error.filename}: {error.strerror}, so nothing was classified. "
+        "Change its mode, or name the folders to read"
+    ) from error
 
 
 def classify(files: Iterable[Path], engine: Engine, verdict: Rule, top_k: int) -> Iterator[Answer]:
@@ -203,6 +225,8 @@ def _batch(
 
 def _pixels(path: Path, size: int) -> NDArray[np.uint8] | str:
     try:
+        if not stat.S_ISREG(path.stat().st_mode):  # reading it may never end
+            return "it is a pipe, a socket or a device, not a regular file"
         return preprocess.prepare(path.read_bytes(), size)
     except OSError as error:
         return error.strerror or str(error)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -12,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from labelcurve.bundle.errors import LabelcurveError
+from labelcurve.bundle.text import shown
 from labelcurve.serving.models.answer import Class
 
 ACCEPTED, ASK = "accepted.csv", "ask.csv"
@@ -32,8 +32,8 @@ class Answer:
 
     @property
     def name(self) -> str:
-        """The path as text: names need not be UTF-8."""
-        return os.fsencode(self.path).decode(errors="backslashreplace")
+        """The path as text, on one line: names need not be UTF-8."""
+        return shown(self.path)
 
 
 Write = Callable[[Answer], None]

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import json
 import os
 import signal
@@ -62,6 +63,52 @@ def test_a_photo_in_a_format_that_is_not_read_is_not_passed_over(tmp_path: Path)
     for name in ("a.HEIC", "b.png", "c.tif", "d.txt"):
         (tmp_path / name).touch()
     assert [file.name for file in find([tmp_path])] == ["a.HEIC", "b.png", "c.tif"]
+
+
+def test_folders_are_read_through_links_and_each_once(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere/1.png").write_bytes(digit_png(1))
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images/linked").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "images/up").symlink_to(tmp_path / "images")
+    (tmp_path / "images/lost.png").symlink_to(tmp_path / "nowhere.png")
+    found = [str(path.relative_to(tmp_path)) for path in find([tmp_path / "images"])]
+    assert found == ["images/linked/1.png", "images/lost.png"]
+
+
+def test_a_folder_that_cannot_be_read_is_not_passed_over(
+    images: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scandir = os.scandir
+
+    def refuse(path: str) -> Any:
+        if path.endswith("er"):
+            raise PermissionError(errno.EACCES, "Permission denied", path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(LabelcurveError, match=r"cannot read the folder .*er: Permission denied"):
+        list(find([images]))
+
+
+def test_a_device_is_not_read_without_end_and_a_name_stays_on_its_line(
+    digits_models: Path, tmp_path: Path
+) -> None:
+    odd = tmp_path / "a\nb.png"
+    odd.write_bytes(digit_png(3))
+    done = classify("/dev/zero", odd, "--models", digits_models)
+    assert done.returncode == 1
+    assert "/dev/zero: it is a pipe, a socket or a device" in done.stderr
+    assert done.stdout.startswith(f"{tmp_path}/a\\x0ab.png: ")
+    assert len(done.stdout.splitlines()) == 1
+
+
+def test_a_table_does_not_take_the_place_of_an_image(images: Path, digits_models: Path) -> None:
+    first = images / "00.png"
+    options = Options((images / "01.png",), models=digits_models, csv=first)
+    with pytest.raises(LabelcurveError, match=r"--csv .*00\.png: that is the name of an image"):
+        run(options)
+    assert first.read_bytes() == digit_png(0)
 
 
 def test_unreadable_files_are_reported_and_the_rest_goes_on(

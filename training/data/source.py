@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import re
 import stat
 from collections.abc import Callable, Sequence
@@ -18,6 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from labelcurve.bundle.errors import DataError, UnreadableImage
+from labelcurve.bundle.text import shown as shown
 
 Say = Callable[[str], None]
 
@@ -26,8 +26,6 @@ Index = NDArray[np.integer[Any]]
 
 UNLABELLED = -1
 """The label of an image without one."""
-
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
 
 @dataclass(frozen=True)
@@ -127,12 +125,6 @@ class _Files:
 def _regular(path: Path) -> bool:
     """Returns whether it is a regular file: reading a pipe might block for ever."""
     return stat.S_ISREG(path.stat().st_mode)
-
-
-def shown(path: Path) -> str:
-    """A path as text that can be printed, on one line, and hashed: names need not be UTF-8."""
-    text = os.fsencode(path).decode(errors="backslashreplace")
-    return _CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", text)
 
 
 def hash_file(path: Path) -> str:
