@@ -106,6 +106,7 @@ def _status(
 ) -> int | str | None:
     """The exit status, or the message of an error."""
     try:
+        _check_given(arguments)
         main(arguments)
     except SystemExit as ended:
         return ended.code
@@ -136,6 +137,19 @@ def _status(
             raise
         return f"error: {MissingExtra(error.name or '', extra)}"
     return 0
+
+
+def _check_given(arguments: Sequence[str]) -> None:
+    """Refuses empty arguments: as a path they would mean the current folder.
+
+    Raises:
+        LabelcurveError: one is empty, as an unset variable of the shell leaves it.
+    """
+    for before, word in zip(("", *arguments), arguments, strict=False):
+        flag, equals, value = word.partition("=")
+        if not word or (flag.startswith("--") and equals and not value):
+            option = flag or (before if before.startswith("-") else "an argument")
+            raise LabelcurveError(f"{option} is empty: is a variable of the shell not set?")
 
 
 def _is_ours(module: str | None) -> bool:

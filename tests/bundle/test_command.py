@@ -38,6 +38,23 @@ def test_a_command_that_is_done_exits_0_and_gets_its_arguments() -> None:
 
 
 @pytest.mark.parametrize(
+    ("arguments", "option"),
+    [
+        (("--out", ""), "--out"),
+        (("--out=", "a.png"), "--out"),
+        (("",), "an argument"),
+        (("a.png", ""), "an argument"),
+    ],
+)
+def test_an_empty_argument_is_refused_and_does_not_mean_the_current_folder(
+    arguments: tuple[str, ...], option: str
+) -> None:
+    done = run("print(arguments)", *arguments)
+    said = f"error: {option} is empty: is a variable of the shell not set?\n"
+    assert (done.returncode, done.stdout, done.stderr) == (1, "", said)
+
+
+@pytest.mark.parametrize(
     ("body", "code", "said"),
     [
         ("raise LabelcurveError('--seed 1: no')", 1, "error: --seed 1: no\n"),
