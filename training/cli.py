@@ -19,8 +19,12 @@ from labelcurve.training.runtime import console, interruption
 
 T = TypeVar("T")
 
-FIRST = os.environ.get("RANK", "0") == "0"
-"""Whether this process is the first of several, or the only one."""
+FIRST = (
+    os.environ.get("RANK", "0") == "0"
+    or os.environ.get("WORLD_SIZE", "1") == "1"
+    or "MASTER_ADDR" not in os.environ
+)
+"""Whether this process is the first of several, or the only one, where RANK may be a left-over."""
 
 
 def train(arguments: Sequence[str]) -> None:

@@ -93,7 +93,7 @@ def run(work: Callable[[], dict[str, Any]], device: str) -> dict[str, Any] | Non
     Raises:
         LabelcurveError: in the one process that is to say it. The others exit without a word.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    if not _launched():
         return work()
     try:
         _join(device)
@@ -290,6 +290,26 @@ def _normalise(norm: _BatchNorm, x: Tensor) -> Tensor:
         shift = shift + norm.bias
     form = [1, -1] + [1] * (x.ndim - 2)
     return (values * scale.view(form) + shift.view(form)).to(x.dtype)
+
+
+def _launched() -> bool:
+    """Returns whether torchrun, or the like, started this process as one of several.
+
+    Raises:
+        LabelcurveError: the environment has a part only of what it sets, as in a job of a cluster.
+    """
+    world = os.environ.get("WORLD_SIZE", "1")
+    if world == "1":
+        return False
+    given = {name: os.environ.get(name, "") for name in ("RANK", "MASTER_ADDR", "MASTER_PORT")}
+    numbers = world.isdecimal() and given["RANK"].isdecimal()
+    if not all(given.values()) or not numbers or int(given["RANK"]) >= int(world):
+        found = ", ".join(f"{name}={value or '(not set)'}" for name, value in given.items())
+        raise LabelcurveError(
+            f"WORLD_SIZE={world} in the environment says that this is one of several processes, "
+            f"and {found} do not fit: start them with torchrun, or unset WORLD_SIZE for one alone"
+        )
+    return True
 
 
 def _join(device: str) -> None:

@@ -17,6 +17,8 @@ import pytest
 import torch
 
 from labelcurve.bundle import store
+from labelcurve.bundle.errors import LabelcurveError
+from labelcurve.training.runtime import distributed
 from labelcurve.training.runtime.distributed import part
 from tests.training.conftest import QUICK, SMALL, Finished, environment, finished
 from tests.training.ranks import work
@@ -33,6 +35,28 @@ def test_parts_are_all_rows_and_none_twice(n: int, size: int) -> None:
     parts = [range(n)[part(n, (rank, size))] for rank in range(size)]
     assert [row for rows in parts for row in rows] == list(range(n))
     assert max(map(len, parts)) - min(map(len, parts)) <= 1
+
+
+@pytest.mark.parametrize(
+    ("given", "found"),
+    [
+        ({"WORLD_SIZE": "2", "RANK": "1"}, r"RANK=1, MASTER_ADDR=\(not set\), MASTER_PORT=\(not"),
+        ({"WORLD_SIZE": "two"}, r"WORLD_SIZE=two .* RANK=\(not set\)"),
+        ({"WORLD_SIZE": "2", "RANK": "2", "MASTER_ADDR": "a", "MASTER_PORT": "1"}, "RANK=2, "),
+    ],
+)
+def test_variables_that_no_launcher_sets_like_that_are_named(
+    monkeypatch: pytest.MonkeyPatch, given: dict[str, str], found: str
+) -> None:
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(LabelcurveError, match=found):
+        distributed.run(dict, "cpu")
+
+
+def test_a_rank_without_other_processes_is_a_left_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANK", "3")
+    assert distributed.run(lambda: {"done": 1}, "cpu") == {"done": 1}
 
 
 def both(*lists: list[Any]) -> list[Any]:
