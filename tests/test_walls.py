@@ -21,7 +21,7 @@ TRAINS = {
         "training_runs/decoding",
         "training_runs/distillation",
         "training_runs/photos",
-        "training_runs/self_training",
+        "training_runs/propagation",
         "training_runs/speed",
         "training_runs/streaming",
         "study/notebook",

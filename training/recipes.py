@@ -21,10 +21,10 @@ PHOTO_BACKBONE = "timm:tf_efficientnet_lite0.in1k"
 
 TUNED_FROM = 1_000
 """Training labels from which such a network is fine-tuned, unless asked for (docs/log.md); with
-fewer labels, images from which it learns the answers of its linear head."""
+fewer labels its linear head learns from images without labels, too."""
 
 TAUGHT = 5_000
-"""Other images, at most, from which such a network with fewer labels learns."""
+"""Images without labels, at most, from which a linear head learns."""
 
 Objective = Literal["contrastive", "relative-position"]
 
@@ -150,6 +150,9 @@ class Recipe(Optimisation):
     consistency: float = 0.0
     """Weight of the loss on images without labels; 0 leaves them out. In distillation they weigh
     as the others do."""
+    propagation: bool = False
+    """Whether images without labels teach with what `training.learning.propagation` makes of the
+    linear head's answers."""
     unlabelled_ratio: int = 1
     """Images without labels for each labelled one of a batch."""
     unlabelled_from: float = 0.0
@@ -222,6 +225,7 @@ def recipe(
             view_share=5 / 7,
             fixed_stages=0.75,
             consistency=0.0,
+            propagation=unlabelled and n_labels < TUNED_FROM,
         )
     return plan
 

@@ -66,7 +66,7 @@ OPTIONAL = {
     "lcdb": "docs/plan.md",
     "photos": "docs/photos.md",
     "distillation": "docs/photos.md",
-    "self_training": "docs/photos.md",
+    "propagation": "docs/photos.md",
 }
 """Results that a template of the same name shows, where they exist."""
 

@@ -40,6 +40,9 @@ class LinearHead:
     accuracy: float | None
     """Cross-validated, of the chosen penalty; None where nothing could be held out."""
     balanced_accuracy: float | None
+    n_unlabelled: int = 0
+    """Images without labels whose answers after propagation it learned, too
+    (`training.learning.propagation`)."""
 
     def choices(self) -> dict[str, object]:
         """Returns the choices and the figures they are based on, for a manifest."""
@@ -49,6 +52,7 @@ class LinearHead:
                 "balanced": self.balanced,
                 "accuracy": self.accuracy,
                 "balanced_accuracy": self.balanced_accuracy,
+                "n_unlabelled": self.n_unlabelled,
             }
         }
 
@@ -93,7 +97,7 @@ def fit_linear(
                 best = other
         penalty, balanced = best.penalty, best.balanced
         accuracy, balanced_accuracy = best.accuracy, best.balanced_accuracy
-    mean, scale = _moments(features)
+    mean, scale = moments(features)
     ((weight, bias),) = _path((features - mean) / scale, labels, n_classes, (penalty,), balanced)
     weight = weight / scale
     return LinearHead(
@@ -132,7 +136,7 @@ def _best(
     folds = min(FOLDS, int(np.bincount(labels).min()))
     logits = np.empty((len(penalties), len(labels), n_classes), np.float64)
     for learn, held in StratifiedKFold(folds, shuffle=True, random_state=seed).split(rows, labels):
-        mean, scale = _moments(features[learn])
+        mean, scale = moments(features[learn])
         here, there = ((features[part] - mean) / scale for part in (learn, held))
         here, there = _rotated(here, there)
         for i, (weight, bias) in enumerate(
@@ -146,7 +150,7 @@ def _best(
     return _Choice(penalties[at], balanced, figures[at].accuracy, there_balanced)
 
 
-def _moments(features: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+def moments(features: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Mean and standard deviation of each feature, float32 [D]; one that never varies has 1."""
     scale = features.std(0)
     return features.mean(0), np.where(scale > 1e-6, scale, 1).astype(np.float32)

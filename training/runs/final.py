@@ -118,8 +118,6 @@ class FinalRun(ModelRun):
         )
         if chosen is not None:
             return linear
-        if self.cell.teaches_itself:
-            return self.teach(linear, budget, run)
         network = frozen.tunable(linear, recipe, command.images.train.images)
         tuned = self.tune(network, budget, run, self.examples())
         tuned.network.requires_grad_(True)

@@ -10,9 +10,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from labelcurve.training.data.dataset import Data
+from labelcurve.training.data.source import Index
 from labelcurve.training.data.stored import Images
+from labelcurve.training.learning import propagation
 from labelcurve.training.learning.finetune import Labelled, Result
 from labelcurve.training.learning.linear_head import LinearHead, fit_linear
 from labelcurve.training.learning.metrics import scores
@@ -37,23 +40,27 @@ def fit(
 ) -> Result:
     """Replaces the network's classifier by one that is fitted on the frozen features.
 
+    Where the recipe says so, it learns from images without labels, too, unless cross-validation
+    is against that.
+
     Args:
         network: with pretrained weights.
         version: of the weights.
         cache: folder where the features are kept; None takes the default one.
-        chosen: penalty and weights of the classes, of `LinearHead.choices`; None chooses them by
-            cross-validation.
+        chosen: penalty, weights of the classes and images without labels, of `LinearHead.choices`;
+            None chooses them by cross-validation.
     """
     began = time.monotonic()
     rows = cell.subset.train
+    others = cell.others(len(images.train)) if cell.recipe.propagation else rows[:0]
     with Bar("features") as bar:
-        found = features(
-            network, images.train.take(rows), version, device, cache=cache, on_progress=bar.update
-        )
+        every = images.train.take(np.concatenate([rows, others]))
+        found = features(network, every, version, device, cache=cache, on_progress=bar.update)
     embedded = time.monotonic()
+    labels = images.train.labels[rows]
     head = fit_linear(
-        found,
-        images.train.labels[rows],
+        found[: len(rows)],
+        labels,
         len(images.class_names),
         penalty=None if chosen is None else chosen["penalty"],
         balanced=None if chosen is None else chosen["balanced"],
@@ -64,7 +71,36 @@ def fit(
         f"{_chosen(head, chosen is not None)}; features {embedded - began:.0f} s, head "
         f"{time.monotonic() - embedded:.0f} s"
     )
+    if len(others) and (chosen is None or chosen.get("n_unlabelled")):
+        head = _propagated(head, found, labels, cell.seed, chosen is not None)
     return result(network, head, time.monotonic() - began)
+
+
+def _propagated(
+    head: LinearHead, found: NDArray[np.float32], labels: Index, seed: int, before: bool
+) -> LinearHead:
+    """The head that has learned from images without labels as well, unless it would be worse.
+
+    Args:
+        found: features, those of the labelled images first.
+        labels: of these.
+        before: the model before was made so, and nothing is to be chosen.
+    """
+    began = time.monotonic()
+    rows = np.arange(len(labels))
+    trial = None if before else propagation.tried(head, found, rows, labels, seed)
+    figures = "as the model before" if before else "a class has one label, so it was not tried"
+    if trial is not None:
+        figures = (
+            f"cross-validated accuracy {trial.propagated:.4f} where the head has {trial.head:.4f}"
+        )
+    n = f"{len(found) - len(rows):,} other images, --no-unlabelled leaves them out"
+    if trial is not None and trial.worse:
+        say(f"label propagation: left out, {figures} ({n})")
+        return head
+    head = propagation.learned(head, found, rows, labels)
+    say(f"label propagation: {figures} ({n}); {time.monotonic() - began:.0f} s")
+    return head
 
 
 def result(network: Network, head: LinearHead, seconds: float) -> Result:
@@ -95,8 +131,7 @@ def few(n_labels: int) -> bool:
         return False
     say(
         f"fine-tuning: left out, since with fewer than {TUNED_FROM:,} labels it seldom gains; "
-        "--max-minutes or --epochs has it tried, or self-training where there are many images "
-        "without labels, and the better of the two on validation is published"
+        "--max-minutes or --epochs has it tried; the better of the two on validation is published"
     )
     return True
 

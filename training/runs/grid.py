@@ -22,9 +22,7 @@ from labelcurve.training.recipes import (
     LIBRARIES,
     PHOTO_BACKBONE,
     TAUGHT,
-    TUNED_FROM,
     Recipe,
-    distillation,
     recipe,
 )
 
@@ -49,23 +47,16 @@ class Cell:
     def others(self, n: int) -> Index:
         """Rows of the `n` training images that the model neither learns from with labels nor
         validates on: the same as if all others had come without labels (`--unlabelled`)."""
-        if self.recipe.consistency == 0:
+        if self.recipe.consistency == 0 and not self.recipe.propagation:
             return np.zeros(0, np.int32)
         left = np.ones(n, bool)
         left[self.subset.train] = left[self.subset.val] = False
         rows = np.flatnonzero(left).astype(np.int32)
-        return fractions.spread(rows, TAUGHT) if self.teaches_itself else rows
-
-    @property
-    def teaches_itself(self) -> bool:
-        """Whether a pretrained network learns from its linear head (`runs.teaching`)."""
-        pretrained = self.recipe.backbone.startswith(LIBRARIES)
-        return pretrained and self.recipe.consistency > 0 and self.teacher is None
+        return fractions.spread(rows, TAUGHT) if self.recipe.propagation else rows
 
     def n_images(self, n: int) -> int:
         """Images of an epoch: the labelled ones, and the others that a teacher answers."""
-        answered = self.teacher is not None or self.teaches_itself
-        return len(self.subset.train) + (len(self.others(n)) if answered else 0)
+        return len(self.subset.train) + (0 if self.teacher is None else len(self.others(n)))
 
 
 def cells(options: Options, images: Data, say: Callable[[str], None]) -> list[Cell]:
@@ -116,20 +107,13 @@ def bundle_name(
 def plan(options: Options, subset: Subset, others: int = 0) -> Recipe:
     """The recipe for a subset and a number of other images, as the options change it."""
     unlabelled = not options.no_unlabelled and others > 0
-    n_images = len(subset.train) + min(others, TAUGHT)
-    few = len(subset.train) < TUNED_FROM <= n_images
-    asked = options.epochs is not None or options.max_minutes is not None
-    if few and unlabelled and asked and options.extractor.startswith(LIBRARIES):
-        backbone = options.extractor.partition("=")[0]
-        found = distillation(backbone, n_images, flip=flip(options), unlabelled=True)
-    else:
-        found = recipe(
-            options.preset,
-            len(subset.train),
-            flip=flip(options),
-            unlabelled=unlabelled,
-            extractor=options.extractor,
-        )
+    found = recipe(
+        options.preset,
+        len(subset.train),
+        flip=flip(options),
+        unlabelled=unlabelled,
+        extractor=options.extractor,
+    )
     return limited(found, options)
 
 

@@ -28,7 +28,7 @@ from labelcurve.training.models.backbones import Network, build
 from labelcurve.training.models.extractor import Extractor
 from labelcurve.training.options import RUNS
 from labelcurve.training.recipes import LIBRARIES, Preset
-from labelcurve.training.runs import frozen, publication, teaching
+from labelcurve.training.runs import frozen, publication
 from labelcurve.training.runs.budget import Budget
 from labelcurve.training.runs.grid import Cell
 from labelcurve.training.runs.publication import Circumstances
@@ -187,8 +187,6 @@ class ModelRun:
             command.device,
             cache=command.cache,
         )
-        if self.cell.teaches_itself:
-            return self.teach(linear, budget, run)
         if not command.finetune and frozen.few(len(subset.train)):
             return linear
         network = frozen.tunable(linear, self.cell.recipe, command.images.train.images)
@@ -197,32 +195,15 @@ class ModelRun:
         val = command.images.train.take(subset.val)
         return frozen.better(linear, tuned, Labelled(val.images, val.labels))
 
-    def teach(self, linear: finetune.Result, budget: Budget, run: Tracking) -> finetune.Result:
-        """Self-training from the linear head, and the better of the two."""
-        command, cell = self.command, self.cell
-        assert command.extractor is not None
-        examples = teaching.examples(
-            linear,
-            command.images,
-            cell,
-            self.others,
-            command.extractor.version,
-            command.device,
-            cache=command.cache,
-        )
-        network = frozen.learning(linear, cell.recipe, command.images.train.images)
-        taught = self.tune(network, budget, run, examples)
-        taught.network.requires_grad_(True)
-        return teaching.better(linear, taught, examples.val)
-
     def examples(self) -> Examples:
         """The images that teach and those that validate."""
         images, subset = self.command.images, self.cell.subset
         train, val = images.train.take(subset.train), images.train.take(subset.val)
+        consistent = self.cell.recipe.consistency > 0
         return Examples(
             Labelled(train.images, train.labels),
             Labelled(val.images, val.labels),
-            take(images.train.images, self.others),
+            take(images.train.images, self.others) if consistent else None,
         )
 
     def tune(
@@ -287,7 +268,7 @@ class ModelRun:
             device=self.device,
             extractor=command.extractor,
             commit=command.commit,
-            n_unlabelled=len(self.others) if result.head is None else 0,
+            n_unlabelled=result.head.n_unlabelled if result.head else len(self.others),
             started=self.started,
             waited=waited,
             interruptions=self.interruptions,

@@ -1,0 +1,205 @@
+"""What photos without labels are worth to a linear head on frozen features.
+
+`python -m benchmarks.training_runs.propagation --data FOLDER` splits a folder of class folders five
+times into four fifths and one, stratified, as `benchmarks.training_runs.photos` does. It fits the
+linear head on some of the labels of the four fifths, and then, as `train` does with few labels,
+lets it learn from the other photos without theirs. The fifth is test, which chooses nothing. The
+last line on stdout is one JSON document.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import tyro
+from numpy.typing import NDArray
+
+from labelcurve.benchmarks.harness.provenance import check_out, conditions, write
+from labelcurve.benchmarks.training_runs import photos
+from labelcurve.bundle import command
+from labelcurve.bundle.manifest import Metrics
+from labelcurve.training.data import dataset
+from labelcurve.training.learning import propagation
+from labelcurve.training.learning.linear_head import LinearHead, fit_linear
+from labelcurve.training.learning.metrics import scores
+from labelcurve.training.models import timm_weights
+from labelcurve.training.models.backbones import build
+from labelcurve.training.models.features import features
+from labelcurve.training.recipes import PHOTO_BACKBONE, TIMM
+from labelcurve.training.runtime.device import FP32_CPU, hardware
+
+LABELS = (photos.PER_CLASS, 0.1, 0.25, 0.5)
+"""Numbers a class, and shares of the four fifths."""
+KINDS = ("labels alone", "with the others")
+
+
+@dataclass
+class Propagation:
+    """Accuracy of a linear head on photos, with and without photos that have no label."""
+
+    data: Path
+    """Folder of class folders."""
+    extractor: str = PHOTO_BACKBONE
+    """As for `labelcurve train`: `timm:NAME` or `timm:NAME=FILE`."""
+    image_size: int = 224
+    """Side of the images in pixels."""
+    cache: Path | None = None
+    """As for `labelcurve train`."""
+    out: Path | None = None
+    """File for the JSON document, such as benchmarks/results/propagation.json."""
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One number of labels, over the splits."""
+
+    labels: str
+    kind: str
+    """One of `KINDS`."""
+    n_labels: tuple[int, ...]
+    n_unlabelled: tuple[int, ...]
+    accuracy: tuple[float, ...]
+    balanced_accuracy: tuple[float, ...]
+    refused: tuple[bool, ...]
+    """Whether cross-validation was against the other photos; the figure is that with them."""
+    cpu_seconds: tuple[float, ...]
+    """CPU time of choosing and fitting, without the features."""
+
+
+def main(arguments: Sequence[str]) -> None:
+    """The command `python -m benchmarks.training_runs.propagation`."""
+    name = "python -m benchmarks.training_runs.propagation"
+    options = tyro.cli(Propagation, args=arguments, prog=name)
+    check_out(options.out)
+    if not options.extractor.startswith(TIMM):
+        raise SystemExit(f"--extractor {options.extractor}: allowed are {TIMM}NAME[=FILE]")
+    found, classes = _embedded(options)
+    document = {
+        "hardware": hardware(FP32_CPU),
+        **conditions(__file__, ("torch", "timm", "scikit-learn", "scipy", "numpy")),
+        "data": options.data.name,
+        "images": len(classes),
+        "classes": int(classes.max()) + 1,
+        "extractor": options.extractor.partition("=")[0],
+        "image_size": options.image_size,
+        "splits": photos.SPLITS,
+        "figures": [
+            asdict(figure) for labels in LABELS for figure in figures(found, classes, labels)
+        ],
+    }
+    write(options.out, document)
+
+
+def _embedded(options: Propagation) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
+    """Frozen features of all photos, [N, D], and their classes, [N]."""
+    images = dataset.load(str(options.data), size=options.image_size, cache=options.cache)
+    weights = timm_weights.read(options.extractor, options.image_size)
+    name = options.extractor.partition("=")[0]
+    network = build(name, images.train.images[:1], len(images.class_names))
+    weights.load_into(network)
+    parts = images.train, images.test
+    found = [
+        features(network, part, weights.version, FP32_CPU, cache=options.cache) for part in parts
+    ]
+    classes = np.concatenate([part.labels for part in parts]).astype(np.int32)
+    return np.concatenate(found), classes
+
+
+def figures(
+    found: NDArray[np.float32], classes: NDArray[np.int32], labels: float
+) -> tuple[Figure, Figure]:
+    """The figures of both kinds at one number of labels.
+
+    Args:
+        found: features, float32 [N, D].
+        classes: [N]
+        labels: a number a class, from 1 on, or a share below that.
+    """
+    rows: tuple[list[_Row], list[_Row]] = [], []
+    for seed, (learn, test) in enumerate(photos.splits_of(classes)):
+        labelled = chosen_of(classes, learn, labels, seed)
+        for kind, row in zip(
+            rows, _heads(found, classes, labelled, learn, test, seed), strict=True
+        ):
+            kind.append(row)
+        shown = ", ".join(f"{kind[-1].metrics.accuracy:.4f}" for kind in rows)
+        print(f"{_name(labels)}, split {seed}: {' and '.join(KINDS)} {shown}", flush=True)
+    one, two = (_over_splits(_name(labels), *pair) for pair in zip(KINDS, rows, strict=True))
+    return one, two
+
+
+def chosen_of(
+    classes: NDArray[np.int32], learn: NDArray[np.int64], labels: float, seed: int
+) -> NDArray[np.int64]:
+    """The labelled rows: so many of each class, or that share."""
+    random = np.random.default_rng(seed)
+    parts = []
+    for label in range(int(classes.max()) + 1):
+        own = random.permutation(learn[classes[learn] == label])
+        parts.append(own[: int(labels if labels >= 1 else labels * len(own))])
+    return np.concatenate(parts)
+
+
+@dataclass(frozen=True)
+class _Row:
+    """One kind on one split."""
+
+    metrics: Metrics
+    seconds: float
+    n_labels: int
+    n_unlabelled: int
+    refused: bool = False
+
+
+def _heads(
+    found: NDArray[np.float32],
+    classes: NDArray[np.int32],
+    labelled: NDArray[np.int64],
+    learn: NDArray[np.int64],
+    test: NDArray[np.int64],
+    seed: int,
+) -> tuple[_Row, _Row]:
+    """Both kinds, judged on `test`; of the other rows of `learn` no label is read."""
+
+    def judged(head: LinearHead) -> Metrics:
+        return scores(head.logits(found[test]).astype(np.float64), classes[test])
+
+    began = time.process_time()
+    labels = classes[labelled]
+    head = fit_linear(found[labelled], labels, int(classes.max()) + 1, seed=seed)
+    fitted = time.process_time()
+    every = found[np.concatenate([labelled, np.setdiff1d(learn, labelled)])]
+    rows = np.arange(len(labelled))
+    trial = propagation.tried(head, every, rows, labels, seed)
+    more = propagation.learned(head, every, rows, labels)
+    learned = time.process_time()
+    n = len(labelled)
+    return (
+        _Row(judged(head), fitted - began, n, 0),
+        _Row(judged(more), learned - began, n, more.n_unlabelled, bool(trial and trial.worse)),
+    )
+
+
+def _over_splits(labels: str, kind: str, rows: Sequence[_Row]) -> Figure:
+    return Figure(
+        labels=labels,
+        kind=kind,
+        n_labels=tuple(row.n_labels for row in rows),
+        n_unlabelled=tuple(row.n_unlabelled for row in rows),
+        accuracy=tuple(row.metrics.accuracy for row in rows),
+        balanced_accuracy=tuple(row.metrics.balanced_accuracy or 0.0 for row in rows),
+        refused=tuple(row.refused for row in rows),
+        cpu_seconds=tuple(round(row.seconds, 1) for row in rows),
+    )
+
+
+def _name(labels: float) -> str:
+    return f"{labels:.0f} a class" if labels >= 1 else f"{labels:.0%}"
+
+
+if __name__ == "__main__":
+    command.enter(main, extra="photos")

@@ -1,0 +1,154 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from scipy.special import softmax
+from sklearn.datasets import load_digits
+
+from labelcurve.training.data.source import Index
+from labelcurve.training.learning import propagation
+from labelcurve.training.learning.linear_head import LinearHead, fit_linear
+from labelcurve.training.learning.propagation import Neighbours, Trial
+
+
+def digits() -> tuple[NDArray[np.float32], Index, Index]:
+    """Pixels and classes, and the rows of eight labels a class among the first 900."""
+    pixels, classes = load_digits(return_X_y=True)
+    random = np.random.default_rng(1)
+    own = [np.flatnonzero(classes[:900] == label) for label in range(10)]
+    rows = np.concatenate([random.choice(each, 8, replace=False) for each in own])
+    return pixels.astype(np.float32), classes.astype(np.int32), rows.astype(np.int32)
+
+
+def fitted(features: NDArray[np.float32], classes: Index, rows: Index) -> LinearHead:
+    return fit_linear(features[rows], classes[rows], 10, penalty=0.1, balanced=False)
+
+
+def right(answers: NDArray[np.float32], classes: Index) -> float:
+    return float((answers.argmax(axis=1) == classes).mean())
+
+
+def test_answers_of_neighbours_are_better_than_those_of_the_head() -> None:
+    features, classes, rows = digits()
+    pool = features[:900]
+    before = propagation.probabilities(fitted(features, classes, rows), pool)
+    after = Neighbours(pool).spread(before, rows, classes[rows])
+    assert right(after, classes[:900]) > right(before, classes[:900]) + 0.02
+    assert after.dtype == np.float32
+    assert np.abs(after.sum(axis=1) - 1).max() < 1e-5
+    assert np.array_equal(after[rows], np.eye(10)[classes[rows]]), "labels stay as they are"
+
+
+def test_it_is_the_fixed_point_of_the_source_on_a_dense_graph() -> None:
+    features, classes, rows = digits()
+    some, known = features[rows[::2]], np.arange(5)
+    random = np.random.default_rng(0)
+    answers = softmax(random.normal(size=(len(some), 10)), axis=1).astype(np.float32)
+    found = Neighbours(some).spread(answers, known, classes[rows[::2]][:5])
+
+    standard = (some - some.mean(0)) / np.where(some.std(0) > 1e-6, some.std(0), 1)
+    cosine = standard @ standard.T
+    cosine /= np.outer(np.linalg.norm(standard, axis=1), np.linalg.norm(standard, axis=1))
+    np.fill_diagonal(cosine, -2)
+    edges = np.zeros_like(cosine)
+    for i, near in enumerate(np.argsort(-cosine, axis=1)[:, :5]):
+        edges[i, near] = np.maximum(cosine[i, near], 0) ** 3
+    edges = (edges + edges.T) / 2
+    degree = edges.sum(1)
+    start = 0.1 * answers
+    start[known] = np.eye(10)[classes[rows[::2]][:5]]
+    exact = np.linalg.solve(
+        np.eye(len(some)) - 0.85 * edges / np.sqrt(np.outer(degree, degree)), 0.15 * start
+    )
+    exact /= exact.sum(1, keepdims=True)
+    exact[known] = start[known]
+    assert np.abs(found - exact).max() < 1e-3
+
+
+def test_images_that_nothing_is_next_to_keep_the_answer_of_the_head() -> None:
+    features = np.eye(4, dtype=np.float32)  # at right angles once standardised, or wider
+    answers = np.array([[0.9, 0.1], [0.2, 0.8], [0.7, 0.3], [0.4, 0.6]], np.float32)
+    none = np.zeros(0, np.int32)
+    assert Neighbours(features).spread(answers, none, none) == pytest.approx(answers, abs=1e-6)
+
+
+def test_the_head_learns_from_images_without_labels() -> None:
+    features, classes, rows = digits()
+    before = fitted(features, classes, rows)
+    after = propagation.learned(before, features[:900], rows, classes[rows])
+    unseen, truth = features[900:], classes[900:]
+    gain = right(after.logits(unseen), truth) - right(before.logits(unseen), truth)
+    assert gain > 0.02
+    assert after.n_unlabelled == 820
+    assert (after.penalty, after.balanced) == (before.penalty, before.balanced)
+    assert after.choices() == replace(before, n_unlabelled=820).choices()
+    assert before.choices() != after.choices()
+
+
+def test_its_head_is_the_optimum_for_the_answers_of_the_last_pass() -> None:
+    features, classes, rows = digits()
+    pool = features[:300]
+    inside = rows[rows < 300]
+    head = fitted(features, classes, rows)
+    found = propagation.learned(head, pool, inside, classes[inside])
+    answers, seen = propagation.probabilities(head, pool), None
+    for _ in range(3):
+        answers = Neighbours(pool, seen).spread(answers, inside, classes[inside])
+        weight, bias = propagation._fit(pool, answers)
+        seen = softmax(pool @ weight.T + bias, axis=1)
+    scale = np.where(pool.std(0) > 1e-6, pool.std(0), 1)
+    wrong = softmax(found.logits(pool).astype(np.float64), axis=1) - answers
+    slope = wrong.T @ ((pool - pool.mean(0)) / scale) / len(pool) + 0.1 * found.weight * scale
+    assert np.abs(slope).max() < 1e-3
+    assert np.abs(wrong.mean(0)).max() < 1e-3
+
+
+def test_alike_answers_make_images_neighbours() -> None:
+    features = np.random.default_rng(0).normal(size=(60, 20)).astype(np.float32)
+    classes = np.arange(60) % 2
+    answers = np.where(classes[:, None] == np.arange(2), 0.9, 0.1).astype(np.float32)
+    same = [
+        (graph._edges.toarray() * (classes[:, None] == classes)).sum() / graph._edges.sum()
+        for graph in (Neighbours(features), Neighbours(features, answers))
+    ]
+    assert same[0] < 0.7
+    assert same[1] == pytest.approx(1)
+
+
+def test_cross_validation_says_what_it_would_gain() -> None:
+    features, classes, rows = digits()
+    head = fitted(features, classes, rows)
+    found = propagation.tried(head, features[:900], rows, classes[rows], seed=0)
+    assert found is not None
+    assert found.propagated > found.head + found.error
+    assert not found.worse
+    again = propagation.tried(head, features[:900], rows, classes[rows], seed=0)
+    assert found == again
+
+
+def test_cross_validation_refuses_it_where_neighbours_are_strangers() -> None:
+    random = np.random.default_rng(0)
+    features = random.normal(size=(600, 60)).astype(np.float32)
+    classes = (features[:, 0] > 0).astype(np.int32)  # one feature of sixty tells the class
+    rows = np.arange(200, dtype=np.int32)
+    head = fit_linear(features[rows], classes[rows], 2, penalty=0.1, balanced=False)
+    found = propagation.tried(head, features, rows, classes[rows], seed=0)
+    assert found is not None
+    assert found.worse
+    assert found.head > 0.8
+
+
+def test_one_label_of_a_class_leaves_nothing_to_try() -> None:
+    features, classes, rows = digits()
+    single = rows[7:]  # of the first class one
+    head = fitted(features, classes, single)
+    assert propagation.tried(head, features[:900], single, classes[single], seed=0) is None
+
+
+def test_a_loss_within_two_errors_does_not_count() -> None:
+    assert Trial(0.80, 0.75, 0.02).worse
+    assert not Trial(0.80, 0.77, 0.02).worse
+    assert not Trial(0.80, 0.90, 0.02).worse

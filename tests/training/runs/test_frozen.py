@@ -1,0 +1,120 @@
+"""A linear head on a pretrained network: few labels, and photos without any."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from labelcurve.bundle import store
+from labelcurve.training.data.fractions import Subset
+from labelcurve.training.jobs import train
+from labelcurve.training.learning import propagation
+from labelcurve.training.learning.propagation import Trial
+from labelcurve.training.options import Options
+from labelcurve.training.recipes import TAUGHT
+from labelcurve.training.runs import grid
+from labelcurve.training.runs.grid import Cell
+from tests.photos import LITE0_FILE, photos
+
+NAME = "pictures-tf_efficientnet_lite0-25"
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return photos(tmp_path_factory.mktemp("data") / "pictures")
+
+
+def options(data: Path, **more: Any) -> Options:
+    given = {
+        "data": str(data),
+        "image_size": 64,
+        "fraction": (0.25,),
+        "extractor": f"timm:tf_efficientnet_lite0={LITE0_FILE}",
+        "device": "cpu",
+    }
+    return Options(**{**given, **more})
+
+
+def test_photos_without_labels_teach_the_head(
+    data: Path,
+    cache: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    given = options(data, cache=cache, out=tmp_path)
+    (made,) = train.run(given)["bundles"]
+    said = capsys.readouterr().out
+    assert "label propagation: cross-validated accuracy 0.8333 where the head has 0.8333" in said
+    assert "(24 other images, --no-unlabelled leaves them out)" in said
+    manifest = store.read(tmp_path, NAME).manifest
+    assert (manifest.n_labels_train, manifest.n_unlabelled) == (6, 24)
+    assert manifest.recipe["linear_head"]["n_unlabelled"] == 24
+    again = train.run(replace(given, out=tmp_path / "again"))["bundles"][0]
+    assert again["version"] == made["version"]
+    capsys.readouterr()
+
+    plain = train.run(replace(given, out=tmp_path / "plain", no_unlabelled=True))["bundles"][0]
+    assert "label propagation" not in capsys.readouterr().out
+    monkeypatch.setattr(propagation, "tried", lambda *_: Trial(0.9, 0.5, 0.1))
+    refused = train.run(replace(given, out=tmp_path / "refused"))["bundles"][0]
+    assert "label propagation: left out, cross-validated accuracy 0.5000 where" in (
+        capsys.readouterr().out
+    )
+    for folder, bundle in (("plain", plain), ("refused", refused)):
+        manifest = store.read(tmp_path / folder, NAME).manifest
+        assert manifest.n_unlabelled == manifest.recipe["linear_head"]["n_unlabelled"] == 0
+        assert bundle["version"] != made["version"]
+
+
+def test_the_final_model_learns_from_them_as_the_model_before_did(
+    data: Path, cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    unlabelled = photos(tmp_path / "more", n=6, side=200)
+    given = options(data, cache=cache, out=tmp_path / "models", fraction=(1.0,))
+    train.run(replace(given, unlabelled=unlabelled))
+    said = capsys.readouterr().out
+    assert "label propagation: as the model before" in said
+    models = [store.read(tmp_path / "models", f"{NAME[:-2]}{last}") for last in ("100", "final")]
+    for model in models:
+        assert model.manifest.n_unlabelled == 12
+        assert model.manifest.recipe["linear_head"]["n_unlabelled"] == 12
+    assert models[1].manifest.n_labels_train == 40
+
+
+@pytest.mark.parametrize(
+    ("n", "others", "more", "reads"),
+    [
+        (999, 1, {}, True),
+        (999, 0, {}, False),
+        (1_000, 5_000, {}, False),
+        (100, 900, {"no_unlabelled": True}, False),
+        (100, 900, {"extractor": "none"}, False),
+    ],
+)
+def test_where_they_do(n: int, others: int, more: dict[str, Any], reads: bool) -> None:
+    own = cell(n, others, **more)
+    assert own.recipe.propagation is reads
+    if reads:
+        assert len(own.others(n + others + 10)) == others
+        assert own.n_images(n + others + 10) == n, "an epoch of fine-tuning has the labelled ones"
+        assert own.recipe.consistency == 0
+
+
+def test_of_many_images_some_teach_evenly_spread() -> None:
+    rows = cell(100, 20_000).others(20_110)
+    assert len(rows) == TAUGHT == 5_000
+    assert rows.min() >= 110
+    assert rows.max() == 20_109
+    assert np.diff(rows).max() <= 5
+
+
+def cell(n: int, others: int, **more: Any) -> Cell:
+    train, val = np.arange(n, dtype=np.int32), np.arange(n, n + 10, dtype=np.int32)
+    subset = Subset(fraction=0.5, train=train, val=val, val_pool=val, hash="")
+    plan = grid.plan(Options(**{"extractor": "timm:resnet18", **more}), subset, others)
+    return Cell("name", 0, subset, plan)

@@ -1,0 +1,188 @@
+"""Label propagation: images without labels take answers from those that lie next to them.
+
+A classifier with few labels answers each image by itself. In a graph of nearest neighbours the
+labels pass from image to image, and so follow the clusters that the features form. The head then
+learns these answers, and what it answers makes the graph of the next pass.
+
+Source: D. Zhou et al., Learning with local and global consistency, 2003; the weights of the edges
+as in A. Iscen et al., Label propagation for deep semi-supervised learning, 2019. Images without
+labels begin with a part of the classifier's answers in place of nothing (docs/log.md).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import sparse
+from scipy.optimize import minimize
+from scipy.special import log_softmax, softmax
+from sklearn.model_selection import StratifiedKFold
+from sklearn.neighbors import kneighbors_graph
+from sklearn.preprocessing import normalize
+
+from labelcurve.training.data.source import Index
+from labelcurve.training.learning.linear_head import FOLDS, LinearHead, fit_linear, moments
+
+NEIGHBOURS = 5
+EXPONENT = 3
+"""Of the cosine of two images' features, as the weight of their edge."""
+SPREADING = 0.85
+"""Share of an image's answer that comes from its neighbours, the alpha of the source."""
+OWN = 0.1
+"""Weight of the classifier's answer to an image without a label; a label has 1."""
+STEPS = 60
+"""Of the iteration; what is left after them is below SPREADING ** STEPS = 6e-5."""
+PASSES = 3
+"""Of propagation and fit; from the second on, images are close whose answers are alike, too."""
+PENALTY = 0.1
+"""L2 penalty of the head that learns the answers, as in `linear_head`."""
+
+Answers = NDArray[np.float32]
+"""Probabilities, [N, K]."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """Cross-validated accuracy on the labels, of a head and of the answers after propagation."""
+
+    head: float
+    propagated: float
+    error: float
+    """Standard error of the difference."""
+
+    @property
+    def worse(self) -> bool:
+        """Whether propagation loses more than twice the error of the difference: with few labels
+        that is wide, and where it has been measured it gained (docs/log.md)."""
+        return self.head - self.propagated > 2 * self.error
+
+
+class Neighbours:
+    """The graph of nearest neighbours of images.
+
+    Args:
+        features: float32 [N, D], at least two rows.
+        answers: whose likeness counts as much as that of the features, where they are given.
+    """
+
+    def __init__(self, features: NDArray[np.float32], answers: Answers | None = None) -> None:
+        mean, scale = moments(features)
+        points = (features - mean) / scale
+        if answers is not None:
+            log = np.log(np.maximum(answers, 1e-12))
+            # Of rows of two parts at unit length the cosine is the mean of two cosines.
+            points = np.concatenate([normalize(points), normalize(log - log.mean(axis=0))], axis=1)
+        near = min(NEIGHBOURS, len(features) - 1)
+        # scikit-learn gives the cosine distance, which is one minus the cosine.
+        edges = kneighbors_graph(points, near, mode="distance", metric="cosine")
+        edges.data = np.maximum(1 - edges.data, 0) ** EXPONENT
+        edges = (edges + edges.T) / 2
+        degree = np.asarray(edges.sum(axis=1)).ravel()
+        root = sparse.diags_array(1 / np.sqrt(np.maximum(degree, 1e-12)))
+        self._edges = sparse.csr_array(root @ edges @ root)
+
+    def spread(self, answers: Answers, rows: Index, labels: Index) -> Answers:
+        """The answers after propagation, float32 [N, K]; rows with a label have that.
+
+        Args:
+            answers: of a classifier.
+            rows: those with a label, [M].
+            labels: theirs, [M].
+        """
+        start = OWN * answers.astype(np.float64)
+        start[rows] = known = np.eye(answers.shape[1])[labels]
+        found = start
+        for _ in range(STEPS):
+            found = SPREADING * (self._edges @ found) + (1 - SPREADING) * start
+        found /= found.sum(axis=1, keepdims=True)
+        found[rows] = known
+        return found.astype(np.float32)
+
+
+def learned(
+    head: LinearHead, features: NDArray[np.float32], rows: Index, labels: Index
+) -> LinearHead:
+    """The head that has learned the answers after propagation, to all images.
+
+    Args:
+        head: fitted on the labels.
+        features: of images with and without labels, float32 [N, D].
+        rows: those with a label, [M].
+        labels: theirs, [M].
+    """
+    answers = probabilities(head, features)
+    seen = None
+    for _ in range(PASSES):
+        answers = Neighbours(features, seen).spread(answers, rows, labels)
+        weight, bias = _fit(features, answers)
+        head = replace(head, weight=weight, bias=bias, n_unlabelled=len(features) - len(rows))
+        seen = probabilities(head, features)
+    return head
+
+
+def probabilities(head: LinearHead, features: NDArray[np.float32]) -> Answers:
+    """Its answers to images, float32 [N, K]."""
+    found: Answers = softmax(head.logits(features), axis=1).astype(np.float32)
+    return found
+
+
+def tried(
+    head: LinearHead, features: NDArray[np.float32], rows: Index, labels: Index, seed: int
+) -> Trial | None:
+    """Cross-validates on the labels whether propagation is better than the head.
+
+    Args:
+        head: its penalty and weights of the classes are those of the folds.
+        features, rows, labels: as for `learned`.
+        seed: of the folds.
+
+    Returns:
+        None where a class has a single label, so that nothing can be held out.
+    """
+    n_classes = len(head.bias)
+    folds = min(FOLDS, int(np.bincount(labels, minlength=n_classes).min()))
+    if folds < 2:
+        return None
+    graph = Neighbours(features)
+    right = np.empty((2, len(rows)))
+    for learn, held in StratifiedKFold(folds, shuffle=True, random_state=seed).split(rows, labels):
+        own = fit_linear(
+            features[rows[learn]],
+            labels[learn],
+            n_classes,
+            penalty=head.penalty,
+            balanced=head.balanced,
+        )
+        before = probabilities(own, features)
+        after = graph.spread(before, rows[learn], labels[learn])
+        for i, answers in enumerate((before, after)):
+            right[i, held] = answers[rows[held]].argmax(axis=1) == labels[held]
+    error = float((right[1] - right[0]).std() / np.sqrt(len(rows)))
+    return Trial(float(right[0].mean()), float(right[1].mean()), error)
+
+
+def _fit(
+    features: NDArray[np.float32], answers: Answers
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Weights [K, D] and bias [K] of a multinomial logistic regression on probabilities."""
+    mean, scale = moments(features)
+    standardised = ((features - mean) / scale).astype(np.float64)
+    n, dim = standardised.shape
+    n_classes = answers.shape[1]
+
+    def loss(flat: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
+        weight, bias = flat[: dim * n_classes].reshape(n_classes, dim), flat[dim * n_classes :]
+        logits = standardised @ weight.T + bias
+        log = log_softmax(logits, axis=1)
+        value = -(answers * log).sum() / n + PENALTY / 2 * (weight**2).sum()
+        wrong = (np.exp(log) - answers) / n
+        slope = wrong.T @ standardised + PENALTY * weight
+        return float(value), np.concatenate([slope.ravel(), wrong.sum(axis=0)])
+
+    begin = np.zeros((dim + 1) * n_classes)
+    found = minimize(loss, begin, jac=True, method="L-BFGS-B", options={"maxiter": 100}).x
+    weight = found[: dim * n_classes].reshape(n_classes, dim) / scale
+    bias = found[dim * n_classes :] - weight @ mean
+    return weight.astype(np.float32), bias.astype(np.float32)
