@@ -11,7 +11,7 @@ import numpy as np
 
 from labelcurve.bundle import files
 from labelcurve.bundle.errors import DataError
-from labelcurve.bundle.text import duration
+from labelcurve.bundle.text import counted, duration
 from labelcurve.training.data.dataset import Data
 from labelcurve.training.data.source import Index
 from labelcurve.training.extractors import choice, embedded
@@ -22,6 +22,7 @@ from labelcurve.training.forecast.law import Points
 from labelcurve.training.forecast.measurement import FOLDS, REPEATS, SUBSETS, Measured
 from labelcurve.training.forecast.options import PlanOptions
 from labelcurve.training.forecast.page import page
+from labelcurve.training.recipes import LIBRARIES, TUNED_FROM
 from labelcurve.training.runtime.console import Bar, say
 from labelcurve.training.runtime.device import check as check_device
 
@@ -52,6 +53,7 @@ def run(options: PlanOptions, start: float | None = None) -> dict[str, Any]:
             f"{options.data} has {images.n_labels} labels to learn from: a forecast takes "
             f"{FEWEST} and more"
         )
+    doubts = _unlabelled(options, images)
     rows = embedded.embed_labelled(options, images)
     images, began = rows.images, time.monotonic()
     with Bar("curve") as bar:
@@ -70,10 +72,25 @@ def run(options: PlanOptions, start: float | None = None) -> dict[str, Any]:
         "all": done - start,
     }
     details = _details(options, images, rows.source, measured, seconds)
-    doubts = choice.doubts(rows.extractor, images)
+    doubts += choice.doubts(rows.extractor, images)
     files.write_out(options.out, page(advice, points, [*said, *doubts], details))
     say(f"wrote {options.out}, {duration(time.monotonic() - start)}")
     return document(advice, points, options.price_per_label, time.monotonic() - start)
+
+
+def _unlabelled(options: PlanOptions, images: Data) -> tuple[str, ...]:
+    """What images without labels do in `train` and not in a forecast, as a warning."""
+    n = len(images.train) + len(images.test) - images.n_labels
+    pretrained = options.extractor.startswith(LIBRARIES)
+    if not (n and pretrained and images.n_labels < TUNED_FROM):
+        return ()
+    doubt = (
+        f"`train` learns from the {counted(n, 'image')} without labels, too, and this forecast "
+        "does not. They raise accuracy most where labels are few, so the gain that more labels bring is "
+        "smaller than it says here, by some points (docs/photos.md)"
+    )
+    say(f"WARNING: {doubt}")
+    return (doubt,)
 
 
 def document(

@@ -16,6 +16,7 @@ from labelcurve.bundle.errors import LabelcurveError
 from labelcurve.training.forecast.advice import TargetLabels
 from labelcurve.training.forecast.options import PlanOptions
 from labelcurve.training.jobs import plan
+from tests.photos import LITE0_FILE, photos
 from tests.training.conftest import LABELCURVE, environment
 from tests.training.sets import digit_rows, write_folder
 
@@ -109,6 +110,23 @@ def test_images_without_labels_beside_an_extractor_that_is_there_are_said_to_be_
     found = answered(cache, tmp_path, data=str(data), unlabelled=pool)
     assert found["n_labels"] == 100
     assert "--unlabelled is not used: --extractor none" in capfd.readouterr().out
+
+
+def test_photos_without_labels_that_only_train_learns_from_are_a_warning(
+    cache: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    data = photos(tmp_path / "pictures", n=26)
+    given = {
+        "data": str(data),
+        "extractor": f"timm:tf_efficientnet_lite0={LITE0_FILE}",
+        "image_size": 32,
+    }
+    answered(cache, tmp_path, **given)
+    assert "learns from" not in capfd.readouterr().out + (tmp_path / "plan.html").read_text()
+    answered(cache, tmp_path, **given, unlabelled=photos(tmp_path / "pool", n=3, side=200))
+    warned = "learns from the 6 images without labels, too, and this forecast does not"
+    assert f"WARNING: `train` {warned}" in capfd.readouterr().out
+    assert warned in (tmp_path / "plan.html").read_text()
 
 
 def test_labels_at_random_cannot_be_forecast_to_gain(cache: Path, tmp_path: Path) -> None:
