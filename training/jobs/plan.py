@@ -86,8 +86,8 @@ def _unlabelled(options: PlanOptions, images: Data) -> tuple[str, ...]:
         return ()
     doubt = (
         f"`train` learns from the {counted(n, 'image')} without labels, too, and this forecast "
-        "does not. They raise accuracy most where labels are few, so the gain that more labels bring is "
-        "smaller than it says here, by some points (docs/photos.md)"
+        "does not. They raise accuracy most where labels are few, so the gain that more labels "
+        "bring is smaller than it says here, by some points (docs/photos.md)"
     )
     say(f"WARNING: {doubt}")
     return (doubt,)
