@@ -184,7 +184,7 @@ class Study:
         train, val = self._of(split.train), self._of(split.val)
         network = frozen.tunable(linear, plan, train.images)
         tuned = finetune(network, Examples(train, val), plan, FP32_CPU, split.number, SPEAKING)
-        return frozen.better(linear, tuned, val)
+        return frozen.better(linear, tuned, val, len(split.train))
 
     def taught(self, split: Split, answers: NDArray[np.float32], rows: Rows) -> Result:
         """The smaller network, which learns the teacher's answers to `rows`.

@@ -201,7 +201,7 @@ def _tuned(images: Data, network: Network, embedded: Embedded, extractor: str) -
             seed,
             Control(say=lambda line: print(line, flush=True)),
         )
-        best = frozen.better(linear, tuned, val)
+        best = frozen.better(linear, tuned, val, len(rows))
         logits = predict_logits(best.network, pixels[test], FP32_CPU)
         heads.append(head)
         found.append(scores(logits, classes[test]))

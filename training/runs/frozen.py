@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping
 from copy import deepcopy
@@ -162,17 +163,31 @@ def learning(linear: Result, recipe: Recipe, images: Images) -> Network:
     return network
 
 
-def better(linear: Result, tuned: Result, val: Labelled) -> Result:
-    """The one with the higher accuracy on validation; of equals the linear head."""
-    one, two = (
-        scores(predict_logits(each.network, val.images, FP32_CPU).astype(np.float64), val.labels)
+def better(linear: Result, tuned: Result, val: Labelled, n_labels: int) -> Result:
+    """The one with the higher accuracy on validation; of equals the linear head.
+
+    With few labels fine-tuning seldom gains and few images validate: it has to be better by more
+    than chance.
+
+    Args:
+        n_labels: that both learned from.
+    """
+    logits = [
+        predict_logits(each.network, val.images, FP32_CPU).astype(np.float64)
         for each in (linear, tuned)
-    )
-    wins = two.accuracy > one.accuracy
+    ]
+    one, two = (scores(found, val.labels) for found in logits)
+    margin, beyond = 0.0, ""
+    if n_labels < TUNED_FROM:
+        right = [(found.argmax(axis=1) == val.labels).astype(float) for found in logits]
+        margin = 2 * float((right[1] - right[0]).std()) / math.sqrt(one.n)
+        beyond = f", and with so few labels it takes {margin:.4f} more"
+    wins = two.accuracy - one.accuracy > margin
     say(
         f"on {one.n:,} validation images the linear head has {one.accuracy:.4f} (balanced "
         f"{one.balanced_accuracy:.4f}), fine-tuning {two.accuracy:.4f} (balanced "
-        f"{two.balanced_accuracy:.4f}): {'fine-tuning' if wins else 'the linear head'} is published"
+        f"{two.balanced_accuracy:.4f}){beyond}: "
+        f"{'fine-tuning' if wins else 'the linear head'} is published"
     )
     return tuned if wins else linear
 

@@ -193,7 +193,7 @@ class ModelRun:
         tuned = self.tune(network, budget, run, self.examples())
         tuned.network.requires_grad_(True)
         val = command.images.train.take(subset.val)
-        return frozen.better(linear, tuned, Labelled(val.images, val.labels))
+        return frozen.better(linear, tuned, Labelled(val.images, val.labels), len(subset.train))
 
     def examples(self) -> Examples:
         """The images that teach and those that validate."""

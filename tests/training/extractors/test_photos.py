@@ -59,7 +59,7 @@ def test_photos_get_the_default_backbone_from_the_hubs_cache_and_a_linear_head(
     assert made["test"]["accuracy"] == 1.0
     assert (manifest.backbone, manifest.preprocessing.size) == (PHOTO_BACKBONE, 224)
     assert manifest.parity.top1_agreement == 1.0
-    assert (manifest.epochs, manifest.n_unlabelled) == (0, 0)
+    assert (manifest.epochs, manifest.n_unlabelled) == (0, 16)
     assert manifest.recipe["linear_head"]["balanced"] is False
     assert manifest.extractor is not None
     assert manifest.extractor.license == "apache-2.0"
@@ -85,13 +85,14 @@ def test_fine_tuning_follows_where_time_is_given_and_the_better_is_published(
     train.run(options)
     said = capsys.readouterr().out
     line = next(line for line in said.splitlines() if "the linear head has" in line)
-    # Two validation images do not tell them apart: of equals the linear head.
-    found = re.search(r"has ([\d.]+) .*fine-tuning ([\d.]+) ", line)
+    # Two validation images hardly tell them apart: of equals the linear head.
+    found = re.search(r"has ([\d.]+) .*fine-tuning ([\d.]+) .* it takes ([\d.]+) more: ", line)
     assert found is not None
-    linear, tuned = map(float, found.groups())
+    linear, tuned, margin = map(float, found.groups())
     manifest = store.read(tmp_path / "models", "pictures-tf_efficientnet_lite0-50").manifest
-    assert ("linear_head" in manifest.recipe) == (linear >= tuned)
-    assert line.endswith(f"{'the linear head' if linear >= tuned else 'fine-tuning'} is published")
+    kept = tuned - linear <= margin
+    assert ("linear_head" in manifest.recipe) == kept
+    assert line.endswith(f"{'the linear head' if kept else 'fine-tuning'} is published")
 
 
 def test_without_the_weights_it_says_so_loudly_and_what_it_costs(

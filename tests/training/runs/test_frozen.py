@@ -10,15 +10,20 @@ import numpy as np
 import pytest
 
 from labelcurve.bundle import store
+from labelcurve.training.data import dataset
+from labelcurve.training.data.dataset import Data
 from labelcurve.training.data.fractions import Subset
 from labelcurve.training.jobs import train
 from labelcurve.training.learning import propagation
+from labelcurve.training.learning.finetune import Labelled, Result
 from labelcurve.training.learning.propagation import Trial
+from labelcurve.training.models.backbones import Network, build
 from labelcurve.training.options import Options
 from labelcurve.training.recipes import TAUGHT
-from labelcurve.training.runs import grid
+from labelcurve.training.runs import frozen, grid
 from labelcurve.training.runs.grid import Cell
 from tests.photos import LITE0_FILE, photos
+from tests.training.sets import digit_rows, write_folder
 
 NAME = "pictures-tf_efficientnet_lite0-25"
 
@@ -118,3 +123,37 @@ def cell(n: int, others: int, **more: Any) -> Cell:
     subset = Subset(fraction=0.5, train=train, val=val, val_pool=val, hash="")
     plan = grid.plan(Options(**{"extractor": "timm:resnet18", **more}), subset, others)
     return Cell("name", 0, subset, plan)
+
+
+def test_with_few_labels_fine_tuning_has_to_be_better_by_more_than_chance(
+    cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = write_folder(tmp_path / "digits8", digit_rows(5))
+    images = dataset.load(str(folder), size=8, cache=cache, say=lambda _: None)
+    pixels = images.train.images[:12]
+    head, tuned = (_always(images, label) for label in (0, 1))
+
+    def published(right: int, n_labels: int) -> Result:
+        """Where `tuned` is right on so many of twelve images, and the head on the others."""
+        val = Labelled(pixels, np.array([1] * right + [0] * (12 - right)))
+        return frozen.better(head, tuned, val, n_labels)
+
+    # The difference of each image is 1 or -1: 7 of 12 are 0.17 ± 0.28, 10 of 12 are 0.67 ± 0.22.
+    assert published(7, 1_000) is tuned
+    assert published(6, 1_000) is head, "of equals the linear head"
+    assert "it takes" not in capsys.readouterr().out
+    assert published(7, 999) is head
+    said = capsys.readouterr().out
+    assert "fine-tuning 0.5833" in said
+    assert "with so few labels it takes 0.5693 more: the linear head is published" in said
+    assert published(10, 999) is tuned
+    assert "fine-tuning is published" in capsys.readouterr().out
+
+
+def _always(images: Data, label: int) -> Result:
+    """A network with one answer."""
+    network: Network = build("convnet", images.train.images, 10).eval()
+    network.classifier.weight.data.zero_()
+    network.classifier.bias.data.zero_()
+    network.classifier.bias.data[label] = 5.0
+    return Result(network, (), 0, 0.0, 0.0, 1)
