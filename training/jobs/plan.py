@@ -22,7 +22,7 @@ from labelcurve.training.forecast.law import Points
 from labelcurve.training.forecast.measurement import FOLDS, REPEATS, SUBSETS, Measured
 from labelcurve.training.forecast.options import PlanOptions
 from labelcurve.training.forecast.page import page
-from labelcurve.training.recipes import LIBRARIES, TUNED_FROM
+from labelcurve.training.recipes import LIBRARIES, TAUGHT, TUNED_FROM
 from labelcurve.training.runtime.console import Bar, say
 from labelcurve.training.runtime.device import check as check_device
 
@@ -80,12 +80,14 @@ def run(options: PlanOptions, start: float | None = None) -> dict[str, Any]:
 
 def _unlabelled(options: PlanOptions, images: Data) -> tuple[str, ...]:
     """What images without labels do in `train` and not in a forecast, as a warning."""
-    n = len(images.train) + len(images.test) - images.n_labels
+    n = min(TAUGHT, len(images.train) + len(images.test) - images.n_labels)
     pretrained = options.extractor.startswith(LIBRARIES)
-    if not (n and pretrained and images.n_labels < TUNED_FROM):
+    # What is left for training where test and validation images are cut from the labels.
+    n_labels = images.n_labels * (0.9 if images.test_given else 0.72)
+    if not (n and pretrained and n_labels < TUNED_FROM):
         return ()
     doubt = (
-        f"`train` learns from the {counted(n, 'image')} without labels, too, and this forecast "
+        f"`train` learns from {counted(n, 'image')} without labels, too, and this forecast "
         "does not. They raise accuracy most where labels are few, so the gain that more labels "
         "bring is smaller than it says here, by some points (docs/photos.md)"
     )

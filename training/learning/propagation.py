@@ -16,11 +16,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
-from scipy.optimize import minimize
 from scipy.special import log_softmax, softmax
-from sklearn.model_selection import StratifiedKFold
-from sklearn.neighbors import kneighbors_graph
-from sklearn.preprocessing import normalize
 
 from labelcurve.training.data.source import Index
 from labelcurve.training.learning.linear_head import FOLDS, LinearHead, fit_linear, moments
@@ -68,6 +64,9 @@ class Neighbours:
     """
 
     def __init__(self, features: NDArray[np.float32], answers: Answers | None = None) -> None:
+        from sklearn.neighbors import kneighbors_graph
+        from sklearn.preprocessing import normalize
+
         mean, scale = moments(features)
         points = (features - mean) / scale
         if answers is not None:
@@ -141,13 +140,18 @@ def tried(
     Returns:
         None where a class has a single label, so that nothing can be held out.
     """
+    from sklearn.model_selection import StratifiedKFold
+
     n_classes = len(head.bias)
     folds = min(FOLDS, int(np.bincount(labels, minlength=n_classes).min()))
     if folds < 2:
         return None
     graph = Neighbours(features)
     right = np.empty((2, len(rows)))
-    for learn, held in StratifiedKFold(folds, shuffle=True, random_state=seed).split(rows, labels):
+    # The folds in which `fit_linear` chose the penalty, so that the head's accuracy is that one.
+    order = np.random.default_rng(seed).permutation(len(rows))
+    split = StratifiedKFold(folds, shuffle=True, random_state=seed).split(order, labels[order])
+    for learn, held in ((order[part] for part in parts) for parts in split):
         own = fit_linear(
             features[rows[learn]],
             labels[learn],
@@ -167,6 +171,8 @@ def _fit(
     features: NDArray[np.float32], answers: Answers
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Weights [K, D] and bias [K] of a multinomial logistic regression on probabilities."""
+    from scipy.optimize import minimize
+
     mean, scale = moments(features)
     standardised = ((features - mean) / scale).astype(np.float64)
     n, dim = standardised.shape

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from labelcurve.bundle.manifest import Manifest, Metrics, Run
-from labelcurve.bundle.text import escaped
+from labelcurve.bundle.text import counted, escaped
 
 
 def write(manifest: Manifest, run: Run) -> str:
@@ -117,10 +117,19 @@ def _learned(m: Manifest) -> str:
     if head is None:
         return f"{m.epochs} epochs, weights of\n  epoch {m.best_epoch}"
     weighted = "classes" if head["balanced"] else "labels"
-    return (
+    chosen = "by cross-validation"
+    if head["accuracy"] is None:
+        chosen = "as in the model before" if m.measured else "with too few labels to cross-validate"
+    said = (
         f"a linear head on frozen\n  features, L2 penalty {head['penalty']:g}, {weighted} weighted "
-        "equally, both by cross-validation"
+        f"equally, both {chosen}"
     )
+    if n := head.get("n_unlabelled"):
+        said += (
+            f"; fitted again, all images\n  weighted equally, on the labels and on its answers to "
+            f"{counted(n, 'image')} without labels,\n  after label propagation"
+        )
+    return said
 
 
 def pixels(size: int) -> str:
@@ -168,7 +177,7 @@ def _without_labels(m: Manifest) -> str:
             f"`{m.extractor.dataset}`."
         )
     if m.n_unlabelled:
-        said += f"\n\n{m.n_unlabelled:,} other training images taught without their labels."
+        said += f"\n\n{counted(m.n_unlabelled, 'other training image')} taught without labels."
     return said
 
 

@@ -57,6 +57,8 @@ def planned(options: Options, images: Data, cells: Sequence[Cell]) -> Final | No
     every = whole(images)
     labelled = subset(every)
     recipe = grid.plan(options, labelled, len(every.train) - len(labelled.train))
+    # A tenth more labels must not make another head than the one that was measured.
+    recipe = replace(recipe, propagation=before[0].recipe.propagation)
     name = grid.bundle_name(options, images.name, None, options.seed)
     cell = Cell(name, options.seed, labelled, recipe, measured=before[0].name)
     return Final(every, cell)
@@ -116,6 +118,7 @@ class FinalRun(ModelRun):
             cache=command.cache,
             chosen=chosen,
         )
+        self.n_unlabelled = linear.head.n_unlabelled if linear.head else 0
         if chosen is not None:
             return linear
         network = frozen.tunable(linear, recipe, command.images.train.images)

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from labelcurve.bundle.text import counted
 from labelcurve.training.data.dataset import Data
 from labelcurve.training.data.source import Index
 from labelcurve.training.data.stored import Images
@@ -90,15 +91,20 @@ def _propagated(
     began = time.monotonic()
     rows = np.arange(len(labels))
     trial = None if before else propagation.tried(head, found, rows, labels, seed)
-    figures = "as the model before" if before else "a class has one label, so it was not tried"
+    figures = (
+        "as the model before" if before else "not cross-validated, since a class has one label"
+    )
     if trial is not None:
         figures = (
-            f"cross-validated accuracy {trial.propagated:.4f} where the head has {trial.head:.4f}"
+            f"cross-validated accuracy {trial.propagated:.4f} where the head has {trial.head:.4f}, "
+            f"standard error of the difference {trial.error:.4f}"
         )
-    n = f"{len(found) - len(rows):,} other images, --no-unlabelled leaves them out"
+    n = f"{counted(len(found) - len(rows), 'other image')}, --no-unlabelled leaves them out"
     if trial is not None and trial.worse:
         say(f"label propagation: left out, {figures} ({n})")
         return head
+    if trial is not None and trial.propagated < trial.head:
+        figures += ", used because it loses less than twice that"
     head = propagation.learned(head, found, rows, labels)
     say(f"label propagation: {figures} ({n}); {time.monotonic() - began:.0f} s")
     return head
@@ -132,7 +138,7 @@ def few(n_labels: int) -> bool:
         return False
     say(
         f"fine-tuning: left out, since with fewer than {TUNED_FROM:,} labels it seldom gains; "
-        "--max-minutes or --epochs has it tried; the better of the two on validation is published"
+        "--max-minutes or --epochs has it tried, and published if it is better by more than chance"
     )
     return True
 
@@ -181,7 +187,7 @@ def better(linear: Result, tuned: Result, val: Labelled, n_labels: int) -> Resul
     if n_labels < TUNED_FROM:
         right = [(found.argmax(axis=1) == val.labels).astype(float) for found in logits]
         margin = 2 * float((right[1] - right[0]).std()) / math.sqrt(one.n)
-        beyond = f", and with so few labels it takes {margin:.4f} more"
+        beyond = f" (it has to be better by more than {margin:.4f}, twice the standard error)"
     wins = two.accuracy - one.accuracy > margin
     say(
         f"on {one.n:,} validation images the linear head has {one.accuracy:.4f} (balanced "

@@ -83,6 +83,8 @@ class ModelRun:
         self.device = command.device
         self.folder = folder(command.out, cell)
         self.others = cell.others(len(command.images.train))
+        self.n_unlabelled = len(self.others)
+        """Images without labels that it has learned from."""
         key = _key(command, cell, len(self.others))
         self.finished = Finished(self.folder, key)
         self.checkpoint = Checkpoint(
@@ -187,6 +189,7 @@ class ModelRun:
             command.device,
             cache=command.cache,
         )
+        self.n_unlabelled = linear.head.n_unlabelled if linear.head else 0
         if not command.finetune and frozen.few(len(subset.train)):
             return linear
         network = frozen.tunable(linear, self.cell.recipe, command.images.train.images)
@@ -268,7 +271,7 @@ class ModelRun:
             device=self.device,
             extractor=command.extractor,
             commit=command.commit,
-            n_unlabelled=result.head.n_unlabelled if result.head else len(self.others),
+            n_unlabelled=self.n_unlabelled,
             started=self.started,
             waited=waited,
             interruptions=self.interruptions,

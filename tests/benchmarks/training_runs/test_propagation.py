@@ -52,4 +52,4 @@ def test_the_table_shows_both_kinds(made: tuple[propagation.Figure, propagation.
     n = max(made[0].n_labels)
     assert f"| 10% ({n}) | labels alone | " in text
     assert f"| 10% ({n}) | and {max(made[1].n_unlabelled)} photos without labels | " in text
-    assert "in 0 of 5 cases" in text
+    assert "in 0 of 5 runs" in text

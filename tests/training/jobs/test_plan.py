@@ -124,7 +124,7 @@ def test_photos_without_labels_that_only_train_learns_from_are_a_warning(
     answered(cache, tmp_path, **given)
     assert "learns from" not in capfd.readouterr().out + (tmp_path / "plan.html").read_text()
     answered(cache, tmp_path, **given, unlabelled=photos(tmp_path / "pool", n=3, side=200))
-    warned = "learns from the 6 images without labels, too, and this forecast does not"
+    warned = "learns from 6 images without labels, too, and this forecast does not"
     assert f"WARNING: `train` {warned}" in capfd.readouterr().out
     assert warned in (tmp_path / "plan.html").read_text()
 

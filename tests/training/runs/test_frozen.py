@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from labelcurve.bundle import store
+from labelcurve.training import recipes
 from labelcurve.training.data import dataset
 from labelcurve.training.data.dataset import Data
 from labelcurve.training.data.fractions import Subset
@@ -55,7 +56,8 @@ def test_photos_without_labels_teach_the_head(
     (made,) = train.run(given)["bundles"]
     said = capsys.readouterr().out
     assert "label propagation: cross-validated accuracy 0.8333 where the head has 0.8333" in said
-    assert "(24 other images, --no-unlabelled leaves them out)" in said
+    assert ", standard error of the difference 0." in said
+    assert "(24 other images, --no-unlabelled leaves them out); " in said
     manifest = store.read(tmp_path, NAME).manifest
     assert (manifest.n_labels_train, manifest.n_unlabelled) == (6, 24)
     assert manifest.recipe["linear_head"]["n_unlabelled"] == 24
@@ -77,8 +79,13 @@ def test_photos_without_labels_teach_the_head(
 
 
 def test_the_final_model_learns_from_them_as_the_model_before_did(
-    data: Path, cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    data: Path,
+    cache: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
+    monkeypatch.setattr(recipes, "TUNED_FROM", 35)  # between the 28 labels of one and all 40
     unlabelled = photos(tmp_path / "more", n=6, side=200)
     given = options(data, cache=cache, out=tmp_path / "models", fraction=(1.0,))
     train.run(replace(given, unlabelled=unlabelled))
@@ -88,7 +95,15 @@ def test_the_final_model_learns_from_them_as_the_model_before_did(
     for model in models:
         assert model.manifest.n_unlabelled == 12
         assert model.manifest.recipe["linear_head"]["n_unlabelled"] == 12
-    assert models[1].manifest.n_labels_train == 40
+    assert [model.manifest.n_labels_train for model in models] == [28, 40]
+    card, final = (" ".join((m.path / "README.md").read_text().split()) for m in models)
+    again = (
+        "; fitted again, all images weighted equally, on the labels and on its answers to 12 "
+        "images without labels, after label propagation"
+    )
+    assert f"both by cross-validation{again}" in card
+    assert f"both as in the model before{again}" in final
+    assert "12 other training images taught without labels." in card
 
 
 @pytest.mark.parametrize(
@@ -141,11 +156,12 @@ def test_with_few_labels_fine_tuning_has_to_be_better_by_more_than_chance(
     # The difference of each image is 1 or -1: 7 of 12 are 0.17 ± 0.28, 10 of 12 are 0.67 ± 0.22.
     assert published(7, 1_000) is tuned
     assert published(6, 1_000) is head, "of equals the linear head"
-    assert "it takes" not in capsys.readouterr().out
+    assert "has to be" not in capsys.readouterr().out
     assert published(7, 999) is head
     said = capsys.readouterr().out
     assert "fine-tuning 0.5833" in said
-    assert "with so few labels it takes 0.5693 more: the linear head is published" in said
+    assert "(it has to be better by more than 0.5693, twice the standard error)" in said
+    assert said.rstrip().endswith(": the linear head is published")
     assert published(10, 999) is tuned
     assert "fine-tuning is published" in capsys.readouterr().out
 
