@@ -177,7 +177,9 @@ def _without_labels(m: Manifest) -> str:
             f"`{m.extractor.dataset}`."
         )
     if m.n_unlabelled:
-        said += f"\n\n{counted(m.n_unlabelled, 'other training image')} taught without labels."
+        said += (
+            f"\n\n{counted(m.n_unlabelled, 'other training image')} taught without their labels."
+        )
     return said
 
 

@@ -101,7 +101,7 @@ def test_what_taught_without_labels_is_on_the_card(manifest: Manifest, record: R
     )
     assert "feature extractor (`0123456789ab`, contrastive)" in text
     assert "without labels from images of `photos`" in text
-    assert "12,345 other training images taught without labels." in text
+    assert "12,345 other training images taught without their labels." in text
 
 
 def test_where_nothing_taught_without_labels_the_card_does_not_mention_it(

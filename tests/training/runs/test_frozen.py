@@ -103,7 +103,7 @@ def test_the_final_model_learns_from_them_as_the_model_before_did(
     )
     assert f"both by cross-validation{again}" in card
     assert f"both as in the model before{again}" in final
-    assert "12 other training images taught without labels." in card
+    assert "12 other training images taught without their labels." in card
 
 
 @pytest.mark.parametrize(
