@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from labelcurve.bundle.errors import DataError
 from labelcurve.training.data.source import Say
@@ -31,8 +31,9 @@ def class_name(text: str) -> str:
     return unicodedata.normalize("NFC", text).strip()
 
 
-def check_printable(place: str, names: Iterable[str]) -> None:
-    """Refuses names that no line of a table can hold, or that a terminal would take as orders.
+def check_names(place: str, names: Sequence[str]) -> None:
+    """Refuses names that occur twice, and those that no line of a table can hold or that a terminal
+    would take as orders.
 
     Args:
         place: the data set, for messages.
@@ -41,6 +42,8 @@ def check_printable(place: str, names: Iterable[str]) -> None:
     Raises:
         DataError: names the classes and the characters.
     """
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise DataError(f"{place}: class names must differ, these occur twice: {', '.join(twice)}")
     wrong = {name: [c for c in name if unicodedata.category(c) in _UNPRINTABLE] for name in names}
     listed = [f"{n!r} ({code_points(''.join(found))})" for n, found in wrong.items() if found]
     if listed:

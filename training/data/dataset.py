@@ -17,7 +17,7 @@ from labelcurve.training.data import cache as pixels
 from labelcurve.training.data import checks, digests, sizes
 from labelcurve.training.data.cache import clear as clear
 from labelcurve.training.data.cache import default_cache as default_cache
-from labelcurve.training.data.class_names import check_printable
+from labelcurve.training.data.class_names import check_names
 from labelcurve.training.data.corrections import Corrections, identity
 from labelcurve.training.data.formats.tree import summary
 from labelcurve.training.data.source import UNLABELLED, LeftOut, Rows, Say, Source
@@ -122,12 +122,7 @@ def load(
     chosen = Selection(data) if isinstance(data, str) else data
     cache = cache or default_cache()
     source = open_source(chosen, cache / "downloads", say)
-    twice = sorted({name for name in source.class_names if source.class_names.count(name) > 1})
-    if twice:
-        raise DataError(
-            f"{chosen.data}: class names must differ, these occur twice: {', '.join(twice)}"
-        )
-    check_printable(chosen.data, source.class_names)
+    check_names(chosen.data, source.class_names)
     if size is None and source.size is None:
         size, why = choose_size(*sizes.natural(source.splits["train"]))
         say(f"image size: {size} px ({why}); --image-size sets another")

@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from labelcurve.bundle.errors import DataError
-from labelcurve.training.data import class_names
+from labelcurve.training.data import class_names, dataset
+from tests.training.sets import digit_rows, write_folder, write_parquet
 
 
 @pytest.mark.parametrize(
@@ -52,9 +55,9 @@ def test_names_that_differ_are_not_named() -> None:
 )
 def test_a_name_that_would_break_a_table_is_refused(name: str, shown: str) -> None:
     with pytest.raises(DataError) as error:
-        class_names.check_printable("pets", ("cat", name))
+        class_names.check_names("pets", ("cat", name))
     assert f"pets: the names of the classes {shown}" in str(error.value)
-    class_names.check_printable("pets", ("chat noir", "\u732b", "e\u0301t\u00e9"))
+    class_names.check_names("pets", ("chat noir", "\u732b", "e\u0301t\u00e9"))
 
 
 @pytest.mark.parametrize("name", ["nan", "NaN", "NA", "null", "None", "#N/A"])
@@ -89,3 +92,15 @@ def test_labels_that_join_several_classes_are_refused(labels: tuple[str, ...], j
 )
 def test_other_labels_are_allowed(labels: tuple[str, ...]) -> None:
     class_names.check_labels("a.csv", dict.fromkeys(labels, 1))
+
+
+@pytest.mark.parametrize("where", ["", "train.parquet"])
+def test_a_class_name_with_a_line_break_is_refused(tmp_path: Path, where: str) -> None:
+    write = write_parquet if where else write_folder
+    write(
+        tmp_path / "data" / where,
+        [(i % 2, data) for i, (_, data) in enumerate(digit_rows(2))],
+        ("a\nb", "c"),
+    )
+    with pytest.raises(DataError, match=r"classes 'a\\nb' \(U\+000A\) hold line breaks"):
+        dataset.load(str(tmp_path / "data"), cache=tmp_path / "cache", say=lambda _: None)

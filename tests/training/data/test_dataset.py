@@ -422,15 +422,3 @@ def test_class_names_that_occur_twice_are_refused(tmp_path: Path) -> None:
     write_parquet(tmp_path / "train.parquet", rows, ("cat", "cat"))
     with pytest.raises(DataError, match="class names must differ, these occur twice: cat"):
         dataset.load(str(tmp_path), cache=tmp_path / "cache", say=lambda _: None)
-
-
-@pytest.mark.parametrize("where", ["", "train.parquet"])
-def test_a_class_name_with_a_line_break_is_refused(tmp_path: Path, where: str) -> None:
-    write = write_parquet if where else write_folder
-    write(
-        tmp_path / "data" / where,
-        [(i % 2, data) for i, (_, data) in enumerate(TRAIN)],
-        ("a\nb", "c"),
-    )
-    with pytest.raises(DataError, match=r"classes 'a\\nb' \(U\+000A\) hold line breaks"):
-        loaded(tmp_path / "data", tmp_path)
