@@ -12,11 +12,13 @@ JavaScript client sends is in tests/serving/web: it needs further packages.
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
 import signal
 import socket
+import statistics
 import subprocess
 import sys
 import time
@@ -183,6 +185,22 @@ def test_links_lead_somewhere(document: str) -> None:
     path = ROOT / document
     for target in re.findall(r"\]\((?!http)([^)#]+)[^)]*\)", path.read_text()):
         assert (path.parent / target).exists(), target
+
+
+def test_the_figures_of_photos_are_those_of_the_committed_results() -> None:
+    found = re.search(r"(\d+) % with 200 labels in place of (\d+), (\d+) % with 2,021 ", README)
+    assert found is not None
+    results = ROOT / "benchmarks/results"
+    few, many = (
+        json.loads((results / f"{name}.json").read_text())["figures"]
+        for name in ("propagation", "photos")
+    )
+    tenth = {f["kind"]: f["accuracy"] for f in few if max(f["n_labels"]) == 200}
+    (tuned,) = (f["accuracy"] for f in many if f["features"] == "fine-tuned")
+    wanted = tenth["with the others"], tenth["labels alone"], tuned
+    assert [int(text) for text in found.groups()] == [
+        round(100 * statistics.fmean(each)) for each in wanted
+    ]
 
 
 def test_the_readme_has_at_most_150_lines() -> None:

@@ -151,7 +151,7 @@ class Recipe(Optimisation):
     """Weight of the loss on images without labels; 0 leaves them out. In distillation they weigh
     as the others do."""
     propagation: bool = False
-    """Whether images without labels teach with what `training.learning.propagation` makes of the
+    """Whether images without labels teach with what `training.models.propagation` makes of the
     linear head's answers."""
     unlabelled_ratio: int = 1
     """Images without labels for each labelled one of a batch."""

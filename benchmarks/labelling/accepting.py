@@ -27,7 +27,7 @@ SIZES = {"cifar10": ((5_000, 1_000), (5_000, 4_000)), "digits": ((600, 400),)}
 """Labels to learn from, and calibration images."""
 OTHERS = ((900, 500),)
 PENALTY = 0.01
-"""Penalty of the classifier, as in `training.learning.linear_head`."""
+"""Penalty of the classifier, as in `training.models.linear_head`."""
 
 
 @dataclass(frozen=True)

@@ -21,13 +21,12 @@ import torch
 import tyro
 from numpy.typing import NDArray
 
-from labelcurve.benchmarks.harness.provenance import check_out, conditions, write
+from labelcurve.benchmarks.harness.provenance import conditions, write
 from labelcurve.benchmarks.training_runs import photos
 from labelcurve.bundle import command
 from labelcurve.training.data import dataset
 from labelcurve.training.data.dataset import Data
 from labelcurve.training.learning.finetune import Examples, Labelled, Result, finetune
-from labelcurve.training.learning.linear_head import fit_linear
 from labelcurve.training.learning.loop import Control
 from labelcurve.training.learning.metrics import scores, temperature
 from labelcurve.training.models import export, timm_weights
@@ -35,13 +34,8 @@ from labelcurve.training.models.backbones import Network, build, predict_logits
 from labelcurve.training.models.extractor import Extractor
 from labelcurve.training.models.features import features
 from labelcurve.training.models.latency import p50_ms
-from labelcurve.training.recipes import (
-    PHOTO_BACKBONE,
-    TIMM,
-    TUNED_FROM,
-    distillation,
-    recipe,
-)
+from labelcurve.training.models.linear_head import fit_linear
+from labelcurve.training.recipes import TUNED_FROM, distillation, recipe
 from labelcurve.training.runs import frozen
 from labelcurve.training.runtime.device import FP32_CPU, hardware
 
@@ -56,27 +50,17 @@ out."""
 
 
 @dataclass
-class Distillation:
+class Distillation(photos.Photos):
     """Accuracy and time of a network and of a smaller one that learns its answers."""
 
-    data: Path
-    """Folder of class folders."""
-    extractor: str = PHOTO_BACKBONE
-    """As for `labelcurve train`: `timm:NAME` or `timm:NAME=FILE`."""
     factor: int = 2
     """Divides the image side of the smaller network."""
-    image_size: int = 224
-    """Side of the images in pixels."""
     splits: int = 3
     """How many of the five, at a tenth of the labels."""
     all_splits: int = 3
     """The same at all labels, which takes longer."""
     work: Path | None = None
     """Folder that keeps what is done, so that the same command goes on after an interruption."""
-    cache: Path | None = None
-    """As for `labelcurve train`."""
-    out: Path | None = None
-    """File for the JSON document, such as benchmarks/results/distillation.json."""
 
 
 @dataclass(frozen=True)
@@ -242,9 +226,7 @@ def main(arguments: Sequence[str]) -> None:
     """The command `python -m benchmarks.training_runs.distillation`."""
     prog = "python -m benchmarks.training_runs.distillation"
     options = tyro.cli(Distillation, args=arguments, prog=prog)
-    check_out(options.out)
-    if not options.extractor.startswith(TIMM):
-        raise SystemExit(f"--extractor {options.extractor}: allowed are {TIMM}NAME[=FILE]")
+    options.check()
     if options.work is not None:
         options.work.mkdir(parents=True, exist_ok=True)
     study = Study(options)
@@ -256,11 +238,7 @@ def main(arguments: Sequence[str]) -> None:
     document = {
         "hardware": hardware(FP32_CPU),
         **conditions(__file__, ("torch", "timm", "scikit-learn", "onnxruntime", "numpy")),
-        "data": options.data.name,
-        "images": len(study.classes),
-        "classes": len(study.images.class_names),
-        "extractor": options.extractor.partition("=")[0],
-        "image_size": options.image_size,
+        **options.about(study.classes),
         "factor": options.factor,
         "figures": [asdict(figure) for figure in figures],
     }

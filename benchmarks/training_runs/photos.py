@@ -29,13 +29,13 @@ from labelcurve.bundle.manifest import Metrics
 from labelcurve.training.data import dataset
 from labelcurve.training.data.dataset import Data
 from labelcurve.training.learning.finetune import Examples, Labelled, finetune
-from labelcurve.training.learning.linear_head import LinearHead, fit_linear
 from labelcurve.training.learning.loop import Control
 from labelcurve.training.learning.metrics import scores
 from labelcurve.training.models import export, quantize, timm_weights
 from labelcurve.training.models.backbones import Network, build, predict_logits
 from labelcurve.training.models.features import features
 from labelcurve.training.models.latency import p50_ms
+from labelcurve.training.models.linear_head import LinearHead, fit_linear
 from labelcurve.training.recipes import PHOTO_BACKBONE, TIMM, recipe
 from labelcurve.training.runs import frozen
 from labelcurve.training.runtime.device import FP32_CPU, hardware
@@ -62,6 +62,27 @@ class Photos:
     out: Path | None = None
     """File for the JSON document, such as benchmarks/results/photos.json."""
 
+    def check(self) -> None:
+        """Refuses what would fail after minutes.
+
+        Raises:
+            SystemExit: the network is none of timm's.
+            LabelcurveError: the file cannot be written.
+        """
+        check_out(self.out)
+        if not self.extractor.startswith(TIMM):
+            raise SystemExit(f"--extractor {self.extractor}: allowed are {TIMM}NAME[=FILE]")
+
+    def about(self, classes: NDArray[np.int32]) -> dict[str, Any]:
+        """What the document says of the photos and the network."""
+        return {
+            "data": self.data.name,
+            "images": len(classes),
+            "classes": int(classes.max()) + 1,
+            "extractor": self.extractor.partition("=")[0],
+            "image_size": self.image_size,
+        }
+
 
 @dataclass(frozen=True)
 class Figure:
@@ -87,10 +108,14 @@ class Figure:
 
 @dataclass(frozen=True)
 class Embedded:
-    """Frozen features of all images, float32 [N, D], and their classes, [N]."""
+    """All images, training and test images in this order, and the network that embeds them."""
 
+    images: Data
+    network: Network
     features: NDArray[np.float32]
+    """Frozen features, [N, D]."""
     labels: NDArray[np.int32]
+    """Classes, [N]."""
     last: int
     """Number of features of the last layer, which come first."""
 
@@ -98,34 +123,28 @@ class Embedded:
 def main(arguments: Sequence[str]) -> None:
     """The command `python -m benchmarks.training_runs.photos`."""
     options = tyro.cli(Photos, args=arguments, prog="python -m benchmarks.training_runs.photos")
-    check_out(options.out)
-    if not options.extractor.startswith(TIMM):
-        raise SystemExit(f"--extractor {options.extractor}: allowed are {TIMM}NAME[=FILE]")
-    images, network, embedded, cost = _embedded(options)
+    options.check()
+    found = embedded(options)
     figures = []
-    for name, width in (("last layer", embedded.last), ("last layer and maps", network.dim)):
+    for name, width in (("last layer", found.last), ("last layer and maps", found.network.dim)):
         for labels in ("all", f"{FRACTION:.0%}", f"{PER_CLASS} a class"):
-            figure = _figure(embedded, labels, name, width)
+            figure = _figure(found, labels, name, width)
             print(f"{name}, {labels}: {figure.mean:.4f} ± {figure.std:.4f}", flush=True)
             figures.append(figure)
-    figures.append(_tuned(images, network, embedded, options.extractor))
+    figures.append(_tuned(found, options.extractor))
     document = {
         "hardware": hardware(FP32_CPU),
         **conditions(__file__, ("torch", "timm", "scikit-learn", "onnxruntime", "numpy")),
-        "data": options.data.name,
-        "images": len(embedded.labels),
-        "classes": int(embedded.labels.max()) + 1,
-        "extractor": options.extractor.partition("=")[0],
-        "image_size": options.image_size,
+        **options.about(found.labels),
         "splits": SPLITS,
-        **cost,
+        **_cost(found),
         "figures": [asdict(figure) for figure in figures],
     }
     write(options.out, document)
 
 
-def _embedded(options: Photos) -> tuple[Data, Network, Embedded, dict[str, Any]]:
-    """Return the images, the network, the features of all images, and their cost."""
+def embedded(options: Photos) -> Embedded:
+    """Reads the photos and computes their frozen features."""
     images = dataset.load(str(options.data), size=options.image_size, cache=options.cache)
     weights = timm_weights.read(options.extractor, options.image_size)
     n_classes = len(images.class_names)
@@ -139,20 +158,15 @@ def _embedded(options: Photos) -> tuple[Data, Network, Embedded, dict[str, Any]]
     assert isinstance(network.backbone, timm_weights.Backbone)
     stages: Any = network.backbone.model
     maps = sum(stages.feature_info[i]["num_chs"] for i in network.backbone.maps)
-    embedded = Embedded(
-        np.concatenate(found),
-        np.concatenate([images.train.labels, images.test.labels]).astype(np.int32),
-        network.dim - maps,
-    )
-    few = np.asarray(images.train.images[: quantize.CALIBRATION_IMAGES])
-    return images, network, embedded, _cost(network, few, images.class_names)
+    classes = np.concatenate([images.train.labels, images.test.labels]).astype(np.int32)
+    return Embedded(images, network, np.concatenate(found), classes, network.dim - maps)
 
 
-def _cost(
-    network: Network, images: NDArray[np.uint8], class_names: tuple[str, ...]
-) -> dict[str, Any]:
+def _cost(found: Embedded) -> dict[str, Any]:
     """Measure CPU time per image in ONNX Runtime on one thread, and the speed-up by INT8."""
-    graph = export.to_onnx(export.Served(network, 1.0), images.shape[1], class_names)
+    images = np.asarray(found.images.train.images[: quantize.CALIBRATION_IMAGES])
+    served = export.Served(found.network, 1.0)
+    graph = export.to_onnx(served, images.shape[1], found.images.class_names)
     small = quantize.int8(graph, images)
     gain = quantize.gain(small, graph, images, hardware(FP32_CPU))
     return {
@@ -162,8 +176,8 @@ def _cost(
     }
 
 
-def _figure(embedded: Embedded, labels: str, name: str, width: int) -> Figure:
-    rows, classes = embedded.features[:, :width], embedded.labels
+def _figure(photos: Embedded, labels: str, name: str, width: int) -> Figure:
+    rows, classes = photos.features[:, :width], photos.labels
     n_classes = int(classes.max()) + 1
     heads, found, counts = [], [], []
     since = time.process_time()
@@ -177,11 +191,11 @@ def _figure(embedded: Embedded, labels: str, name: str, width: int) -> Figure:
     return _over_splits(labels, name, heads, found, counts, spent)
 
 
-def _tuned(images: Data, network: Network, embedded: Embedded, extractor: str) -> Figure:
+def _tuned(photos: Embedded, extractor: str) -> Figure:
     """Fine-tuning at all labels from the linear head on, and the better of the two."""
     from sklearn.model_selection import train_test_split
 
-    classes = embedded.labels
+    images, classes = photos.images, photos.labels
     pixels = np.concatenate([images.train.images, images.test.images])
     heads, found, counts, won = [], [], [], []
     since = time.process_time()
@@ -189,8 +203,8 @@ def _tuned(images: Data, network: Network, embedded: Embedded, extractor: str) -
         rows, held = train_test_split(
             learn, test_size=0.1, stratify=classes[learn], random_state=seed
         )
-        head = fit_linear(embedded.features[rows], classes[rows], len(images.class_names))
-        linear = frozen.result(deepcopy(network), head, 0.0)
+        head = fit_linear(photos.features[rows], classes[rows], len(images.class_names))
+        linear = frozen.result(deepcopy(photos.network), head, 0.0)
         train, val = (Labelled(pixels[part], classes[part]) for part in (rows, held))
         plan = recipe("default", len(rows), flip=True, unlabelled=False, extractor=extractor)
         tuned = finetune(

@@ -12,24 +12,18 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 import numpy as np
 import tyro
 from numpy.typing import NDArray
 
-from labelcurve.benchmarks.harness.provenance import check_out, conditions, write
+from labelcurve.benchmarks.harness.provenance import conditions, write
 from labelcurve.benchmarks.training_runs import photos
 from labelcurve.bundle import command
 from labelcurve.bundle.manifest import Metrics
-from labelcurve.training.data import dataset
-from labelcurve.training.learning import propagation
-from labelcurve.training.learning.linear_head import LinearHead, fit_linear
 from labelcurve.training.learning.metrics import scores
-from labelcurve.training.models import timm_weights
-from labelcurve.training.models.backbones import build
-from labelcurve.training.models.features import features
-from labelcurve.training.recipes import PHOTO_BACKBONE, TIMM
+from labelcurve.training.models.linear_head import LinearHead, fit_linear
+from labelcurve.training.models.propagation import Pool
 from labelcurve.training.runtime.device import FP32_CPU, hardware
 
 LABELS = (photos.PER_CLASS, 0.1, 0.25, 0.5)
@@ -38,19 +32,8 @@ KINDS = ("labels alone", "with the others")
 
 
 @dataclass
-class Propagation:
+class Propagation(photos.Photos):
     """Accuracy of a linear head on photos, with and without photos that have no label."""
-
-    data: Path
-    """Folder of class folders."""
-    extractor: str = PHOTO_BACKBONE
-    """As for `labelcurve train`: `timm:NAME` or `timm:NAME=FILE`."""
-    image_size: int = 224
-    """Side of the images in pixels."""
-    cache: Path | None = None
-    """As for `labelcurve train`."""
-    out: Path | None = None
-    """File for the JSON document, such as benchmarks/results/propagation.json."""
 
 
 @dataclass(frozen=True)
@@ -74,39 +57,20 @@ def main(arguments: Sequence[str]) -> None:
     """The command `python -m benchmarks.training_runs.propagation`."""
     name = "python -m benchmarks.training_runs.propagation"
     options = tyro.cli(Propagation, args=arguments, prog=name)
-    check_out(options.out)
-    if not options.extractor.startswith(TIMM):
-        raise SystemExit(f"--extractor {options.extractor}: allowed are {TIMM}NAME[=FILE]")
-    found, classes = _embedded(options)
+    options.check()
+    found = photos.embedded(options)
     document = {
         "hardware": hardware(FP32_CPU),
         **conditions(__file__, ("torch", "timm", "scikit-learn", "scipy", "numpy")),
-        "data": options.data.name,
-        "images": len(classes),
-        "classes": int(classes.max()) + 1,
-        "extractor": options.extractor.partition("=")[0],
-        "image_size": options.image_size,
+        **options.about(found.labels),
         "splits": photos.SPLITS,
         "figures": [
-            asdict(figure) for labels in LABELS for figure in figures(found, classes, labels)
+            asdict(figure)
+            for labels in LABELS
+            for figure in figures(found.features, found.labels, labels)
         ],
     }
     write(options.out, document)
-
-
-def _embedded(options: Propagation) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
-    """Frozen features of all photos, [N, D], and their classes, [N]."""
-    images = dataset.load(str(options.data), size=options.image_size, cache=options.cache)
-    weights = timm_weights.read(options.extractor, options.image_size)
-    name = options.extractor.partition("=")[0]
-    network = build(name, images.train.images[:1], len(images.class_names))
-    weights.load_into(network)
-    parts = images.train, images.test
-    found = [
-        features(network, part, weights.version, FP32_CPU, cache=options.cache) for part in parts
-    ]
-    classes = np.concatenate([part.labels for part in parts]).astype(np.int32)
-    return np.concatenate(found), classes
 
 
 def figures(
@@ -173,9 +137,9 @@ def _heads(
     head = fit_linear(found[labelled], labels, int(classes.max()) + 1, seed=seed)
     fitted = time.process_time()
     every = found[np.concatenate([labelled, np.setdiff1d(learn, labelled)])]
-    rows = np.arange(len(labelled))
-    trial = propagation.tried(head, every, rows, labels, seed)
-    more = propagation.learned(head, every, rows, labels)
+    pool = Pool(every, labels)
+    trial = pool.tried(head, seed)
+    more = pool.learned(head)
     learned = time.process_time()
     n = len(labelled)
     return (

@@ -33,7 +33,7 @@ def test_interrupted_and_then_run_to_the_end(tmp_path: Path) -> None:
         ],
         capture_output=True,
         text=True,
-        timeout=600,
+        timeout=240,
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr

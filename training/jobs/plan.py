@@ -12,8 +12,9 @@ import numpy as np
 from labelcurve.bundle import files
 from labelcurve.bundle.errors import DataError
 from labelcurve.bundle.text import counted, duration
+from labelcurve.training.data import fractions
 from labelcurve.training.data.dataset import Data
-from labelcurve.training.data.source import Index
+from labelcurve.training.data.source import UNLABELLED, Index
 from labelcurve.training.extractors import choice, embedded
 from labelcurve.training.forecast import head, measurement
 from labelcurve.training.forecast.advice import REACH, Advice, TargetLabels, advise, sentences
@@ -80,10 +81,10 @@ def run(options: PlanOptions, start: float | None = None) -> dict[str, Any]:
 
 def _unlabelled(options: PlanOptions, images: Data) -> tuple[str, ...]:
     """What images without labels do in `train` and not in a forecast, as a warning."""
-    n = min(TAUGHT, len(images.train) + len(images.test) - images.n_labels)
+    labels = images.train.labels[images.train.labels != UNLABELLED]
+    n = min(TAUGHT, len(images.train) - len(labels))
+    n_labels = sum(fractions.counts(int(own), 1.0)[0] for own in np.bincount(labels))
     pretrained = options.extractor.startswith(LIBRARIES)
-    # What is left for training where test and validation images are cut from the labels.
-    n_labels = images.n_labels * (0.9 if images.test_given else 0.72)
     if not (n and pretrained and n_labels < TUNED_FROM):
         return ()
     doubt = (

@@ -21,9 +21,9 @@ from labelcurve.training.extractors import choice, embedded
 from labelcurve.training.jobs import suggestions
 from labelcurve.training.jobs.suggestions import Suggestion
 from labelcurve.training.learning import selection
-from labelcurve.training.learning.linear_head import fit_linear
 from labelcurve.training.learning.selection import Rows
 from labelcurve.training.models import export
+from labelcurve.training.models.linear_head import fit_linear
 from labelcurve.training.runtime.console import Bar, say
 from labelcurve.training.runtime.device import check as check_device
 from labelcurve.training.runtime.device import choose

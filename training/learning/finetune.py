@@ -18,12 +18,12 @@ from labelcurve.training.data.source import Index
 from labelcurve.training.data.stored import Images, take
 from labelcurve.training.learning import augment
 from labelcurve.training.learning.batches import Crops
-from labelcurve.training.learning.linear_head import LinearHead
 from labelcurve.training.learning.loop import SILENT, Control, Loop
 from labelcurve.training.learning.losses import Batch, accumulate
 from labelcurve.training.learning.metrics import scores
 from labelcurve.training.learning.optimizers import Optimizers, averaged
 from labelcurve.training.models.backbones import Network, predict_logits
+from labelcurve.training.models.linear_head import LinearHead
 from labelcurve.training.recipes import Recipe
 from labelcurve.training.runtime import distributed
 from labelcurve.training.runtime.checkpoint import mix

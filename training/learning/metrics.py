@@ -39,6 +39,11 @@ def scores(logits: NDArray[np.float64], labels: Index) -> Metrics:
     )
 
 
+def paired_error(one: NDArray[np.bool_], two: NDArray[np.bool_]) -> float:
+    """Standard error of the difference of two accuracies on the same images, [N] right or not."""
+    return float((one.astype(float) - two).std() / np.sqrt(len(one)))
+
+
 def distribution(
     probabilities: NDArray[np.floating[Any]], split: Literal["test", "validation"]
 ) -> Predicted:

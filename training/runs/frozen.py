@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Mapping
 from copy import deepcopy
@@ -17,13 +16,12 @@ from labelcurve.bundle.text import counted
 from labelcurve.training.data.dataset import Data
 from labelcurve.training.data.source import Index
 from labelcurve.training.data.stored import Images
-from labelcurve.training.learning import propagation
 from labelcurve.training.learning.finetune import Labelled, Result
-from labelcurve.training.learning.linear_head import LinearHead, fit_linear
-from labelcurve.training.learning.metrics import scores
-from labelcurve.training.models import stages, timm_weights
+from labelcurve.training.learning.metrics import paired_error, scores
+from labelcurve.training.models import propagation, stages, timm_weights
 from labelcurve.training.models.backbones import Network, predict_logits
 from labelcurve.training.models.features import features
+from labelcurve.training.models.linear_head import LinearHead, fit_linear
 from labelcurve.training.recipes import TUNED_FROM, Recipe
 from labelcurve.training.runs.grid import Cell
 from labelcurve.training.runtime.console import Bar, say
@@ -89,8 +87,8 @@ def _propagated(
         before: the model before was made so, and nothing is to be chosen.
     """
     began = time.monotonic()
-    rows = np.arange(len(labels))
-    trial = None if before else propagation.tried(head, found, rows, labels, seed)
+    pool = propagation.Pool(found, labels)
+    trial = None if before else pool.tried(head, seed)
     figures = (
         "as the model before" if before else "not cross-validated, since a class has one label"
     )
@@ -99,13 +97,13 @@ def _propagated(
             f"cross-validated accuracy {trial.propagated:.4f} where the head has {trial.head:.4f}, "
             f"standard error of the difference {trial.error:.4f}"
         )
-    n = f"{counted(len(found) - len(rows), 'other image')}, --no-unlabelled leaves them out"
+    n = f"{counted(len(found) - len(labels), 'other image')}, --no-unlabelled leaves them out"
     if trial is not None and trial.worse:
         say(f"label propagation: left out, {figures} ({n})")
         return head
     if trial is not None and trial.propagated < trial.head:
         figures += ", used because it loses less than twice that"
-    head = propagation.learned(head, found, rows, labels)
+    head = pool.learned(head)
     say(f"label propagation: {figures} ({n}); {time.monotonic() - began:.0f} s")
     return head
 
@@ -185,8 +183,7 @@ def better(linear: Result, tuned: Result, val: Labelled, n_labels: int) -> Resul
     one, two = (scores(found, val.labels) for found in logits)
     margin, beyond = 0.0, ""
     if n_labels < TUNED_FROM:
-        right = [(found.argmax(axis=1) == val.labels).astype(float) for found in logits]
-        margin = 2 * float((right[1] - right[0]).std()) / math.sqrt(one.n)
+        margin = 2 * paired_error(*(found.argmax(axis=1) == val.labels for found in logits))
         beyond = f" (it has to be better by more than {margin:.4f}, twice the standard error)"
     wins = two.accuracy - one.accuracy > margin
     say(

@@ -15,10 +15,10 @@ from labelcurve.training.data import dataset
 from labelcurve.training.data.dataset import Data
 from labelcurve.training.data.fractions import Subset
 from labelcurve.training.jobs import train
-from labelcurve.training.learning import propagation
 from labelcurve.training.learning.finetune import Labelled, Result
-from labelcurve.training.learning.propagation import Trial
+from labelcurve.training.models import propagation
 from labelcurve.training.models.backbones import Network, build
+from labelcurve.training.models.propagation import Trial
 from labelcurve.training.options import Options
 from labelcurve.training.recipes import TAUGHT
 from labelcurve.training.runs import frozen, grid
@@ -67,7 +67,7 @@ def test_photos_without_labels_teach_the_head(
 
     plain = train.run(replace(given, out=tmp_path / "plain", no_unlabelled=True))["bundles"][0]
     assert "label propagation" not in capsys.readouterr().out
-    monkeypatch.setattr(propagation, "tried", lambda *_: Trial(0.9, 0.5, 0.1))
+    monkeypatch.setattr(propagation.Pool, "tried", lambda *_: Trial(0.9, 0.5, 0.1))
     refused = train.run(replace(given, out=tmp_path / "refused"))["bundles"][0]
     assert "label propagation: left out, cross-validated accuracy 0.5000 where" in (
         capsys.readouterr().out

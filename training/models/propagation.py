@@ -19,7 +19,8 @@ from scipy import sparse
 from scipy.special import log_softmax, softmax
 
 from labelcurve.training.data.source import Index
-from labelcurve.training.learning.linear_head import FOLDS, LinearHead, fit_linear, moments
+from labelcurve.training.learning.metrics import paired_error
+from labelcurve.training.models.linear_head import FOLDS, LinearHead, fit_linear, moments
 
 NEIGHBOURS = 5
 EXPONENT = 3
@@ -100,71 +101,69 @@ class Neighbours:
         return found.astype(np.float32)
 
 
-def learned(
-    head: LinearHead, features: NDArray[np.float32], rows: Index, labels: Index
-) -> LinearHead:
-    """The head that has learned the answers after propagation, to all images.
+class Pool:
+    """Images with and without labels.
 
     Args:
-        head: fitted on the labels.
-        features: of images with and without labels, float32 [N, D].
-        rows: those with a label, [M].
-        labels: theirs, [M].
+        features: float32 [N, D], those of the images with a label first.
+        labels: of these, [M].
     """
-    answers = probabilities(head, features)
-    seen = None
-    for _ in range(PASSES):
-        answers = Neighbours(features, seen).spread(answers, rows, labels)
-        weight, bias = _fit(features, answers)
-        head = replace(head, weight=weight, bias=bias, n_unlabelled=len(features) - len(rows))
-        seen = probabilities(head, features)
-    return head
+
+    def __init__(self, features: NDArray[np.float32], labels: Index) -> None:
+        self._features, self._labels = features, labels
+        self._rows = np.arange(len(labels))
+        self._graph = Neighbours(features)
+
+    def learned(self, head: LinearHead) -> LinearHead:
+        """The head, fitted on the labels, that has learned the answers to all images as well."""
+        graph, answers = self._graph, probabilities(head, self._features)
+        for number in range(PASSES):
+            if number:
+                graph = Neighbours(self._features, probabilities(head, self._features))
+            answers = graph.spread(answers, self._rows, self._labels)
+            weight, bias = _fit(self._features, answers)
+            head = replace(head, weight=weight, bias=bias)
+        return replace(head, n_unlabelled=len(self._features) - len(self._rows))
+
+    def tried(self, head: LinearHead, seed: int) -> Trial | None:
+        """Cross-validates the answers of one pass on the labels.
+
+        Args:
+            head: its penalty and weights of the classes are those of the folds.
+            seed: of the folds, which are those that `fit_linear` chose the penalty in.
+
+        Returns:
+            None where a class has a single label, so that nothing can be held out.
+        """
+        from sklearn.model_selection import StratifiedKFold
+
+        labels, n_classes = self._labels, len(head.bias)
+        folds = min(FOLDS, int(np.bincount(labels, minlength=n_classes).min()))
+        if folds < 2:
+            return None
+        right = np.empty((2, len(labels)), bool)
+        order = np.random.default_rng(seed).permutation(len(labels))
+        split = StratifiedKFold(folds, shuffle=True, random_state=seed).split(order, labels[order])
+        for learn, held in ((order[part] for part in parts) for parts in split):
+            own = fit_linear(
+                self._features[learn],
+                labels[learn],
+                n_classes,
+                penalty=head.penalty,
+                balanced=head.balanced,
+            )
+            before = probabilities(own, self._features)
+            after = self._graph.spread(before, learn, labels[learn])
+            right[0, held], right[1, held] = (
+                answers[held].argmax(axis=1) == labels[held] for answers in (before, after)
+            )
+        return Trial(float(right[0].mean()), float(right[1].mean()), paired_error(*right))
 
 
 def probabilities(head: LinearHead, features: NDArray[np.float32]) -> Answers:
     """Its answers to images, float32 [N, K]."""
     found: Answers = softmax(head.logits(features), axis=1).astype(np.float32)
     return found
-
-
-def tried(
-    head: LinearHead, features: NDArray[np.float32], rows: Index, labels: Index, seed: int
-) -> Trial | None:
-    """Cross-validates on the labels whether propagation is better than the head.
-
-    Args:
-        head: its penalty and weights of the classes are those of the folds.
-        features, rows, labels: as for `learned`.
-        seed: of the folds.
-
-    Returns:
-        None where a class has a single label, so that nothing can be held out.
-    """
-    from sklearn.model_selection import StratifiedKFold
-
-    n_classes = len(head.bias)
-    folds = min(FOLDS, int(np.bincount(labels, minlength=n_classes).min()))
-    if folds < 2:
-        return None
-    graph = Neighbours(features)
-    right = np.empty((2, len(rows)))
-    # The folds in which `fit_linear` chose the penalty, so that the head's accuracy is that one.
-    order = np.random.default_rng(seed).permutation(len(rows))
-    split = StratifiedKFold(folds, shuffle=True, random_state=seed).split(order, labels[order])
-    for learn, held in ((order[part] for part in parts) for parts in split):
-        own = fit_linear(
-            features[rows[learn]],
-            labels[learn],
-            n_classes,
-            penalty=head.penalty,
-            balanced=head.balanced,
-        )
-        before = probabilities(own, features)
-        after = graph.spread(before, rows[learn], labels[learn])
-        for i, answers in enumerate((before, after)):
-            right[i, held] = answers[rows[held]].argmax(axis=1) == labels[held]
-    error = float((right[1] - right[0]).std() / np.sqrt(len(rows)))
-    return Trial(float(right[0].mean()), float(right[1].mean()), error)
 
 
 def _fit(

@@ -7,7 +7,7 @@ from scipy.special import softmax
 from sklearn.linear_model import LogisticRegression
 
 from labelcurve.training.data.source import Index
-from labelcurve.training.learning.linear_head import PENALTIES, UNCHOSEN, fit_linear
+from labelcurve.training.models.linear_head import PENALTIES, UNCHOSEN, fit_linear
 
 
 def clusters(

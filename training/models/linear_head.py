@@ -42,7 +42,7 @@ class LinearHead:
     balanced_accuracy: float | None
     n_unlabelled: int = 0
     """Images without labels whose answers after propagation it learned, too
-    (`training.learning.propagation`)."""
+    (`training.models.propagation`)."""
 
     def choices(self) -> dict[str, object]:
         """Returns the choices and the figures they are based on, for a manifest."""
