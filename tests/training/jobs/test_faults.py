@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from labelcurve.bundle import store
 from labelcurve.bundle.errors import DataError, LabelcurveError
@@ -20,7 +21,7 @@ from labelcurve.bundle.manifest import Choice
 from labelcurve.training.data import dataset, decoding
 from labelcurve.training.data.dataset import Data
 from labelcurve.training.jobs import pretrain, train
-from labelcurve.training.learning import finetune
+from labelcurve.training.learning import finetune, optimizers
 from labelcurve.training.options import Options, PretrainOptions
 from labelcurve.training.runs import publication
 from labelcurve.training.runs.grid import Cell
@@ -188,6 +189,9 @@ def test_several_seeds_are_reported_with_mean_and_spread(
 def test_a_run_goes_on_in_the_precision_in_which_it_began(
     tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    # A processor without bf16 arithmetic takes minutes for Muon's products in bf16.
+    real = optimizers.orthogonal
+    monkeypatch.setattr(optimizers, "orthogonal", lambda found, _: real(found, torch.float32))
     began = Choice(value="bf16", reason="the first machine")
     monkeypatch.setattr(device, "_cpu_precision", lambda: began)
     interrupted(tmp_path, cache, monkeypatch, fraction=(0.1,))
