@@ -25,6 +25,7 @@ from labelcurve.training.data import dataset, fractions
 from labelcurve.training.data.dataset import Data
 from labelcurve.training.data.fractions import Subset
 from labelcurve.training.data.sources import Selection
+from labelcurve.training.learning.metrics import paired_error
 from labelcurve.training.models import export, quantize
 from labelcurve.training.options import QuantizeOptions
 from labelcurve.training.runs import card, final
@@ -144,15 +145,16 @@ def _add(
     agreement = float(same.mean())
     before = None if manifest.measured is None else _before(models, manifest.measured, precision)
     val = pool if before else images.train.take(subset.val)
-    (found, answers, _), fp32 = measure(runtime, val), measure(reference, val)[0]
+    (found, answers, _), (fp32, answers32, _) = measure(runtime, val), measure(reference, val)
+    error = paired_error(*(each.argmax(axis=1) == val.labels for each in (answers, answers32)))
     if before is None:
         say(
             f"  validation: {found.accuracy:.2%} where fp32 has {fp32.accuracy:.2%} "
-            f"({found.n:,} images)"
+            f"({found.n:,} images, standard error of the difference {error:.2%})"
         )
     kind = "training" if before else "held-out"
     say(f"  the same class on {agreement:.2%} of {len(pool):,} {kind} images")
-    quantize.check(precision, found, fp32)
+    quantize.check(precision, found, fp32, error)
     test = None if before or manifest.test is None else measure(runtime, images.test)[0]
     variant = Variant(
         precision=precision,
