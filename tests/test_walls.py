@@ -28,6 +28,7 @@ TRAINS = {
         "quality/audit",
         "study/run",
         "backtest/populations",
+        "backtest/truth",
         "labelling/suggesting",
     )
 }

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import tyro
 
-from labelcurve.benchmarks.backtest.draws import HEADER, Draw, draw, row
-from labelcurve.benchmarks.backtest.populations import Population, derived, embed
+from labelcurve.benchmarks.backtest.draws import HEADER, HELD_OUT, Draw, draw, row
+from labelcurve.benchmarks.backtest.populations import Population, derived, embed, taught
 from labelcurve.benchmarks.harness import provenance
 from labelcurve.bundle import files
 from labelcurve.bundle.text import table
@@ -20,10 +20,10 @@ from labelcurve.training.data.dataset import default_cache
 
 FEW = (200, 600)
 """Labels now and further labels, in draws with few labels."""
+FEWER = 4_500
+"""Images of CIFAR-10 where those without labels teach, at most."""
 MANY = (800, 2000)
 """Likewise with many; small data sets give two sevenths of what is not held out, and the rest."""
-HELD_OUT = 700
-"""Images held out to measure the truth."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,9 @@ class Options:
     """Folder of TrashNet; without it this data set is left out."""
     trashnet_extractor: str = "auto"
     """As for `train --extractor`, at 224 pixels."""
+    unlabelled: bool = False
+    """Draw from photos alone, those of TrashNet and of CIFAR-10 at 96 pixels, embedded by
+    --trashnet-extractor; the photos without a label teach, too."""
     draws: int = 20
     """Draws per data set and number of labels."""
     images: int = 20_000
@@ -49,6 +52,8 @@ class Options:
 def main() -> None:
     """Runs the back-test; draws that the file holds already are kept."""
     options = tyro.cli(Options, prog="python -m labelcurve.benchmarks.backtest")
+    if options.unlabelled and options.trashnet is None:
+        raise SystemExit("--unlabelled needs --trashnet and --trashnet-extractor, too")
     provenance.check_out(options.out)
     found = _before(options.out)
     have = {(d.population, d.n_labels, d.seed) for d in found}
@@ -58,9 +63,7 @@ def main() -> None:
         for population in populations:
             for n, more in _numbers(len(population.labels)):
                 if (population.name, n, seed) not in have:
-                    found.append(
-                        draw(population.name, population.features, population.labels, n, more, seed)
-                    )
+                    found.append(draw(population, n, more, seed))
                     _write(options.out, found)
         print(f"draw {seed + 1} of {options.draws}: {time.monotonic() - since:.0f} s", flush=True)
     print(table(HEADER, rows(found)))
@@ -68,6 +71,12 @@ def main() -> None:
 
 def _populations(options: Options) -> list[Population]:
     cache = options.cache or default_cache()
+    if options.unlabelled:
+        assert options.trashnet is not None
+        network = options.trashnet_extractor
+        trashnet = embed("trashnet", options.trashnet, network, cache, size=224, most=FEWER)
+        small = embed("cifar10-96px", options.cifar10, network, cache, size=96, most=FEWER)
+        return taught(trashnet, small)
     cifar10 = embed("cifar10", options.cifar10, "auto", cache, size=32, most=options.images)
     found = [cifar10, *derived(cifar10)]
     found.append(embed("digits", "digits", "none", cache, size=None, most=options.images))

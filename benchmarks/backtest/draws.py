@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
-from labelcurve.training.data.source import Index
+from labelcurve.benchmarks.backtest import truth
+from labelcurve.benchmarks.backtest.populations import Population
 from labelcurve.training.forecast import head, measurement
 from labelcurve.training.forecast.advice import Answer, Estimate, advise
-from labelcurve.training.forecast.head import Rows
 
 BAR = 2.0
 """Gain in percentage points above which more labels pay."""
+HELD_OUT = 700
+"""Images held out to measure the truth; where none are left without labels, all others are."""
 
 
 class Interval(BaseModel):
@@ -65,46 +68,59 @@ class Draw(BaseModel):
         return (self.answer == "yes") == (self.true_gain > BAR)
 
 
-def draw(name: str, features: Rows, labels: Index, n_labels: int, more: int, seed: int) -> Draw:
+def draw(population: Population, n_labels: int, more: int, seed: int) -> Draw:
     """Draw labels at random, forecast from the first `n_labels`, and train on all.
 
     Args:
-        name: of the population.
-        features: [N, D], as they come from the network.
-        labels: [N]
+        population: to draw from.
         n_labels: now.
         more: then.
         seed: of the draw and of the measurement.
     """
+    features, labels = population.features, population.labels
     order = np.random.default_rng([seed, n_labels]).permutation(len(labels))
-    now, then, others = order[:n_labels], order[: n_labels + more], order[n_labels + more :]
-    n_classes = int(labels.max()) + 1
+    taught = population.pool
+    end = len(order) - HELD_OUT if taught else n_labels + more
+    test = order[end:]
+    now, then = (_Parts(order[:n], order[n:end]) for n in (n_labels, n_labels + more))
+    seen = np.concatenate([now.labelled, now.others]) if taught else now.labelled
+    scaled = head.standardise(features[seen])
     measured = measurement.cross_validate(
-        head.standardise(features[now]), labels[now], n_classes, seed=seed
+        scaled[:n_labels],
+        labels[now.labelled],
+        int(labels.max()) + 1,
+        others=scaled[n_labels:] if taught else None,
+        seed=seed,
     )
     advice = advise(measured.points(), more, BAR)
+
+    def accuracy(parts: _Parts) -> float:
+        if taught:
+            return truth.of_train(features, labels, parts.labelled, parts.others, test, seed)
+        return truth.of_ridge(features, labels, parts.labelled, test)
+
     return Draw(
-        population=name,
+        population=population.name,
         n_labels=n_labels,
         more=more,
         seed=seed,
-        held_out=len(others),
+        held_out=len(test),
         answer=advice.answer,
         failed_check=advice.failed_check is not None,
         now=_interval(advice.accuracy_now),
         then=_interval(advice.accuracy_then),
         gain=_interval(advice.gain),
-        true_now=_accuracy(features, labels, now, others),
-        true_then=_accuracy(features, labels, then, others),
+        true_now=accuracy(now),
+        true_then=accuracy(then),
     )
 
 
-def _accuracy(
-    features: Rows, labels: Index, train: NDArray[np.int64], test: NDArray[np.int64]
-) -> float:
-    scaled = head.standardise(features, features[train])
-    fitted = head.fit(scaled[train], labels[train], int(labels.max()) + 1)
-    return float((fitted.scores(scaled[test]).argmax(axis=1) == labels[test]).mean())
+@dataclass(frozen=True)
+class _Parts:
+    """Rows of a population that a model learns from."""
+
+    labelled: NDArray[np.int64]
+    others: NDArray[np.int64]
 
 
 def _interval(estimate: Estimate) -> Interval:

@@ -32,6 +32,8 @@ class Population:
     """[N, D]"""
     labels: Index
     """[N]"""
+    pool: bool = False
+    """Whether images without labels teach, too."""
 
 
 def embed(
@@ -64,8 +66,7 @@ def derived(cifar10: Population) -> list[Population]:
     animals = np.isin(cifar10.labels, LIVING)
     pets = np.isin(cifar10.labels, (CAT, DOG))
     random = np.random.default_rng(0)
-    wrong = random.random(len(animals)) < NOISE
-    noisy = np.where(wrong, random.integers(0, 10, len(animals)), cifar10.labels)
+    noisy = _noisy(cifar10.labels, random)
     tail = random.random(len(animals)) < TAIL**cifar10.labels
 
     def made(name: str, labels: Index, rows: Callable[[Rows], Rows] = lambda x: x) -> Population:
@@ -79,3 +80,27 @@ def derived(cifar10: Population) -> list[Population]:
         made("noisy-labels", noisy),
         made("long-tail", cifar10.labels[tail], lambda x: x[tail]),
     ]
+
+
+def taught(trashnet: Population, cifar10: Population) -> list[Population]:
+    """Photos, with six classes, and with noisy labels; the photos without a label teach, too."""
+    animals = np.isin(cifar10.labels, LIVING)
+    six = np.searchsorted(LIVING, cifar10.labels[animals])
+    found = [
+        trashnet,
+        cifar10,
+        Population(f"{cifar10.name}-animals", cifar10.features[animals], six),
+    ]
+    found += [
+        replace(one, name=f"{one.name}-noisy-labels", labels=_noisy(one.labels))
+        for one in (trashnet, cifar10)
+    ]
+    return [replace(one, pool=True) for one in found]
+
+
+def _noisy(labels: Index, random: np.random.Generator | None = None) -> Index:
+    random = np.random.default_rng(0) if random is None else random
+    wrong = random.random(len(labels)) < NOISE
+    others = random.integers(0, int(labels.max()) + 1, len(labels))
+    found: Index = np.where(wrong, others, labels)
+    return found

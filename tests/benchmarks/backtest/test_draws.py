@@ -8,9 +8,12 @@ from sklearn.datasets import load_digits
 from sklearn.linear_model import Ridge
 
 from labelcurve.benchmarks.backtest.__main__ import rows
-from labelcurve.benchmarks.backtest.draws import HEADER, Draw, Interval, draw, row
+from labelcurve.benchmarks.backtest.draws import HEADER, HELD_OUT, Draw, Interval, draw, row
+from labelcurve.benchmarks.backtest.populations import Population
 from labelcurve.training.forecast import head
 from labelcurve.training.forecast.advice import Answer
+from labelcurve.training.models import propagation
+from labelcurve.training.models.linear_head import fit_linear
 
 
 def made(answer: Answer, then: float, true_then: float, true_now: float = 0.80) -> Draw:
@@ -74,8 +77,9 @@ def test_a_row_a_population_and_number_of_labels_then_one_for_few_and_one_for_ma
 def test_a_draw_learns_from_both_numbers_of_labels_and_is_true_on_all_others() -> None:
     digits = load_digits()
     features = digits.data.astype(np.float32)
-    found = draw("digits", features, digits.target, 200, 500, seed=3)
-    assert found == draw("digits", features, digits.target, 200, 500, seed=3)
+    population = Population("digits", features, digits.target)
+    found = draw(population, 200, 500, seed=3)
+    assert found == draw(population, 200, 500, seed=3)
     assert found.held_out == 1797 - 700
     assert found.then.low < found.then.value < found.then.high
     # The truth again, by scikit-learn.
@@ -87,3 +91,20 @@ def test_a_draw_learns_from_both_numbers_of_labels_and_is_true_on_all_others() -
     accuracy = (fitted.predict(scaled[test]).argmax(axis=1) == digits.target[test]).mean()
     assert found.true_then == pytest.approx(accuracy, abs=0.002)
     assert found.true_now < found.true_then
+
+
+def test_with_a_pool_the_others_teach_and_as_many_images_are_held_out() -> None:
+    digits = load_digits()
+    features, labels = digits.data.astype(np.float32), digits.target
+    found = draw(Population("digits", features, labels, pool=True), 100, 200, seed=3)
+    assert found.held_out == HELD_OUT
+    # The truth again, as `train` fits its head.
+    order = np.random.default_rng([3, 100]).permutation(1797)
+    seen, test = order[:-HELD_OUT], order[-HELD_OUT:]
+    for n, true in ((100, found.true_now), (300, found.true_then)):
+        pool = propagation.Pool(features[seen], labels[seen[:n]])
+        own = fit_linear(features[seen[:n]], labels[seen[:n]], 10, seed=3)
+        logits = pool.learned(own).logits(features[test])
+        assert (logits.argmax(axis=1) == labels[test]).mean() == pytest.approx(true)
+    alone = draw(Population("digits", features, labels), 100, 200, seed=3)
+    assert found.now.value > alone.now.value

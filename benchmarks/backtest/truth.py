@@ -1,0 +1,49 @@
+"""The accuracy that a classifier of frozen features has in truth, on images held out."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from labelcurve.training.data import fractions
+from labelcurve.training.data.source import Index
+from labelcurve.training.forecast import head
+from labelcurve.training.forecast.head import Rows
+from labelcurve.training.models import propagation
+from labelcurve.training.models.linear_head import fit_linear
+from labelcurve.training.recipes import TAUGHT, TUNED_FROM
+
+Numbers = NDArray[np.int64]
+
+
+def of_ridge(features: Rows, labels: Index, train: Numbers, test: Numbers) -> float:
+    """Accuracy of the classifier that `plan` measures with.
+
+    Args:
+        features: [N, D]
+        labels: [N]
+        train: rows to learn from.
+        test: rows to judge on.
+    """
+    scaled = head.standardise(features, features[train])
+    fitted = head.fit(scaled[train], labels[train], int(labels.max()) + 1)
+    return float((fitted.scores(scaled[test]).argmax(axis=1) == labels[test]).mean())
+
+
+def of_train(
+    features: Rows, labels: Index, train: Numbers, others: Numbers, test: Numbers, seed: int
+) -> float:
+    """Accuracy of the linear head that `train` fits to photos; the arguments as for `of_ridge`.
+
+    Args:
+        others: rows without labels, from which it learns where labels are few.
+        seed: of its cross-validation.
+    """
+    fitted = fit_linear(features[train], labels[train], int(labels.max()) + 1, seed=seed)
+    if len(train) < TUNED_FROM and len(others):
+        taught = np.concatenate([train, fractions.spread(others, TAUGHT)])
+        pool = propagation.Pool(features[taught], labels[train])
+        trial = pool.tried(fitted, seed)
+        if trial is None or not trial.worse:
+            fitted = pool.learned(fitted)
+    return float((fitted.logits(features[test]).argmax(axis=1) == labels[test]).mean())
