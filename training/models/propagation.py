@@ -23,6 +23,8 @@ from labelcurve.training.learning.metrics import paired_error
 from labelcurve.training.models.linear_head import FOLDS, LinearHead, fit_linear, moments
 
 NEIGHBOURS = 5
+CANDIDATES = 30
+"""Images that are nearest by features, of which `NEIGHBOURS` are taken by features and answers."""
 EXPONENT = 3
 """Of the cosine of two images' features, as the weight of their edge."""
 SPREADING = 0.85
@@ -57,31 +59,55 @@ class Trial:
 
 
 class Neighbours:
-    """The graph of nearest neighbours of images.
+    """The nearest images of each image.
 
     Args:
         features: float32 [N, D], at least two rows.
-        answers: whose likeness counts as much as that of the features, where they are given.
     """
 
-    def __init__(self, features: NDArray[np.float32], answers: Answers | None = None) -> None:
-        from sklearn.neighbors import kneighbors_graph
-        from sklearn.preprocessing import normalize
+    def __init__(self, features: NDArray[np.float32]) -> None:
+        from sklearn.neighbors import NearestNeighbors
 
         mean, scale = moments(features)
         points = (features - mean) / scale
+        search = NearestNeighbors(metric="cosine", algorithm="brute").fit(points)
+        distances, self._near = search.kneighbors(n_neighbors=min(CANDIDATES, len(points) - 1))
+        self._cosines = (1 - distances).astype(np.float32)
+        """[N, C], of the images `_near`, whose rows are [N, C], too."""
+
+    def graph(self, answers: Answers | None = None) -> Graph:
+        """The graph of the nearest of them.
+
+        Args:
+            answers: [N, K], whose likeness counts as much as that of the features, where given.
+        """
+        cosines = self._cosines
         if answers is not None:
             log = np.log(np.maximum(answers, 1e-12))
-            # Of rows of two parts at unit length the cosine is the mean of two cosines.
-            points = np.concatenate([normalize(points), normalize(log - log.mean(axis=0))], axis=1)
-        near = min(NEIGHBOURS, len(features) - 1)
-        # scikit-learn gives the cosine distance, which is one minus the cosine.
-        edges = kneighbors_graph(points, near, mode="distance", metric="cosine")
-        edges.data = np.maximum(1 - edges.data, 0) ** EXPONENT
-        edges = (edges + edges.T) / 2
-        degree = np.asarray(edges.sum(axis=1)).ravel()
+            log -= log.mean(axis=0)
+            log /= np.maximum(np.linalg.norm(log, axis=1, keepdims=True), 1e-12)
+            # Of vectors of two parts at unit length the cosine is the mean of two cosines.
+            cosines = (cosines + np.einsum("nk,nck->nc", log, log[self._near])) / 2
+        n, near = len(cosines), min(NEIGHBOURS, cosines.shape[1])
+        best = np.argpartition(-cosines, near - 1, axis=1)[:, :near]
+        weights = np.maximum(np.take_along_axis(cosines, best, axis=1), 0) ** EXPONENT
+        columns = np.take_along_axis(self._near, best, axis=1)
+        ends = np.arange(0, n * near + 1, near)
+        edges = sparse.csr_array((weights.ravel(), columns.ravel(), ends), shape=(n, n))
+        return Graph((edges + edges.T) / 2)
+
+
+class Graph:
+    """Images and the weights between them.
+
+    Args:
+        weights: symmetric [N, N], none negative.
+    """
+
+    def __init__(self, weights: sparse.csr_array) -> None:
+        degree = np.asarray(weights.sum(axis=1)).ravel()
         root = sparse.diags_array(1 / np.sqrt(np.maximum(degree, 1e-12)))
-        self._edges = sparse.csr_array(root @ edges @ root)
+        self._edges = sparse.csr_array(root @ weights @ root)
 
     def spread(self, answers: Answers, rows: Index, labels: Index) -> Answers:
         """The answers after propagation, float32 [N, K]; rows with a label have that.
@@ -112,14 +138,14 @@ class Pool:
     def __init__(self, features: NDArray[np.float32], labels: Index) -> None:
         self._features, self._labels = features, labels
         self._rows = np.arange(len(labels))
-        self._graph = Neighbours(features)
+        self._near = Neighbours(features)
 
     def learned(self, head: LinearHead) -> LinearHead:
         """The head, fitted on the labels, that has learned the answers to all images as well."""
-        graph, answers = self._graph, probabilities(head, self._features)
+        graph, answers = self._near.graph(), probabilities(head, self._features)
         for number in range(PASSES):
             if number:
-                graph = Neighbours(self._features, probabilities(head, self._features))
+                graph = self._near.graph(probabilities(head, self._features))
             answers = graph.spread(answers, self._rows, self._labels)
             weight, bias = _fit(self._features, answers)
             head = replace(head, weight=weight, bias=bias)
@@ -137,7 +163,7 @@ class Pool:
         """
         from sklearn.model_selection import StratifiedKFold
 
-        labels, n_classes = self._labels, len(head.bias)
+        labels, n_classes, graph = self._labels, len(head.bias), self._near.graph()
         folds = min(FOLDS, int(np.bincount(labels, minlength=n_classes).min()))
         if folds < 2:
             return None
@@ -153,7 +179,7 @@ class Pool:
                 balanced=head.balanced,
             )
             before = probabilities(own, self._features)
-            after = self._graph.spread(before, learn, labels[learn])
+            after = graph.spread(before, learn, labels[learn])
             right[0, held], right[1, held] = (
                 answers[held].argmax(axis=1) == labels[held] for answers in (before, after)
             )
