@@ -63,6 +63,7 @@ OPTIONAL = {
     "suggest": "docs/labelling.md",
     "audit": "docs/labels.md",
     "backtest": "docs/plan.md",
+    "backtest-unlabelled": "docs/plan.md",
     "lcdb": "docs/plan.md",
     "photos": "docs/photos.md",
     "distillation": "docs/photos.md",
