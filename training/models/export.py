@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from copy import deepcopy
 from itertools import product
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -22,6 +23,7 @@ from labelcurve.bundle import cuda, preprocess
 from labelcurve.bundle.errors import ExportError
 from labelcurve.bundle.manifest import Parity
 from labelcurve.training.data.stored import Images
+from labelcurve.training.models import traces
 from labelcurve.training.models.backbones import Group, Network
 
 BATCH_SIZES = (1, 2, 7, 32)
@@ -29,6 +31,8 @@ TOLERANCE = 1e-4
 """Largest allowed difference of a probability."""
 TIE = 5e-6
 """Of classes whose probabilities differ by less, either is top-1: float32 rounds that much."""
+GRAPHS = "graphs"
+"""Folder of the cache."""
 GPU = "CUDAExecutionProvider"
 PARITY_IMAGES = 1000
 """Validation images that the gate compares at least, or all where there are fewer."""
@@ -51,12 +55,20 @@ class Served(nn.Module):
         return torch.softmax(logits / self.temperature, dim=1), embedding
 
 
-def to_onnx(served: Served, size: int, class_names: tuple[str, ...]) -> bytes:
+def to_onnx(
+    served: Served, size: int, class_names: tuple[str, ...], cache: Path | None = None
+) -> bytes:
     """The graph as one ONNX file with a dynamic batch axis and the class names in its metadata.
 
     The same weights give the same bytes: traces with paths and source lines are removed. A network
-    of an architecture that this process has traced before is its graph with other weights, which
-    takes a small part of the time; that it is the same function is for the parity gate to prove.
+    of an architecture that was traced before is its graph with other weights, which takes a small
+    part of the time; that it is the same function is for the parity gate to prove.
+
+    Args:
+        served: the network.
+        size: side of the images in pixels.
+        class_names: of the classifier.
+        cache: folder that keeps what was traced for other processes; None keeps it for this one.
     """
     folded = deepcopy(served).cpu().eval()
     for module in list(folded.modules()):
@@ -66,9 +78,13 @@ def to_onnx(served: Served, size: int, class_names: tuple[str, ...]) -> bytes:
     architecture = f"{folded} {size}"
     # The exporter leaves out what adds 0 or divides by 1: then the graph is one of these weights.
     ordinary = not any(np.ptp(w) == 0 and w.flat[0] in (0, 1) for w in weights.values())
+    known = _traced.get(architecture) if ordinary else None
+    if ordinary and known is None and cache is not None:
+        known = traces.read(cache / GRAPHS, architecture)
     model = onnx.ModelProto()
-    if ordinary and architecture in _traced:
-        model.CopyFrom(_traced[architecture])
+    if known is not None:
+        model.CopyFrom(known)
+        _traced[architecture] = known
         for found in model.graph.initializer:
             if found.name in weights:
                 found.raw_data = weights[found.name].tobytes()
@@ -79,6 +95,8 @@ def to_onnx(served: Served, size: int, class_names: tuple[str, ...]) -> bytes:
         if ordinary and all(held.get(name) == w.tobytes() for name, w in weights.items()):
             _traced[architecture] = onnx.ModelProto()
             _traced[architecture].CopyFrom(model)
+            if cache is not None:
+                traces.keep(cache / GRAPHS, architecture, model, weights)
     onnx.helper.set_model_props(model, {"class_names": json.dumps(list(class_names))})
     onnx.checker.check_model(model, full_check=True)
     return bytes(model.SerializeToString(deterministic=True))

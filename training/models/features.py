@@ -61,7 +61,7 @@ def features(
         (cache or default_cache()) / "features" / key,
         network.dim,
         split,
-        lambda rows: _embedded(network, split, rows, device),
+        lambda rows: _embedded(network, split, rows, device, cache or default_cache()),
         on_progress,
     )
 
@@ -102,7 +102,7 @@ def kept(
 
 
 def _embedded(
-    network: Network, split: Split, rows: NDArray[np.int64], device: Device
+    network: Network, split: Split, rows: NDArray[np.int64], device: Device, cache: Path
 ) -> Iterator[Computed]:
     """Batches of rows with their embedding."""
     network.eval()
@@ -111,7 +111,8 @@ def _embedded(
     batch = min(64, max(1, (8 if on_cpu else 64) * 224**2 // size**2))
     if on_cpu:
         classes = tuple(str(i) for i in range(network.classifier.out_features))
-        graph = export.to_onnx(export.Served(network, 1.0), size, classes)
+        # Any temperature but 1, which the exporter would leave out of the graph.
+        graph = export.to_onnx(export.Served(network, 2.0), size, classes, cache)
         runtime = export.session(graph, torch.get_num_threads())
     else:
         network.to(device.device)

@@ -269,6 +269,7 @@ class ModelRun:
             preset=command.preset,
             test=command.test,
             device=self.device,
+            cache=command.cache,
             extractor=command.extractor,
             commit=command.commit,
             n_unlabelled=self.n_unlabelled,

@@ -65,6 +65,8 @@ class Circumstances:
     test: bool
     """Whether to measure on the test images."""
     device: Device
+    cache: Path | None
+    """As for `train`."""
     extractor: Extractor | None
     commit: str | None
     n_unlabelled: int
@@ -236,7 +238,8 @@ def _exported(
 ) -> tuple[bytes, Parity]:
     """The graph, and the proof of the parity gate that it is the same function."""
     served = export.Served(result.network, temperature)
-    graph = export.to_onnx(served, images.size, images.class_names)
+    cache = about.cache or dataset.default_cache()
+    graph = export.to_onnx(served, images.size, images.class_names, cache)
     # The gate may look at held-out images beyond the fraction: it uses no label.
     checked = images.train.take(fractions.spread(cell.subset.val_pool, export.PARITY_IMAGES))
     files = checks.unchanged(about.source, checked)
