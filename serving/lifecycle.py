@@ -109,7 +109,11 @@ def describe(root: Path) -> dict[str, Any]:
         versions = [_version(root / name / each) for each in found.versions]
         versions.sort(key=lambda each: (each["started"] or "", each["version"]), reverse=True)
         now = next((each for each in versions if each["version"] == found.current), None)
-        error = found.error or (None if now else f"no version and no link `{store.CURRENT}` to it")
+        error = found.error
+        if error is None and found.current is None:
+            error = f"no version and no link `{store.CURRENT}` to it"
+        elif error is None and now is None:
+            error = f"the link `{store.CURRENT}` leads to {found.current}, which is not there"
         if now and now["error"] is None:
             labels[name] = _n_labels(now)
         models.append(

@@ -171,3 +171,16 @@ def test_remove_without_a_terminal_needs_yes(root: Path) -> None:
     assert done.returncode == 1
     assert "add --yes" in done.stderr
     assert (root / "digits-10").exists()
+
+
+def test_why_a_model_has_no_current_version_is_said(root: Path) -> None:
+    (root / "digits-10" / store.CURRENT).unlink()
+    link = root / "digits-50" / store.CURRENT
+    link.unlink()
+    link.symlink_to("000000000000")
+    errors = {each["name"]: each["error"] for each in describe(root)["models"]}
+    assert errors == {
+        "digits-10": "no version and no link `current` to it",
+        "digits-50": "the link `current` leads to 000000000000, which is not there",
+        "digits-100": None,
+    }
