@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from labelcurve.bundle.manifest import Choice
 from labelcurve.training import recipes
@@ -29,6 +30,9 @@ WAITS = {"_local_scalar_dense", "nonzero", "masked_select", "is_nonzero", "linal
 """A GPU's answer is needed before the next operation can begin."""
 
 FREE = {"empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "detach"}
+
+PRODUCTS = {"mm", "addmm", "bmm", "baddbmm", "convolution", "convolution_backward"}
+"""Computed in fp32: a processor without bf16 arithmetic takes minutes for them."""
 
 PRETRAINING, FINETUNING = 857, 713
 """Operations of a step before they were counted: both waited, 20 and 12 times."""
@@ -55,7 +59,16 @@ class Counted(TorchDispatchMode):
         )
         if name in WAITS or by_mask:
             self.waits.append(f"{name} by a mask" if by_mask else name)
-        return func(*args, **(kwargs or {}))
+        if name not in PRODUCTS:
+            return func(*args, **(kwargs or {}))
+        wide = tree_map_only(torch.Tensor, torch.Tensor.float, (args, kwargs or {}))
+        found = func(*wide[0], **wide[1])
+        narrow = any(t.dtype is torch.bfloat16 for t in tree_leaves(args) if _is_tensor(t))
+        return tree_map_only(torch.Tensor, torch.Tensor.bfloat16, found) if narrow else found
+
+
+def _is_tensor(value: object) -> TypeGuard[torch.Tensor]:
+    return isinstance(value, torch.Tensor)
 
 
 def _launches(name: str, args: Sequence[Any]) -> int:
