@@ -38,7 +38,7 @@ class Options:
     """As for `train --extractor`, at 224 pixels."""
     unlabelled: bool = False
     """Draw from photos alone, those of TrashNet and of CIFAR-10 at 96 pixels, embedded by
-    --trashnet-extractor; the photos without a label teach, too."""
+    --trashnet-extractor; the truth is that of `train`, whose head learns from the others, too."""
     draws: int = 20
     """Draws per data set and number of labels."""
     images: int = 20_000

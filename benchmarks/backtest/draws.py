@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
 from labelcurve.benchmarks.backtest import truth
@@ -82,22 +80,17 @@ def draw(population: Population, n_labels: int, more: int, seed: int) -> Draw:
     taught = population.pool
     end = len(order) - HELD_OUT if taught else n_labels + more
     test = order[end:]
-    now, then = (_Parts(order[:n], order[n:end]) for n in (n_labels, n_labels + more))
-    seen = np.concatenate([now.labelled, now.others]) if taught else now.labelled
-    scaled = head.standardise(features[seen])
+    now = order[:n_labels]
     measured = measurement.cross_validate(
-        scaled[:n_labels],
-        labels[now.labelled],
-        int(labels.max()) + 1,
-        others=scaled[n_labels:] if taught else None,
-        seed=seed,
+        head.standardise(features[now]), labels[now], int(labels.max()) + 1, seed=seed
     )
     advice = advise(measured.points(), more, BAR)
 
-    def accuracy(parts: _Parts) -> float:
+    def accuracy(n: int) -> float:
+        train, others = order[:n], order[n:end]
         if taught:
-            return truth.of_train(features, labels, parts.labelled, parts.others, test, seed)
-        return truth.of_ridge(features, labels, parts.labelled, test)
+            return truth.of_train(features, labels, train, others, test, seed)
+        return truth.of_ridge(features, labels, train, test)
 
     return Draw(
         population=population.name,
@@ -110,17 +103,9 @@ def draw(population: Population, n_labels: int, more: int, seed: int) -> Draw:
         now=_interval(advice.accuracy_now),
         then=_interval(advice.accuracy_then),
         gain=_interval(advice.gain),
-        true_now=accuracy(now),
-        true_then=accuracy(then),
+        true_now=accuracy(n_labels),
+        true_then=accuracy(n_labels + more),
     )
-
-
-@dataclass(frozen=True)
-class _Parts:
-    """Rows of a population that a model learns from."""
-
-    labelled: NDArray[np.int64]
-    others: NDArray[np.int64]
 
 
 def _interval(estimate: Estimate) -> Interval:

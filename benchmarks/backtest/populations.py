@@ -33,7 +33,7 @@ class Population:
     labels: Index
     """[N]"""
     pool: bool = False
-    """Whether images without labels teach, too."""
+    """Whether in truth images without labels teach, too, as `train` has it."""
 
 
 def embed(

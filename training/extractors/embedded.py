@@ -13,7 +13,6 @@ import torch
 from labelcurve.training.audit.options import AuditOptions
 from labelcurve.training.data import dataset
 from labelcurve.training.data.dataset import Data
-from labelcurve.training.data.source import Index
 from labelcurve.training.data.sources import Selection
 from labelcurve.training.extractors import choice, photos
 from labelcurve.training.extractors.choice import Wanted
@@ -31,8 +30,6 @@ PRETRAINING = 300.0
 """Seconds that an extractor, where none is there, is learned in at the most."""
 
 
-NONE: Index = np.zeros(0, np.int32)
-
 Chosen = TypeVar("Chosen", bound=EmbeddingOptions)
 Labelled = TypeVar("Labelled", PlanOptions, AuditOptions)
 
@@ -41,10 +38,7 @@ def load_labelled(options: Labelled, skip_unreadable: bool) -> tuple[Data, Label
     """The labelled images and those of `--unlabelled`, as `load`."""
     selection = Selection(options.data, options.layout, options.label_column, options.unlabelled)
     images, options = load(selection, options, skip_unreadable)
-    learns = options.extractor == "auto" or (
-        isinstance(options, PlanOptions) and options.extractor.startswith(LIBRARIES)
-    )
-    if options.unlabelled is not None and not learns:
+    if options.unlabelled is not None and options.extractor != "auto":
         say(f"--unlabelled is not used: --extractor {options.extractor} learns nothing from it")
     turn = "" if images.test_given else ", each of them test in turn"
     say(f"data: {images.name}, {images.n_labels:,} labels{turn}, {images.size} px")
@@ -91,8 +85,6 @@ class Embedded:
     extractor: Extractor | None
     parts: tuple[Rows, Rows]
     """Training and test images, float32 [N, D] each."""
-    others: Rows
-    """Images without labels, float32 [M, D]."""
     seconds: float
     """Time that embedding took."""
 
@@ -102,24 +94,14 @@ class Embedded:
         return "an untrained network" if self.extractor is None else self.extractor.path.name
 
 
-def embed_labelled(
-    options: PlanOptions | AuditOptions, images: Data, others: Index = NONE
-) -> Embedded:
-    """Embeds the labelled images with the extractor of `--extractor`, on `--device`.
-
-    Args:
-        images: labelled or not.
-        others: rows of training images to embed as well.
-    """
+def embed_labelled(options: PlanOptions | AuditOptions, images: Data) -> Embedded:
+    """Embeds the labelled images with the extractor of `--extractor`, on `--device`."""
     device = choose(options.device)
     extractor = obtain(options, images, device, flip=options.data != "digits")
-    labelled = images.labelled()
-    n = len(labelled.train)
-    every = replace(labelled, train=labelled.train.joined(images.train.take(others)))
+    images = images.labelled()
     began = time.monotonic()
-    train, test = embedding(every, extractor, options.extractor, device, options.cache)
-    seconds = time.monotonic() - began
-    return Embedded(labelled, extractor, (train[:n], test), train[n:], seconds)
+    parts = embedding(images, extractor, options.extractor, device, options.cache)
+    return Embedded(images, extractor, parts, time.monotonic() - began)
 
 
 def network_for(images: Data, extractor: Extractor | None, name: str) -> Network:

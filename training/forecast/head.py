@@ -50,36 +50,8 @@ class Head:
         return found
 
 
-class Ridge:
-    """The regression on some images, factorised once for any targets.
-
-    It is over features or over images, whichever are fewer.
-
-    Args:
-        features: [M, D], as `standardise` gives them.
-    """
-
-    def __init__(self, features: Rows) -> None:
-        self._mean = features.mean(axis=0)
-        self._x = x = features - self._mean
-        self._few = len(x) <= x.shape[1]
-        squares = x @ x.T if self._few else x.T @ x
-        squares[np.diag_indices_from(squares)] += PENALTY
-        self._factor = cho_factor(squares, overwrite_a=True, check_finite=False)
-
-    def fit(self, targets: Rows) -> Head:
-        """The head whose scores are nearest to the targets, [M, C] from -1 to 1."""
-        bias = targets.mean(axis=0)
-        x, y = self._x, targets - bias
-        if self._few:
-            weights = x.T @ cho_solve(self._factor, y, check_finite=False)
-        else:
-            weights = cho_solve(self._factor, x.T @ y, check_finite=False)
-        return Head(weights, bias - self._mean @ weights)
-
-
 def fit(features: Rows, labels: Index, n_classes: int) -> Head:
-    """Fits a head on labels.
+    """Fits a head, over features or over images, whichever are fewer.
 
     Args:
         features: [M, D], as `standardise` gives them.
@@ -88,4 +60,14 @@ def fit(features: Rows, labels: Index, n_classes: int) -> Head:
     """
     targets = np.full((len(labels), n_classes), -1, np.float32)
     targets[np.arange(len(labels)), labels] = 1
-    return Ridge(features).fit(targets)
+    mean, bias = features.mean(axis=0), targets.mean(axis=0)
+    x, y = features - mean, targets - bias
+    few = len(x) <= x.shape[1]
+    squares = x @ x.T if few else x.T @ x
+    squares[np.diag_indices_from(squares)] += PENALTY
+    factor = cho_factor(squares, overwrite_a=True, check_finite=False)
+    if few:
+        weights = x.T @ cho_solve(factor, y, check_finite=False)
+    else:
+        weights = cho_solve(factor, x.T @ y, check_finite=False)
+    return Head(weights, bias - mean @ weights)

@@ -12,7 +12,6 @@ from labelcurve.training.data.source import Index
 from labelcurve.training.forecast import head, sampling
 from labelcurve.training.forecast.head import Head, Rows
 from labelcurve.training.forecast.law import LUCK, Points
-from labelcurve.training.forecast.pool import Pool
 
 FOLDS = 10
 REPEATS = 3
@@ -64,7 +63,6 @@ def cross_validate(
     labels: Index,
     n_classes: int,
     *,
-    others: Rows | None = None,
     seed: int = 0,
     progress: Progress = _ignore,
 ) -> Measured:
@@ -74,8 +72,6 @@ def cross_validate(
         features: [N, D], as `head.standardise` gives them.
         labels: [N]
         n_classes: C
-        others: [M, D], images without labels. At every size all images that are not test teach:
-            these, and those whose label is not among so many.
         seed: of folds and subsets.
         progress: receives the share that is done.
     """
@@ -88,9 +84,9 @@ def cross_validate(
         for k in range(FOLDS):
             test, train = np.flatnonzero(fold == k), np.flatnonzero(fold != k)
             train = train[sampling.order(labels[train], random)]
-            learner = _Learner(features[train], labels[train], n_classes, others)
             for j, size in enumerate(sizes):
-                fitted = learner.fit(_stretch(len(train), int(size), random))
+                rows = _stretch(train, int(size), random)
+                fitted = head.fit(features[rows], labels[rows], n_classes)
                 wrong[repeat, test, j] = _wrong(fitted, features[test], labels[test])
             progress((repeat * FOLDS + k + 1) / SUBSETS)
     return Measured(sizes, wrong, len(labels))
@@ -102,7 +98,6 @@ def hold_out(
     n_classes: int,
     test: tuple[Rows, Index],
     *,
-    others: Rows | None = None,
     seed: int = 0,
     progress: Progress = _ignore,
 ) -> Measured:
@@ -112,49 +107,26 @@ def hold_out(
         features: [N, D], as `head.standardise` gives them.
         labels: [N]
         n_classes: C
-        test: features [T, D] and labels [T] of the test split.
-        others: [M, D], as for `cross_validate`.
+        test: features [M, D] and labels [M] of the test split.
         seed: of the subsets.
         progress: receives the share that is done.
     """
     random = np.random.default_rng(seed)
     sizes = sampling.sizes(len(labels), n_classes)
     wrong = np.zeros((SUBSETS, len(test[1]), len(sizes)), np.bool_)
-    learner = _Learner(features, labels, n_classes, others)
     for repeat in range(SUBSETS):
         train = sampling.order(labels, random)
         for j, size in enumerate(sizes):
-            fitted = learner.fit(train[_stretch(len(train), int(size), random)])
+            rows = _stretch(train, int(size), random)
+            fitted = head.fit(features[rows], labels[rows], n_classes)
             wrong[repeat, :, j] = _wrong(fitted, *test)
         progress((repeat + 1) / SUBSETS)
     return Measured(sizes, wrong, len(labels))
 
 
-class _Learner:
-    """Fits heads on subsets of some labels.
-
-    Args:
-        features: [N, D]
-        labels: [N]
-        n_classes: C
-        others: [M, D], images without labels; None fits on the labels of a subset alone.
-    """
-
-    def __init__(self, features: Rows, labels: Index, n_classes: int, others: Rows | None) -> None:
-        self._features, self._labels, self._n_classes = features, labels, n_classes
-        self._pool = None if others is None else Pool(np.concatenate([features, others]))
-
-    def fit(self, rows: NDArray[np.int64]) -> Head:
-        """The head of the labels of some rows, [S]."""
-        labels = self._labels[rows]
-        if self._pool is None:
-            return head.fit(self._features[rows], labels, self._n_classes)
-        return self._pool.fit(rows, labels, self._n_classes)
-
-
-def _stretch(n: int, size: int, random: np.random.Generator) -> NDArray[np.int64]:
-    first = int(random.integers(0, n - size + 1))
-    return np.arange(first, first + size)
+def _stretch(rows: NDArray[np.int64], size: int, random: np.random.Generator) -> NDArray[np.int64]:
+    first = int(random.integers(0, len(rows) - size + 1))
+    return rows[first : first + size]
 
 
 def _wrong(fitted: Head, features: Rows, labels: Index) -> NDArray[np.bool_]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -15,9 +16,9 @@ from labelcurve.training.data import fractions
 from labelcurve.training.data.dataset import Data
 from labelcurve.training.data.source import UNLABELLED, Index
 from labelcurve.training.extractors import choice, embedded
-from labelcurve.training.extractors.embedded import Embedded
 from labelcurve.training.forecast import head, measurement
 from labelcurve.training.forecast.advice import REACH, Advice, TargetLabels, advise, sentences
+from labelcurve.training.forecast.head import Rows
 from labelcurve.training.forecast.law import Points
 from labelcurve.training.forecast.measurement import FOLDS, REPEATS, SUBSETS, Measured
 from labelcurve.training.forecast.options import PlanOptions
@@ -53,11 +54,11 @@ def run(options: PlanOptions, start: float | None = None) -> dict[str, Any]:
             f"{options.data} has {images.n_labels} labels to learn from: a forecast takes "
             f"{FEWEST} and more"
         )
-    others, doubts = _others(options, images)
-    rows = embedded.embed_labelled(options, images, others)
+    doubts = _unlabelled(options, images)
+    rows = embedded.embed_labelled(options, images)
     images, began = rows.images, time.monotonic()
     with Bar("curve") as bar:
-        measured = _measure(rows, options.seed, bar)
+        measured = _measure(images, rows.parts, options.seed, bar)
     points = measured.points()
     advice = advise(points, options.more, options.bar, options.target)
     done = time.monotonic()
@@ -71,59 +72,40 @@ def run(options: PlanOptions, start: float | None = None) -> dict[str, Any]:
         "curve": done - began,
         "all": done - start,
     }
-    details = _details(options, rows, measured, seconds)
+    details = _details(options, images, rows.source, measured, seconds)
     doubts += choice.doubts(rows.extractor, images)
     files.write_out(options.out, page(advice, points, [*said, *doubts], details))
     say(f"wrote {options.out}, {duration(time.monotonic() - start)}")
-    return document(
-        advice, points, options.price_per_label, len(rows.others), time.monotonic() - start
-    )
+    return document(advice, points, options.price_per_label, time.monotonic() - start)
 
 
-def _others(options: PlanOptions, images: Data) -> tuple[Index, tuple[str, ...]]:
-    """Rows of images without labels that teach at every size, and a warning where none do.
-
-    They teach where `train` learns from them, if they are as many as the labels: of fewer the
-    images whose label a small size leaves out would be the most, and make too much of it.
-    """
+def _unlabelled(options: PlanOptions, images: Data) -> tuple[str, ...]:
+    """What images without labels do in `train` and not in a forecast, as a note."""
     labels = images.train.labels[images.train.labels != UNLABELLED]
-    rows = np.flatnonzero(images.train.labels == UNLABELLED).astype(np.int32)
+    n = min(TAUGHT, len(images.train) - len(labels))
     n_labels = sum(fractions.counts(int(own), 1.0)[0] for own in np.bincount(labels))
     pretrained = options.extractor.startswith(LIBRARIES)
-    if not (len(rows) and pretrained and n_labels < TUNED_FROM):
-        return rows[:0], ()
-    taught = fractions.spread(rows, TAUGHT)
-    if len(taught) >= images.n_labels:
-        return taught, ()
-    doubt = (
-        f"`train` learns from {counted(len(taught), 'image')} without labels, too, and this "
-        f"forecast does not: it takes as many as there are labels, {images.n_labels:,}. They raise "
-        "accuracy most where labels are few, so the gain that more labels bring is smaller than it "
-        "says here, by some points (docs/photos.md)"
+    if not (n and pretrained and n_labels < TUNED_FROM):
+        return ()
+    note = (
+        f"`train` learns from {counted(n, 'image')} without labels, too, and this forecast does "
+        "not: with few labels the models of `train` start some points higher, and what more labels "
+        "gain is about the same (docs/plan.md)"
     )
-    say(f"WARNING: {doubt}")
-    return rows[:0], (doubt,)
+    say(note)
+    return (note,)
 
 
 def document(
-    advice: Advice,
-    points: Points,
-    price_per_label: float | None,
-    n_unlabelled: int,
-    seconds: float,
+    advice: Advice, points: Points, price_per_label: float | None, seconds: float
 ) -> dict[str, Any]:
-    """The result: accuracies as shares, gains in points of 100.
-
-    Args:
-        n_unlabelled: images without labels that taught at every size.
-    """
+    """The result: accuracies as shares, gains in points of 100."""
     price = None if price_per_label is None else advice.more * price_per_label
     forecast = advice.failed_check is None
     return {
         "answer": advice.answer,
         "n_labels": advice.n_labels,
         "more": advice.more,
-        "n_unlabelled": n_unlabelled,
         "accuracy_now": asdict(advice.accuracy_now),
         "accuracy_then": asdict(advice.accuracy_then) if forecast else None,
         "gain": asdict(advice.gain) if forecast else None,
@@ -143,47 +125,37 @@ def document(
     }
 
 
-def _measure(rows: Embedded, seed: int, bar: Bar) -> Measured:
+def _measure(images: Data, parts: Sequence[Rows], seed: int, bar: Bar) -> Measured:
     """Cross-validates all labels, or takes the test split where one is given."""
     began = time.monotonic()
 
     def progress(share: float) -> None:
         bar.update(share, (time.monotonic() - began) * (1 / share - 1))
 
-    images, (train, test) = rows.images, rows.parts
-    teaching = [train] if images.test_given else [train, test]
-    n = sum(map(len, teaching))
-    every = np.concatenate([*teaching, rows.others])
-    scaled = head.standardise(every)
-    others = scaled[n:] if len(rows.others) else None
     n_classes = len(images.class_names)
     if images.test_given:
+        test = (head.standardise(parts[1], parts[0]), images.test.labels)
         return measurement.hold_out(
-            scaled[:n],
+            head.standardise(parts[0]),
             images.train.labels,
             n_classes,
-            (head.standardise(test, every), images.test.labels),
-            others=others,
+            test,
             seed=seed,
             progress=progress,
         )
     labels: Index = np.concatenate([images.train.labels, images.test.labels])
     return measurement.cross_validate(
-        scaled[:n], labels, n_classes, others=others, seed=seed, progress=progress
+        head.standardise(np.concatenate(parts)), labels, n_classes, seed=seed, progress=progress
     )
 
 
 def _details(
     options: PlanOptions,
-    rows: Embedded,
+    images: Data,
+    source: str,
     measured: Measured,
     seconds: dict[str, float],
 ) -> list[tuple[str, str]]:
-    images = rows.images
-    others = "labels alone"
-    if len(rows.others):
-        n = counted(len(rows.others), "image")
-        others = f"labels and {n} without any, the same at every size, by label propagation"
     how = f"each label was test {REPEATS} times ({FOLDS}-fold cross-validation, stratified)"
     if images.test_given:
         how = f"on the {len(images.test):,} images of the given test split"
@@ -192,9 +164,8 @@ def _details(
         ("Image size", f"{images.size} px"),
         ("Tested", how),
         ("Training sets of each size", f"{SUBSETS}"),
-        ("Features", rows.source),
+        ("Features", source),
         ("Classifier", f"linear, ridge regression, penalty {head.PENALTY:g} at every size"),
-        ("Learned from", others),
         ("Forecast", "power law and a smooth departure from it; Bayesian 95 % intervals"),
         ("Time", ", ".join(f"{name} {duration(value)}" for name, value in seconds.items())),
     ]

@@ -6,7 +6,7 @@ import io
 import json
 import logging
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from copy import deepcopy
 from itertools import product
@@ -23,7 +23,7 @@ from labelcurve.bundle import cuda, preprocess
 from labelcurve.bundle.errors import ExportError
 from labelcurve.bundle.manifest import Parity
 from labelcurve.training.data.stored import Images
-from labelcurve.training.models import traces
+from labelcurve.training.models import stages, traces
 from labelcurve.training.models.backbones import Group, Network
 
 BATCH_SIZES = (1, 2, 7, 32)
@@ -70,12 +70,10 @@ def to_onnx(
         class_names: of the classifier.
         cache: folder that keeps what was traced for other processes; None keeps it for this one.
     """
-    folded = deepcopy(served).cpu().eval()
-    for module in list(folded.modules()):
-        if isinstance(module, Group):
-            module.fold()
+    folded = _folded(served, size)
     weights = {name: tensor.numpy() for name, tensor in folded.state_dict().items()}
-    architecture = f"{folded} {size}"
+    twins = _twins(weights)
+    architecture = f"{folded} {size} {twins}"
     # The exporter leaves out what adds 0 or divides by 1: then the graph is one of these weights.
     ordinary = not any(np.ptp(w) == 0 and w.flat[0] in (0, 1) for w in weights.values())
     known = _traced.get(architecture) if ordinary else None
@@ -92,7 +90,8 @@ def to_onnx(
         model = _trace(folded, size)
         held = {found.name: found.raw_data for found in model.graph.initializer}
         # Where the exporter has changed a weight, others would not fit into its place.
-        if ordinary and all(held.get(name) == w.tobytes() for name, w in weights.items()):
+        kept = (held.get(twins.get(n, n)) == w.tobytes() for n, w in weights.items())
+        if ordinary and all(kept):
             _traced[architecture] = onnx.ModelProto()
             _traced[architecture].CopyFrom(model)
             if cache is not None:
@@ -103,6 +102,32 @@ def to_onnx(
 
 
 _traced: dict[str, onnx.ModelProto] = {}
+
+
+def _folded(served: Served, size: int) -> Served:
+    """A copy on the CPU whose batch norms are part of the convolutions, as far as they can be."""
+    found = deepcopy(served).cpu().eval()
+    for module in list(found.modules()):
+        if isinstance(module, Group):
+            module.fold()
+    network = found.network
+    if any(isinstance(module, nn.BatchNorm2d) for module in network.modules()):
+        pixels = np.random.default_rng(0).integers(0, 256, (2, 3, size, size), np.uint8)
+        network.backbone = stages.folded(
+            network.backbone, network.normalise(torch.from_numpy(pixels))
+        )
+    return found
+
+
+def _twins(weights: Mapping[str, NDArray[np.generic]]) -> dict[str, str]:
+    """Weights that are equal to an earlier one, which the exporter keeps once, and that one."""
+    first: dict[tuple[object, ...], str] = {}
+    found = {}
+    for name, weight in weights.items():
+        earlier = first.setdefault((weight.dtype, weight.shape, weight.tobytes()), name)
+        if earlier != name:
+            found[name] = earlier
+    return found
 
 
 def _trace(folded: nn.Module, size: int) -> onnx.ModelProto:

@@ -17,7 +17,7 @@ from labelcurve.bundle.errors import ExportError
 from labelcurve.serving.models.engine import BYTES_PER_PIXEL
 from labelcurve.training.data.dataset import Data, Split
 from labelcurve.training.models import export
-from labelcurve.training.models.backbones import ConvNet, Network, ReferenceNet
+from labelcurve.training.models.backbones import ConvNet, Network, ReferenceNet, build
 from labelcurve.training.models.export import Served
 
 NAMES = tuple(f"digit {i} – «{i}»" for i in range(10))
@@ -158,6 +158,47 @@ def test_a_graph_that_was_traced_before_is_filled_to_the_same_bytes(
     export.to_onnx(trained(seed=3), 8, NAMES)
     monkeypatch.setattr(export, "_trace", None)
     assert export.to_onnx(other, 8, NAMES) == alone
+
+
+def test_weights_that_are_equal_are_kept_once_and_filled_as_such(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(export, "_traced", {})
+    twin, other, third = (trained(seed=seed) for seed in (2, 3, 4))
+    for served, std in ((twin, 0.5), (third, 0.25)):
+        served.network.mean.fill_(std)
+        served.network.std.fill_(std)
+    export.to_onnx(twin, 8, NAMES)
+    images = np.random.default_rng(0).integers(0, 256, (8, 8, 8, 3), np.uint8)
+    for served in (other, third):  # of which the last is filled
+        found = export.probabilities(export.session(export.to_onnx(served, 8, NAMES)), images)
+        with torch.inference_mode():
+            assert found == pytest.approx(served(torch.from_numpy(images))[0].numpy(), abs=1e-4)
+    assert len(export._traced) == 2
+
+
+def test_batch_norm_of_a_library_is_folded_so_that_its_graph_is_kept(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(export, "_traced", {})
+    images = np.random.default_rng(0).integers(0, 256, (8, 32, 32, 3), np.uint8)
+    for number in range(2):
+        torch.manual_seed(number)
+        net = build("torchvision:resnet18", images, len(NAMES)).eval()
+        net.mean.copy_(torch.tensor([0.4, 0.5, 0.6]).view_as(net.mean))
+        net.std.copy_(torch.tensor([0.2, 0.3, 0.25]).view_as(net.std))
+        for name, tensor in net.backbone.state_dict().items():
+            if name.endswith(("bn1.weight", "bn2.weight", "downsample.1.weight", "running_var")):
+                torch.nn.init.uniform_(tensor, 0.5, 1.5)
+            elif name.endswith(("bias", "running_mean")):
+                torch.nn.init.uniform_(tensor, -0.1, 0.1)
+        served = Served(net, 1.7)
+        graph = export.to_onnx(served, 32, NAMES)
+        found = export.probabilities(export.session(graph), images)
+        with torch.inference_mode():
+            assert found == pytest.approx(served(torch.from_numpy(images))[0].numpy(), abs=1e-4)
+        monkeypatch.setattr(export, "_trace", None)  # not again
+    assert any(isinstance(module, torch.nn.BatchNorm2d) for module in net.modules())
 
 
 def test_weights_that_the_exporter_leaves_out_are_traced_anew(
