@@ -98,10 +98,9 @@ def test_train_takes_the_table(
     audited: Finished, planted: Planted, cache: Path, tmp_path: Path, flag: str
 ) -> None:
     quick = ("--image-size", "16", "--epochs", "1", "--extractor", "none", "--fraction", "1.0")
-    quick = (*quick, "--no-final")
     broken = () if flag == "--drop" else ("--skip-unreadable",)
-    options = ("--data", str(planted.data), *quick, "--device", "cpu", flag, str(audited.out))
-    done = train(tmp_path / "models", cache, *options, *broken)
+    options = ("--data", str(planted.data), *quick, "--device", "cpu", "--no-final")
+    done = train(tmp_path / "models", cache, *options, flag, str(audited.out), *broken)
     assert done.code == 0, done.stderr
     manifest = store.read_all(tmp_path / "models")[0].manifest
     dropped, relabelled = manifest.dataset.dropped, manifest.dataset.relabelled
