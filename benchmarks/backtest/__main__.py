@@ -20,10 +20,11 @@ from labelcurve.training.data.dataset import default_cache
 
 FEW = (200, 600)
 """Labels now and further labels, in draws with few labels."""
-FEWER = 4_500
-"""Images of CIFAR-10 where those without labels teach, at most."""
 MANY = (800, 2000)
 """Likewise with many; small data sets give two sevenths of what is not held out, and the rest."""
+
+FEWER = 4_500
+"""Images of CIFAR-10, at most, where those without labels teach."""
 
 
 @dataclass(frozen=True)
@@ -71,21 +72,16 @@ def main() -> None:
 
 def _populations(options: Options) -> list[Population]:
     cache = options.cache or default_cache()
-    if options.unlabelled:
-        assert options.trashnet is not None
-        network = options.trashnet_extractor
-        trashnet = embed("trashnet", options.trashnet, network, cache, size=224, most=FEWER)
-        small = embed("cifar10-96px", options.cifar10, network, cache, size=96, most=FEWER)
-        return taught(trashnet, small)
-    cifar10 = embed("cifar10", options.cifar10, "auto", cache, size=32, most=options.images)
-    found = [cifar10, *derived(cifar10)]
-    found.append(embed("digits", "digits", "none", cache, size=None, most=options.images))
+    network, most = options.trashnet_extractor, options.images
+    photos = []
     if options.trashnet is not None:
-        extractor = options.trashnet_extractor
-        found.append(
-            embed("trashnet", options.trashnet, extractor, cache, size=224, most=options.images)
-        )
-    return found
+        photos.append(embed("trashnet", options.trashnet, network, cache, size=224, most=most))
+    if options.unlabelled:
+        photos.append(embed("cifar10-96px", options.cifar10, network, cache, size=96, most=FEWER))
+        return taught(*photos)
+    cifar10 = embed("cifar10", options.cifar10, "auto", cache, size=32, most=most)
+    digits = embed("digits", "digits", "none", cache, size=None, most=most)
+    return [cifar10, *derived(cifar10), digits, *photos]
 
 
 def _numbers(images: int) -> Sequence[tuple[int, int]]:
