@@ -68,7 +68,7 @@ def publish(
 
     Returns:
         The bundle's folder. Publishing the same bundle again leaves the one that is there, or
-        mends it where it was damaged.
+        repairs it where it was damaged.
     """
     manifest_bytes = (manifest.model_dump_json(indent=2) + "\n").encode()
     version = version_of(graph, manifest_bytes)
