@@ -31,9 +31,9 @@ from labelcurve.bundle import command
 from labelcurve.bundle.machine import cores
 from labelcurve.training.data import dataset as data
 from labelcurve.training.data.dataset import Split
+from labelcurve.training.data.decoded.stored import Images, Stored, encoded, in_file
 from labelcurve.training.data.formats.folder import unlabelled
 from labelcurve.training.data.sources import Selection
-from labelcurve.training.data.stored import Images, Stored, encoded, in_file
 from labelcurve.training.learning import augment
 from labelcurve.training.learning.batches import WINDOW_SHARE, Batches
 from labelcurve.training.learning.optimizers import Optimizers

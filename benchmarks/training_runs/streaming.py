@@ -29,9 +29,9 @@ from PIL import Image
 from labelcurve.benchmarks.harness.provenance import check_out, conditions, write
 from labelcurve.bundle import command
 from labelcurve.training.data import dataset
+from labelcurve.training.data.decoded.stored import Images
+from labelcurve.training.data.decoded.stored import in_order as in_threads
 from labelcurve.training.data.fractions import subset
-from labelcurve.training.data.stored import Images
-from labelcurve.training.data.stored import in_order as in_threads
 from labelcurve.training.learning.batches import Batches
 from labelcurve.training.runtime.device import FP32_CPU
 

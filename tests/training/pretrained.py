@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from labelcurve.training.data.dataset import Data
-from labelcurve.training.data.stored import Images
+from labelcurve.training.data.decoded.stored import Images
 from labelcurve.training.learning.augment import Views
 from labelcurve.training.learning.loop import Control
 from labelcurve.training.learning.objectives import Contrastive, Objective, RelativePosition

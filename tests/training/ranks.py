@@ -17,7 +17,7 @@ from torch import Tensor
 
 from labelcurve.training.data import dataset, sources
 from labelcurve.training.data.dataset import Data
-from labelcurve.training.data.stored import Images, encoded
+from labelcurve.training.data.decoded.stored import Images, encoded
 from labelcurve.training.learning import batches, finetune
 from labelcurve.training.learning.augment import Views
 from labelcurve.training.learning.finetune import Examples

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from labelcurve.bundle import preprocess
 from labelcurve.bundle.errors import DataError, ImageError
 from labelcurve.bundle.text import counted
-from labelcurve.training.data.digests import AT_ONCE, Digests, of_image, word
+from labelcurve.training.data.decoded.digests import AT_ONCE, Digests, of_image, word
 from labelcurve.training.data.formats.tree import summary, worded
 from labelcurve.training.data.source import LeftOut, Say
 from labelcurve.training.data.split import Split

@@ -18,8 +18,8 @@ import numpy as np
 
 from labelcurve.bundle.errors import DataError, near
 from labelcurve.bundle.text import counted
-from labelcurve.training.data import digests
 from labelcurve.training.data.class_names import class_name
+from labelcurve.training.data.decoded import digests
 from labelcurve.training.data.source import UNLABELLED, Index, Say, shown
 from labelcurve.training.data.split import Split
 

@@ -13,17 +13,18 @@ from numpy.typing import NDArray
 from labelcurve.bundle import machine
 from labelcurve.bundle.errors import DataError
 from labelcurve.bundle.text import counted
-from labelcurve.training.data import cache as pixels
-from labelcurve.training.data import checks, digests, sizes
-from labelcurve.training.data.cache import clear as clear
-from labelcurve.training.data.cache import default_cache as default_cache
+from labelcurve.training.data import checks, sizes
 from labelcurve.training.data.class_names import check_names
 from labelcurve.training.data.corrections import Corrections, identity
+from labelcurve.training.data.decoded import cache as pixels
+from labelcurve.training.data.decoded import digests
+from labelcurve.training.data.decoded.cache import clear as clear
+from labelcurve.training.data.decoded.cache import default_cache as default_cache
+from labelcurve.training.data.decoded.stored import Images, encoded, in_file
 from labelcurve.training.data.formats.tree import summary
 from labelcurve.training.data.source import UNLABELLED, LeftOut, Rows, Say, Source
 from labelcurve.training.data.sources import Selection, open_source
 from labelcurve.training.data.split import Split as Split
-from labelcurve.training.data.stored import Images, encoded, in_file
 
 MEMORY_SHARE = 0.25
 """Share of the memory for decoded images: a network, its optimizer and copies need the rest."""

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from labelcurve.training.data.digests import Digests
+from labelcurve.training.data.decoded.digests import Digests
+from labelcurve.training.data.decoded.stored import Images, joined, take
 from labelcurve.training.data.source import Index
-from labelcurve.training.data.stored import Images, joined, take
 
 
 @dataclass(frozen=True)

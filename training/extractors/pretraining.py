@@ -19,8 +19,8 @@ from labelcurve.bundle.errors import DivergedError, LabelcurveError
 from labelcurve.bundle.machine import git_commit, versions
 from labelcurve.training.data import fractions
 from labelcurve.training.data.dataset import Data
+from labelcurve.training.data.decoded.stored import Images, take
 from labelcurve.training.data.source import UNLABELLED
-from labelcurve.training.data.stored import Images, take
 from labelcurve.training.learning import compilation
 from labelcurve.training.learning.augment import Views
 from labelcurve.training.learning.batches import reading

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from labelcurve.bundle import machine
+from labelcurve.training.data.decoded.stored import Images, Stored, by_blocks
 from labelcurve.training.data.source import Index
-from labelcurve.training.data.stored import Images, Stored, by_blocks
 from labelcurve.training.learning import augment
 from labelcurve.training.runtime import distributed
 from labelcurve.training.runtime.device import Device, to_device

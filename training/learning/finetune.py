@@ -14,8 +14,8 @@ from torch import Tensor
 
 from labelcurve.bundle.errors import DivergedError
 from labelcurve.bundle.manifest import Epoch, Metrics
+from labelcurve.training.data.decoded.stored import Images, take
 from labelcurve.training.data.source import Index
-from labelcurve.training.data.stored import Images, take
 from labelcurve.training.learning import augment
 from labelcurve.training.learning.batches import Crops
 from labelcurve.training.learning.loop import SILENT, Control, Loop

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from labelcurve.bundle.errors import DeviceError, DivergedError
-from labelcurve.training.data.stored import Images
+from labelcurve.training.data.decoded.stored import Images
 from labelcurve.training.learning.batches import Batches
 from labelcurve.training.learning.loop import SILENT, Control, Loop
 from labelcurve.training.learning.objectives import Objective

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from labelcurve.bundle.errors import DeviceError
-from labelcurve.training.data.stored import Images
+from labelcurve.training.data.decoded.stored import Images
 from labelcurve.training.recipes import LIBRARIES, TIMM, Backbone, divided
 from labelcurve.training.runtime.device import Device, to_device
 from labelcurve.training.runtime.memory import EnoughMemory

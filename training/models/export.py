@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from labelcurve.bundle import cuda, preprocess
 from labelcurve.bundle.errors import ExportError
 from labelcurve.bundle.manifest import Parity
-from labelcurve.training.data.stored import Images
+from labelcurve.training.data.decoded.stored import Images
 from labelcurve.training.models import stages, traces
 from labelcurve.training.models.backbones import Group, Network
 

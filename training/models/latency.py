@@ -7,7 +7,7 @@ import time
 
 import numpy as np
 
-from labelcurve.training.data.stored import Images
+from labelcurve.training.data.decoded.stored import Images
 from labelcurve.training.models import export
 
 WARM_UP, TIMED = 5, 50

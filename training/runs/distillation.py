@@ -23,7 +23,7 @@ from labelcurve.bundle import store
 from labelcurve.bundle.manifest import Teacher
 from labelcurve.bundle.store import Bundle
 from labelcurve.training.data.dataset import Data
-from labelcurve.training.data.stored import Images
+from labelcurve.training.data.decoded.stored import Images
 from labelcurve.training.learning import finetune
 from labelcurve.training.learning.finetune import Examples, Labelled
 from labelcurve.training.models import export, extractor

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from labelcurve.bundle.text import counted
 from labelcurve.training.data.dataset import Data
+from labelcurve.training.data.decoded.stored import Images
 from labelcurve.training.data.source import Index
-from labelcurve.training.data.stored import Images
 from labelcurve.training.learning.finetune import Labelled, Result
 from labelcurve.training.learning.metrics import paired_error, scores
 from labelcurve.training.models import propagation, stages, timm_weights

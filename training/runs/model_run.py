@@ -18,7 +18,7 @@ from labelcurve.bundle.errors import DivergedError
 from labelcurve.bundle.machine import scheduled, waited_share
 from labelcurve.bundle.manifest import SHARED, Choice, Epoch, Teacher
 from labelcurve.training.data.dataset import Data
-from labelcurve.training.data.stored import take
+from labelcurve.training.data.decoded.stored import take
 from labelcurve.training.extractors import choice
 from labelcurve.training.learning import finetune
 from labelcurve.training.learning.batches import reading

@@ -19,7 +19,7 @@ from labelcurve.bundle import cuda
 from labelcurve.bundle.errors import DeviceError
 from labelcurve.bundle.machine import cores, cpu_flags, cpu_name
 from labelcurve.bundle.manifest import Choice
-from labelcurve.training.data.stored import Images
+from labelcurve.training.data.decoded.stored import Images
 from labelcurve.training.runtime import distributed
 
 Precision = Literal["auto", "bf16", "fp32"]

@@ -9,9 +9,10 @@ from PIL import Image
 
 from labelcurve.bundle import preprocess
 from labelcurve.bundle.errors import DataError
-from labelcurve.training.data import dataset, digests, fractions
+from labelcurve.training.data import dataset, fractions
 from labelcurve.training.data.dataset import Data, Split
-from labelcurve.training.data.digests import of_image
+from labelcurve.training.data.decoded import digests
+from labelcurve.training.data.decoded.digests import of_image
 from labelcurve.training.data.sources import Selection
 from tests.training.sets import Row, digit_rows, write_folder, write_parquet
 

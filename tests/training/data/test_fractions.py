@@ -9,7 +9,7 @@ import pytest
 from labelcurve.bundle.errors import DataError
 from labelcurve.training.data import fractions
 from labelcurve.training.data.dataset import Data, Split
-from labelcurve.training.data.digests import in_file
+from labelcurve.training.data.decoded.digests import in_file
 from labelcurve.training.data.source import Index
 
 FRACTIONS = (0.1, 0.25, 0.5, 0.77, 1.0)

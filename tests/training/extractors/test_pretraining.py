@@ -14,7 +14,7 @@ import torch
 from labelcurve.bundle.errors import LabelcurveError
 from labelcurve.training.data import dataset
 from labelcurve.training.data.dataset import Data, Split
-from labelcurve.training.data.stored import Stored
+from labelcurve.training.data.decoded.stored import Stored
 from labelcurve.training.extractors import pretraining as pretraining_job
 from labelcurve.training.extractors.pretraining import Request, make, split
 from labelcurve.training.models import extractor

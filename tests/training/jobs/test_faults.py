@@ -18,8 +18,9 @@ import torch
 from labelcurve.bundle import store
 from labelcurve.bundle.errors import DataError, LabelcurveError
 from labelcurve.bundle.manifest import Choice
-from labelcurve.training.data import dataset, decoding
+from labelcurve.training.data import dataset
 from labelcurve.training.data.dataset import Data
+from labelcurve.training.data.decoded import decoding
 from labelcurve.training.jobs import pretrain, train
 from labelcurve.training.learning import finetune, optimizers
 from labelcurve.training.options import Options, PretrainOptions
@@ -326,7 +327,7 @@ def test_files_that_change_while_they_are_read_are_not_cached(
         os.utime(changed, (1, 1))
         return found
 
-    monkeypatch.setattr("labelcurve.training.data.cache.decode", meddle)
+    monkeypatch.setattr("labelcurve.training.data.decoded.cache.decode", meddle)
     with pytest.raises(DataError, match=r"1 file changed while being read:\n  .*00000\.png"):
         dataset.load(str(folder), size=8, cache=tmp_path / "cache", say=lambda _: None)
     assert list((tmp_path / "cache" / "pixels").iterdir()) == []

@@ -12,7 +12,7 @@ import pytest
 
 from labelcurve.training.data import dataset, fractions
 from labelcurve.training.data.dataset import Data
-from labelcurve.training.data.stored import Stored
+from labelcurve.training.data.decoded.stored import Stored
 from labelcurve.training.runtime import lock
 from tests.training.data.test_dataset import TEST, TRAIN, assert_same, cached, loaded, shuffled
 from tests.training.sets import digit_rows, write_folder, write_parquet

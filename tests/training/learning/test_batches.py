@@ -10,9 +10,9 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from labelcurve.training.data import stored
+from labelcurve.training.data.decoded import stored
+from labelcurve.training.data.decoded.stored import Images, Stored, in_file
 from labelcurve.training.data.source import Index
-from labelcurve.training.data.stored import Images, Stored, in_file
 from labelcurve.training.learning import augment
 from labelcurve.training.learning import batches as stream
 from labelcurve.training.learning.batches import Batches

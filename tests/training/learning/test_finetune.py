@@ -13,8 +13,8 @@ from labelcurve.bundle.errors import LabelcurveError
 from labelcurve.bundle.manifest import Epoch
 from labelcurve.training.data import fractions
 from labelcurve.training.data.dataset import Data
+from labelcurve.training.data.decoded.stored import Images
 from labelcurve.training.data.source import Index
-from labelcurve.training.data.stored import Images
 from labelcurve.training.learning import finetune
 from labelcurve.training.learning.finetune import Examples, Labelled, Result
 from labelcurve.training.learning.loop import Control

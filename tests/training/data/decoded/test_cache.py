@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from labelcurve.bundle import preprocess
-from labelcurve.training.data import cache
+from labelcurve.training.data.decoded import cache
 from labelcurve.training.data.sources import digits
 
 

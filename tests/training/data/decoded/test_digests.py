@@ -8,8 +8,9 @@ import pytest
 from numpy.typing import NDArray
 
 from labelcurve.bundle.errors import DataError
-from labelcurve.training.data import checks, digests, fractions
-from labelcurve.training.data.digests import Digests, in_file, sort
+from labelcurve.training.data import checks, fractions
+from labelcurve.training.data.decoded import digests
+from labelcurve.training.data.decoded.digests import Digests, in_file, sort
 from tests.training.data.test_dataset import TEST, TRAIN, loaded
 from tests.training.sets import write_folder
 

@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from labelcurve.bundle import preprocess
 from labelcurve.bundle.errors import ImageError
 from labelcurve.bundle.text import duration
-from labelcurve.training.data.digests import of_image, sort
+from labelcurve.training.data.decoded.digests import of_image, sort
+from labelcurve.training.data.decoded.stored import in_order
 from labelcurve.training.data.source import Rows, Say
-from labelcurve.training.data.stored import in_order
 from labelcurve.training.runtime.console import Bar
 
 CHUNK = 16

@@ -16,7 +16,7 @@ from typing import Any
 from labelcurve.bundle import preprocess
 from labelcurve.bundle.errors import DataError, LabelcurveError
 from labelcurve.bundle.text import counted
-from labelcurve.training.data.decoding import decode
+from labelcurve.training.data.decoded.decoding import decode
 from labelcurve.training.data.source import Say, Source
 from labelcurve.training.runtime import lock
 

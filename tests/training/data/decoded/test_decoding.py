@@ -8,9 +8,9 @@ import pytest
 from numpy.typing import NDArray
 
 from labelcurve.bundle import preprocess
-from labelcurve.training.data import decoding
-from labelcurve.training.data.decoding import decode
-from labelcurve.training.data.digests import sort
+from labelcurve.training.data.decoded import decoding
+from labelcurve.training.data.decoded.decoding import decode
+from labelcurve.training.data.decoded.digests import sort
 from labelcurve.training.data.source import Index, Rows, png
 
 N, SIZE = 200, 8

@@ -14,9 +14,8 @@ from numpy.typing import NDArray
 
 from labelcurve.bundle import preprocess
 from labelcurve.bundle.errors import DataError, UnreadableImage
-from labelcurve.training.data import stored
-from labelcurve.training.data.source import Rows, png
-from labelcurve.training.data.stored import (
+from labelcurve.training.data.decoded import stored
+from labelcurve.training.data.decoded.stored import (
     Stored,
     by_blocks,
     encoded,
@@ -25,6 +24,7 @@ from labelcurve.training.data.stored import (
     joined,
     take,
 )
+from labelcurve.training.data.source import Rows, png
 
 N, SIZE = 500, 8
 PIXELS = np.random.default_rng(0).integers(0, 256, (N, SIZE, SIZE, 3), np.uint8)

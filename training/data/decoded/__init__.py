@@ -1,0 +1,1 @@
+"""Decoded images, in memory or in the cache, in the order of their digests."""
