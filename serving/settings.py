@@ -17,6 +17,9 @@ from labelcurve.serving.models.precision import Precision
 VARIABLE = "LABELCURVE_SERVE"
 """The environment variable in which a worker finds its settings."""
 
+MOST_A_CORE = 8
+"""Workers for each core, at most, and threads of each: more of them only take memory."""
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -108,6 +111,13 @@ class Settings:
             LabelcurveError: names the flag, the value and what is allowed.
         """
         check(self)
+        most = MOST_A_CORE * cores()
+        for flag, number in (("--workers", self.workers), ("--threads", self.threads)):
+            if number is not None and number > most:
+                raise LabelcurveError(
+                    f"{flag} {number}: allowed are 1 to {most}, {MOST_A_CORE} for each of the "
+                    f"{cores()} cores that this process may use"
+                )
         for origin in self.cors:
             if origin != "*" and not re.fullmatch(r"https?://[^/?#\s]+", origin):
                 raise LabelcurveError(

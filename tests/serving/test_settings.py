@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from labelcurve.bundle.errors import LabelcurveError
 from labelcurve.bundle.machine import cores
-from labelcurve.serving.settings import VARIABLE, Settings
+from labelcurve.serving.settings import MOST_A_CORE, VARIABLE, Settings
 
 
 def test_a_worker_reads_what_the_command_wrote(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -27,3 +29,11 @@ def test_workers_share_the_cores() -> None:
     assert Settings(workers=1).threads_of_worker() == cores()
     assert Settings(workers=10_000).threads_of_worker() == 1
     assert Settings(workers=10_000, threads=3).threads_of_worker() == 3
+
+
+@pytest.mark.parametrize("flag", ["workers", "threads"])
+def test_more_than_the_cores_can_use_are_refused(flag: str) -> None:
+    most = MOST_A_CORE * cores()
+    replace(Settings(), **{flag: most}).check()
+    with pytest.raises(LabelcurveError, match=f"--{flag} {most + 1}: allowed are 1 to {most}, "):
+        replace(Settings(), **{flag: most + 1}).check()
