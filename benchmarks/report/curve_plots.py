@@ -119,10 +119,13 @@ def _short(value: float) -> str:
 
 
 def history(report: Report) -> Figure:
-    """Plot loss, accuracy, F1, precision and recall by epoch, one colour per number of labels."""
+    """Plot loss, accuracy, F1, precision and recall by epoch, one colour per number of labels.
+
+    Of the models that have epochs, of which there is at least one: a linear head has none.
+    """
     figure = Figure(figsize=(9.2, 5.2), layout="constrained")
     (loss, accuracy), (f1, both) = figure.subplots(2, 2)
-    models = main_models(report)
+    models = [model for model in main_models(report) if model.history]
     for model in models:
         rows, hue = model.history, colour(report, model)
         epochs = [row.epoch for row in rows]

@@ -139,6 +139,7 @@ def _values(report: Report) -> dict[str, Any]:
         "report": report,
         "APPENDIX": APPENDIX,
         "models": tables.main_models(report),
+        "with_epochs": [model for model in tables.main_models(report) if model.history],
         "variant": tables.variants(report)[0],
         "SHARED": tables.SHARED,
         "header": tables.HEADER,

@@ -112,6 +112,16 @@ def test_every_figure_has_its_conditions(loaded: Report, loaded_pages: tuple[str
         assert loaded.dataset.hash[:12] in text
 
 
+def test_linear_heads_have_no_epochs_to_draw(measured: Report, no_plots: None) -> None:
+    heads = [m.model_copy(update={"history": (), "epochs": 0}) for m in measured.models]
+    some = measured.model_copy(update={"models": (*heads[:1], *measured.models[1:])})
+    none = measured.model_copy(update={"models": tuple(heads)})
+    assert "(plots/history.png)" in page.markdown(some)
+    assert f"{heads[0].name}: n =" not in page.markdown(some).partition("By epoch")[2]
+    assert "By epoch" not in page.markdown(none) + page.html(none)
+    assert drawing.png(page.DRAWN["history"], some)
+
+
 def test_without_load(measured: Report, measured_page: str) -> None:
     assert "Not measured" in measured_page
     assert "Not measured" in page.markdown(measured)
