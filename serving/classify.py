@@ -16,7 +16,7 @@ import numpy as np
 import tyro
 from numpy.typing import NDArray
 
-from labelcurve.bundle import command, preprocess, store
+from labelcurve.bundle import command, preprocess
 from labelcurve.bundle.errors import LabelcurveError
 from labelcurve.bundle.machine import cores
 from labelcurve.bundle.preprocess import OTHER_SUFFIXES, SUFFIXES
@@ -25,7 +25,7 @@ from labelcurve.serving.models.answer import ranked
 from labelcurve.serving.models.device import choose_device
 from labelcurve.serving.models.engine import Engine
 from labelcurve.serving.models.model import open_engine
-from labelcurve.serving.models.selection import default, pick
+from labelcurve.serving.models.selection import read
 from labelcurve.serving.models.verdict import Rule, Wish, rule
 from labelcurve.serving.tables import Answer
 
@@ -86,9 +86,7 @@ def run(options: Options) -> int:
     if options.csv is not None and options.csv.suffix.lower() in SUFFIXES | OTHER_SUFFIXES:
         # As the shell makes of `--csv *.png`: the first image would be overwritten.
         raise LabelcurveError(f"--csv {options.csv}: that is the name of an image, not of a table")
-    bundles = store.read_all(options.models)
-    wanted = options.model or default(options.models, bundles)[0]
-    bundle = bundles[pick(bundles, wanted)]
+    bundle = read(options.models, options.model)
     # Before the model is loaded: what it cannot show costs nothing to refuse.
     found = rule(bundle.manifest, "fp32", Wish(options.accept, options.set))
     files = list(find(options.paths))

@@ -52,8 +52,8 @@ class Server:
         self.loading = loading.begin()
         settings = self.loading.settings
         logger.setLevel(logging.INFO)
-        bento.enable_loggers("labelcurve", "asyncio")
-        logs.configure(settings.log_format)
+        bento.enable_loggers("labelcurve", "asyncio", "py.warnings")
+        logs.configure(settings.log_format)  # again: BentoML has replaced the handlers
         hide_invalid_requests()
         self.access_log = AccessLog(settings.log_format) if settings.access_log else None
         self.connections = Connections(
@@ -102,6 +102,8 @@ class Server:
         for task in self._tasks:
             task.cancel()
         self.write_metrics()
+        if self.access_log:
+            self.access_log.close()
         self.loading.catalogue.close()
         self.app.close()
 

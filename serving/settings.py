@@ -69,10 +69,10 @@ class Settings:
     keep: Annotated[int, Within(0)] = 2
     """Versions kept loaded in addition to the current ones: the last one replaced, and those that
     requests named as NAME@VERSION. 0 serves only the current ones."""
-    lame_duck: Annotated[float, Within(0)] = 1.0
+    lame_duck: Annotated[float, Within(0, 600)] = 1.0
     """Seconds from SIGTERM, when /readyz begins to answer 503, until new connections are refused:
     time for a load balancer to notice."""
-    drain: Annotated[int, Within(0)] = 7
+    drain: Annotated[int, Within(0, 600)] = 7
     """Seconds that requests in flight have to finish after SIGTERM or Ctrl-C; with what ending
     takes, less than the 10 s that `docker stop` waits."""
     accept: Annotated[float | None, Within(0.5, 0.9999)] = None

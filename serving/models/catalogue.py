@@ -73,6 +73,8 @@ class Catalogue:
         self._warned: dict[str, str] = {}
         self._default_name: str | None = None
         """The default that the folder names."""
+        self._reason = ""
+        """Why it is the default, as it was logged last."""
 
     @property
     def ready(self) -> bool:
@@ -139,7 +141,7 @@ class Catalogue:
         if model is None and (model := self._kept.get(wanted)):
             self._kept.move_to_end(wanted)
         if model is None and not self._exists(wanted):
-            raise unknown([each.bundle for each in self.models], wanted)
+            raise unknown([str(each) for each in self.models], wanted)
         return model
 
     async def fetch(self, wanted: str) -> Model:
@@ -183,7 +185,7 @@ class Catalogue:
                 if self._refusals.worth_trying(f"{name}@{version}", self._stamp(name, version)):
                     await self._follow(name, version)
             self._forget_deleted()
-            self._choose_default()
+            self._choose_default(settled=True)
 
     def warn_of_unlinked(self) -> None:
         """Warns, once, of names that cannot be read, or have versions and no link `current`."""
@@ -278,12 +280,25 @@ class Catalogue:
             self._warned.pop(promotion.FILE, None)
             self._default_name = named.default if named else None
 
-    def _choose_default(self) -> None:
+    def _choose_default(self, settled: bool = False) -> None:
+        """Chooses it, and logs what has changed.
+
+        Args:
+            settled: whether all models are loaded: until then, one that the folder names may come.
+        """
         labels = {model.name: model.bundle.manifest.n_labels for model in self.models}
         name, reason = promotion.choose(labels, self._default_name, self._serving.only)
         before, self.default = self.default, self._named[name]
         if before and before.name != name:
             logger.info("%s is the default now, in place of %s: %s", name, before.name, reason)
+        elif before and (not settled or reason == self._reason):
+            return
+        elif before and self._default_name and name != self._default_name:
+            way_out = f"`labelcurve models promote NAME --models {self._serving.root}`"
+            logger.warning("%s stays the default: %s; %s names another", name, reason, way_out)
+        elif before:
+            logger.info("%s stays the default: %s", name, reason)
+        self._reason = reason
 
     def _discard(self, name: str) -> None:
         left = {model.name: model for model in self.models if model.name != name}

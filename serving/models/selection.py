@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from labelcurve.bundle import promotion
+from labelcurve.bundle import promotion, store
 from labelcurve.bundle.store import Bundle
 from labelcurve.serving.errors import UnknownModel
 
@@ -20,7 +20,36 @@ def pick(bundles: Sequence[Bundle], wanted: str) -> int:
     for index, bundle in enumerate(bundles):
         if bundle.name == name and version in ("", bundle.version):
             return index
-    raise unknown(bundles, wanted)
+    raise unknown([f"{bundle.name}@{bundle.version}" for bundle in bundles], wanted)
+
+
+def read(root: Path, wanted: str | None = None) -> Bundle:
+    """The bundle of a folder that `wanted` (NAME or NAME@VERSION) means; without it, the default.
+
+    The graphs of all others are left alone: one that is damaged is in nobody's way.
+
+    Raises:
+        BundleError: the folder holds no bundle, this one is damaged, or the default is not there.
+        UnknownModel: there is none of that name and version; lists those that exist.
+    """
+    names = store.names(root)  # explains a folder without models
+    there = store.scan(root)
+    wanted = wanted or _default_name(root, names, there)
+    name, _, version = wanted.partition("@")
+    found = there.get(name, store.Found(None, {}))
+    if not (found.error or version in found.versions or (found.current and not version)):
+        known = [f"{each}@{there[each].current}" for each in names]
+        raise unknown([f"{name}@{each}" for each in found.versions] or known, wanted)
+    return store.read(root, name, version or None)
+
+
+def _default_name(root: Path, names: Sequence[str], there: Mapping[str, store.Found]) -> str:
+    named = promotion.read(root)
+    if named and named.default in names:
+        return named.default
+    folders = {name: root / name / (there[name].current or store.CURRENT) for name in names}
+    labels = {name: store.read_manifest(folder).n_labels for name, folder in folders.items()}
+    return promotion.find(root, labels)[0]
 
 
 def default(root: Path, bundles: Sequence[Bundle], only: Sequence[str] = ()) -> tuple[str, str]:
@@ -33,10 +62,9 @@ def default(root: Path, bundles: Sequence[Bundle], only: Sequence[str] = ()) -> 
     return promotion.find(root, labels, only)
 
 
-def unknown(bundles: Sequence[Bundle], wanted: str) -> UnknownModel:
-    """The error for a model that does not exist; lists those that do."""
-    names = [f"{bundle.name}@{bundle.version}" for bundle in bundles]
+def unknown(there: Sequence[str], wanted: str) -> UnknownModel:
+    """The error for a model that does not exist; lists those that do, as NAME@VERSION."""
     return UnknownModel(
-        f"no model {wanted[:80]!r}; there are {', '.join(names)} (the version may be left out)",
-        models=names,
+        f"no model {wanted[:80]!r}; there are {', '.join(there)} (the version may be left out)",
+        models=list(there),
     )

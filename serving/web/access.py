@@ -38,8 +38,11 @@ HEADERS = (
 
 logger = logging.getLogger("labelcurve")
 
-LINE = re.compile(r"(?P<name>[A-Za-z0-9._-]{1,64})\s+(?P<hash>[0-9a-f]{64})\s+(?P<rate>[0-9.]+)")
-"""One line of the file."""
+LINE = re.compile(
+    r"(?P<name>[A-Za-z0-9._-]{1,64})\s+(?P<hash>[0-9a-f]{64})\s+"
+    r"(?P<rate>(?=\.?[0-9])[0-9]{0,9}(\.[0-9]{0,9})?)"
+)
+"""One line of the file. More digits would make a rate that is infinite, or as good as 0."""
 
 
 @dataclass
@@ -96,7 +99,7 @@ def _parse(path: Path) -> list[Key]:
         if not line.strip() or line.startswith("#"):
             continue
         match = LINE.fullmatch(line.strip())
-        if match is None or match["rate"].count(".") > 1:
+        if match is None:
             raise LabelcurveError(
                 f"{path}, line {number}: expected NAME SHA256 REQUESTS_PER_SECOND; "
                 f"`labelcurve api-key NAME --file {path}` writes such a line"

@@ -144,9 +144,9 @@ class App:
         except asyncio.CancelledError:
             if scope[TASK] is None:  # cancelled by `Connection`: the client disconnected
                 raise ClientDisconnect from None
-            if not deadline.passed:
-                raise
             task.uncancel()
+            if not deadline.passed:  # by uvicorn, at the end of `--drain`
+                raise Overloaded("this process ends: try again") from None
             if claim.complete:
                 raise Problem(f"no answer within {self._timeout:g} s", status=504) from None
             raise Problem(
@@ -262,6 +262,7 @@ class App:
         if model:
             model.batcher.check(1, self._max_wait)
         headers = Headers(scope=scope)
+        request.check_encoding(scope)
         announced = headers.get("content-length", "").encode()
         body = await request.read_body(receive, announced, MAX_BYTES + MAX_OVERHEAD, claim)
         claim.complete = True

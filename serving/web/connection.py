@@ -113,8 +113,10 @@ class Connection(HttpToolsProtocol):
         """The answer to a request that the parser does not accept, or that is stopped here."""
         self._refusal: tuple[int, str] | None = None
         """Error response to send after those of the pending requests."""
-        self._fed = b""
+        self._fed = self._again = b""
         self._bytes = 0
+        self._between = 0
+        """Bytes since the last ones of a body that were part of it, or began a chunk."""
         self._outlet: Outlet | None = None
         """The outlet of the request whose body is being read."""
         self._unread = 0
@@ -147,11 +149,17 @@ class Connection(HttpToolsProtocol):
             self._drop(data)
             return
         self._fed, self._completed = data, False
+        self._between += len(data)
         super().data_received(data)
+        while self._again:  # one request after another that offers another protocol
+            self._fed, self._again = self._again, b""
+            super().data_received(self._fed)
         self._fed = b""
         if self._ended_at is not None:
             return
-        if self._since is not None:  # no request yet
+        if self._reading and self._since is None and self._between > HEAD_BYTES:
+            self._interrupt(431, f"a chunk's header or the trailers have over {HEAD_BYTES} bytes")
+        elif self._since is not None:  # no request yet
             self._bytes += len(data)
             if self._bytes > HEAD_BYTES:
                 self._refuse(431, f"the headers have more than {HEAD_BYTES} bytes")
@@ -178,14 +186,34 @@ class Connection(HttpToolsProtocol):
         if self._since is None:
             self._since = self.loop.time()
 
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """A header; trailers, which nothing here needs, are dropped (RFC 9110, 6.5.1)."""
+        if self._since is not None:
+            super().on_header(name, value)
+
+    def on_body(self, body: bytes) -> None:
+        """Part of a request's body."""
+        self._between = 0
+        super().on_body(body)
+
+    def on_chunk_header(self) -> None:
+        """A chunk of a body begins, or its trailers."""
+        self._between = 0
+
     def on_headers_complete(self) -> None:
         """A request begins."""
+        self._between = 0
         if (self._mixed or len(self._fed) > HEAD_BYTES) and self._head() > HEAD_BYTES:
             self._fault = 431, f"the headers have more than {HEAD_BYTES} bytes"
             raise ValueError  # the parser stops, and calls `send_400_response`
         hosts = [name for name, _ in self.headers].count(b"host")
         if hosts > 1 or (hosts == 0 and self.parser.get_http_version() == "1.1"):  # RFC 9112, 3.2
             self._fault = 400, f"{hosts} Host headers: HTTP/1.1 asks for exactly one"
+            raise ValueError
+        coding = b", ".join(v for name, v in self.headers if name == b"transfer-encoding")
+        if coding and coding.strip().lower() != b"chunked":
+            named = coding[:80].decode("latin-1")
+            self._fault = 501, f"Transfer-Encoding {named!r} is not accepted: allowed is chunked"
             raise ValueError
         self._since = self._idle_since = None
         if self.parser.should_upgrade() and self.parser.get_method() != b"CONNECT":
@@ -266,12 +294,18 @@ class Connection(HttpToolsProtocol):
         head += [b"%s: %s" % header for header in self.headers if header[0] not in OFFERS]
         self.parser = httptools.HttpRequestParser(self)
         self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn has it
-        self._fed = b"\r\n".join([*head, b"", rest])
-        HttpToolsProtocol.data_received(self, self._fed)
+        self._again = b"\r\n".join([*head, b"", rest])  # not from here: there may be many
 
     def _head(self) -> int:
         """Bytes of the request's line and headers."""
         return len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
+
+    def _interrupt(self, status: int, detail: str) -> None:
+        """Refuses the rest of a body; without a word, where its request is answered already."""
+        if self.cycle is None or self.cycle.response_started:
+            self.transport.abort()
+        else:
+            self._refuse(status, detail)
 
     def _refuse(self, status: int, detail: str) -> None:
         """Sends an error response in place of the application and closes the connection."""

@@ -86,7 +86,8 @@ def parse(body: bytes, header_length: str | None, size: int) -> Inference:
     """
     length = len(body)
     if header_length is not None:
-        if not header_length.isdecimal() or int(header_length) > length:
+        digits = header_length.isascii() and header_length.isdigit() and len(header_length) < 100
+        if not digits or int(header_length) > length:
             raise Problem(f"{HEADER_LENGTH}: {header_length[:80]!r} of {length} bytes")
         length = int(header_length)
     if length > JSON_BYTES:

@@ -110,7 +110,7 @@ async def read(scope: Scope, receive: Receive, claim: Claim) -> Upload:
     """
     said = {name: value for name, value in reversed(scope["headers"]) if name in _HEADERS}
     if b"content-encoding" in said:
-        _check_encoding(said[b"content-encoding"].decode("latin-1").strip().lower())
+        check_encoding(scope)
     content_type = said.get(b"content-type", b"").decode("latin-1")
     announced = said.get(b"content-length", b"")
     kind = content_type.partition(";")[0].strip().lower()
@@ -128,10 +128,17 @@ async def read(scope: Scope, receive: Receive, claim: Claim) -> Upload:
     return Upload([body], several=False, top_k=None)
 
 
-def _check_encoding(encoding: str) -> None:
-    if encoding != "identity":
+def check_encoding(scope: Scope) -> None:
+    """Refuses bodies that would have to be decoded first.
+
+    Raises:
+        Problem: 415.
+    """
+    named = b", ".join(value for name, value in scope["headers"] if name == b"content-encoding")
+    found = named.decode("latin-1").strip().lower()
+    if found not in ("", "identity"):
         raise Problem(
-            f"Content-Encoding {encoding[:80]!r} is not accepted: send the body as it is",
+            f"Content-Encoding {found[:80]!r} is not accepted: send the body as it is",
             status=415,
             headers={"Accept-Encoding": "identity"},
         )

@@ -7,6 +7,7 @@ other module reaches behind them.
 from __future__ import annotations
 
 import logging
+import os
 import socket
 from typing import Any, NamedTuple
 
@@ -37,6 +38,18 @@ class Worker(NamedTuple):
 def defer_unused() -> None:
     """Imports `UNUSED` when they are used; to be called before anything of BentoML is imported."""
     deferred.defer(UNUSED)
+
+
+def ignore_its_environment() -> None:
+    """Removes BentoML's own variables; to be called before anything of BentoML is imported.
+
+    `serve` has its own options, and nothing that those variables set is of use to a worker. One
+    that cannot be read, as `BENTOML_CONFIG` with a file that is not there, would end it with a
+    traceback.
+    """
+    for name in list(os.environ):
+        if name.startswith("BENTOML_") and name not in ("BENTOML_HOME", "BENTOML_DO_NOT_TRACK"):
+            del os.environ[name]
 
 
 def enable_loggers(*names: str) -> None:
@@ -99,6 +112,7 @@ def run(service: Any, worker: Worker, proxy_headers: bool = True) -> None:
         log_config=None,
         server_header=False,
         proxy_headers=proxy_headers,
+        workers=1,  # where it is not given, uvicorn reads WEB_CONCURRENCY
         timeout_keep_alive=worker.keep_alive,
         timeout_graceful_shutdown=worker.drain,
     )

@@ -17,6 +17,7 @@ from labelcurve.serving.models.catalogue import Catalogue
 from labelcurve.serving.models.decoder import Decoder
 from labelcurve.serving.models.device import choose_device
 from labelcurve.serving.settings import Settings
+from labelcurve.serving.telemetry import logs
 from labelcurve.serving.workers.rundir import RunDir
 
 logger = logging.getLogger("labelcurve")
@@ -32,6 +33,8 @@ class Loading:
             DeviceError: as `choose_device`.
         """
         self.settings = Settings.from_environment()
+        # Before the models: the worker that starts in place of a dead one may refuse some of them.
+        logs.configure(self.settings.log_format)
         self.run_dir = RunDir.from_environment()
         self.device = choose_device(self.settings.device)
         self.lost = False

@@ -16,6 +16,7 @@ def main() -> None:
     # A terminal that is closed tells every process that it began: the supervisor decides.
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     output.install(_count_dropped)
+    bento.ignore_its_environment()
     bento.defer_unused()
     from labelcurve.serving.workers import loading
 

@@ -398,3 +398,39 @@ def test_a_format_that_is_not_read_is_called_by_its_name(data: bytes, kind: str)
         f"a {kind} file ({len(data)} bytes), which is not read: convert it to JPEG or PNG "
         "(allowed are PNG, JPEG, WEBP, BMP, GIF)"
     )
+
+
+def scans(image: Image.Image, n: int) -> bytes:
+    """A progressive JPEG with one of its scans repeated, until there are `n`."""
+    data = encoded(image, "JPEG", progressive=True)
+    # The last one refines a bit of one channel: it may come any number of times.
+    start, end = data.rfind(b"\xff\xda"), data.rfind(b"\xff\xd9")
+    there = data.count(b"\xff\xda")
+    return data[:end] + data[start:end] * (n - there) + data[end:]
+
+
+def test_a_jpeg_of_very_many_scans_is_refused_before_they_are_decoded() -> None:
+    small, large = Image.new("L", (64, 64)), Image.new("L", (4_000, 4_000))
+    assert preprocess.decode(scans(small, preprocess.MAX_SCANS)).size == (64, 64)
+    with pytest.raises(UnreadableImage, match="more than 1000 scans"):
+        preprocess.decode(scans(small, preprocess.MAX_SCANS + 1))
+    with pytest.raises(UnreadableImage, match="more than 125 scans"):
+        preprocess.decode(scans(large, 126))
+
+
+def test_what_looks_like_scans_behind_the_image_or_in_its_metadata_is_none() -> None:
+    plain = encoded(photo(), "JPEG", progressive=True, exif=b"Exif\0\0" + b"\xff\xda" * 2_000)
+    assert preprocess.decode(plain + b"\xff\xda" * 2_000).size == (640, 427)
+
+
+def test_a_png_in_very_many_chunks_is_refused() -> None:
+    data = encoded(quarters())
+    start = data.index(b"IDAT") - 4
+    empty = struct.pack(">I", 0) + b"IDAT" + struct.pack(">I", zlib.crc32(b"IDAT"))
+
+    def pieces(n: int) -> bytes:
+        return data[:start] + empty * (n - 1) + data[start:]
+
+    assert preprocess.decode(pieces(preprocess.MAX_IDAT)).size == (16, 16)
+    with pytest.raises(UnreadableImage, match="in 20,001 chunks: at most 20,000"):
+        preprocess.decode(pieces(preprocess.MAX_IDAT + 1))

@@ -4,6 +4,7 @@ import csv
 import errno
 import json
 import os
+import shutil
 import signal
 import subprocess
 from pathlib import Path
@@ -15,7 +16,7 @@ import pytest
 from labelcurve.bundle.errors import LabelcurveError
 from labelcurve.serving.classify import Options, find, run
 from labelcurve.serving.errors import UnknownModel
-from tests.models import digit_png
+from tests.models import digit_png, publish_digits
 from tests.serving.conftest import LABELCURVE
 
 CLASSIFY = (LABELCURVE, "classify")
@@ -136,6 +137,20 @@ def test_the_model_can_be_named(images: Path, digits_models: Path) -> None:
     done = classify(one, "--models", digits_models, "--model", "digits-10")
     assert done.returncode == 0
     assert done.stderr.startswith("digits-10@")
+
+
+def test_a_version_that_is_not_current_can_be_named_beside_a_damaged_model(
+    images: Path, digits_models: Path, tmp_path: Path
+) -> None:
+    models = tmp_path / "models"
+    shutil.copytree(digits_models, models, symlinks=True)
+    old = (models / "digits-10/current").readlink().name
+    publish_digits(models, 0.1, seed=1)
+    with (models / "digits-50/current/model.onnx").open("ab") as graph:
+        graph.write(b"\0")
+    done = classify(images / "03.png", "--models", models, "--model", f"digits-10@{old}")
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.startswith(f"digits-10@{old} on ")
 
 
 def test_an_error_is_one_line(images: Path, tmp_path: Path) -> None:

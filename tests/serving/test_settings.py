@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -34,6 +35,7 @@ def test_workers_share_the_cores() -> None:
 @pytest.mark.parametrize("flag", ["workers", "threads"])
 def test_more_than_the_cores_can_use_are_refused(flag: str) -> None:
     most = MOST_A_CORE * cores()
-    replace(Settings(), **{flag: most}).check()
+    setting: dict[str, Any] = {flag: most}
+    replace(Settings(), **setting).check()
     with pytest.raises(LabelcurveError, match=f"--{flag} {most + 1}: allowed are 1 to {most}, "):
-        replace(Settings(), **{flag: most + 1}).check()
+        replace(Settings(), **{**setting, flag: most + 1}).check()

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import shutil
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -224,6 +225,41 @@ def test_a_default_that_is_removed_is_replaced_and_comes_back(
         assert catalogue.default is current(catalogue, "digits-10")
 
     follow(catalogue, lambda: folder.rename(aside), replaced, lambda: aside.rename(folder), back)
+
+
+def test_a_default_that_is_not_there_is_logged_once_even_if_the_default_stays(
+    models: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "labelcurve")
+    catalogue = loaded(models)
+
+    def name_default(name: str) -> None:
+        (models / promotion.FILE).write_text(json.dumps({"default": name}))
+
+    def more() -> None:
+        publish_digits(models, prefix="new")
+        name_default("new-100")  # which is not there until it is loaded
+
+    follow(
+        catalogue,
+        lambda: None,
+        lambda: name_default("nope"),
+        lambda: None,
+        lambda: publish_digits(models, seed=1),
+        lambda: name_default("digits-100"),
+        more,
+    )
+    said = [(r.levelname, r.getMessage()) for r in caplog.records if "default" in r.getMessage()]
+    assert said == [
+        (
+            "WARNING",
+            "digits-100 stays the default: it has the most labels, since default.json names nope, "
+            f"which is not among them; `labelcurve models promote NAME --models {models}` names "
+            "another",
+        ),
+        ("INFO", "digits-100 stays the default: default.json names it"),
+        ("INFO", "new-100 is the default now, in place of digits-100: default.json names it"),
+    ]
 
 
 def test_a_folder_that_is_gone_takes_no_model_with_it(

@@ -18,7 +18,13 @@ from tests.serving.web.test_request import problem
 PNG = digit_png(3)
 
 
-@pytest.mark.parametrize("content", ["", "# nobody\n", "alice secret 0\n", f"a {'0' * 64} 1.2.3\n"])
+RATES = ["1.2.3", ".", "1e3", "-1", "9" * 400, f"0.{'0' * 322}1"]
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["", "# nobody\n", "alice secret 0\n", *(f"a {'0' * 64} {rate}\n" for rate in RATES)],
+)
 def test_a_file_that_is_no_file_of_keys(tmp_path: Path, content: str) -> None:
     file = tmp_path / "keys"
     file.write_text(content)
@@ -26,6 +32,16 @@ def test_a_file_that_is_no_file_of_keys(tmp_path: Path, content: str) -> None:
         read_keys(file)
     with pytest.raises(LabelcurveError, match="cannot read"):
         read_keys(tmp_path / "none")
+
+
+def test_a_wrong_line_is_named_and_every_way_to_write_a_rate_is_read(tmp_path: Path) -> None:
+    file = tmp_path / "keys"
+    good = "".join(f"a {'0' * 64} {rate}\n" for rate in ("0", "5.", ".5", "0.001", "1000000"))
+    file.write_text(good)
+    assert [key.rate for key in read_keys(file)] == [0, 5, 0.5, 0.001, 1e6]
+    file.write_text(f"{good}carol {'0' * 64} .\n")
+    with pytest.raises(LabelcurveError, match=r"keys, line 6: expected NAME SHA256"):
+        read_keys(file)
 
 
 def test_the_limit_of_a_key_is_shared_by_the_workers(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -127,7 +143,7 @@ def test_keys_other_sites_and_metrics_apart(
 
         # A mistake in the file locks no one out.
         good = file.read_text()
-        file.write_text(f"{good}carol x 0\n")
+        file.write_text(f"{good}carol {'0' * 64} .\n")
 
         def refused() -> bool:
             assert ask(authorization=f"Bearer {alice}").status_code == 200

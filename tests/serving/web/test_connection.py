@@ -223,6 +223,52 @@ def test_an_upgrade_is_left_unheeded(connect: Connect, offered: bytes) -> None:
         assert data.startswith(b"HTTP/1.1 200 ")
 
 
+def test_any_number_of_pipelined_upgrades_are_left_unheeded(connect: Connect) -> None:
+    connection = connect()
+    offer = b"\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n"
+    one = b"GET /livez HTTP/1.1" + offer + b"Host: x\r\n\r\n"
+    connection.sendall(one * 1_500)
+    data = b""
+    while data.count(b"live\n") < 1_500:
+        chunk = connection.recv(65536)
+        assert chunk, data[-200:]
+        data += chunk
+    assert data.count(b"HTTP/1.1 200 ") == 1_500
+
+
+CHUNKED = b"POST /classify HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: %s\r\n\r\n%x\r\n%s\r\n0\r\n"
+
+
+def test_trailers_are_no_headers(connect: Connect) -> None:
+    body = CHUNKED % (b"chunked", len(PNG), PNG)
+    assert classified(connect(), body + b"Content-Encoding: gzip\r\nExpect: 100-continue\r\n\r\n")
+
+
+@pytest.mark.parametrize("trailer", [b"a: b\r\n", b"a" * 100])
+def test_trailers_without_an_end_are_431(connect: Connect, trailer: bytes) -> None:
+    connection = connect()
+    connection.sendall(CHUNKED % (b"chunked", len(PNG), PNG))
+    wait_for(partial(was_read, connection))
+    with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+        connection.sendall(trailer * (4 * HEAD_BYTES // len(trailer)))
+    assert received(connection).startswith(b"HTTP/1.1 431 ")
+
+
+def test_small_chunks_are_no_header(connect: Connect) -> None:
+    chunks = b"".join(b"1\r\n%c\r\n" % byte for byte in PNG * (3 * HEAD_BYTES // len(PNG)))
+    connection = connect()
+    connection.sendall((CHUNKED % (b"chunked", len(PNG), PNG))[:-3] + chunks + b"0\r\n\r\n")
+    assert connection.recv(65536).startswith(b"HTTP/1.1 200 ")  # what follows an image is not read
+
+
+def test_a_body_in_another_coding_is_refused(connect: Connect) -> None:
+    connection = connect()
+    connection.sendall(CHUNKED % (b"gzip, chunked", len(PNG), PNG) + b"\r\n")
+    answer = received(connection)
+    assert answer.startswith(b"HTTP/1.1 501 ")
+    assert b"allowed is chunked" in answer
+
+
 def test_beyond_the_limit_of_connections_is_503(connect: Connect, impatient: Service) -> None:
     held = [connect() for _ in range(8)]
     for connection in held:  # those that have sent nothing yet have little time

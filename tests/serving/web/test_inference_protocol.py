@@ -66,6 +66,13 @@ def test_pixels_and_files_are_answered_as_classify_does(client: httpx.Client) ->
         np.testing.assert_allclose(rows.max(1), scores, atol=1e-6)
 
 
+@pytest.mark.parametrize("length", ["1" * 5_000, "\u0661", "-1", ""])
+def test_a_length_that_is_no_number_is_400(length: str) -> None:
+    with pytest.raises(Problem, match="of 2 bytes") as error:
+        parse(b"{}", length, SIZE)
+    assert error.value.status == 400
+
+
 def test_what_does_not_follow_the_protocol_is_400(client: httpx.Client) -> None:
     good = {"name": "images", "datatype": "UINT8", "shape": [1, 8, 8, 3], "data": [0] * 192}
     for wrong, status in (

@@ -101,6 +101,15 @@ def test_an_encoded_body_is_refused_by_name(client: httpx.Client, encoding: str)
     assert response.headers["accept-encoding"] == "identity"
 
 
+@pytest.mark.parametrize("path", ["/classify", "/v2/models/digits-100/infer"])
+def test_no_encoding_is_overlooked_behind_another(client: httpx.Client, path: str) -> None:
+    headers = [("content-encoding", "identity"), ("content-encoding", "gzip")]
+    response = client.post(path, content=PNG, headers=headers)
+    assert "identity, gzip" in problem(response, 415)["detail"]
+    plain = client.post("/classify", content=PNG, headers=headers[:1])
+    assert plain.status_code == 200
+
+
 @pytest.mark.parametrize("query", ["topk=1", "model=digits-10&k=1", "top_k=1&top_k=2"])
 def test_query_parameters_that_mean_nothing_are_refused(client: httpx.Client, query: str) -> None:
     problem(client.post(f"/classify?{query}", content=PNG), 400)

@@ -46,6 +46,25 @@ def test_sigterm_lets_a_request_in_flight_finish(start_service: Start, digits_mo
     assert service.stop() == 0
 
 
+def test_a_request_that_takes_longer_than_the_drain_is_503(
+    start_service: Start, digits_models: Path
+) -> None:
+    service = start_service(digits_models, "--drain", "0", "--access-log")
+    service.wait_until_ready()
+    with socket.create_connection(("127.0.0.1", service.port), timeout=30) as client:
+        head = b"POST /classify HTTP/1.1\r\nHost: x\r\nX-Request-ID: slow\r\n"
+        client.sendall(head + b"Content-Length: 99\r\n\r\npart")
+        wait_for(lambda: in_progress(service) == 1)
+        service.process.send_signal(signal.SIGTERM)
+        answer = b"".join(iter(lambda: client.recv(65536), b""))
+    assert answer.startswith(b"HTTP/1.1 503 ")
+    for part in (b"retry-after: 1\r\n", b"x-request-id: slow\r\n", b"this process ends"):
+        assert part in answer
+    assert service.stop() == 0
+    assert " 503 " in next(line for line in service.output.splitlines() if line.endswith(" slow"))
+    assert "Traceback" not in service.output
+
+
 def test_who_had_just_connected_at_sigterm_is_answered(
     start_service: Start, digits_models: Path
 ) -> None:

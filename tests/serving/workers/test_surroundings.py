@@ -227,6 +227,23 @@ def test_code_of_the_current_folder_is_not_run(
     assert "code of the current folder" not in service.output
 
 
+def test_variables_of_bentoml_and_uvicorn_are_ignored(
+    start_service: Start, digits_models: Path
+) -> None:
+    environment = {
+        "WEB_CONCURRENCY": "abc",
+        "BENTOML_CONFIG": "/nonexistent",
+        "BENTOML_CONFIG_OPTIONS": "garbage[",
+        "BENTOML_CONFIG_OVERRIDES": "{",
+        "BENTOML_VERBOSITY": "abc",
+    }
+    service = start_service(digits_models, environment=environment)
+    service.wait_until_ready()
+    assert len(service.workers()) == 1
+    assert service.stop() == 0
+    assert "Traceback" not in service.output
+
+
 def test_a_folder_for_temporary_files_with_too_long_a_name_is_an_error(
     start_service: Start, digits_models: Path, tmp_path: Path
 ) -> None:
