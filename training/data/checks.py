@@ -39,10 +39,10 @@ def report_conflicts(name: str, class_names: tuple[str, ...], train: Split, say:
 
 
 def report_repeated(name: str, train: Split, say: Say) -> None:
-    """Reports labelled images that are in a class more than once: in training and validation."""
+    """Reports labelled images that are in a class more than once."""
     if len(train) < 2:
         return
-    group = _groups(train.digests)
+    group = groups(train.digests)
     # Rows with the same pixels are in the order of their labels.
     same = (np.diff(group) == 0) & (np.diff(train.labels) == 0) & (train.labels[1:] >= 0)
     rows = (np.flatnonzero(same) + 1).tolist()
@@ -50,8 +50,8 @@ def report_repeated(name: str, train: Split, say: Say) -> None:
         examples = ", ".join(train.where(i) for i in rows[:NAMED])
         say(
             f"{name}: {counted(len(rows), 'train image')} with the same pixels as another of the "
-            f"class: {examples}{' and others' if len(rows) > NAMED else ''}. Copies may be in "
-            "training and in validation"
+            f"class: {examples}{' and others' if len(rows) > NAMED else ''}. Copies of a "
+            "validation image do not train"
         )
 
 
@@ -84,7 +84,7 @@ def known_elsewhere(train: Split, test: Split) -> NDArray[np.bool_]:
     unlabelled = train.labels < 0
     if not unlabelled.any():
         return unlabelled
-    group = _groups(train.digests)
+    group = groups(train.digests)
     labelled = np.zeros(int(group[-1]) + 1, bool)
     labelled[group[~unlabelled]] = True
     return unlabelled & (labelled[group] | (in_test(train, test) >= 0))
@@ -179,7 +179,7 @@ def _conflicting(train: Split) -> NDArray[np.bool_]:
     labelled = train.labels >= 0
     if len(train) < 2:
         return np.zeros(len(train), bool)
-    group = _groups(train.digests)
+    group = groups(train.digests)
     starts = np.flatnonzero(np.diff(group, prepend=-1))
     most = np.maximum.reduceat(train.labels, starts)
     none = np.iinfo(train.labels.dtype).max
@@ -188,7 +188,7 @@ def _conflicting(train: Split) -> NDArray[np.bool_]:
     return conflicting
 
 
-def _groups(digests: Digests) -> NDArray[np.int64]:
+def groups(digests: Digests) -> NDArray[np.int64]:
     """A number for each row, the same for the same pixels, ascending; [N].
 
     Rows are in the order of their digests: equal ones are neighbours.

@@ -231,11 +231,14 @@ def _open(folder: Path, split: str, rows: Rows, size: int, memory: int, stored: 
 
 def _held_out(source: Source, train: Split, say: Say) -> tuple[Split, Split]:
     """Train and test of a source without a test split."""
-    held = np.zeros(len(train), bool)
+    held, groups = np.zeros(len(train), bool), checks.groups(train.digests)
     small = []
     for label, name in enumerate(source.class_names):
         rows = np.flatnonzero(train.labels == label)
-        held[rows[: len(rows) // TESTED]] = True
+        n, group = len(rows) // TESTED, groups[rows]
+        while 0 < n < len(rows) and group[n] == group[n - 1]:
+            n += 1  # copies are neighbours, and stay together
+        held[rows[: n if n < len(rows) else 0]] = True
         if len(rows) < TESTED:
             small.append(f"{name} ({len(rows)})")
     test, rest = train.take(np.flatnonzero(held)), train.take(np.flatnonzero(~held))

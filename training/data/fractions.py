@@ -3,7 +3,7 @@
 One seeded permutation per class for validation and one for training; a fraction is a prefix of
 both, so the 10 % lie inside the 50 % (nested few-label subsets as in big_vision's few-shot
 evaluators). The permuted rows are in the order of their digests, so the same images give the same
-subsets from whatever source.
+subsets from whatever source. Images with the pixels of one that is held out do not train.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from labelcurve.bundle.errors import DataError
+from labelcurve.training.data import checks
 from labelcurve.training.data.source import Index
 from labelcurve.training.data.split import Split
 
@@ -83,6 +84,7 @@ def subset(split: Split, class_names: tuple[str, ...], fraction: float, seed: in
         pool[order[:n_pool]] = True
         val[order[:n_val]] = True
         train[order[n_pool : n_pool + n_train]] = True
+    train &= ~_copied(split, train, pool)
     rows_train, rows_val, rows_pool = (
         np.flatnonzero(these).astype(np.int32) for these in (train, val, pool)
     )
@@ -93,6 +95,24 @@ def subset(split: Split, class_names: tuple[str, ...], fraction: float, seed: in
         val_pool=rows_pool,
         hash=rows_hash(split, rows_train, rows_val),
     )
+
+
+def _copied(
+    split: Split, train: NDArray[np.bool_], held_out: NDArray[np.bool_]
+) -> NDArray[np.bool_]:
+    """Training rows with the pixels of one that is held out: a model would know it, [N].
+
+    Not those of a class of which nothing else would train.
+    """
+    group = checks.groups(split.digests)
+    known = np.zeros(len(split), bool)
+    known[group[held_out]] = True
+    copied: NDArray[np.bool_] = train & known[group]
+    for label in np.unique(split.labels[copied]):
+        rows = train & (split.labels == label)
+        if copied[rows].all():
+            copied[rows] = False
+    return copied
 
 
 def rows_hash(split: Split, *labelled: Index) -> str:

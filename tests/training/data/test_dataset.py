@@ -142,6 +142,14 @@ def test_without_a_test_split_the_same_fifth_is_held_out_whatever_the_names(
     assert "a: no test split, so a stratified fifth is test: 20 of 100 images" in said
 
 
+def test_copies_are_held_out_together(tmp_path: Path) -> None:
+    write_folder(tmp_path / "set", [each for each in TRAIN for _ in range(3)])
+    found, said = loaded(tmp_path / "set", tmp_path / "cache")
+    assert np.bincount(found.test.labels).tolist() == [6] * 10
+    assert np.bincount(found.train.labels).tolist() == [24] * 10
+    assert not any("also in test" in line for line in said)
+
+
 def test_the_first_fifth_of_each_class_in_the_order_of_the_digests_is_test(tmp_path: Path) -> None:
     write_folder(tmp_path / "set", TRAIN)
     whole, _ = loaded(tmp_path / "set", tmp_path / "cache", labelled=False)
@@ -322,7 +330,7 @@ def test_copies_of_an_image_within_a_class_are_named(tmp_path: Path) -> None:
     assert len(found.train) == len(TRAIN) + 3
     (line,) = said
     assert line.startswith("set: 3 train images with the same pixels as another of the class: ")
-    assert line.endswith(" and others. Copies may be in training and in validation")
+    assert line.endswith(" and others. Copies of a validation image do not train")
     assert line.count(str(tmp_path)) == 2
 
 

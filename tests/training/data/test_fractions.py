@@ -140,3 +140,29 @@ def test_rows_are_spread_from_the_first_to_the_last() -> None:
     rows = np.arange(0, 100, 10)
     assert fractions.spread(rows, 3).tolist() == [0, 40, 90]
     assert fractions.spread(rows, 10) is rows
+
+
+def with_copies(folder: Path, labels: list[int], groups: list[int]) -> Split:
+    """Rows in the order of their digests, those of a group with the same one."""
+    file = folder / "digests.npy"
+    np.save(file, np.frombuffer(b"".join(b"%032d" % g for g in groups), "V32"))
+    empty = np.zeros((len(labels), 1, 1, 3), np.uint8)
+    return Split(empty, np.array(labels), in_file(file, len(labels)), lambda _: b"", str)
+
+
+def test_copies_of_held_out_images_do_not_train(tmp_path: Path) -> None:
+    # Each image twice, of two classes in turn.
+    split = with_copies(tmp_path, [0, 0, 1, 1] * 20, [i // 2 for i in range(80)])
+    found = fractions.subset(split, ("a", "b"), 1.0, 0)
+    assert len(found.val) == 8
+    held_out = {row // 2 for row in found.val}
+    assert held_out.isdisjoint({row // 2 for row in found.train})
+    assert len(found.train) == 80 - 2 * len(held_out)
+    tenth = fractions.subset(split, ("a", "b"), 0.5, 0)
+    assert as_set(tenth.train) <= as_set(found.train)
+
+
+def test_a_class_of_copies_alone_keeps_them(tmp_path: Path) -> None:
+    split = with_copies(tmp_path, [0] * 20 + [1] * 4, [*range(20), 30, 30, 30, 30])
+    found = fractions.subset(split, ("a", "b"), 1.0, 0)
+    assert (split.labels[found.train] == 1).sum() == 3
