@@ -10,7 +10,8 @@ demo: $(READY)
 	@exec $(BIN)/python -m benchmarks.demo
 
 test: $(READY) lint
-	$(BIN)/pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+	$(BIN)/pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder \
+	  --durations 25 --durations-min 10
 
 # For the inner loop: lint, types, and the tests that start no process.
 check: $(READY) lint
