@@ -6,16 +6,19 @@ Installs no signal handlers, never ends the process, and prints only where `verb
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+import reprlib
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, redirect_stdout
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from types import NoneType
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+from pydantic import TypeAdapter, ValidationError
 
 from labelcurve.bundle import preprocess, store
 from labelcurve.bundle.errors import LabelcurveError, MissingExtra, UnsupportedImage, near
@@ -26,8 +29,15 @@ if TYPE_CHECKING:
     from labelcurve.benchmarks.record import Report
     from labelcurve.serving.models.engine import Engine
 
-PATHS = {"cache", "drop", "out", "relabel", "unlabelled"}
-"""Options of `train` that are paths."""
+_WORDS = {
+    bool: "True and False",
+    float: "numbers",
+    int: "whole numbers",
+    NoneType: "None",
+    Path: "paths",
+    str: "strings",
+}
+"""Types of options, as an error names them."""
 
 ImageLike = str | Path | bytes | Image.Image | NDArray[np.uint8]
 """A file, a file's bytes, a Pillow image, or pixels: uint8 [H, W, 3] or grey [H, W]."""
@@ -82,13 +92,16 @@ def train(
         from labelcurve.training.options import Options
     if {"dry_run", "self_test"} & options.keys():
         raise LabelcurveError("dry_run and self_test are options of the command `train` alone")
-    fractions = (fraction,) if isinstance(fraction, int | float) else tuple(fraction)
-    given = {**options, "data": str(data), "fraction": fractions, "out": out}
-    _check_names(given, Options)
-    for name in PATHS & given.keys():
-        given[name] = None if given[name] is None else Path(given[name])
-    with _said(verbose):
-        document = job.run(Options(**given))
+    kinds: dict[str, Any] = get_type_hints(Options, include_extras=True)
+    # Wider than the command's, which always gets a string and a list.
+    kinds |= {"data": str | Path, "fraction": float | tuple[float, ...], "verbose": bool}
+    given = {**options, "data": data, "fraction": fraction, "out": out, "verbose": verbose}
+    values = _checked(given, kinds)
+    values["data"] = str(values["data"])
+    if isinstance(values["fraction"], float):
+        values["fraction"] = (values["fraction"],)
+    with _said(values.pop("verbose")):
+        document = job.run(Options(**values))
     return [
         TrainedModel(
             name=entry["name"],
@@ -188,23 +201,27 @@ def load(
         threads: of ONNX Runtime; by default the cores that the process may use.
 
     Raises:
-        LabelcurveError: the model does not exist or cannot run on the device.
+        LabelcurveError: an argument cannot be used, or the model does not exist or cannot run on
+            the device.
     """
     with _extra("serve"):
         from labelcurve.serving.models.device import choose_device
         from labelcurve.serving.models.model import open_engine
-        from labelcurve.serving.models.selection import default, pick
-    folder = Path(path)
+        from labelcurve.serving.models.selection import pick, read
+        from labelcurve.serving.settings import Settings
+    kinds: dict[str, Any] = get_type_hints(Settings, include_extras=True)
+    given = {"path": path, "model": model, "device": device, "threads": threads}
+    values = _checked(given, kinds | {"path": Path, "model": str | None})
+    folder, threads = values["path"], values["threads"]
+    Settings(threads=threads).check()
     if (folder / store.MANIFEST).exists():
         version = folder.resolve()
         bundles = [store.read(version.parent.parent, version.parent.name, version.name)]
     elif (folder / store.CURRENT).exists():
         bundles = [store.read(folder.resolve().parent, folder.resolve().name)]
     else:
-        bundles = store.read_all(folder)
-    if model is None:
-        model = bundles[0].name if len(bundles) == 1 else default(folder, bundles)[0]
-    bundle = bundles[pick(bundles, model)]
+        bundles = [read(folder, model)]
+    bundle = bundles[0 if model is None else pick(bundles, model)]
     return Model(bundle, open_engine(bundle, choose_device(device), threads or cores()))
 
 
@@ -231,10 +248,13 @@ def bench(
     with _extra("bench"):
         from labelcurve.benchmarks import job
         from labelcurve.benchmarks.options import Bench
-    given = {**options, "models": Path(models), "data": str(data), "out": Path(out)}
-    _check_names(given, Bench)
-    with _said(verbose):
-        report, _ = job.run(Bench(**given), print)
+    kinds: dict[str, Any] = get_type_hints(Bench, include_extras=True)
+    kinds |= {"data": str | Path, "verbose": bool}
+    given = {**options, "models": models, "data": data, "out": out, "verbose": verbose}
+    values = _checked(given, kinds)
+    values["data"] = str(values["data"])
+    with _said(values.pop("verbose")):
+        report, _ = job.run(Bench(**values), print)
     return report
 
 
@@ -254,6 +274,9 @@ def _pixels(image: ImageLike, place: int, size: int) -> NDArray[np.uint8]:
                     f"an array {given}: allowed are uint8 [H, W, 3] (RGB) and [H, W] (grey)"
                 )
             image = Image.fromarray(image)
+        if 0 in image.size:
+            width, height = image.size
+            raise UnsupportedImage(f"{width} x {height} pixels: allowed are 1 x 1 and more")
         return preprocess.prepare_image(image, size)
     except OSError as error:
         raise LabelcurveError(f"{name}: {error.strerror or error}") from error
@@ -261,11 +284,51 @@ def _pixels(image: ImageLike, place: int, size: int) -> NDArray[np.uint8]:
         raise type(error)(f"{name}: {error}") from error
 
 
-def _check_names(given: dict[str, Any], kind: Any) -> None:
-    allowed = [field.name for field in fields(kind)]
-    for name in given:
-        if name not in allowed:
-            raise LabelcurveError(f"no option {name}{near(name, allowed)}")
+def _checked(given: Mapping[str, Any], kinds: Mapping[str, Any]) -> dict[str, Any]:
+    """The values as the options hold them, by name; `kinds` are the options' types.
+
+    A string may stand for a path, a whole number for any number, a list or an array for a tuple,
+    and a scalar of numpy for Python's.
+
+    Raises:
+        LabelcurveError: names the argument, the value and what is allowed.
+    """
+    values = {}
+    for name, value in given.items():
+        if name not in kinds:
+            raise LabelcurveError(f"no option {name}{near(name, kinds)}")
+        kind = kinds[name]
+        plain = _plain(value)
+        if isinstance(plain, str) and kind in (Path, Path | None):
+            plain = Path(plain)
+        try:
+            values[name] = TypeAdapter(kind).validate_python(plain, strict=True)
+        except ValidationError:
+            raise LabelcurveError(
+                f"{name}={reprlib.repr(value)}: allowed are {_allowed(kind)}"
+            ) from None
+    return values
+
+
+def _plain(value: Any) -> Any:
+    """Scalars of numpy as Python's, lists and arrays as tuples."""
+    if isinstance(value, np.generic | np.ndarray):
+        value = value.tolist()
+    if isinstance(value, Sequence) and not isinstance(value, str | bytes):
+        return tuple(_plain(each) for each in value)
+    return value
+
+
+def _allowed(kind: Any) -> str:
+    """What an option of this type takes, in words."""
+    origin, inside = get_origin(kind), get_args(kind)
+    if origin is Annotated:
+        return _allowed(inside[0])
+    if origin is Literal:
+        return ", ".join(map(repr, inside))
+    if origin is tuple:
+        return f"sequences of {_allowed(inside[0])}"
+    return " and ".join(map(_allowed, inside)) if inside else _WORDS[kind]
 
 
 @contextmanager

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
+from dataclasses import fields
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -15,8 +17,10 @@ import pytest
 from PIL import Image
 
 import labelcurve
+from labelcurve.benchmarks.options import Bench
 from labelcurve.bundle import preprocess
 from labelcurve.bundle.errors import BundleError, ImageError, MissingExtra
+from labelcurve.training.options import Options
 from tests.labelcurve.test_extras import MISSING
 from tests.models import digit_png
 
@@ -30,6 +34,17 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def model(digits_models: Path) -> labelcurve.Model:
     found: labelcurve.Model = labelcurve.load(digits_models, device="cpu", threads=1)
     return found
+
+
+@pytest.fixture
+def no_jobs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is trained or measured where a test finds that an option was not refused."""
+
+    def run(options: Any, *_: Any) -> None:
+        raise AssertionError(f"not refused: {options}")
+
+    monkeypatch.setattr("labelcurve.training.jobs.train.run", run)
+    monkeypatch.setattr("labelcurve.benchmarks.job.run", run)
 
 
 def test_the_model_with_the_most_labels_answers_unless_one_is_named(digits_models: Path) -> None:
@@ -92,6 +107,9 @@ def test_labels_are_the_most_probable_classes_in_the_order_of_the_images(
             r"^image 1: an array float32 \[4, 4, 3\]: allowed are uint8",
         ),
         (np.zeros((4, 4, 4), np.uint8), r"^image 1: an array uint8 \[4, 4, 4\]"),
+        (np.zeros((0, 10, 3), np.uint8), "^image 1: 10 x 0 pixels: allowed are 1 x 1 and more"),
+        (np.zeros((5, 0), np.uint8), "^image 1: 0 x 5 pixels: allowed are 1 x 1 and more"),
+        (Image.new("RGB", (0, 5)), "^image 1: 0 x 5 pixels: allowed are 1 x 1 and more"),
     ],
 )
 def test_an_image_that_cannot_be_used_is_named(
@@ -108,6 +126,19 @@ def test_a_file_that_is_not_there_is_named(model: labelcurve.Model, tmp_path: Pa
         model.predict([digit_png(0), 3])  # type: ignore[list-item]
 
 
+def test_another_model_that_is_damaged_is_in_nobodys_way(
+    digits_models: Path, tmp_path: Path
+) -> None:
+    models = tmp_path / "models"
+    shutil.copytree(digits_models, models, symlinks=True)
+    version = (models / "digits-10/current").readlink().name
+    with (models / "digits-50/current/model.onnx").open("ab") as graph:
+        graph.write(b"\0")
+    for wanted in ("digits-10", f"digits-10@{version}"):
+        assert labelcurve.load(models, wanted, device="cpu").version == version
+    assert labelcurve.load(models, device="cpu").name == "digits-100"
+
+
 def test_what_is_not_there_is_explained(digits_models: Path, tmp_path: Path) -> None:
     with pytest.raises(BundleError, match="no folder"):
         labelcurve.load(tmp_path / "nowhere")
@@ -121,6 +152,100 @@ def test_what_is_not_there_is_explained(digits_models: Path, tmp_path: Path) -> 
         labelcurve.train("digits", fraction=2)
     with pytest.raises(labelcurve.LabelcurveError, match="dry_run"):
         labelcurve.train("digits", dry_run=True)
+
+
+@pytest.mark.usefixtures("no_jobs")
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"device": "gpu"}, "device='gpu': allowed are 'auto', 'cuda', 'cpu'"),
+        (
+            {"layout": "classes"},
+            "layout='classes': allowed are 'auto', 'class', 'split/class', 'class/split'",
+        ),
+        ({"skip_unreadable": "no"}, "skip_unreadable='no': allowed are True and False"),
+        ({"verbose": "no"}, "verbose='no': allowed are True and False"),
+        ({"fraction": "0.5"}, "fraction='0.5': allowed are numbers and sequences of numbers"),
+        ({"fraction": None}, "fraction=None: allowed are numbers and sequences of numbers"),
+        ({"fraction": True}, "fraction=True: allowed are numbers and sequences of numbers"),
+        (
+            {"fraction": [0.1, "0.5"]},
+            "fraction=[0.1, '0.5']: allowed are numbers and sequences of numbers",
+        ),
+        ({"epochs": "3"}, "epochs='3': allowed are whole numbers and None"),
+        ({"epochs": True}, "epochs=True: allowed are whole numbers and None"),
+        ({"max_minutes": "1"}, "max_minutes='1': allowed are numbers and None"),
+        ({"seed": 1.5}, "seed=1.5: allowed are whole numbers"),
+        ({"out": None}, "out=None: allowed are paths"),
+        ({"cache": 3}, "cache=3: allowed are paths and None"),
+        ({"data": None}, "data=None: allowed are strings and paths"),
+    ],
+)
+def test_an_option_of_train_that_is_of_another_kind_is_named(
+    options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(labelcurve.LabelcurveError) as caught:
+        labelcurve.train(**{"data": "digits", **options})
+    assert str(caught.value) == message
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"path": None}, "path=None: allowed are paths"),
+        ({"model": 3}, "model=3: allowed are strings and None"),
+        ({"device": "gpu"}, "device='gpu': allowed are 'auto', 'cuda', 'cpu'"),
+        ({"threads": "2"}, "threads='2': allowed are whole numbers and None"),
+        ({"threads": -3}, "--threads -3: allowed are 1 and more"),
+        ({"threads": 0}, "--threads 0: allowed are 1 and more"),
+    ],
+)
+def test_an_argument_of_load_that_is_of_another_kind_is_named(
+    digits_models: Path, options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(labelcurve.LabelcurveError) as caught:
+        labelcurve.load(**{"path": digits_models, **options})
+    assert str(caught.value) == message
+
+
+@pytest.mark.usefixtures("no_jobs")
+@pytest.mark.parametrize(("call", "kind"), [("train", Options), ("bench", Bench)])
+def test_no_option_takes_just_anything(call: str, kind: Any) -> None:
+    for field in fields(kind):
+        if field.name in ("dry_run", "self_test"):  # of the command alone
+            continue
+        message = rf"^{field.name}=<object .*>: allowed are [\w']"
+        with pytest.raises(labelcurve.LabelcurveError, match=message):
+            getattr(labelcurve, call)(**{field.name: object()})
+
+
+def test_what_stands_for_an_option_arrives_as_the_command_has_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    found: list[Any] = []
+
+    def run(options: Any, *_: Any) -> Any:
+        found.append(options)
+        return {"bundles": []} if isinstance(options, Options) else (None, None)
+
+    monkeypatch.setattr("labelcurve.training.jobs.train.run", run)
+    monkeypatch.setattr("labelcurve.benchmarks.job.run", run)
+    fractions: list[Any] = [np.float32(1), 1, [0.1, 1], np.array([0.1, 1]), ()]
+    for fraction in fractions:
+        labelcurve.train(Path("digits"), fraction=fraction)
+    assert [options.fraction for options in found] == [(1.0,), (1.0,), (0.1, 1.0), (0.1, 1.0), ()]
+    labelcurve.train(
+        "digits", out="m", cache="c", drop=None, seed=np.int64(3), max_minutes=1, no_test=np.True_
+    )
+    assert found[-1] == Options(
+        out=Path("m"), cache=Path("c"), data="digits", seed=3, max_minutes=1.0, no_test=True
+    )
+    # Equal numbers need not be of one type, which JSON and names would show.
+    assert [type(found[-1].seed), type(found[-1].max_minutes)] == [int, float]
+    labelcurve.bench("m", Path("digits"), out="r", cache="c", only=["a"], clients=range(1, 3))
+    assert found[-1] == Bench(
+        models=Path("m"), data="digits", out=Path("r"), cache=Path("c"), only=("a",), clients=(1, 2)
+    )
 
 
 def test_train_publishes_says_nothing_and_leaves_the_process_alone(
@@ -152,7 +277,7 @@ def test_importing_it_is_quick_and_changes_nothing() -> None:
 import signal, sys
 before = [signal.getsignal(number) for number in signal.valid_signals()]
 import labelcurve
-assert not {"numpy", "torch", "onnxruntime", "tyro", "rich"} & set(sys.modules)
+assert not {"numpy", "torch", "onnxruntime", "pydantic", "tyro", "rich"} & set(sys.modules)
 import labelcurve.library, labelcurve.training.options, labelcurve.serving.models.engine
 assert [signal.getsignal(number) for number in signal.valid_signals()] == before
 import os
