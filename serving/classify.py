@@ -17,6 +17,7 @@ import tyro
 from numpy.typing import NDArray
 
 from labelcurve.bundle import command, preprocess
+from labelcurve.bundle.acceptance import LEAST_WISHED, MOST_WISHED
 from labelcurve.bundle.errors import LabelcurveError
 from labelcurve.bundle.machine import cores
 from labelcurve.bundle.preprocess import OTHER_SUFFIXES, SUFFIXES
@@ -43,7 +44,8 @@ class Options:
     top_k: int = 5
     """Classes to name for each image."""
     csv: Path | None = None
-    """Also write a table: path, label and score of each class, and the error if there was one."""
+    """Also write a table, to a new file: path, label and score of each class, and the error if
+    there was one."""
     accept: float | None = None
     """Accuracy wished among the answers that need no check, as 0.98: writes accepted.csv,
     and ask.csv with the rest."""
@@ -77,15 +79,7 @@ def run(options: Options) -> int:
             not show what `--accept` or `--set` asks for.
         UnknownModel: the model does not exist.
     """
-    if not options.paths:
-        raise LabelcurveError("no PATH was given: name image files or folders")
-    if options.top_k < 1:
-        raise LabelcurveError(f"--top-k {options.top_k}: at least 1")
-    if options.threads is not None and options.threads < 1:
-        raise LabelcurveError(f"--threads {options.threads}: at least 1")
-    if options.csv is not None and options.csv.suffix.lower() in SUFFIXES | OTHER_SUFFIXES:
-        # As the shell makes of `--csv *.png`: the first image would be overwritten.
-        raise LabelcurveError(f"--csv {options.csv}: that is the name of an image, not of a table")
+    _check(options)
     bundle = read(options.models, options.model)
     # Before the model is loaded: what it cannot show costs nothing to refuse.
     found = rule(bundle.manifest, "fp32", Wish(options.accept, options.set))
@@ -124,6 +118,33 @@ def run(options: Options) -> int:
             file=sys.stderr,
         )
     return failed
+
+
+def _check(options: Options) -> None:
+    """Checks what needs no model.
+
+    Raises:
+        LabelcurveError: names the flag, the value and what is allowed.
+    """
+    if not options.paths:
+        raise LabelcurveError("no PATH was given: name image files or folders")
+    if options.top_k < 1:
+        raise LabelcurveError(f"--top-k {options.top_k}: at least 1")
+    if options.threads is not None and options.threads < 1:
+        raise LabelcurveError(f"--threads {options.threads}: at least 1")
+    if options.csv is not None and options.csv.suffix.lower() in SUFFIXES | OTHER_SUFFIXES:
+        # As the shell makes of `--csv *.png`: the first image would be overwritten.
+        raise LabelcurveError(f"--csv {options.csv}: that is the name of an image, not of a table")
+    if options.csv is not None:
+        tables.check_new(options.csv)
+    if options.accept is not None:
+        tables.check_not_sorted(options.out)
+    for flag, share in (("--accept", options.accept), ("--set", options.set)):
+        if share is not None and not LEAST_WISHED <= share <= MOST_WISHED:
+            raise LabelcurveError(
+                f"{flag} {share:g} is not a share from {LEAST_WISHED} to {MOST_WISHED}, such as "
+                "0.95"
+            )
 
 
 def _line(answer: Answer) -> str:

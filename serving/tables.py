@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TextIO
 
 from labelcurve.bundle.errors import LabelcurveError
 from labelcurve.bundle.text import shown
@@ -41,7 +43,7 @@ Write = Callable[[Answer], None]
 
 @contextmanager
 def everything(path: Path | None, columns: int, *, accept: bool, sets: bool) -> Iterator[Write]:
-    """A table of all files, if a path is given.
+    """A table of all files, if a path is given: complete or not there.
 
     Args:
         path: the CSV file.
@@ -50,16 +52,13 @@ def everything(path: Path | None, columns: int, *, accept: bool, sets: bool) -> 
         sets: whether there is a column of sets, each a JSON list.
 
     Raises:
-        LabelcurveError: it cannot be written.
+        LabelcurveError: it cannot be written, or exists.
     """
     if path is None:
         yield lambda answer: None
         return
-    try:
-        file = path.open("w", newline="", encoding="utf-8")
-    except OSError as error:
-        raise LabelcurveError(f"cannot write {path}: {error.strerror}") from error
-    with file:
+    check_new(path)
+    with _complete(path) as file:
         rows = csv.writer(file)
         ranks = ["", *(f"_{i}" for i in range(2, columns + 1))]
         more = [*(["accepted"] * accept), *(["set"] * sets)]
@@ -73,9 +72,77 @@ def everything(path: Path | None, columns: int, *, accept: bool, sets: bool) -> 
                 cells.append(_flag(answer.accepted))
             if sets:
                 cells.append(_set(answer.set))
-            rows.writerow([answer.name, *cells, answer.error or ""])
+            with _named(path):
+                rows.writerow([answer.name, *cells, answer.error or ""])
 
         yield write
+
+
+def check_new(path: Path) -> None:
+    """Checks that no table is there yet.
+
+    Raises:
+        LabelcurveError: the path is a folder or a file.
+    """
+    if path.is_dir():
+        raise LabelcurveError(f"--csv {path} is a folder: name a file in it")
+    if path.is_file():
+        raise LabelcurveError(
+            f"--csv {path} exists, and labels may be in it: name a new file, or remove it"
+        )
+
+
+def check_not_sorted(folder: Path) -> None:
+    """Checks that no earlier tables of `sorted_out` are in a folder.
+
+    Raises:
+        LabelcurveError: one is.
+    """
+    for name in (ASK, ACCEPTED):
+        if (folder / name).exists():
+            raise LabelcurveError(
+                f"--out {folder}: {name} is there, and labels may be in it: name a new folder, or "
+                "remove it"
+            )
+
+
+@contextmanager
+def _complete(path: Path) -> Iterator[TextIO]:
+    """A file to write that gets its name once it is complete; a pipe or a device as it is."""
+    if path.exists():
+        with _named(path):
+            file: TextIO = path.open("w", newline="", encoding="utf-8")
+        with file:
+            yield file
+        return
+    with _named(path):
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}-", suffix=".part", dir=path.parent)
+    temporary = Path(name)
+    file = os.fdopen(handle, "w", newline="", encoding="utf-8")
+    try:
+        yield file
+        with _named(path):
+            file.close()
+            temporary.chmod(0o644)
+            temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # what is left in the buffer of a full disk
+            file.close()
+        raise
+
+
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Names the table and its option where it cannot be written."""
+    try:
+        yield
+    except OSError as error:
+        if isinstance(error, BrokenPipeError):
+            raise
+        raise LabelcurveError(
+            f"cannot write --csv {path} ({error.strerror}): name a file elsewhere, or make room"
+        ) from error
 
 
 @contextmanager

@@ -102,7 +102,7 @@ def test_from_60_labels_to_a_served_model_and_on(
     run(printed("labelcurve suggest --pool photos --n 60"))
     fill_in(folder / "round1/suggest.csv")
     shell(printed("cp round1/suggest.csv"))
-    again, append = printed("labelcurve suggest --pool photos --data").splitlines()
+    again, append = printed("labelcurve suggest --pool photos --data labels.csv --n").splitlines()
     right = []
     for name in ("round2", "round3", "round4"):
         run(again.replace("round2", name))
@@ -127,6 +127,17 @@ def test_from_60_labels_to_a_served_model_and_on(
     manifest = store.read(folder / "models", measured).manifest
     assert manifest.n_labels_train + manifest.n_labels_val + manifest.dataset.n_test == 240
     assert store.read(folder / "models", final).manifest.n_labels_train == 240
+
+    before = labels.read_text()
+    again, append = printed(
+        "labelcurve suggest --pool photos --data labels.csv --models"
+    ).splitlines()
+    run(again)
+    fill_in(folder / "round5/suggest.csv")
+    shell(append)
+    assert labels.read_text().count("\n") == 301
+    assert len({line.split(",")[0] for line in labels.read_text().splitlines()}) == 301
+    labels.write_text(before)  # what follows is printed for the table of the four rounds
 
     sort, _ = printed("sed ").splitlines()
     shell(sort)

@@ -156,7 +156,7 @@ def test_the_blocks_are_run_as_printed(
     assert len(ran) >= 6
     assert (folder / "runs/bench/report.html").stat().st_size > 10_000
     assert (folder / "runs/cifar10/report.json").exists()
-    assert (folder / "labels.csv").read_text().count("\n") == 3
+    assert (folder / "answers.csv").read_text().count("\n") == 3
 
 
 def test_the_two_make_commands_exist() -> None:

@@ -9,7 +9,6 @@ from typing import Annotated
 
 import tyro
 
-from labelcurve.bundle.errors import LabelcurveError
 from labelcurve.bundle.options import Within, check
 from labelcurve.training.extractors.options import EmbeddingOptions, Flag
 
@@ -25,8 +24,8 @@ class _Pool:
     data: str | None = None
     """The labels that there are, as for `train`; none for a first round."""
     models: Path | None = None
-    """Folder that `train --out` wrote, in place of --data: the model with the most labels says
-    what it is unsure of."""
+    """Folder that `train --out` wrote: the model with the most labels says what it is unsure of,
+    in place of a classifier on the labels of --data, whose images are passed over all the same."""
     out: Path = Path("suggested")
     """Folder to write suggest.csv, index.html and images/ to; it must not exist."""
     skip_unreadable: Flag = False
@@ -49,8 +48,6 @@ class SuggestOptions(EmbeddingOptions, _Pool):
             LabelcurveError: names the flag, the value and what is allowed.
         """
         check(self)
-        if self.data is not None and self.models is not None:
-            raise LabelcurveError("--data and --models: allowed is one of them")
 
 
 def parse(arguments: Sequence[str]) -> SuggestOptions:

@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 import subprocess
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import pytest
 from labelcurve.bundle.errors import LabelcurveError
 from labelcurve.serving.classify import Options, find, run
 from labelcurve.serving.errors import UnknownModel
+from labelcurve.serving.tables import Answer, everything
 from tests.models import digit_png, publish_digits
 from tests.serving.conftest import LABELCURVE
 
@@ -112,6 +114,42 @@ def test_a_table_does_not_take_the_place_of_an_image(images: Path, digits_models
     assert first.read_bytes() == digit_png(0)
 
 
+def test_a_table_that_is_there_is_kept(images: Path, digits_models: Path, tmp_path: Path) -> None:
+    table = tmp_path / "table.csv"
+    table.write_text("path,label\n00.png,0\n")
+    done = classify(images, "--models", digits_models, "--csv", table)
+    assert done.returncode == 1
+    assert done.stderr == (
+        f"error: --csv {table} exists, and labels may be in it: name a new file, or remove it\n"
+    )
+    assert table.read_text() == "path,label\n00.png,0\n"
+
+
+def test_a_table_is_complete_or_not_there(
+    images: Path, digits_models: Path, tmp_path: Path
+) -> None:
+    table = tmp_path / "table.csv"
+    command = [*CLASSIFY, str(images), "--models", str(digits_models), "--csv", str(table)]
+    # A limit on the size of files stands for a full disk.
+    limit = "trap '' XFSZ; ulimit -f 1; exec \"$@\""
+    done = subprocess.run(
+        ["bash", "-c", limit, "-", *command], capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 1
+    assert f"error: cannot write --csv {table} (File too large)" in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["images"]
+    with suppress(KeyboardInterrupt), everything(table, 1, accept=False, sets=False) as write:
+        write(Answer(images / "00.png", ()))
+        raise KeyboardInterrupt
+    assert [path.name for path in tmp_path.iterdir()] == ["images"]
+
+
+def test_a_table_may_go_to_a_pipe(images: Path, digits_models: Path) -> None:
+    done = classify(images / "03.png", "--models", digits_models, "--csv", "/dev/stderr")
+    assert done.returncode == 0
+    assert "path,label,score," in done.stderr
+
+
 def test_unreadable_files_are_reported_and_the_rest_goes_on(
     images: Path, digits_models: Path, tmp_path: Path
 ) -> None:
@@ -170,7 +208,8 @@ def test_impossible_requests(images: Path, digits_models: Path, tmp_path: Path) 
         run(options(one, model="x"))
     for wrong, says in (
         (options(one, top_k=0), "at least 1"),
-        (options(one, csv=tmp_path), "cannot write"),
+        (options(one, csv=tmp_path), "--csv .* is a folder"),
+        (options(one, csv=tmp_path / "none/a.csv"), r"cannot write --csv .*none/a.csv \(No such"),
         (options(tmp_path / "empty"), "holds no image"),
         (options(), "no PATH"),
     ):
@@ -222,6 +261,8 @@ def test_the_sure_are_accepted_and_the_rest_is_asked(
         for name in ("accepted.csv", "ask.csv")
     )
     assert sorted(path.name for path in out.iterdir()) == ["accepted.csv", "ask.csv"]
+    with pytest.raises(LabelcurveError, match=r"--out .*ask.csv is there, and labels may be in it"):
+        run(Options((images,), models=digits_models, accept=0.9, out=out))
     assert len(accepted) + len(ask) == 171
     assert len(accepted) > len(ask) > 1
     assert min(float(row["score"]) for row in accepted) > max(
@@ -253,7 +294,8 @@ def test_what_the_held_out_images_do_not_show_is_refused_before_anything_is_writ
     for wrong, says in (
         (options(accept=0.999), "needs at least 2,995 held-out images, and the model has 360"),
         (options(set=0.999), "need at least 999 held-out images"),
-        (options(accept=1.5), r"1.5 is not a share from 0.5 to 0.9999"),
+        (options(accept=98), r"--accept 98 is not a share from 0.5 to 0.9999"),
+        (options(set=0.1), r"--set 0.1 is not a share from 0.5 to 0.9999"),
     ):
         with pytest.raises(LabelcurveError, match=says):
             run(wrong)

@@ -17,6 +17,22 @@ MISSING = frozenset(
 )
 """Cells that pandas reads as missing values (the default `na_values` of `read_csv`)."""
 
+_STAND_IN = re.compile(r"(?i)\?+|(?:un|not[ _-]?)labell?ed|no[ _-]label")
+"""Labels that say of an image that it has none."""
+
+_MINUS_ONE = re.compile(r"-1(?:\.0*)?")
+"""What many programs write for a missing label."""
+
+_NUMBER = re.compile(r"[+-]?\d+(?:\.0*)?")
+
+_DOUBTFUL = frozenset(
+    (
+        *("-", "--", "unknown", "undefined", "undecided", "unsure", "not sure", "tbd", "todo"),
+        *(name.casefold() for name in MISSING),
+    )
+)
+"""Words, in lower case, that may be meant as a class or stand for a missing label."""
+
 _SEPARATORS = re.compile(r"[|;,]")
 
 _UNPRINTABLE = ("Cc", "Cs", "Zl", "Zp")
@@ -80,22 +96,37 @@ def report_alike(place: str, names: Iterable[str], say: Say) -> None:
         )
 
 
-def check_labels(place: str, counts: Mapping[str, int]) -> None:
+def check_labels(place: str, counts: Mapping[str, int], say: Say) -> None:
     """Refuses labels in the cells of a table that are hardly meant as the names of classes.
+
+    Those that may be a class or stand for a missing label are named. -1 is one of these where all
+    labels are numbers, as in -1, 0 and 1.
 
     Args:
         place: the table, for messages.
         counts: images by label, without the empty one.
+        say: receives a line about labels that may stand for a missing one.
 
     Raises:
         DataError: a label stands for a missing value, or joins the names of several classes.
     """
-    missing = [f"{name!r} ({n:,})" for name, n in counts.items() if name in MISSING]
+    numbers = all(_NUMBER.fullmatch(name) for name in counts)
+    minus_one = [name for name in counts if _MINUS_ONE.fullmatch(name)]
+    refused = {name for name in counts if name in MISSING or _STAND_IN.fullmatch(name)}
+    refused |= set() if numbers else set(minus_one)
+    missing = [f"{name!r} ({n:,})" for name, n in counts.items() if name in refused]
     if missing:
         raise DataError(
             f"{place}: the label {', '.join(missing)} looks like a missing value. For an image "
-            "without a label leave the cell empty; if it is a class, give it another name, such as "
-            "`no object`"
+            "without a label leave the cell empty (in Parquet: null); if it is a class, give it "
+            "another name, such as `no object`"
+        )
+    doubtful = [name for name in counts if name.casefold() in _DOUBTFUL] + minus_one
+    if doubtful:
+        named = ", ".join(f"{name!r} ({counts[name]:,})" for name in doubtful)
+        say(
+            f"{place}: the label {named} is read as a class like the others: if it means that an "
+            "image has no label, leave the cell empty (in Parquet: null)"
         )
     parts = {name: [part.strip() for part in _SEPARATORS.split(name)] for name in counts}
     known = {

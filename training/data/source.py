@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 import stat
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cache
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -27,6 +29,9 @@ Index = NDArray[np.integer[Any]]
 UNLABELLED = -1
 """The label of an image without one."""
 
+REPEATED = "unlabelled images read already"
+"""Why a second way to the same file is left out."""
+
 
 @dataclass(frozen=True)
 class Rows:
@@ -40,6 +45,8 @@ class Rows:
     """Returns where a row comes from, for messages: a path, or a file and a row number."""
     starts: NDArray[np.int64] | None = None
     """First rows of the groups that are read at once; None where each row is read alone."""
+    paths: Sequence[Path] | None = None
+    """The file of each row, where each is one."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +82,7 @@ class Source:
 def image_files(paths: Sequence[Path], labels: Index) -> Rows:
     """Rows that are a file each."""
     files = _Files(paths)
-    return Rows(labels.astype(np.int32, copy=False), files.read, files.where)
+    return Rows(labels.astype(np.int32, copy=False), files.read, files.where, paths=paths)
 
 
 def joined(first: Rows, second: Rows) -> Rows:
@@ -125,6 +132,15 @@ class _Files:
 def _regular(path: Path) -> bool:
     """Returns whether it is a regular file: reading a pipe might block for ever."""
     return stat.S_ISREG(path.stat().st_mode)
+
+
+def resolved(paths: Sequence[Path]) -> list[str]:
+    """The files that the paths lead to; each folder is resolved once, since there may be many."""
+    folder = cache(os.path.realpath)
+    return [
+        os.path.realpath(path) if path.is_symlink() else f"{folder(path.parent)}/{path.name}"
+        for path in paths
+    ]
 
 
 def hash_file(path: Path) -> str:

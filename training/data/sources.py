@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from labelcurve.bundle.errors import DataError, near
 from labelcurve.bundle.text import counted
+from labelcurve.training.data import further
 from labelcurve.training.data.formats import hub
 from labelcurve.training.data.formats.folder import folder, unlabelled
 from labelcurve.training.data.formats.parquet import is_images, parquet
@@ -36,7 +37,6 @@ from labelcurve.training.data.source import (
     Rows,
     Say,
     Source,
-    joined,
     png,
     shown,
 )
@@ -68,6 +68,8 @@ class Selection:
     """Column of a table or of Parquet files with the labels; None detects it."""
     unlabelled: Path | None = None
     """A folder of further images, without labels."""
+    option: str = "--unlabelled"
+    """The option that named that folder, for messages."""
     labelled: bool = True
     """Else `data` is a folder whose images are all without labels."""
     out: Path | None = None
@@ -94,15 +96,11 @@ def open_source(chosen: Selection, downloads: Path, say: Say) -> Source:
     source = _labelled(chosen, downloads, say)
     if chosen.unlabelled is None:
         return source
-    more = unlabelled(chosen.unlabelled.expanduser(), say, "--unlabelled")
-    names = hashlib.sha256(f"{source.fingerprint} {more.fingerprint}".encode())
-    return replace(
-        source,
-        fingerprint=names.hexdigest(),
-        splits={**source.splits, "train": joined(source.splits["train"], more.splits["train"])},
-        changed=partial(_either, source, more),
-        left_out=source.left_out + more.left_out,
-    )
+    folder_of_more = chosen.unlabelled.expanduser()
+    more = unlabelled(folder_of_more, say, chosen.option)
+    if Path(chosen.data).expanduser().is_dir():
+        further.check_no_class(source, more, f"{chosen.option} {folder_of_more}", chosen.data)
+    return further.with_more(source, more)
 
 
 def check_there(data: str) -> None:
@@ -117,10 +115,6 @@ def check_there(data: str) -> None:
         raise DataError(f"--data is empty: is a variable of the shell not set? {ALLOWED}")
     if not Path(data).expanduser().exists():
         raise DataError(f"--data {data}: no such folder{near(data.lower(), NAMED)}. {ALLOWED}")
-
-
-def _either(first: Source, second: Source) -> list[Path]:
-    return first.changed() + second.changed()
 
 
 def _labelled(chosen: Selection, downloads: Path, say: Say) -> Source:

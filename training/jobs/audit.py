@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from labelcurve.bundle import files
+from labelcurve.bundle.errors import LabelcurveError
 from labelcurve.bundle.text import counted, duration
 from labelcurve.training.audit import duplicates, findings, labels, pictures
 from labelcurve.training.audit.duplicates import Pairs
@@ -51,9 +52,14 @@ def run(options: AuditOptions, start: float | None = None) -> dict[str, Any]:
         The JSON document for the last line on stdout.
 
     Raises:
-        LabelcurveError: the data, the extractor or the device is not as it must be.
+        LabelcurveError: the data, the extractor or the device is not as it must be, or the table
+            exists.
     """
     start = time.monotonic() if start is None else start
+    if options.out.exists():
+        raise LabelcurveError(
+            f"--out {options.out} exists, and may have been edited: name another file, or remove it"
+        )
     files.check_out(options.out.parent)
     choice.check(options.extractor)
     check_device(options.device)

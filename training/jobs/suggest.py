@@ -32,7 +32,6 @@ from labelcurve.training.suggest_options import SuggestOptions
 WORDS = {
     "typical": "typical of images that have no label yet",
     "unsure": "what a classifier on the labels is least sure of, one of each kind",
-    "random": "random",
 }
 
 
@@ -82,7 +81,9 @@ def run(options: SuggestOptions, start: float | None = None) -> dict[str, Any]:
         raise DataError(f"--pool {options.pool}: each of its images has a label already")
     size = len(known.class_names), len(known.pool)
     strategy = selection.strategy(known.n_labels, *size, options.n)
-    if strategy == "random":
+    if options.n >= len(known.pool):
+        say(f"--n {options.n:,}: the pool has {len(known.pool):,} without a label, so all of them")
+    elif strategy == "random":
         say(
             f"random is as good here: with more than {selection.MANY} labels a class, or a pool of "
             f"less than {selection.FEWEST} times --n, no choice was measured to be better"
@@ -90,9 +91,11 @@ def run(options: SuggestOptions, start: float | None = None) -> dict[str, Any]:
     found = _choose(known, strategy, options.n, options.seed)
     suggestions.write(options.out, found, known.split, known.class_names)
     n_random = sum(s.random for s in found)
+    of_each = f"{n_random:,} at random (for a test)"
+    if n_random < len(found):
+        of_each = f"{len(found) - n_random:,} {WORDS[strategy]}, {of_each}"
     say(
-        f"{counted(len(found), 'image')} of {len(known.pool):,} without a label: "
-        f"{len(found) - n_random:,} {WORDS[strategy]}, {n_random:,} at random (for a test)\n"
+        f"{counted(len(found), 'image')} of {len(known.pool):,} without a label: {of_each}\n"
         f"wrote {options.out / suggestions.TABLE}, {options.out / suggestions.PAGE}, "
         f"{duration(time.monotonic() - start)}"
     )
@@ -106,12 +109,17 @@ def run(options: SuggestOptions, start: float | None = None) -> dict[str, Any]:
     }
 
 
+def _selection(options: SuggestOptions) -> Selection:
+    """The pool, beside the labelled images where there are some."""
+    if options.data is None:
+        return Selection(str(options.pool), labelled=False)
+    columns = options.layout, options.label_column
+    return Selection(options.data, *columns, options.pool, option="--pool")
+
+
 def _by_labels(options: SuggestOptions) -> _Known:
     """With features of an extractor, and a classifier on the labels where there are some."""
-    chosen = Selection(str(options.pool), labelled=False)
-    if options.data is not None:
-        chosen = Selection(options.data, options.layout, options.label_column, options.pool)
-    images, options = embedded.load(chosen, options, options.skip_unreadable)
+    images, options = embedded.load(_selection(options), options, options.skip_unreadable)
     device = choose(options.device)
     extractor = embedded.obtain(options, images, device, flip=options.data != "digits")
     found, test = embedded.embedding(images, extractor, options.extractor, device, options.cache)
@@ -138,8 +146,10 @@ def _by_model(options: SuggestOptions) -> _Known:
     bundle = max(bundles, key=lambda b: b.manifest.n_labels)
     manifest = bundle.manifest
     say(f"model: {bundle.name}@{bundle.version}, {manifest.n_labels:,} labels")
+    if options.data is None:
+        say("which images have a label already is not known: --data LABELS leaves them out")
     images = dataset.load(
-        Selection(str(options.pool), labelled=False),
+        _selection(options),
         size=manifest.preprocessing.size,
         cache=options.cache,
         skip_unreadable=options.skip_unreadable,
@@ -160,8 +170,8 @@ def _by_model(options: SuggestOptions) -> _Known:
         features=features,
         probabilities=probabilities,
         class_names=manifest.class_names,
-        labelled=np.zeros(0, np.int64),
-        pool=np.arange(n),
+        labelled=np.flatnonzero(images.train.labels != UNLABELLED),
+        pool=np.flatnonzero(images.train.labels == UNLABELLED),
         n_labels=manifest.n_labels,
     )
 

@@ -60,10 +60,38 @@ def test_a_name_that_would_break_a_table_is_refused(name: str, shown: str) -> No
     class_names.check_names("pets", ("chat noir", "\u732b", "e\u0301t\u00e9"))
 
 
-@pytest.mark.parametrize("name", ["nan", "NaN", "NA", "null", "None", "#N/A"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("nan", "NaN", "NA", "null", "None", "#N/A"),
+        *("unlabelled", "Unlabeled", "not labeled", "no label", "?", "-1", "-1.0"),
+    ],
+)
 def test_a_label_that_stands_for_a_missing_value_is_refused(name: str) -> None:
-    with pytest.raises(DataError, match=rf"the label '{name}' \(3\) looks like a missing value"):
-        class_names.check_labels("a.csv", {"cat": 5, name: 3})
+    with pytest.raises(DataError) as error:
+        class_names.check_labels("a.csv", {"cat": 5, name: 3}, print)
+    assert f"a.csv: the label '{name}' (3) looks like a missing value" in str(error.value)
+    assert "leave the cell empty" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("others", "name"),
+    [
+        *((("cat",), name) for name in ("unknown", "Unknown", "none", "Nan", "N/a", "TBD", "-")),
+        (("1",), "-1"),
+        (("0", "1"), "-1"),
+        (("0.0", "1.0"), "-1.0"),
+    ],
+)
+def test_a_label_that_may_stand_for_a_missing_value_is_a_class_and_named(
+    others: tuple[str, ...], name: str
+) -> None:
+    said: list[str] = []
+    class_names.check_labels("a.csv", {**dict.fromkeys(others, 5), name: 3}, said.append)
+    assert said == [
+        f"a.csv: the label '{name}' (3) is read as a class like the others: if it means that an "
+        "image has no label, leave the cell empty (in Parquet: null)"
+    ]
 
 
 @pytest.mark.parametrize(
@@ -77,21 +105,24 @@ def test_a_label_that_stands_for_a_missing_value_is_refused(name: str) -> None:
 )
 def test_labels_that_join_several_classes_are_refused(labels: tuple[str, ...], joined: str) -> None:
     with pytest.raises(DataError) as error:
-        class_names.check_labels("a.csv", dict.fromkeys(labels, 1))
+        class_names.check_labels("a.csv", dict.fromkeys(labels, 1), print)
     assert f"the labels {joined} join the names of several classes" in str(error.value)
 
 
 @pytest.mark.parametrize(
     "labels",
     [
-        ("none", "no object", "cat"),
+        ("no object", "cat", "unknown bird", "labelled"),
+        ("0", "1", "-2", "11"),
         ("red car", "blue car", "red bus", "blue bus", "car"),
         ("Pepper,_bell___healthy", "Pepper,_bell___Bacterial_spot", "Potato___healthy"),
         ("n01440764;tench", "n01443537;goldfish"),
     ],
 )
 def test_other_labels_are_allowed(labels: tuple[str, ...]) -> None:
-    class_names.check_labels("a.csv", dict.fromkeys(labels, 1))
+    said: list[str] = []
+    class_names.check_labels("a.csv", dict.fromkeys(labels, 1), said.append)
+    assert said == []
 
 
 @pytest.mark.parametrize("where", ["", "train.parquet"])

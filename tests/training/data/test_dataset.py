@@ -142,14 +142,6 @@ def test_without_a_test_split_the_same_fifth_is_held_out_whatever_the_names(
     assert "a: no test split, so a stratified fifth is test: 20 of 100 images" in said
 
 
-def test_copies_are_held_out_together(tmp_path: Path) -> None:
-    write_folder(tmp_path / "set", [each for each in TRAIN for _ in range(3)])
-    found, said = loaded(tmp_path / "set", tmp_path / "cache")
-    assert np.bincount(found.test.labels).tolist() == [6] * 10
-    assert np.bincount(found.train.labels).tolist() == [24] * 10
-    assert not any("also in test" in line for line in said)
-
-
 def test_the_first_fifth_of_each_class_in_the_order_of_the_digests_is_test(tmp_path: Path) -> None:
     write_folder(tmp_path / "set", TRAIN)
     whole, _ = loaded(tmp_path / "set", tmp_path / "cache", labelled=False)

@@ -11,6 +11,8 @@ from labelcurve.training.data import fractions
 from labelcurve.training.data.dataset import Data, Split
 from labelcurve.training.data.decoded.digests import in_file
 from labelcurve.training.data.source import Index
+from tests.training.data.test_dataset import TRAIN, loaded
+from tests.training.sets import write_folder
 
 FRACTIONS = (0.1, 0.25, 0.5, 0.77, 1.0)
 
@@ -166,3 +168,11 @@ def test_a_class_of_copies_alone_keeps_them(tmp_path: Path) -> None:
     split = with_copies(tmp_path, [0] * 20 + [1] * 4, [*range(20), 30, 30, 30, 30])
     found = fractions.subset(split, ("a", "b"), 1.0, 0)
     assert (split.labels[found.train] == 1).sum() == 3
+
+
+def test_copies_are_held_out_together(tmp_path: Path) -> None:
+    write_folder(tmp_path / "set", [each for each in TRAIN for _ in range(3)])
+    found, said = loaded(tmp_path / "set", tmp_path / "cache")
+    assert np.bincount(found.test.labels).tolist() == [6] * 10
+    assert np.bincount(found.train.labels).tolist() == [24] * 10
+    assert not any("also in test" in line for line in said)

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from labelcurve.bundle import store
+from labelcurve.bundle.errors import LabelcurveError
 from labelcurve.training.audit.options import AuditOptions
 from labelcurve.training.jobs import audit
 from tests.training.conftest import LABELCURVE, Finished, finished, train
@@ -123,6 +124,13 @@ def test_a_line_that_was_edited_is_named(audited: Finished, planted: Planted, ca
     done = train(edited.parent / "m", cache, *options, "--relabel", str(edited))
     assert done.code == 1
     assert f"--relabel {edited} line 2: no image of --data" in done.stderr
+
+
+def test_a_table_that_is_there_is_kept(audited: Finished, planted: Planted, cache: Path) -> None:
+    before = audited.out.read_bytes()
+    with pytest.raises(LabelcurveError, match=r"--out .*audit.csv exists, and may have been edit"):
+        audit.run(AuditOptions(data=str(planted.data), cache=cache, out=audited.out))
+    assert audited.out.read_bytes() == before
 
 
 def test_a_given_test_split_is_audited_too(cache: Path, tmp_path: Path) -> None:

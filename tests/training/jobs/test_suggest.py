@@ -79,11 +79,27 @@ def test_first_without_labels_then_with_them(pool: Path, cache: Path, tmp_path: 
 
 
 def test_a_model_says_what_it_is_unsure_of(
-    pool: Path, cache: Path, tmp_path: Path, digits_models: Path
+    pool: Path,
+    cache: Path,
+    tmp_path: Path,
+    digits_models: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    found = run(pool, cache, tmp_path / "out", n=30, models=digits_models)
-    assert (found["strategy"], found["n_labels"]) == ("unsure", 1596)
-    assert len(rows(tmp_path / "out/suggest.csv")) == 30
+    found = run(pool, cache, tmp_path / "first", n=100, models=digits_models)
+    assert (found["strategy"], found["n_labels"], found["n_pool"]) == ("unsure", 1596, N)
+    assert "not known: --data LABELS leaves them out" in capsys.readouterr().out
+    first = rows(tmp_path / "first/suggest.csv")
+    assert len(first) == 100
+
+    fill_in(tmp_path / "first/suggest.csv", tmp_path / "labels.csv")
+    given = {"models": digits_models, "data": str(tmp_path / "labels.csv")}
+    found = run(pool, cache, tmp_path / "second", n=30, **given)
+    assert (found["strategy"], found["n_labels"], found["n_pool"]) == ("unsure", 1596, N - 100)
+    assert "is not known" not in capsys.readouterr().out
+    second = rows(tmp_path / "second/suggest.csv")
+    assert len(second) == 30
+    assert not {row["path"] for row in first} & {row["path"] for row in second}
+    assert all(row["guess"] in "0123456789" and row["probability"] for row in second)
 
 
 def test_where_random_images_are_as_good_it_says_so(
@@ -93,19 +109,22 @@ def test_where_random_images_are_as_good_it_says_so(
     assert "random is as good here" in capsys.readouterr().out
     assert (found["strategy"], found["n_random"]) == ("random", 200)
     assert {row["sample"] for row in rows(tmp_path / "out/suggest.csv")} == {"random"}
+    found = run(pool, cache, tmp_path / "all", n=100_000)
+    said = capsys.readouterr().out
+    assert found["n"] == N
+    assert "--n 100,000: the pool has 300 without a label, so all of them" in said
+    assert "300 images of 300 without a label: 300 at random (for a test)\n" in said
+    assert "random is as good" not in said
 
 
 def test_what_cannot_be_is_said_before_the_work(pool: Path, cache: Path, tmp_path: Path) -> None:
     (tmp_path / "there").mkdir()
     with pytest.raises(LabelcurveError, match="exists, and labels may be in it: name a new folder"):
         run(pool, cache, tmp_path / "there")
-    for wrong, says in (
-        ({"n": 0}, "--n 0: allowed are 1 and more"),
-        ({"seed": -1}, "--seed -1"),
-        ({"data": "x", "models": Path("y")}, "allowed is one of them"),
-    ):
-        with pytest.raises(LabelcurveError, match=says):
-            SuggestOptions(pool=pool, **wrong)
+    with pytest.raises(LabelcurveError, match="--n 0: allowed are 1 and more"):
+        SuggestOptions(pool=pool, n=0)
+    with pytest.raises(LabelcurveError, match="--seed -1"):
+        SuggestOptions(pool=pool, seed=-1)
     with pytest.raises(DataError, match=r"--pool .*none: no such folder"):
         run(tmp_path / "none", cache, tmp_path / "out")
     assert not (tmp_path / "out").exists()
@@ -120,3 +139,21 @@ def test_a_pool_that_is_labelled_has_nothing_to_suggest(
     table.write_text("path,label\n" + "".join(lines))
     with pytest.raises(DataError, match="each of its images has a label already"):
         run(pool, cache, tmp_path / "out", data=str(table))
+
+
+def test_a_pool_within_the_data_is_read_once_and_is_no_class(
+    pool: Path, cache: Path, tmp_path: Path
+) -> None:
+    data = tmp_path / "data"
+    for image in sorted(pool.rglob("*.png")):
+        label = digit_label(int(image.stem))
+        place = data / str(label) if label < 2 and int(image.stem) < 150 else data / "photos"
+        place.mkdir(parents=True, exist_ok=True)
+        (place / image.name).write_bytes(image.read_bytes())
+    n = len(list((data / "photos").iterdir()))
+    with pytest.raises(DataError, match=r"--pool .*/photos: each of its \d+ images is read as the"):
+        run(data / "photos", cache, tmp_path / "out", n=10, data=str(data))
+    (data / "photos").rename(data / "unlabelled")
+    found = run(data / "unlabelled", cache, tmp_path / "out", n=30, data=str(data))
+    assert (found["n"], found["n_pool"]) == (30, n)
+    assert len({row["path"] for row in rows(tmp_path / "out/suggest.csv")}) == 30

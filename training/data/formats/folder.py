@@ -17,6 +17,7 @@ from labelcurve.training.data.formats.layout import Arranged, Classes, arrange
 from labelcurve.training.data.formats.split_names import Layout
 from labelcurve.training.data.formats.tree import scan
 from labelcurve.training.data.source import (
+    REPEATED,
     UNLABELLED,
     LeftOut,
     Say,
@@ -24,6 +25,7 @@ from labelcurve.training.data.source import (
     hash_images,
     image_files,
     name_of,
+    resolved,
     shown,
     watch,
 )
@@ -88,7 +90,8 @@ def use_validation(name: str, splits: dict[str, Classes], say: Say) -> dict[str,
 
 
 def unlabelled(path: Path, say: Say, option: str = "--data") -> Source:
-    """Every image below a folder, whatever its folders are called.
+    """Every image below a folder, whatever its folders are called; of several ways to a file, by
+    links, one is read.
 
     Args:
         path: the folder.
@@ -104,7 +107,11 @@ def unlabelled(path: Path, say: Say, option: str = "--data") -> Source:
     paths = found.below()
     if not paths:
         raise DataError(f"{path} holds no image ({', '.join(sorted(SUFFIXES))})")
-    return _source(path, (), {}, Arranged(unlabelled=paths, left_out=found.left_out()))
+    first = dict(zip(reversed(resolved(paths)), reversed(paths), strict=True))
+    once = sorted(first.values())
+    again = [LeftOut(shown(image), REPEATED) for image in sorted({*paths} - {*once})]
+    left_out = found.left_out() + again
+    return _source(path, (), {}, Arranged(unlabelled=once, left_out=left_out))
 
 
 def _report_masks(name: str, found: Arranged, say: Say) -> None:

@@ -171,12 +171,7 @@ def _class_names(
         values = sorted(set(counts) - {None, ""})
         names = tuple(dict.fromkeys(class_name(str(value)) for value in values))
         index = {value: names.index(class_name(str(value))) for value in values}
-        check_labels(shown(path), {class_name(str(value)): counts[value] for value in values})
-        if -1 in values:
-            say(
-                f"{shown(path)}: the label -1 ({counts[-1]:,}) is read as a class like the others: "
-                "null is an image without a label"
-            )
+        check_labels(shown(path), {class_name(str(value)): counts[value] for value in values}, say)
     else:
         names, index = named, {number: number for number in range(len(named))}
         if -1 in counts:  # what `datasets` writes for a hidden label

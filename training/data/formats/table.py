@@ -73,7 +73,7 @@ def table(file: Path, say: Say, label_column: str | None = None) -> Source:
             left_out.append(LeftOut(shown(path), f"images of {row.split} without a label"))
     labels = Counter(row.label for row in unique.values())
     del labels[""]
-    check_labels(shown(file), labels)
+    check_labels(shown(file), labels, say)
     if len(by_split.get("train", {})) < 2:
         names = ", ".join(by_split.get("train", {})) or "none"
         raise DataError(

@@ -140,8 +140,8 @@ def test_without_names_minus_one_is_a_class_and_that_is_said(tmp_path: Path) -> 
     said: list[str] = []
     assert parquet(tmp_path, said.append).class_names == ("-1", "1")
     assert said == [
-        f"{tmp_path}: the label -1 (1) is read as a class like the others: null is an image "
-        "without a label"
+        f"{tmp_path}: the label '-1' (1) is read as a class like the others: if it means that an "
+        "image has no label, leave the cell empty (in Parquet: null)"
     ]
 
 
