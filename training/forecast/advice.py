@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import isfinite, log10
 from typing import Literal
 
 import numpy as np
 
+from labelcurve.bundle.text import counted
 from labelcurve.training.forecast.law import Floats, Points, forecast
 
 Answer = Literal["yes", "no", "cannot tell"]
@@ -21,7 +22,11 @@ INTERVAL = (2.5, 50.0, 97.5)
 DEVIATIONS = 1.96
 """Half of a 95 % interval in standard deviations."""
 REACH = 8.0
-"""Times the labels there are: beyond it no number of labels is named for a target."""
+"""Times the labels there are: beyond it nothing is forecast, and no number named for a target."""
+FEWEST_SIZES = 3
+"""Different sizes that a forecast takes: with fewer the prior decides."""
+A_CLASS = 5
+"""Labels a class, on average, from which that many sizes are measured."""
 LINE = 60
 """Points of the drawn curve."""
 
@@ -47,13 +52,19 @@ class TargetLabels:
 
 @dataclass(frozen=True)
 class Advice:
-    """The answer, and what it rests on. Accuracies are shares, gains are points of 100."""
+    """The answer, and what it rests on. Accuracies are shares, gains are points of 100.
+
+    Medians do not add up: `then` is the accuracy to show, which differs from `accuracy_now` by
+    the gain.
+    """
 
     answer: Answer
     n_labels: int
     more: int
     accuracy_now: Estimate
+    """The same whatever `more` is."""
     accuracy_then: Estimate
+    """As sampled; see `then`."""
     gain: Estimate
     least_gain: float
     """The gain from which more labels pay."""
@@ -62,10 +73,18 @@ class Advice:
     would_tell: str | None
     """Labels that would decide, where the answer is "cannot tell"."""
     failed_check: str | None
-    """Why there is no forecast, where the curve failed its check."""
+    """Why there is no forecast, where there is none."""
     target: TargetLabels | None
+    """None where none is asked for or the curve is not fit for a forecast."""
     line: tuple[tuple[float, Estimate], ...]
     """Labels and accuracy along the curve."""
+
+    @property
+    def then(self) -> Estimate:
+        """The accuracy with the further labels: that of now and the gain."""
+        sampled = self.accuracy_then
+        value = self.accuracy_now.value + self.gain.value / 100
+        return replace(sampled, value=min(max(value, sampled.low), sampled.high))
 
 
 def advise(
@@ -83,7 +102,8 @@ def advise(
     now, then = (1 - forecast(points, (n, n + more))).T
     gain = (then - now) * 100
     probability = float((gain > least_gain).mean())
-    failed = _check(points)
+    unfit, beyond = _unfit(points), _beyond(n, more)
+    failed = unfit or beyond
     answer: Answer = "cannot tell"
     if failed is None and probability >= SURE:
         answer = "yes"
@@ -94,15 +114,15 @@ def advise(
         answer=answer,
         n_labels=n,
         more=more,
-        accuracy_now=estimate(now),
+        accuracy_now=_now(points),
         accuracy_then=estimate(then),
         gain=found,
         least_gain=least_gain,
         probability=probability,
-        would_tell=None if answer != "cannot tell" else _would_tell(n, more, found, least_gain),
+        would_tell=None if answer != "cannot tell" else _help(points, more, found, least_gain),
         failed_check=failed,
-        target=None if target is None else labels_for(points, target),
-        line=_line(points, n + more),
+        target=None if target is None or unfit else labels_for(points, target),
+        line=_line(points, n + more if failed is None else n),
     )
 
 
@@ -118,12 +138,68 @@ def estimate(samples: Floats) -> Estimate:
     return Estimate(float(value), float(low), float(high))
 
 
+def _now(points: Points) -> Estimate:
+    """The accuracy with the labels there are; with too few sizes for a curve that of the last."""
+    if len(points.sizes) >= FEWEST_SIZES:
+        # By itself: samples that are joint with another number of labels vary with that number.
+        return estimate(1 - forecast(points, (points.n,))[:, 0])
+    value = 1 - float(points.errors[-1])
+    half = DEVIATIONS * float(np.sqrt(points.covariance[-1, -1]))
+    return Estimate(value, max(value - half, 0.0), min(value + half, 1.0))
+
+
 def _line(points: Points, most: int) -> tuple[tuple[float, Estimate], ...]:
+    if len(points.sizes) < FEWEST_SIZES:
+        return ()
     labels = np.geomspace(points.sizes[0], most, LINE)
     accuracies = 1 - forecast(points, labels.tolist(), luck=False)
     return tuple(
         (float(n), estimate(column)) for n, column in zip(labels, accuracies.T, strict=True)
     )
+
+
+def _unfit(points: Points) -> str | None:
+    """Why nothing can be forecast from a curve."""
+    n_sizes = len(points.sizes)
+    if n_sizes < FEWEST_SIZES:
+        return (
+            f"accuracy could be measured at {counted(n_sizes, 'number')} of labels only "
+            f"({_listed(points)}), and a curve takes {FEWEST_SIZES}: the smallest training set has "
+            "two labels a class, and all labels are hardly more"
+        )
+    failed = _check(points)
+    return None if failed is None else f"the curve fails its check: {failed}"
+
+
+def _listed(points: Points) -> str:
+    pairs = zip(points.sizes, 1 - points.errors, strict=True)
+    return ", ".join(f"{one(accuracy * 100)} % with {size:,.0f}" for size, accuracy in pairs)
+
+
+def _beyond(n: int, more: int) -> str | None:
+    """Why nothing is forecast so far beyond the labels there are."""
+    if n + more <= REACH * n:
+        return None
+    return f"{n + more:,} labels are more than {REACH:g} times the {n:,} that there are"
+
+
+def _help(points: Points, more: int, gain: Estimate, least_gain: float) -> str:
+    """What would tell, where these labels cannot."""
+    n = points.n
+    again = "chosen at random, and run `plan` again"
+    if len(points.sizes) < FEWEST_SIZES:
+        return f"{A_CLASS} labels and more a class on average; label them, {again}"
+    if _check(points) is not None:
+        few = rounded(n / 2)
+        if few < more:
+            return f"label about {few:,} more, {again}"
+        return "no smaller sample that can be named, since the curve follows no law so far"
+    if _beyond(n, more) is not None:
+        return (
+            f"ask for {int(REACH * n) - n:,} more labels or fewer (--more), and again once they "
+            "are there"
+        )
+    return _would_tell(n, more, gain, least_gain)
 
 
 def _check(points: Points) -> str | None:
@@ -150,10 +226,15 @@ def _would_tell(n: int, more: int, gain: Estimate, least_gain: float) -> str:
     extra = n * (max(ratio, 1.0) - 1)
     if extra < more:
         few = max(rounded(extra), rounded(n / 10))
-        return f"label about {min(few, more):,} more, chosen at random, and run `plan` again"
+        if few < more:
+            return f"label about {few:,} more, chosen at random, and run `plan` again"
+        return (
+            f"no smaller sample, since that takes about {few:,} more labels, and "
+            f"{counted(more, 'label')} would be bought"
+        )
     return (
-        f"no smaller sample, since the gain is too close to the {least_gain:g} points from which "
-        "it pays; decide by what the whole interval is worth, or set another bar with "
+        f"no smaller sample, since the gain is too close to the {plain(least_gain)} points from "
+        "which it pays; decide by what the whole interval is worth, or set another bar with "
         "--least-gain, or with --price-per-label and --value-per-point"
     )
 
@@ -174,27 +255,23 @@ def _named(labels: float) -> int | None:
 
 def sentences(advice: Advice, price_per_label: float | None) -> Sequence[str]:
     """Returns three sentences for the reader who pays."""
-    now, then, gain = advice.accuracy_now, advice.accuracy_then, advice.gain
-    total = advice.n_labels + advice.more
-    head = {"yes": "Yes", "no": "No", "cannot tell": "These labels cannot tell"}[advice.answer]
-    first = (
-        f"{head}: {advice.more:,} more labels ({total:,} in all) would take accuracy from "
-        f"{now.value * 100:.1f} % to about {then.value * 100:.1f} % "
-        f"({then.low * 100:.1f} to {then.high * 100:.1f} %), a gain of {gain.value:.1f} points "
-        f"({gain.low:.1f} to {gain.high:.1f})."
+    chance = (
+        f"{_share(advice.probability)} that the gain is above {plain(advice.least_gain)} points"
     )
-    if advice.failed_check is not None:
-        first = f"No forecast is given, since the curve fails its check: {advice.failed_check}."
-    chance = f"{_share(advice.probability)} that the gain is above {advice.least_gain:.3g} points"
-    second = f"The probability is {chance}, from which the labels pay."
+    single = advice.more == 1
+    second = f"The probability is {chance}, from which {'it pays' if single else 'the labels pay'}."
+    costs = ""
     if price_per_label is not None:
         price = advice.more * price_per_label
-        second = (
-            f"They cost {price:,.2f} ({price_per_label:g} a label); the probability is {chance}, "
-            "from which they pay."
-        )
-    if advice.failed_check is not None:
+        verb, pays = ("It costs", "it pays") if single else ("They cost", "they pay")
+        costs = f"{verb} {price:,.2f} ({plain(price_per_label)} a label)"
+        second = f"{costs}; the probability is {chance}, from which {pays}."
+    if advice.failed_check is None:
+        first = _forecast(advice)
+    else:
+        first = f"No forecast is given, since {advice.failed_check}."
         second = "What was measured stands, and what lies beyond it is not known."
+        second = f"{costs}. {second}" if costs else second
     third = (
         "This holds for a linear classifier on frozen features, and for images like these: a "
         "fine-tuned model starts higher, and its gain may differ."
@@ -202,6 +279,36 @@ def sentences(advice: Advice, price_per_label: float | None) -> Sequence[str]:
     if advice.would_tell is not None:
         third = f"What would tell: {advice.would_tell}."
     return first, second, third
+
+
+def _forecast(advice: Advice) -> str:
+    now, then, gain = advice.accuracy_now, advice.then, advice.gain
+    head = {"yes": "Yes", "no": "No", "cannot tell": "These labels cannot tell"}[advice.answer]
+    total = advice.n_labels + advice.more
+    return (
+        f"{head}: {counted(advice.more, 'more label')} ({total:,} in all) would take accuracy from "
+        f"{one(now.value * 100)} % to about {one(then.value * 100)} % "
+        f"({one(then.low * 100)} to {one(then.high * 100)} %), a gain of {shown_gain(advice)} "
+        f"points ({one(gain.low)} to {one(gain.high)})."
+    )
+
+
+def shown_gain(advice: Advice) -> str:
+    """The gain in points: the difference of both accuracies as they are shown."""
+    now, then = (round(e.value * 100, 1) for e in (advice.accuracy_now, advice.then))
+    return one(then - now)
+
+
+def one(value: float) -> str:
+    """A number with one decimal, and never `-0.0`."""
+    return f"{round(value, 1) + 0.0:.1f}"
+
+
+def plain(value: float) -> str:
+    """A number to three digits, without an exponent: `1.25`, `2,000`, `0.00000002`."""
+    if value >= 100:
+        return f"{value:,.0f}"
+    return np.format_float_positional(value, precision=3, fractional=False, trim="-")
 
 
 def _share(probability: float) -> str:

@@ -10,8 +10,11 @@ from typing import Annotated
 import tyro
 
 from labelcurve.bundle.errors import LabelcurveError
-from labelcurve.bundle.options import Within, check
+from labelcurve.bundle.options import Within, check, shown
 from labelcurve.training.extractors.options import EmbeddingOptions, Flag
+
+LEAST_GAIN = 2.0
+"""Points of accuracy from which more labels pay, where nothing else is said."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,9 +32,9 @@ class _Question:
     """Cost of a label, in any currency."""
     value_per_point: Annotated[float | None, Within(0, above=True)] = None
     """Value of a point of accuracy, in the same currency: labels pay where the gain is worth
-    more than their price."""
-    least_gain: Annotated[float, Within(0, 100, note="points (2 is two points)")] = 2.0
-    """Points of accuracy from which more labels pay, where no value is given."""
+    more than their price. Instead of --least-gain."""
+    least_gain: Annotated[float | None, Within(0, 100, note="points (2 is two points)")] = None
+    """Points of accuracy from which more labels pay; 2 where no value is given either."""
     target: Annotated[float | None, Within(0, 1, above=True, below=True, note="(0.9 is 90 %)")] = (
         None
     )
@@ -60,6 +63,11 @@ class PlanOptions(EmbeddingOptions, _Question):
         check(self)
         if self.value_per_point is not None and self.price_per_label is None:
             raise LabelcurveError("--value-per-point needs --price-per-label, too")
+        if self.value_per_point is not None and self.least_gain is not None:
+            raise LabelcurveError(
+                f"--value-per-point {shown(self.value_per_point)} and --least-gain "
+                f"{shown(self.least_gain)} both say from which gain labels pay: give one of them"
+            )
         if self.out.suffix not in (".html", ".htm") or self.out.is_dir():
             raise LabelcurveError(f"--out {self.out}: allowed is a file name in .html")
 
@@ -67,7 +75,7 @@ class PlanOptions(EmbeddingOptions, _Question):
     def bar(self) -> float:
         """Points of accuracy from which more labels pay."""
         if self.value_per_point is None or self.price_per_label is None:
-            return self.least_gain
+            return LEAST_GAIN if self.least_gain is None else self.least_gain
         return self.more * self.price_per_label / self.value_per_point
 
 

@@ -8,7 +8,14 @@ from math import log10
 
 import numpy as np
 
-from labelcurve.training.forecast.advice import DEVIATIONS, Advice, Estimate
+from labelcurve.bundle.text import counted
+from labelcurve.training.forecast.advice import (
+    DEVIATIONS,
+    Advice,
+    Estimate,
+    one,
+    shown_gain,
+)
 from labelcurve.training.forecast.law import Points
 
 Scale = Callable[[float], float]
@@ -42,12 +49,13 @@ def page(
         sentences: for the reader who pays.
         details: names and values of how it was measured.
     """
-    title = f"{advice.more:,} more labels? {advice.answer.capitalize()}."
+    title = f"{counted(advice.more, 'more label')}? {advice.answer.capitalize()}."
     n, total = advice.n_labels, advice.n_labels + advice.more
-    rows = [_row(f"Accuracy with {n:,} labels", advice.accuracy_now, 100, " %")]
+    rows = [_row(f"Accuracy with {n:,} labels", advice.accuracy_now)]
     if advice.failed_check is None:
-        rows.append(_row(f"Accuracy with {total:,} labels", advice.accuracy_then, 100, " %"))
-        rows.append(_row("Gain in points", advice.gain, 1, ""))
+        rows.append(_row(f"Accuracy with {total:,} labels", advice.then))
+        gain = advice.gain
+        rows.append(_cells("Gain in points", shown_gain(advice), one(gain.low), one(gain.high)))
     said = "".join(f"<p>{escape(sentence)}</p>\n" for sentence in sentences)
     more = "".join(
         f"<tr><td>{escape(name)}</td><td>{escape(value)}</td></tr>\n" for name, value in details
@@ -76,7 +84,7 @@ def plot(advice: Advice, points: Points) -> str:
     line = [(n, e) for n, e in advice.line if not failed or n <= points.sizes[-1]]
     deviation = np.sqrt(np.diag(points.covariance))
     accuracies = 1 - points.errors
-    last = advice.accuracy_now if failed else advice.accuracy_then
+    last = advice.accuracy_now if failed else advice.then
     ends = [e.low for _, e in line] + [e.high for _, e in line] + [last.low, last.high]
     ends += [*(accuracies - DEVIATIONS * deviation), *(accuracies + DEVIATIONS * deviation)]
     low, high = max(0.0, min(ends)), min(1.0, max(ends))
@@ -149,9 +157,10 @@ def _bar(x: float, low: float, high: float, colour: str) -> str:
     )
 
 
-def _row(name: str, estimate: Estimate, times: float, unit: str) -> str:
-    value, low, high = (v * times for v in (estimate.value, estimate.low, estimate.high))
-    return (
-        f"<tr><td>{escape(name)}</td><td>{value:.1f}{unit}</td>"
-        f"<td>{low:.1f} to {high:.1f}{unit}</td></tr>"
-    )
+def _row(name: str, estimate: Estimate) -> str:
+    value, low, high = (one(v * 100) for v in (estimate.value, estimate.low, estimate.high))
+    return _cells(name, value, low, high, " %")
+
+
+def _cells(name: str, value: str, low: str, high: str, unit: str = "") -> str:
+    return f"<tr><td>{escape(name)}</td><td>{value}{unit}</td><td>{low} to {high}{unit}</td></tr>"

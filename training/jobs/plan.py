@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
@@ -16,8 +16,10 @@ from labelcurve.training.data import fractions
 from labelcurve.training.data.dataset import Data
 from labelcurve.training.data.source import UNLABELLED, Index
 from labelcurve.training.extractors import choice, embedded
-from labelcurve.training.forecast import head, measurement
+from labelcurve.training.forecast import balance, distinct, head, measurement
 from labelcurve.training.forecast.advice import REACH, Advice, TargetLabels, advise, sentences
+from labelcurve.training.forecast.balance import Balance
+from labelcurve.training.forecast.distinct import Distinct
 from labelcurve.training.forecast.head import Rows
 from labelcurve.training.forecast.law import Points
 from labelcurve.training.forecast.measurement import FOLDS, REPEATS, SUBSETS, Measured
@@ -49,56 +51,110 @@ def run(options: PlanOptions, start: float | None = None) -> dict[str, Any]:
     choice.check(options.extractor)
     check_device(options.device)
     images, options = embedded.load_labelled(options, options.skip_unreadable)
-    if images.n_labels < FEWEST:
-        raise DataError(
-            f"{options.data} has {images.n_labels} labels to learn from: a forecast takes "
-            f"{FEWEST} and more"
-        )
-    doubts = _unlabelled(options, images)
+    kept, notes = _kept(options, images)
+    notes += _unlabelled(options, images)
     rows = embedded.embed_labelled(options, images)
     images, began = rows.images, time.monotonic()
+    features = rows.parts[0][kept.train], rows.parts[1][kept.test]
+    images = replace(images, train=images.train.take(kept.train), test=images.test.take(kept.test))
     with Bar("curve") as bar:
-        measured = _measure(images, rows.parts, options.seed, bar)
+        measured = _measure(images, features, options.seed, bar)
     points = measured.points()
     advice = advise(points, options.more, options.bar, options.target)
     done = time.monotonic()
-    said = sentences(advice, options.price_per_label)
+    classes = balance.balance(measured, *_labels(images), images.class_names)
+    said = [*sentences(advice, options.price_per_label), *_further(options, advice, classes)]
     for sentence in said:
         say(sentence)
-    if advice.target is not None:
-        say(_target(advice.target))
     seconds = {
         "embedding": rows.seconds,
         "curve": done - began,
         "all": done - start,
     }
     details = _details(options, images, rows.source, measured, seconds)
-    doubts += choice.doubts(rows.extractor, images)
-    files.write_out(options.out, page(advice, points, [*said, *doubts], details))
+    notes += choice.doubts(rows.extractor, rows.images)
+    files.write_out(options.out, page(advice, points, [*said, *notes], details))
     say(f"wrote {options.out}, {duration(time.monotonic() - start)}")
-    return document(advice, points, options.price_per_label, time.monotonic() - start)
+    return {
+        **document(advice, points, options.price_per_label),
+        "most_frequent_class": classes.share,
+        "balanced_accuracy": classes.balanced,
+        "copies": kept.copies,
+        "seconds": round(time.monotonic() - start, 1),
+    }
+
+
+def _kept(options: PlanOptions, images: Data) -> tuple[Distinct, tuple[str, ...]]:
+    """The labelled images to measure on, and what is to be known of them, as notes.
+
+    Raises:
+        DataError: they are too few.
+    """
+    kept = distinct.distinct(images.labelled(), options.seed)
+    if kept.n_labels < FEWEST:
+        copies = f" ({kept.copies:,} copies of images count once)" if kept.copies else ""
+        raise DataError(
+            f"{options.data} has {kept.n_labels} labels to learn from{copies}: a forecast takes "
+            f"{FEWEST} and more"
+        )
+    if not images.test_given and len(images.test):
+        say(
+            f"that fifth is for `train`: `plan` uses all {counted(kept.n_labels, 'label')}, each "
+            "of them test in turn"
+        )
+    if not kept.copies:
+        return kept, ()
+    note = distinct.said(kept, images.test_given)
+    say(f"WARNING: {note}")
+    return kept, (note,)
+
+
+def _further(options: PlanOptions, advice: Advice, classes: Balance) -> list[str]:
+    """Sentences after the first three: the target's, and one on rare classes."""
+    found = []
+    if advice.target is not None:
+        found.append(f"{_target(advice.target)}.")
+    elif options.target is not None:
+        found.append(f"Without a forecast no labels are named for {options.target * 100:g} %.")
+    hidden = balance.said(classes)
+    return found if hidden is None else [*found, hidden]
 
 
 def _unlabelled(options: PlanOptions, images: Data) -> tuple[str, ...]:
-    """What images without labels do in `train` and not in a forecast, as a note."""
+    """What is to be known of images without labels, as notes."""
+    n_unlabelled = len(images.train) - images.train.n_labelled
+    notes = (*_too_few(n_unlabelled, options.more), *_taught(options, images))
+    for note in notes:
+        say(note)
+    return notes
+
+
+def _too_few(n_unlabelled: int, more: int) -> tuple[str, ...]:
+    if not 0 < n_unlabelled < more:
+        return ()
+    return (
+        f"only {counted(n_unlabelled, 'image')} without labels "
+        f"{'is' if n_unlabelled == 1 else 'are'} there to label, and --more asks for {more:,}: "
+        "the others have to be found first",
+    )
+
+
+def _taught(options: PlanOptions, images: Data) -> tuple[str, ...]:
+    """What images without labels do in `train` and not in a forecast."""
     labels = images.train.labels[images.train.labels != UNLABELLED]
     n = min(TAUGHT, len(images.train) - len(labels))
     n_labels = sum(fractions.counts(int(own), 1.0)[0] for own in np.bincount(labels))
     pretrained = options.extractor.startswith(LIBRARIES)
     if not (n and pretrained and n_labels < TUNED_FROM):
         return ()
-    note = (
+    return (
         f"`train` learns from {counted(n, 'image')} without labels, too, and this forecast does "
         "not: with few labels the models of `train` start some points higher, and what more labels "
-        "gain is about the same (docs/plan.md)"
+        "gain is about the same (docs/plan.md)",
     )
-    say(note)
-    return (note,)
 
 
-def document(
-    advice: Advice, points: Points, price_per_label: float | None, seconds: float
-) -> dict[str, Any]:
+def document(advice: Advice, points: Points, price_per_label: float | None) -> dict[str, Any]:
     """The result: accuracies as shares, gains in points of 100."""
     price = None if price_per_label is None else advice.more * price_per_label
     forecast = advice.failed_check is None
@@ -107,7 +163,7 @@ def document(
         "n_labels": advice.n_labels,
         "more": advice.more,
         "accuracy_now": asdict(advice.accuracy_now),
-        "accuracy_then": asdict(advice.accuracy_then) if forecast else None,
+        "accuracy_then": asdict(advice.then) if forecast else None,
         "gain": asdict(advice.gain) if forecast else None,
         "least_gain": advice.least_gain,
         "probability": advice.probability if forecast else None,
@@ -121,7 +177,6 @@ def document(
                 points.sizes, points.errors, np.sqrt(np.diag(points.covariance)), strict=True
             )
         ],
-        "seconds": round(seconds, 1),
     }
 
 
@@ -143,10 +198,18 @@ def _measure(images: Data, parts: Sequence[Rows], seed: int, bar: Bar) -> Measur
             seed=seed,
             progress=progress,
         )
-    labels: Index = np.concatenate([images.train.labels, images.test.labels])
+    labels, _ = _labels(images)
     return measurement.cross_validate(
         head.standardise(np.concatenate(parts)), labels, n_classes, seed=seed, progress=progress
     )
+
+
+def _labels(images: Data) -> tuple[Index, Index]:
+    """The labels that are learned from, and those of the tested images."""
+    if images.test_given:
+        return images.train.labels, images.test.labels
+    every: Index = np.concatenate([images.train.labels, images.test.labels])
+    return every, every
 
 
 def _details(

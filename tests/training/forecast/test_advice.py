@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 
 from labelcurve.training.forecast import advice as module
-from labelcurve.training.forecast.advice import Estimate, advise, rounded, sentences
+from labelcurve.training.forecast.advice import (
+    Estimate,
+    advise,
+    one,
+    plain,
+    rounded,
+    sentences,
+)
 from labelcurve.training.forecast.law import Points
 
 SIZES = np.array([22.0, 39, 70, 126, 225, 403, 720])
@@ -52,7 +61,74 @@ def test_a_curve_that_bends_fails_its_check_and_no_forecast_is_given() -> None:
     assert advice.answer == "cannot tell"
     assert advice.failed_check is not None
     assert f"{(1 - errors[-1]) * 100:.1f} % were measured" in advice.failed_check
-    assert "No forecast is given" in sentences(advice, None)[0]
+    first, second, third = sentences(advice, 0.05)
+    assert first.startswith("No forecast is given, since the curve fails its check: from up to 225")
+    assert second.startswith("They cost 100.00 (0.05 a label). What was measured stands")
+    assert third.startswith("What would tell: label about 400 more")
+    failed = Points(SIZES, errors, 0.002**2 * np.eye(7), 800)
+    assert advise(failed, 2000, target=0.9).target is None
+    assert advise(failed, 300).would_tell == (
+        "no smaller sample that can be named, since the curve follows no law so far"
+    )
+
+
+@pytest.mark.parametrize("kept", [1, 2])
+def test_fewer_than_three_sizes_are_no_curve(kept: int) -> None:
+    few = Points(SIZES[-kept:], points().errors[-kept:], 0.004**2 * np.eye(kept), 800)
+    advice = advise(few, 2000, target=0.9)
+    assert advice.answer == "cannot tell"
+    assert advice.target is None
+    measured = 1 - few.errors[-1]
+    assert advice.accuracy_now.value == pytest.approx(measured)
+    assert advice.accuracy_now.low == pytest.approx(measured - 1.96 * 0.004)
+    first, _, third = sentences(advice, None)
+    assert f"measured at {kept} number{'s' * (kept > 1)} of labels only (" in first
+    assert f"{measured * 100:.1f} % with 720)" in first
+    assert third.startswith("What would tell: 5 labels and more a class")
+
+
+def test_beyond_eight_times_the_labels_nothing_is_forecast_but_a_target_is() -> None:
+    assert advise(points(), 7 * 800).answer == "yes"
+    advice = advise(points(), 7 * 800 + 1, target=0.88)
+    assert advice.answer == "cannot tell"
+    first, _, third = sentences(advice, None)
+    assert "6,401 labels are more than 8 times the 800 that there are" in first
+    assert third.startswith("What would tell: ask for 5,600 more labels or fewer (--more)")
+    assert advice.target is not None
+    assert advice.target.value == pytest.approx(1300, rel=0.15)
+    assert max(n for n, _ in advice.line) == pytest.approx(800)
+
+
+@pytest.mark.parametrize("more", [1, 100, 2000, 5600])
+def test_the_figures_of_a_sentence_agree_and_now_is_the_same_whatever_is_asked(more: int) -> None:
+    advice = advise(points(), more)
+    assert advice.accuracy_now == advise(points(), 300).accuracy_now
+    first = sentences(advice, None)[0]
+    numbers = re.search(r"from ([\d.]+) % to about ([\d.]+) % .* a gain of ([\d.]+) points", first)
+    assert numbers is not None, first
+    now, then, gain = map(float, numbers.groups())
+    assert then - now == pytest.approx(gain, abs=1e-9)
+    assert now == round(advice.accuracy_now.value * 100, 1)
+    # Beside the median of the samples by chance alone.
+    assert advice.then.value == pytest.approx(advice.accuracy_then.value, abs=0.004)
+
+
+def test_one_label_and_tiny_or_large_numbers_are_said_plainly() -> None:
+    first, second, _ = sentences(advise(points(), 1), 2e-5)
+    assert "1 more label (801 in all)" in first
+    assert "-0.0" not in first
+    assert second.startswith("It costs 0.00 (0.00002 a label); the probability is ")
+    assert second.endswith(" above 2 points, from which it pays.")
+    large = sentences(advise(points(), 2000, least_gain=2000), None)[1]
+    assert large.endswith("that the gain is above 2,000 points, from which the labels pay.")
+    assert [plain(v) for v in (0, 2e-8, 1.25, 99.96, 1e15)] == [
+        "0",
+        "0.00000002",
+        "1.25",
+        "100",
+        "1,000,000,000,000,000",
+    ]
+    assert [one(v) for v in (-0.04, -0.06, 12.345)] == ["0.0", "-0.1", "12.3"]
 
 
 def test_a_target_gives_labels_and_one_beyond_reach_none() -> None:
@@ -88,3 +164,7 @@ def test_what_would_tell_are_further_labels_not_those_there_are() -> None:
     few = module._would_tell(800, 2000, Estimate(4.0, 0.2, 7.8), 2.0)
     assert few.startswith("label about 80 more")
     assert module._would_tell(800, 90, Estimate(4.0, 0.0, 8.0), 2.0).startswith("no smaller sample")
+    # Nor as many as would be bought: labels that are bought tell nothing of whether to buy them.
+    assert module._would_tell(800, 80, Estimate(4.0, 0.2, 7.8), 2.0) == (
+        "no smaller sample, since that takes about 80 more labels, and 80 labels would be bought"
+    )

@@ -71,3 +71,20 @@ def test_the_same_seed_gives_the_same_samples() -> None:
     points = Points(SIZES, error(SIZES, 0.1, 0.6), 1e-4 * np.eye(7), 800)
     assert (forecast(points, (2800,)) == forecast(points, (2800,))).all()
     assert (forecast(points, (2800,)) != forecast(points, (2800,), seed=1)).any()
+
+
+def test_one_more_label_has_the_luck_of_those_there_are_and_many_more_have_their_own() -> None:
+    points = Points(SIZES, error(SIZES, 0.1, 0.6), 1e-8 * np.eye(7), 800)
+    e = float(points.errors[-1])
+    variance = LUCK * e * (1 - e)
+
+    def gained(n: int) -> float:
+        """The variance that luck adds to the difference between n labels and 800."""
+        now, then = forecast(points, (800, n)).T
+        without, later = forecast(points, (800, n), luck=False).T
+        return float((then - now).var() - (later - without).var())
+
+    independent = variance * (0.5 / 800 + 1 / 801)
+    assert gained(801) < 0.05 * independent
+    assert 0.1 * independent < gained(840) < 0.6 * independent
+    assert gained(3200) == pytest.approx(variance * (0.5 / 800 + 1 / 3200), rel=0.1)

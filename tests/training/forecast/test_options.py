@@ -13,6 +13,7 @@ from labelcurve.training.forecast.options import PlanOptions, parse
 def test_the_bar_is_the_price_over_what_a_point_is_worth() -> None:
     plain = PlanOptions(data="digits", more=2000)
     assert plain.bar == 2.0
+    assert PlanOptions(data="digits", more=2000, least_gain=0.0).bar == 0.0
     given = PlanOptions(data="digits", more=2000, price_per_label=0.05, value_per_point=80)
     assert given.bar == pytest.approx(100 / 80)
 
@@ -28,6 +29,10 @@ def test_arguments_become_options() -> None:
         ({"more": 0}, "--more 0: allowed are 1 and more"),
         ({"price_per_label": -1.0}, "--price-per-label -1: allowed are values above 0"),
         ({"value_per_point": 5.0}, "--value-per-point needs --price-per-label"),
+        (
+            {"value_per_point": 5.0, "price_per_label": 1.0, "least_gain": 2.0},
+            "--value-per-point 5 and --least-gain 2 both say .* give one of them",
+        ),
         ({"least_gain": -2.0}, "--least-gain -2: allowed are 0 to 100 points"),
         ({"target": 90.0}, r"--target 90: allowed are values between 0 and 1 \(0.9 is 90 %\)"),
     ],

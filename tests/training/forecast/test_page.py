@@ -20,7 +20,7 @@ def test_the_answer_is_the_headline_and_all_figures_are_those_of_the_advice() ->
     advice = advise(POINTS, 2000)
     text = page(advice, POINTS, sentences(advice, 0.05), [("Data", "<photos>")])
     assert "<h1>2,000 more labels? Yes.</h1>" in text
-    then, gain = advice.accuracy_then, advice.gain
+    then, gain = advice.then, advice.gain
     assert f"<td>{then.value * 100:.1f} %</td>" in text
     assert f"<td>{gain.low:.1f} to {gain.high:.1f}</td>" in text
     assert "&lt;photos&gt;" in text
@@ -50,3 +50,19 @@ def test_a_curve_that_failed_its_check_is_drawn_as_far_as_it_was_measured() -> N
     assert len(root.findall("circle")) == len(SIZES)
     assert "2,000 more labels? Cannot tell." in text
     assert "Gain in points" not in text
+
+
+def test_a_single_size_is_drawn_as_it_was_measured() -> None:
+    few = Points(SIZES[-1:], POINTS.errors[-1:], POINTS.covariance[-1:, -1:], 800)
+    advice = advise(few, 1)
+    text = page(advice, few, sentences(advice, None), [])
+    assert "<h1>1 more label? Cannot tell.</h1>" in text
+    root = ElementTree.fromstring(plot(advice, few))
+    assert len(root.findall("circle")) == 1
+    assert [p.attrib["points"] for p in root.findall("polygon")] == [""]
+
+
+def test_no_number_is_minus_nothing() -> None:
+    level = Points(SIZES, np.full(7, 0.2), 0.004**2 * np.ones((7, 7)) + 1e-8 * np.eye(7), 800)
+    advice = advise(level, 1)
+    assert "-0.0" not in page(advice, level, sentences(advice, None), [])

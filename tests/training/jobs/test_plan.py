@@ -40,13 +40,17 @@ def test_the_document_says_answer_now_then_and_gain(cache: Path, tmp_path: Path)
         assert found[name]["low"] < found[name]["value"] < found[name]["high"]
     assert 0.92 < found["accuracy_now"]["value"] < 0.96
     gain = (found["accuracy_then"]["value"] - found["accuracy_now"]["value"]) * 100
-    assert found["gain"]["value"] == pytest.approx(gain, abs=0.1)
+    assert found["gain"]["value"] == pytest.approx(gain, abs=1e-9)
+    assert found["copies"] == 0
+    assert 0.1 <= found["most_frequent_class"] < 0.11
+    assert found["balanced_accuracy"] == pytest.approx(found["measured"][-1]["accuracy"], abs=0.01)
     assert [m["n_labels"] for m in found["measured"]][-1] == 1617
     assert found["target"]["accuracy"] == 0.9
     assert 200 < found["target"]["value"] < 600
     page = (tmp_path / "plan.html").read_text()
     assert "<h1>2,000 more labels? No.</h1>" in page
     assert "They cost 100.00 (0.05 a label)" in page
+    assert f"<p>90 % takes about {found['target']['value']:,} labels (" in page
 
 
 @pytest.mark.parametrize(
@@ -80,6 +84,69 @@ def test_a_given_test_split_is_used_as_it_is(cache: Path, tmp_path: Path) -> Non
     found = answered(cache, tmp_path, data=str(data))
     assert found["n_labels"] == 200
     assert found["measured"][-1]["n_labels"] == 200
+
+
+def test_copies_count_once(cache: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    once = write_folder(tmp_path / "once", digit_rows(20))
+    plain = answered(cache, tmp_path, data=str(once))
+    assert "with the same pixels" not in capfd.readouterr().out
+    twice = write_folder(tmp_path / "twice", [*digit_rows(20), *digit_rows(20)])
+    found = answered(cache, tmp_path, data=str(twice))
+    assert (found["n_labels"], found["copies"]) == (200, 200)
+    # Twice as many test images were held out of train, so that the rows have another order.
+    accuracies = [[m["accuracy"] for m in each["measured"]] for each in (plain, found)]
+    assert accuracies[1] == pytest.approx(accuracies[0], abs=0.05)
+    said = "200 of 400 labels are of images with the same pixels as others"
+    assert said in capfd.readouterr().out
+    assert said in (tmp_path / "plan.html").read_text()
+
+
+def test_copies_of_given_test_images_are_not_learned_from(cache: Path, tmp_path: Path) -> None:
+    data = tmp_path / "split"
+    write_folder(data / "train", digit_rows(20))
+    write_folder(data / "test", [row for row in digit_rows(30) if row not in digit_rows(14)])
+    found = answered(cache, tmp_path, data=str(data))
+    assert (found["n_labels"], found["copies"]) == (140, 60)
+    assert found["measured"][-1]["n_labels"] == 140
+
+
+def test_labels_of_too_few_different_images_are_refused(cache: Path, tmp_path: Path) -> None:
+    few = [r for r in digit_rows(20) if r[0] < 2]
+    data = write_folder(tmp_path / "few", [*few, *few])
+    with pytest.raises(LabelcurveError, match=r"40 labels .* \(40 copies of images count once\)"):
+        answered(cache, tmp_path, data=str(data))
+
+
+def test_two_labels_a_class_are_too_few_for_a_curve(
+    cache: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    # 30 folders of two digits each.
+    rows = [(i // 2, row[1]) for i, row in enumerate(digit_rows(6))]
+    data = write_folder(tmp_path / "many", rows, [f"c{i:02d}" for i in range(30)])
+    found = answered(cache, tmp_path, data=str(data), target=0.9, price_per_label=0.05)
+    assert found["answer"] == "cannot tell"
+    assert found["target"] is found["accuracy_then"] is found["gain"] is None
+    out = capfd.readouterr().out
+    assert "measured at 1 number of labels only" in out
+    assert "They cost 100.00 (0.05 a label). What was measured" in out
+    assert "Without a forecast no labels are named for 90 %." in out
+
+
+def test_a_frequent_class_is_said(
+    cache: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    rows = [r for r in digit_rows(70) if r[0] == 1] + [r for r in digit_rows(4) if r[0] in (7, 8)]
+    found = answered(cache, tmp_path, data=str(write_folder(tmp_path / "rare", rows)))
+    assert found["most_frequent_class"] == pytest.approx(70 / 78)
+    said = "always guessing '1' would give 89.7 % accuracy; 2 classes with fewer than 5 labels"
+    assert said in capfd.readouterr().out
+    assert "balanced accuracy" in (tmp_path / "plan.html").read_text()
+
+
+def test_a_pool_smaller_than_what_is_asked_for_is_said() -> None:
+    (said,) = plan._too_few(30, 31)
+    assert said.startswith("only 30 images without labels are there to label, and --more asks for")
+    assert plan._too_few(30, 30) == plan._too_few(0, 30) == ()
 
 
 def test_too_few_labels_are_refused_with_how_many_it_takes(cache: Path, tmp_path: Path) -> None:
@@ -153,5 +220,7 @@ def test_the_last_line_of_the_command_is_its_document(cache: Path, tmp_path: Pat
     assert done.returncode == 0, done.stderr
     *said, last = done.stdout.splitlines()
     assert json.loads(last)["answer"] == "no"
+    fifth = next(i for i, line in enumerate(said) if "a stratified fifth is test" in line)
+    assert "that fifth is for `train`: `plan` uses all 1,797 labels" in "".join(said[fifth:])
     assert said[-1].startswith("wrote plan.html")
     assert (tmp_path / "plan.html").stat().st_size > 3000
