@@ -40,8 +40,7 @@ def load_labelled(options: Labelled, skip_unreadable: bool) -> tuple[Data, Label
     images, options = load(selection, options, skip_unreadable)
     if options.unlabelled is not None and options.extractor != "auto":
         say(f"--unlabelled is not used: --extractor {options.extractor} learns nothing from it")
-    turn = "" if images.test_given else ", each of them test in turn"
-    say(f"data: {images.name}, {images.n_labels:,} labels{turn}, {images.size} px")
+    say(f"data: {images.name}, {images.n_labels:,} labels, {images.size} px")
     return images, options
 
 

@@ -97,11 +97,10 @@ def _kept(options: PlanOptions, images: Data) -> tuple[Distinct, tuple[str, ...]
             f"{options.data} has {kept.n_labels} labels to learn from{copies}: a forecast takes "
             f"{FEWEST} and more"
         )
-    if not images.test_given and len(images.test):
-        say(
-            f"that fifth is for `train`: `plan` uses all {counted(kept.n_labels, 'label')}, each "
-            "of them test in turn"
-        )
+    if not images.test_given:
+        fifth = "that fifth is for `train`: " if len(images.test) else ""
+        labels = counted(kept.n_labels, "label")
+        say(f"{fifth}`plan` uses all {labels}, each of them test in turn")
     if not kept.copies:
         return kept, ()
     note = distinct.said(kept, images.test_given)
