@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
+from io import StringIO
 from pathlib import Path
-from typing import TextIO
 
+from labelcurve.bundle import files
 from labelcurve.bundle.errors import LabelcurveError
 from labelcurve.bundle.text import shown
 from labelcurve.serving.models.answer import Class
@@ -58,34 +58,47 @@ def everything(path: Path | None, columns: int, *, accept: bool, sets: bool) -> 
         yield lambda answer: None
         return
     check_new(path)
-    with _complete(path) as file:
-        rows = csv.writer(file)
-        ranks = ["", *(f"_{i}" for i in range(2, columns + 1))]
-        more = [*(["accepted"] * accept), *(["set"] * sets)]
-        header = [f"{n}{r}" for r in ranks for n in ("label", "score")]
-        rows.writerow(["path", *header, *more, "error"])
+    text = StringIO(newline="")
+    rows = csv.writer(text)
+    ranks = ["", *(f"_{i}" for i in range(2, columns + 1))]
+    more = [*(["accepted"] * accept), *(["set"] * sets)]
+    header = [f"{n}{r}" for r in ranks for n in ("label", "score")]
+    rows.writerow(["path", *header, *more, "error"])
 
-        def write(answer: Answer) -> None:
-            cells = [cell for c in answer.classes for cell in (c["label"], c["score"])]
-            cells += [""] * (2 * columns - len(cells))
-            if accept:
-                cells.append(_flag(answer.accepted))
-            if sets:
-                cells.append(_set(answer.set))
-            with _named(path):
-                rows.writerow([answer.name, *cells, answer.error or ""])
+    def write(answer: Answer) -> None:
+        cells = [cell for c in answer.classes for cell in (c["label"], c["score"])]
+        cells += [""] * (2 * columns - len(cells))
+        if accept:
+            cells.append(_flag(answer.accepted))
+        if sets:
+            cells.append(_set(answer.set))
+        rows.writerow([answer.name, *cells, answer.error or ""])
 
-        yield write
+    yield write
+    content = text.getvalue().encode()
+    try:
+        if path.exists():  # a pipe or a device
+            path.write_bytes(content)
+        else:
+            files.replace(path, content)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise LabelcurveError(
+            f"cannot write --csv {path} ({error.strerror}): name a file elsewhere, or make room"
+        ) from error
 
 
 def check_new(path: Path) -> None:
-    """Checks that no table is there yet.
+    """Checks that no table is there yet, and that there is a folder for it.
 
     Raises:
-        LabelcurveError: the path is a folder or a file.
+        LabelcurveError: the path is a folder or a file, or its folder is missing.
     """
     if path.is_dir():
         raise LabelcurveError(f"--csv {path} is a folder: name a file in it")
+    if not path.parent.is_dir():
+        raise LabelcurveError(f"cannot write --csv {path}: there is no folder {path.parent}")
     if path.is_file():
         raise LabelcurveError(
             f"--csv {path} exists, and labels may be in it: name a new file, or remove it"
@@ -104,45 +117,6 @@ def check_not_sorted(folder: Path) -> None:
                 f"--out {folder}: {name} is there, and labels may be in it: name a new folder, or "
                 "remove it"
             )
-
-
-@contextmanager
-def _complete(path: Path) -> Iterator[TextIO]:
-    """A file to write that gets its name once it is complete; a pipe or a device as it is."""
-    if path.exists():
-        with _named(path):
-            file: TextIO = path.open("w", newline="", encoding="utf-8")
-        with file:
-            yield file
-        return
-    with _named(path):
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}-", suffix=".part", dir=path.parent)
-    temporary = Path(name)
-    file = os.fdopen(handle, "w", newline="", encoding="utf-8")
-    try:
-        yield file
-        with _named(path):
-            file.close()
-            temporary.chmod(0o644)
-            temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        with suppress(OSError):  # what is left in the buffer of a full disk
-            file.close()
-        raise
-
-
-@contextmanager
-def _named(path: Path) -> Iterator[None]:
-    """Names the table and its option where it cannot be written."""
-    try:
-        yield
-    except OSError as error:
-        if isinstance(error, BrokenPipeError):
-            raise
-        raise LabelcurveError(
-            f"cannot write --csv {path} ({error.strerror}): name a file elsewhere, or make room"
-        ) from error
 
 
 @contextmanager
