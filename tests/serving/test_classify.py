@@ -209,7 +209,7 @@ def test_impossible_requests(images: Path, digits_models: Path, tmp_path: Path) 
     for wrong, says in (
         (options(one, top_k=0), "at least 1"),
         (options(one, csv=tmp_path), "--csv .* is a folder"),
-        (options(one, csv=tmp_path / "none/a.csv"), "cannot write --csv .*none/a.csv: there is no folder .*none"),
+        (options(one, csv=tmp_path / "none/a.csv"), "there is no folder .*none"),
         (options(tmp_path / "empty"), "holds no image"),
         (options(), "no PATH"),
     ):
