@@ -24,6 +24,7 @@ TRAINS = {
         "training_runs/propagation",
         "training_runs/speed",
         "training_runs/streaming",
+        "study/extractors",
         "study/notebook",
         "quality/audit",
         "study/run",

@@ -7,13 +7,14 @@ lists what is stale and exits with 1. The tables are templates in `templates/`.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 import tyro
+from matplotlib.figure import Figure
 from pydantic import BaseModel, ValidationError
 
 from labelcurve.benchmarks.peers import table as peers_table
@@ -28,7 +29,7 @@ from labelcurve.bundle.errors import LabelcurveError
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "benchmarks" / "results"
-CURVES = Path("docs") / "learning-curves.svg"
+CURVES, EXTRACTORS = Path("docs") / "learning-curves.svg", Path("docs") / "extractors.svg"
 NETWORKS = (
     ("the experiment's network", "reference-scratch", "reference"),
     ("Labelcurve", "scratch", "default"),
@@ -54,6 +55,7 @@ SERVICE = {
 }
 """Results of `benchmarks.resilience` and what the README calls them."""
 OPTIONAL = {
+    "extractors": "docs/results.md",
     "decoding": "docs/scale.md",
     "streaming": "docs/scale.md",
     "cluster": "docs/scale.md",
@@ -206,16 +208,28 @@ def run(options: Documents) -> list[Path]:
         before = stale.get(path) or path.read_text()
         if (after := splice(before, name, table)) != before:
             stale[path] = after
-    study = rows.read(options.results / "study.json")
-    reference = _json(options.results / "reference.json")
-    path = options.root / CURVES
-    # Compared by their input: another release of matplotlib draws other bytes.
-    if not path.exists() or curves.key(study, reference) not in path.read_text():
-        stale[path] = "" if options.check else curves.draw(study, reference)
+    for path, (data, plot) in _plots(options).items():
+        # Compared by their input: another release of matplotlib draws other bytes.
+        if not path.exists() or curves.key(data) not in path.read_text():
+            stale[path] = "" if options.check else curves.draw(data, plot)
     if not options.check:
         for path, text in stale.items():
             path.write_text(text)
     return list(stale)
+
+
+def _plots(options: Documents) -> dict[Path, tuple[str, Callable[[Figure], None]]]:
+    """What is drawn, by the file: its input as text, and the function that fills the figure."""
+    study = rows.read(options.results / "study.json")
+    reference = _json(options.results / "reference.json")
+    text = study.model_dump_json(include={"rows"}) + repr(sorted(reference.items()))
+    found: dict[Path, tuple[str, Callable[[Figure], None]]] = {
+        options.root / CURVES: (text, partial(curves.learning, study, reference))
+    }
+    if (path := options.results / "extractors.json").exists():
+        made = _json(path)["rows"]
+        found[options.root / EXTRACTORS] = (repr(made), partial(curves.pretraining, made))
+    return found
 
 
 def main(arguments: Sequence[str]) -> None:

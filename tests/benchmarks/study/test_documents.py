@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -99,10 +100,29 @@ def test_times_taken_beside_other_work_are_not_shown(folder: Path) -> None:
 def test_the_curves_show_every_variant() -> None:
     study = rows.read(documents.RESULTS / "study.json")
     reference = json.loads((documents.RESULTS / "reference.json").read_text())
-    drawn = curves.draw(study, reference)
-    assert drawn == curves.draw(study, reference)
+    plot = partial(curves.learning, study, reference)
+    drawn = curves.draw("input", plot)
+    assert drawn == curves.draw("input", plot)
+    assert curves.key("input") in drawn
     for _, name, _, _ in curves.LINES:
         assert f">{name}<" in drawn
+
+
+def test_longer_pretraining_is_a_table_and_a_plot(folder: Path) -> None:
+    path = folder / "results" / "extractors.json"
+    made = json.loads(path.read_text())
+    first = made["rows"][0] | {"hours": 2.5, "views_seen": 900_000, "n_images": 45_000}
+    made["rows"] = [first | {"knn": 0.5, "probe": 0.75, "n_held_out": 10_000}]
+    path.write_text(json.dumps(made))
+    table = documents.tables(folder / "results")["docs/results.md", "extractors"]
+    assert "| 2 h 30 min | 900,000 | 10 | 0.5000 | 0.7500 |" in table
+    assert "on 10,000 training images of cifar10 that no extractor saw (standard error 0.5" in table
+    with pytest.raises(LabelcurveError, match=r"results.md.*extractors.svg stale"):
+        documents.main(arguments(folder, "--check"))
+    documents.main(arguments(folder))
+    drawn = (folder / "docs" / "extractors.svg").read_text()
+    assert ">2.5<" in drawn
+    assert ">linear probe<" in drawn
 
 
 def test_missing_markers_and_results(folder: Path) -> None:

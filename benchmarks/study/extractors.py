@@ -1,0 +1,124 @@
+"""How much longer pretraining improves an extractor: k-NN and linear probe over core hours.
+
+`python -m benchmarks.study.extractors FILE...` reads extractors that `labelcurve pretrain` wrote,
+such as those of one `--trunk`, and adds a row for each to `benchmarks/results/extractors.json`. The
+figures are those of their cards, on held-out training images.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Final, Literal
+
+import tyro
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from labelcurve.bundle import command, files
+from labelcurve.bundle.errors import LabelcurveError
+from labelcurve.training.models import extractor
+from labelcurve.training.models.extractor import Extractor
+
+RESULT = Path(__file__).resolve().parents[1] / "results" / "extractors.json"
+SCHEMA_VERSION: Final = 1
+
+
+class Row(BaseModel):
+    """An extractor."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    version: str
+    dataset: str
+    objective: str
+    hours: float
+    """Training time of all runs, without evaluation."""
+    views_seen: int
+    n_images: int
+    knn: float
+    probe: float
+    n_held_out: int
+    hardware: str
+    """Of the last run, with the number of threads."""
+    precision: str
+    git_commit: str | None
+
+
+class Extractors(BaseModel):
+    """All rows, by the images seen."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    schema_version: Literal[1] = SCHEMA_VERSION
+    rows: tuple[Row, ...]
+
+
+@dataclass
+class Options:
+    """Adds extractors to the table of docs/results.md."""
+
+    files: Annotated[tuple[Path, ...], tyro.conf.Positional]
+    """Extractors that `labelcurve pretrain` wrote."""
+    out: Path = RESULT
+    """JSON file of the rows, to which new ones are added."""
+
+
+def row(found: Extractor) -> Row:
+    """The row of an extractor.
+
+    Raises:
+        LabelcurveError: it was not judged, for want of labels or of time.
+    """
+    card = found.card
+    if card.knn is None or card.probe is None:
+        raise LabelcurveError(
+            f"{found.path} has no k-NN accuracy and no linear probe: `pretrain` judges an "
+            "extractor where there are labels, and time left (--max-minutes)"
+        )
+    last = card.runs[-1]
+    return Row(
+        version=found.version,
+        dataset=card.dataset,
+        objective=card.objective,
+        hours=round(card.seconds / 3600, 3),
+        views_seen=sum(run.views_seen for run in card.runs),
+        n_images=card.n_images,
+        knn=card.knn,
+        probe=card.probe,
+        n_held_out=card.n_held_out,
+        hardware=last.hardware,
+        precision=last.precision,
+        git_commit=last.git_commit,
+    )
+
+
+def read(path: Path) -> Extractors:
+    """Reads the file.
+
+    Raises:
+        LabelcurveError: it cannot be read, or does not follow the schema.
+    """
+    try:
+        return Extractors.model_validate_json(path.read_bytes())
+    except OSError as error:
+        raise LabelcurveError(f"cannot read {path}: {error.strerror}") from error
+    except ValidationError as error:
+        raise LabelcurveError(f"{path} does not follow this release's schema: {error}") from error
+
+
+def main(arguments: Sequence[str]) -> None:
+    """The command `python -m benchmarks.study.extractors`."""
+    options = tyro.cli(Options, args=arguments, prog="python -m benchmarks.study.extractors")
+    known = read(options.out).rows if options.out.exists() else ()
+    rows = {each.version: each for each in known}
+    for path in options.files:
+        new = row(extractor.read(path, "FILE"))
+        rows[new.version] = new
+        print(f"{path}: {new.hours:.2f} h, k-NN {new.knn:.4f}, linear probe {new.probe:.4f}")
+    result = Extractors(rows=tuple(sorted(rows.values(), key=lambda each: each.views_seen)))
+    files.replace(options.out, f"{result.model_dump_json(indent=1)}\n".encode())
+
+
+if __name__ == "__main__":
+    command.enter(main, extra="train")
