@@ -225,8 +225,8 @@ def leading(bundles: Sequence[Bundle]) -> Bundle:
 
 
 def besides(bundles: Sequence[Bundle]) -> dict[str, str]:
-    """Tell models of one preset apart: by network and image size where there are several, and by
-    name where a seed occurs twice."""
+    """Tell models of one preset apart: by network, mirroring and image size where there are
+    several, and by name where a seed occurs twice."""
     found: dict[str, str] = {}
     for bundle in bundles:
         alike = [b for b in bundles if _preset(b) == _preset(bundle)]
@@ -234,6 +234,9 @@ def besides(bundles: Sequence[Bundle]) -> dict[str, str]:
         if len({b.manifest.backbone for b in alike}) > 1:
             words.append(bundle.manifest.backbone)
             alike = [b for b in alike if b.manifest.backbone == bundle.manifest.backbone]
+        if len({_mirrored(b) for b in alike}) > 1:
+            words += ["mirrored"] if _mirrored(bundle) else []
+            alike = [b for b in alike if _mirrored(b) == _mirrored(bundle)]
         if len({b.manifest.preprocessing.size for b in alike}) > 1:
             size = bundle.manifest.preprocessing.size
             words.append(f"{size} px")
@@ -246,6 +249,10 @@ def besides(bundles: Sequence[Bundle]) -> dict[str, str]:
 
 def _preset(bundle: Bundle) -> tuple[str, bool]:
     return bundle.manifest.preset, bundle.manifest.extractor is None
+
+
+def _mirrored(bundle: Bundle) -> bool:
+    return bool(bundle.manifest.recipe.get("mirrored"))
 
 
 def _servers(

@@ -134,6 +134,8 @@ class Recipe(Optimisation):
     crop: int = 0
     """Random shift by up to so many pixels, at an image size of 32."""
     flip: bool = False
+    mirrored: bool = False
+    """Whether the published graph answers with the mean over an image and its mirror image."""
     cutout: int = 0
     """Side of the erased square in pixels, at an image size of 32."""
     area: float = 1.0

@@ -36,6 +36,9 @@ class Row(BaseModel):
     precision: float
     recall: float
     """On test; the last three are weighted by class frequency."""
+    mirrored: float | None = None
+    """Accuracy on test of the mean over an image and its mirror image, as `train --mirror` has it;
+    None where images are not mirrored in training, or where it was not measured."""
     n_test: int
     val_accuracy: float
     epochs: int
@@ -113,6 +116,12 @@ def accuracy(group: Sequence[Row]) -> str:
     return f"{middle * 100:.1f} ± {spread * 100:.1f} % (n = {len(group)})"
 
 
+def gain(group: Sequence[Row]) -> str:
+    """What mirroring adds, `+0.8`; a dash where it was not measured for every seed."""
+    gains = [row.mirrored - row.accuracy for row in group if row.mirrored is not None]
+    return points(float(np.mean(gains))) if gains and len(gains) == len(group) else "–"
+
+
 def epochs(group: Sequence[Row]) -> str:
     """Mean number of epochs run."""
     return f"{mean(group, 'epochs'):.0f}" if group else "–"
@@ -126,7 +135,7 @@ def seconds(group: Sequence[Row]) -> str:
 
 def texts() -> dict[str, Any]:
     """Name the functions above for the templates."""
-    return {f.__name__: f for f in (mean, share, points, accuracy, epochs, seconds)}
+    return {f.__name__: f for f in (mean, share, points, accuracy, gain, epochs, seconds)}
 
 
 def worth(study: Study, bare: str, full: str) -> list[str]:

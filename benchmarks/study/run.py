@@ -17,6 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
+import numpy as np
 import tyro
 
 from labelcurve.benchmarks.study import rows as study_rows
@@ -25,6 +26,8 @@ from labelcurve.bundle import command, files, store
 from labelcurve.bundle.errors import LabelcurveError
 from labelcurve.bundle.manifest import SHARED, Manifest
 from labelcurve.bundle.options import Within, check
+from labelcurve.bundle.store import Bundle
+from labelcurve.training.data import dataset
 from labelcurve.training.options import Options
 from labelcurve.training.recipes import recipe
 
@@ -183,6 +186,7 @@ def collect(options: Arguments, place: Place) -> Row | None:
         bundle=name,
         version=bundle.version,
         extractor=manifest.extractor.objective if manifest.extractor else None,
+        mirrored=_mirrored(options, bundle) if manifest.recipe.get("flip") else None,
         n_test=manifest.test.n,
         val_accuracy=manifest.val.accuracy,
         train_seconds=run.seconds["train"],
@@ -194,6 +198,19 @@ def collect(options: Arguments, place: Place) -> Row | None:
         git_commit=run.git_commit or manifest.git_commit,
         command=command_of(place),
     )
+
+
+def _mirrored(options: Arguments, bundle: Bundle) -> float:
+    """Accuracy on test of the mean logits of an image and its mirror image."""
+    from labelcurve.training.models import export
+
+    runtime = export.session(bundle.graph)
+    size = bundle.manifest.preprocessing.size
+    test = dataset.load(options.data, size=size, cache=options.cache, say=lambda _: None).test
+    images = np.asarray(test.images)
+    both = (export.probabilities(runtime, part) for part in (images, images[:, :, ::-1]))
+    logs = sum(np.log(found.astype(np.float64).clip(1e-30)) for found in both)
+    return float((logs.argmax(axis=1) == test.labels).mean())
 
 
 def train(options: Arguments, place: Place) -> None:

@@ -207,7 +207,14 @@ def test_models_of_other_networks_sizes_or_names_are_no_seeds(bundles: list[Bund
     seeds = [named("a-10"), named("a-10-s1", 1)]
     assert job.besides(seeds) == {"a-10": "", "a-10-s1": ""}
     assert job.one_seed(seeds) == seeds[:1]
+    mirrored = replace(
+        seeds[0],
+        manifest=seeds[0].manifest.model_copy(
+            update={"name": "c-10", "recipe": {"mirrored": True}}
+        ),
+    )
     for other, words in (
+        (mirrored, ["", "", "mirrored"]),
         (named("b-10", size=24), ["8 px", "8 px", "24 px"]),
         (named("b-10", backbone="resnet18"), ["convnet", "convnet", "resnet18"]),
         (named("b-10"), ["a", "a", "b"]),

@@ -66,6 +66,10 @@ def test_fractions_are_repeatable_sorted_and_each_once() -> None:
             {"max_minutes": 5.0, "epochs": 3},
             "--epochs and --max-minutes exclude each other: give one of them",
         ),
+        ({"mirror": True, "no_flip": True}, "--mirror and --no-flip: such images"),
+        ({"mirror": True, "data": "digits"}, "--mirror and --data digits: digits are not"),
+        ({"mirror": True, "preset": "reference"}, "--mirror and --preset reference: the exper"),
+        ({"mirror": True, "max_latency": 1.0}, "--mirror and --max-latency: it doubles the"),
     ],
 )
 def test_a_bad_value_names_the_flag_the_value_and_what_is_allowed(

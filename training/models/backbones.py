@@ -65,6 +65,23 @@ class Network(nn.Module):
         return out
 
 
+class Mirrored(nn.Module):
+    """The mean embedding of each image and its mirror image.
+
+    A linear classifier makes the mean of their logits of it.
+    """
+
+    def __init__(self, backbone: nn.Module) -> None:
+        super().__init__()
+        self.backbone = backbone
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[N, 3, H, W] to [N, dim]."""
+        both: Tensor = self.backbone(torch.cat([x, x.flip(-1)]))
+        mean: Tensor = both.unflatten(0, (2, -1)).mean(0)
+        return mean
+
+
 @contextmanager
 def evaluating(module: nn.Module) -> Iterator[None]:
     """Inside, the module is in evaluation mode; each part of it returns to the mode it had."""

@@ -113,9 +113,12 @@ def _corrected(m: Manifest) -> str:
 
 
 def _learned(m: Manifest) -> str:
+    mirrored = ";\n  the graph averages an image and its mirror image" * bool(
+        m.recipe.get("mirrored")
+    )
     head = m.recipe.get("linear_head")
     if head is None:
-        return f"{m.epochs} epochs, weights of\n  epoch {m.best_epoch}"
+        return f"{m.epochs} epochs, weights of\n  epoch {m.best_epoch}{mirrored}"
     weighted = "classes" if head["balanced"] else "labels"
     chosen = "by cross-validation"
     if head["accuracy"] is None:
@@ -129,7 +132,7 @@ def _learned(m: Manifest) -> str:
             f"; fitted again, all images\n  weighted equally, on the labels and on its answers to "
             f"{counted(n, 'image')} without labels,\n  after label propagation"
         )
-    return said
+    return said + mirrored
 
 
 def pixels(size: int) -> str:

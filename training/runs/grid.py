@@ -88,8 +88,8 @@ def bundle_name(
     options: Options, dataset: str, fraction: float | None, seed: int, *, compact: bool = False
 ) -> str:
     """`cifar10-10`, `cifar10-2.5`, `cifar10-reference-100`, `cifar10-scratch-10-s1`,
-    `cifar10-resnet18-10`, `cifar10-compact-10`; without a fraction, that of the final model,
-    `cifar10-final`. The backbone that photos get by default is not named.
+    `cifar10-resnet18-10`, `cifar10-compact-10`, `cifar10-mirror-10`; without a fraction, that of
+    the final model, `cifar10-final`. The backbone that photos get by default is not named.
 
     It names what differs from the default, so that variants can lie and be compared in one folder.
     """
@@ -99,6 +99,7 @@ def bundle_name(
     elif options.extractor.startswith(LIBRARIES) and options.extractor != PHOTO_BACKBONE:
         middle += options.extractor.partition(":")[2].partition("=")[0] + "-"
     middle += "compact-" if compact else ""
+    middle += "mirror-" if options.mirror else ""
     last = f"-s{seed}" if seed else ""
     share = "final" if fraction is None else f"{fraction * 100:.6g}"
     return f"{options.name or dataset}-{middle}{share}{last}"
@@ -114,7 +115,7 @@ def plan(options: Options, subset: Subset, others: int = 0) -> Recipe:
         unlabelled=unlabelled,
         extractor=options.extractor,
     )
-    return limited(found, options)
+    return limited(replace(found, mirrored=options.mirror), options)
 
 
 def limited(plan: Recipe, options: Options) -> Recipe:

@@ -24,7 +24,7 @@ from labelcurve.training.learning import finetune
 from labelcurve.training.learning.batches import reading
 from labelcurve.training.learning.finetune import Examples, Labelled
 from labelcurve.training.learning.loop import Control
-from labelcurve.training.models.backbones import Network, build
+from labelcurve.training.models.backbones import Mirrored, Network, build
 from labelcurve.training.models.extractor import Extractor
 from labelcurve.training.options import RUNS
 from labelcurve.training.recipes import LIBRARIES, Preset
@@ -155,6 +155,8 @@ class ModelRun:
             self.mlflow_run = run.run_id
             began, cores = time.monotonic(), scheduled()
             result = self.learn(budget, run)
+            if cell.recipe.mirrored:
+                result.network.backbone = Mirrored(result.network.backbone)
             waited = waited_share(cores, scheduled())
             shared = ""
             if waited is not None and waited > SHARED:

@@ -79,12 +79,16 @@ def test_seeds_give_mean_deviation_and_n(folder: Path) -> None:
     study = rows.read(path)
     (first,) = (row for row in study.rows if row.bundle == "cifar10-50")
     seeds = [
-        first.model_copy(update={"seed": seed, "accuracy": 0.90 + seed / 100}) for seed in range(3)
+        first.model_copy(update={"seed": seed, "accuracy": 0.90 + seed / 100, "mirrored": 0.915})
+        for seed in range(3)
     ]
     others = tuple(row for row in study.rows if row.bundle != "cifar10-50")
     study = study.model_copy(update={"rows": (*others, *seeds)})
     path.write_text(study.model_dump_json())
-    assert "91.0 ± 1.0 % (n = 3)" in documents.tables(folder / "results")["README.md", "results"]
+    found = documents.tables(folder / "results")
+    assert "91.0 ± 1.0 % (n = 3)" in found["README.md", "results"]
+    assert f"91.0 ± 1.0 % | {first.f1:.4f} | +0.5 |" in found["docs/results.md", "study"]
+    assert rows.gain([*seeds, first.model_copy(update={"mirrored": None})]) == "–"
 
 
 def test_times_taken_beside_other_work_are_not_shown(folder: Path) -> None:

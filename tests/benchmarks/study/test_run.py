@@ -54,6 +54,9 @@ def test_a_row_says_what_was_trained_and_how(arguments: Arguments, trained: Stud
     assert row.shared
     assert (row.hardware, row.arithmetic) == ("CPU", "fp32")
     assert row.command == "labelcurve train --fraction 0.1 --extractor none"
+    assert row.mirrored is not None
+    assert row.mirrored != row.accuracy
+    assert 0.1 < row.mirrored < 1
     assert trained.missing == ()
     assert rows.read(arguments.out) == trained
 

@@ -328,6 +328,7 @@ def test_runs_of_one_name_keep_their_events_apart(tmp_path: Path, cache: Path) -
         ({"extractor": "a.safetensors"}, 0.1, "cifar10-10"),
         ({"extractor": "none", "preset": "reference"}, 0.1, "cifar10-reference-scratch-10"),
         ({"seed": 3}, 0.1, "cifar10-10-s3"),
+        ({"mirror": True, "extractor": "none"}, 0.1, "cifar10-scratch-mirror-10"),
     ],
 )
 def test_a_bundle_is_named_by_data_percent_and_what_differs_from_the_default(
@@ -392,6 +393,27 @@ def test_a_dry_run_tries_the_limit_of_latency_and_writes_nothing(
     train.run(replace(given, max_latency=1e6))
     assert "--max-latency 1e+06 needs no other network" in capsys.readouterr().out
     assert not (tmp_path / "out").exists()
+
+
+def test_a_mirrored_model_gives_an_image_and_its_mirror_image_one_answer(
+    tmp_path: Path, cache: Path
+) -> None:
+    data = write_folder(tmp_path / "digits", digit_rows(5))
+    given = options(tmp_path / "out", cache, data=str(data), fraction=(1.0,), no_final=True)
+    images = np.random.default_rng(0).integers(0, 256, (9, 8, 8, 3), np.uint8)
+    images = np.concatenate([images, images[:, :, ::-1]])
+    answers = []
+    for name, mirror in (("digits-scratch-100", False), ("digits-scratch-mirror-100", True)):
+        (entry,) = train.run(replace(given, mirror=mirror))["bundles"]
+        assert entry["name"] == name
+        made = store.read(tmp_path / "out", name)
+        assert made.manifest.recipe["mirrored"] is mirror
+        answers.append(np.split(export.probabilities(export.session(made.graph), images), 2))
+    assert np.abs(answers[0][0] - answers[0][1]).max() > 1e-3
+    assert np.abs(answers[1][0] - answers[1][1]).max() < 1e-6
+    # Where it learned from the same steps, log p is the mean of the two, but for a constant.
+    logs = np.log(answers[0][0]) + np.log(answers[0][1])
+    assert (logs.argmax(1) == answers[1][0].argmax(1)).all()
 
 
 def test_few_test_images_are_warned_of_before_and_after(

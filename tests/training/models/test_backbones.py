@@ -10,6 +10,7 @@ from labelcurve.training.data.dataset import Data
 from labelcurve.training.models.backbones import (
     ConvNet,
     Group,
+    Mirrored,
     Network,
     ReferenceNet,
     build,
@@ -104,6 +105,17 @@ def test_in_evaluation_an_image_does_not_depend_on_its_neighbours(name: str) -> 
         together = net(images)
         alone = torch.cat([net(image[None]) for image in images])
     assert torch.allclose(together, alone, atol=1e-5)
+
+
+def test_a_mirrored_network_has_the_mean_logits_of_image_and_mirror_image() -> None:
+    torch.manual_seed(0)
+    net = network("convnet", 16).eval()
+    images = torch.rand(5, 3, 16, 16)
+    with torch.inference_mode():
+        expected = (net(images) + net(images.flip(3))) / 2
+        assert not torch.allclose(net(images), expected, atol=1e-5)
+        net.backbone = Mirrored(net.backbone)
+        assert torch.allclose(net(images), expected, atol=1e-5)
 
 
 def spread(n: int, size: int) -> NDArray[np.uint8]:

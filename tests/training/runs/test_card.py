@@ -104,6 +104,13 @@ def test_what_taught_without_labels_is_on_the_card(manifest: Manifest, record: R
     assert "12,345 other training images taught without their labels." in text
 
 
+def test_mirroring_in_the_graph_is_on_the_card(manifest: Manifest, record: Run) -> None:
+    said = "the graph averages an image and its mirror image"
+    assert said not in card.write(manifest, record)
+    mirrored = manifest.model_copy(update={"recipe": {**manifest.recipe, "mirrored": True}})
+    assert said in card.write(mirrored, record)
+
+
 def test_where_nothing_taught_without_labels_the_card_does_not_mention_it(
     manifest: Manifest, record: Run
 ) -> None:
