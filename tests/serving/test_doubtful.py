@@ -8,6 +8,7 @@ import resource
 import shutil
 import stat
 from collections.abc import Callable, Iterator
+from functools import partial
 from io import StringIO
 from pathlib import Path
 
@@ -199,6 +200,20 @@ def test_a_disk_that_hangs_holds_up_nobody(
         assert "faster than they can be written" in caplog.text
     keeper.close()
     assert len(images(folder)) == 1
+
+
+def test_what_is_written_leaves_room_for_more(
+    open_folder: Callable[..., Doubtful], folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def kept(n: int) -> bool:
+        return len(images(folder)) == n
+
+    keeper = open_folder()
+    uploads = [digit_png(i) for i in range(6)]
+    monkeypatch.setattr(doubtful, "WAITING_BYTES", 3 * max(map(len, uploads)))
+    for n, upload in enumerate(uploads, 1):
+        keeper.offer(upload, ANSWER)
+        wait_for(partial(kept, n))
 
 
 def test_what_others_put_there_is_not_in_the_table(folder: Path) -> None:

@@ -109,3 +109,6 @@ def work(out: Path, cache: Path) -> dict[str, Any]:
 if __name__ == "__main__":
     torch.set_num_threads(1)
     distributed.run(lambda: work(Path(sys.argv[1]), Path(sys.argv[2])), "cpu")
+    # The processes have parted: each is alone again.
+    assert not torch.distributed.is_initialized()
+    assert (distributed.size(), distributed.rank()) == (1, 0)

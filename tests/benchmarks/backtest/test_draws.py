@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from sklearn.datasets import load_digits
 from sklearn.linear_model import Ridge
 
-from labelcurve.benchmarks.backtest.__main__ import rows
+from labelcurve.benchmarks.backtest.__main__ import Options, _populations, rows
 from labelcurve.benchmarks.backtest.draws import HEADER, HELD_OUT, Draw, Interval, draw, row
 from labelcurve.benchmarks.backtest.populations import Population
 from labelcurve.training.forecast import head
 from labelcurve.training.forecast.advice import Answer
 from labelcurve.training.models import propagation
 from labelcurve.training.models.linear_head import fit_linear
+from tests.training.sets import digit_rows, write_folder
 
 
 def made(answer: Answer, then: float, true_then: float, true_now: float = 0.80) -> Draw:
@@ -72,6 +75,31 @@ def test_a_row_a_population_and_number_of_labels_then_one_for_few_and_one_for_ma
         ["all", "200 → 800", "2"],
         ["all", "800 → 2,800", "1"],
     ]
+
+
+def test_what_is_embedded_goes_into_the_cache_that_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "user"))
+    photos = str(write_folder(tmp_path / "photos", digit_rows(3)))
+    options = Options(
+        cifar10=photos,
+        trashnet=photos,
+        trashnet_extractor="none",
+        unlabelled=True,
+        cache=tmp_path / "cache",
+    )
+    found = _populations(options)
+    assert [population.name for population in found] == [
+        "trashnet",
+        "cifar10-96px",
+        "cifar10-96px-animals",
+        "trashnet-noisy-labels",
+        "cifar10-96px-noisy-labels",
+    ]
+    assert [len(population.labels) for population in found[:3]] == [30, 30, 18]
+    assert any((tmp_path / "cache").iterdir())
+    assert not (tmp_path / "user").exists()
 
 
 def test_a_draw_learns_from_both_numbers_of_labels_and_is_true_on_all_others() -> None:

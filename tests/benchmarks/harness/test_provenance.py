@@ -4,7 +4,9 @@ import json
 import platform
 import re
 import shlex
+import sys
 from collections.abc import Iterator
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ import pytest
 
 from labelcurve.benchmarks.harness import provenance
 from labelcurve.benchmarks.study.documents import ROOT
+from labelcurve.bundle import cuda
 from labelcurve.bundle.errors import LabelcurveError
 
 
@@ -64,6 +67,31 @@ def test_of_a_path_of_this_machine_the_command_keeps_the_last_name(
     monkeypatch.setattr("sys.argv", ["/home/me/bin/labelcurve", "bench", argument])
     for command in (provenance.here().command, provenance.conditions(__file__, ())["command"]):
         assert shlex.split(command) == ["labelcurve", "bench", kept]
+
+
+@pytest.mark.parametrize(
+    ("module", "begin"),
+    [
+        ("labelcurve.benchmarks.backtest.__main__", "python -m labelcurve.benchmarks.backtest"),
+        ("labelcurve.benchmarks.quality.audit", "python -m labelcurve.benchmarks.quality.audit"),
+        (None, "audit.py"),
+    ],
+)
+def test_the_command_of_a_module_is_what_runs_it_again(
+    module: str | None, begin: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = module and ModuleSpec(module, None)
+    monkeypatch.setattr(sys.modules["__main__"], "__spec__", spec)
+    monkeypatch.setattr("sys.argv", ["/home/me/audit.py", "--draws", "2"])
+    assert provenance.here().command == f"{begin} --draws 2"
+
+
+@pytest.mark.parametrize(("names", "said"), [(["A", "B"], "A, B"), ([], None)])
+def test_without_a_gpu_none_is_named(
+    names: list[str], said: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cuda, "names", lambda: names)
+    assert provenance.here().gpu == provenance.conditions(__file__, ())["gpu"] == said
 
 
 def test_no_result_in_the_repository_names_a_path_of_a_machine() -> None:

@@ -164,7 +164,9 @@ def test_what_has_no_request_yet_has_an_id_headers_and_a_line(
     assert " 431 - /classify " in (said := line(large))
     assert said.endswith(" of-large-head")
     assert " 431 - /classify " in line(large[: HEAD_BYTES + 500] + b"\r\n\r\n")  # in one piece
-    assert " 408 - /classify " in line(head.replace(b"mine", b"slow-head"))
+    late = re.search(r" 408 - /classify (\d+\.\d\d) ms ", line(head.replace(b"mine", b"slow-head")))
+    assert late
+    assert 500 <= float(late[1]) < 60_000  # --head-timeout 0.5
     # The application has this one already and learns that its client has disconnected.
     broken = (
         head.replace(b"mine", b"broken-body") + b"Transfer-Encoding: chunked\r\n\r\nno size\r\n"

@@ -13,6 +13,7 @@ import pytest
 from labelcurve.bundle import preprocess
 from labelcurve.serving.errors import Problem
 from labelcurve.serving.web.inference_protocol import parse
+from labelcurve.serving.web.multipart import MAX_PARTS
 from tests.models import SIZE, digit_png
 from tests.serving.conftest import Service
 from tests.serving.web.test_request import problem
@@ -94,13 +95,25 @@ def test_what_does_not_follow_the_protocol_is_400(client: httpx.Client) -> None:
     problem(client.get(INFER), 405)
 
 
+def test_as_many_images_as_allowed_are_taken_and_one_more_is_413() -> None:
+    def body(n: int) -> bytes:
+        data = [0] * (192 * n)
+        tensor = {"name": "images", "datatype": "UINT8", "shape": [n, 8, 8, 3], "data": data}
+        return json.dumps({"inputs": [tensor]}).encode()
+
+    assert len(parse(body(MAX_PARTS), None, SIZE).pixels) == MAX_PARTS
+    with pytest.raises(Problem, match="65 images: at most 64 in one request") as error:
+        parse(body(MAX_PARTS + 1), None, SIZE)
+    assert error.value.status == 413
+
+
 @pytest.mark.parametrize(
     ("body", "length"),
     [
         (b"{}", "3"),
         (b"{}", "-1"),
         (b'{"inputs": [{"name": "images", "datatype": "BYTES", "shape": [1],'
-         b' "parameters": {"binary_data_size": 6}}]}\x09\0\0\0ab', None),
+         b' "parameters": {"binary_data_size": 6}}]}\x03\0\0\0ab', None),
     ],
 )  # fmt: skip
 def test_binary_tensors_that_break_off_are_refused(body: bytes, length: str | None) -> None:

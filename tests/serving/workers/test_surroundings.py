@@ -272,6 +272,16 @@ def test_the_limit_of_open_files_is_said_and_kept(
         assert [client.get(f"{service.url}/livez").status_code for client in held] == [200, 200]
 
 
+def test_a_worker_raises_its_soft_limit_of_open_files(
+    start_service: Start, digits_models: Path
+) -> None:
+    lower = ("bash", "-c", 'ulimit -Sn 300; exec "$@"', "--")
+    service = start_service(digits_models, "--connections", "400", before=lower)
+    service.wait_until_ready()
+    (worker,) = service.workers()
+    assert resource.prlimit(worker, resource.RLIMIT_NOFILE)[0] == SPARE_FILES + 400
+
+
 def test_too_few_open_files_are_an_error(start_service: Start, digits_models: Path) -> None:
     service = start_service(digits_models, before=limited(SPARE_FILES + LEAST_CONNECTIONS - 1))
     assert service.process.wait(30) == 1

@@ -69,6 +69,18 @@ def test_neighbours_count_only_where_their_pixels_agree(crops: NDArray[np.uint8]
     assert (found.similarity > 0.99).all()
 
 
+def test_long_embeddings_are_not_nearer_than_others(crops: NDArray[np.uint8]) -> None:
+    n = len(crops)
+    images = np.concatenate([crops, crops[18:23, :, ::-1]])
+    features = np.random.default_rng(0).normal(size=(n + 5, 32)).astype(np.float32)
+    features[n:] = features[18:23]
+    # Of each two one is on the side of an image: nine of them, and eight neighbours are compared.
+    features[:9] *= 100
+    features[9:18] = -features[:9]
+    found = duplicates.near_duplicates(features, lambda rows: images[rows])
+    assert {tuple(pair) for pair in found.rows.tolist()} == {(18 + i, n + i) for i in range(5)}
+
+
 def test_an_even_image_is_like_no_other() -> None:
     even = np.full((2, 32, 32), 90, np.float32)
     assert (duplicates.correlation(even, even) == 0).all()

@@ -327,14 +327,14 @@ def test_copies_of_an_image_within_a_class_are_named(tmp_path: Path) -> None:
 
 
 def test_a_class_that_a_given_test_split_lacks_is_named(tmp_path: Path) -> None:
-    names = ("many", "few")
-    write_parquet(tmp_path / "set" / "train.parquet", TRAIN[:12], names)
-    write_parquet(tmp_path / "set" / "test.parquet", TEST[:2], names)
+    names = ("many", "some", "few")
+    write_parquet(tmp_path / "set" / "train.parquet", TRAIN[:22], names)
+    write_parquet(tmp_path / "set" / "test.parquet", TEST[:4], names)
     found, said = loaded(tmp_path / "set", tmp_path / "cache")
-    assert found.test.labels.tolist() == [0, 0]
+    assert sorted(found.test.labels.tolist()) == [0, 0, 1, 1]
     assert said[-1] == (
         f"{tmp_path / 'set'}: the test split has no image of 'few': what is measured on it is "
-        "over 1 of 2 classes"
+        "over 2 of 3 classes"
     )
 
 

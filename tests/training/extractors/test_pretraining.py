@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from labelcurve.bundle.errors import LabelcurveError
+from labelcurve.bundle.errors import DivergedError, LabelcurveError
 from labelcurve.training.data import dataset
 from labelcurve.training.data.dataset import Data, Split
 from labelcurve.training.data.decoded.stored import Stored
@@ -20,7 +20,7 @@ from labelcurve.training.extractors.pretraining import Request, make, split
 from labelcurve.training.models import extractor
 from labelcurve.training.models.backbones import build
 from labelcurve.training.models.extractor import Extractor
-from labelcurve.training.recipes import pretraining
+from labelcurve.training.recipes import extendable, pretraining
 from labelcurve.training.runtime.checkpoint import CheckpointPolicy
 from labelcurve.training.runtime.device import FP32_CPU
 
@@ -202,6 +202,28 @@ def test_an_interrupted_run_goes_on_and_leaves_no_checkpoint(
     found = made(some, out)
     assert found.version == undisturbed.version
     assert sorted(file.name for file in out.parent.iterdir()) == ["a.md", "a.safetensors"]
+
+
+def test_a_loss_that_is_no_number_leaves_the_trunk_of_the_runs_before_and_no_checkpoint(
+    tmp_path: Path, digits: Data, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def diverge(*_: Any, **__: Any) -> None:
+        raise DivergedError("the loss is nan")
+
+    some, out, trunk = few(digits, 200), tmp_path / "a.safetensors", tmp_path / "a.trunk"
+    plan = replace(pretraining("contrastive", 200, 8), epochs=1)
+    longer = Request(extendable(replace(plan, epochs=2)), False)
+    make(some, replace(longer, recipe=extendable(plan)), FP32_CPU, out, path=trunk)
+    before = trunk.read_bytes()
+    interrupted(monkeypatch, 2, some, out)
+    assert (tmp_path / ".a.checkpoint").exists()
+    monkeypatch.setattr(pretraining_job, "learn_from", diverge)
+    with pytest.raises(DivergedError):
+        make(some, longer, FP32_CPU, out, path=trunk)
+    assert trunk.read_bytes() == before
+    with pytest.raises(DivergedError):
+        make(some, Request(plan, False), FP32_CPU, out)
+    assert not (tmp_path / ".a.checkpoint").exists()
 
 
 @pytest.mark.parametrize("change", ["seed", "recipe", "flip", "images", "start"])

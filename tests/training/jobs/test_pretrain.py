@@ -16,12 +16,13 @@ import pytest
 
 from labelcurve.bundle.errors import LabelcurveError
 from labelcurve.training.data.dataset import Data
-from labelcurve.training.extractors.pretraining import Request, make
+from labelcurve.training.extractors.pretraining import Request, lock_file, make
 from labelcurve.training.jobs import pretrain as pretrain_job
 from labelcurve.training.models import extractor
 from labelcurve.training.models.backbones import build
 from labelcurve.training.options import PretrainOptions
 from labelcurve.training.recipes import pretraining
+from labelcurve.training.runtime import lock
 from labelcurve.training.runtime.device import FP32_CPU
 from tests.training.conftest import LABELCURVE, SMALL, Finished, environment, pretrain, train
 from tests.training.sets import digit_rows
@@ -224,6 +225,26 @@ def test_pretrain_says_what_it_replaces_and_what_train_will_take(
         "`train` takes ours.safetensors by default, which is at least as good (k-NN 1.0000); "
         f"--extractor {first.path} takes this one"
     ) in said
+
+
+def test_a_batch_of_another_size_is_learnt_from(cache: Path, tmp_path: Path) -> None:
+    given = options(cache, epochs=0.1, batch_size=100, out=tmp_path / "a.safetensors")
+    found = extractor.read(Path(pretrain_job.run(given)["extractor"]["path"]))
+    (this,) = found.card.runs
+    assert this.recipe["batch_size"] == 100
+    assert this.views_seen % (2 * 100) == 0
+
+
+@pytest.mark.parametrize("option", ["out", "trunk"])
+def test_a_file_that_another_run_is_making_is_refused(
+    cache: Path, tmp_path: Path, option: str
+) -> None:
+    given = options(cache, out=tmp_path / "a.safetensors", trunk=tmp_path / "a.trunk")
+    file = getattr(given, option)
+    message = rf"process {os.getpid()} on .* is making {file} right now: .* with --{option}$"
+    with lock.hold(lock_file(file), ""), pytest.raises(LabelcurveError, match=message):
+        pretrain_job.run(given)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_trunk_is_gone_on_with_by_the_same_command_for_any_length(

@@ -1,12 +1,15 @@
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from labelcurve.bundle.errors import DeviceError
 from labelcurve.training.jobs import selftest
+from labelcurve.training.models.backbones import build
 from labelcurve.training.runtime import device
 from tests.training.conftest import train
 
@@ -22,6 +25,15 @@ def test_it_says_where_a_step_ran_and_reads_and_writes_nothing(tmp_path: Path) -
     assert found["device"] == "cpu"
     assert found["torch"] == torch.__version__
     assert found["step_milliseconds"] > 0
+
+
+def test_the_time_of_a_step_is_in_milliseconds() -> None:
+    images = np.zeros((selftest.BATCH, 32, 32, 3), np.uint8)
+    network = build("convnet", images, selftest.N_CLASSES)
+    start = time.perf_counter()
+    _, milliseconds, _ = selftest._step(network, images, device.FP32_CPU)
+    whole = (time.perf_counter() - start) * 1000
+    assert whole / 10 < milliseconds <= whole
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="an NVIDIA GPU is here")

@@ -5,6 +5,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
+from torch import nn
 
 from labelcurve.training.data.dataset import Data
 from labelcurve.training.models.backbones import (
@@ -41,6 +42,16 @@ def test_the_reference_network_has_the_published_number_of_parameters() -> None:
     assert n_parameters(reference.backbone) == 52_288
     assert n_parameters(network("reference", 32)) == 9_754_952
     assert reference.backbone(torch.rand(1, 3, 32, 32)).shape == (1, 128, 7, 7)
+
+
+def test_the_last_convolution_of_the_reference_network_pads_as_same_does() -> None:
+    pad, convolution = ReferenceNet(8).backbone[7:9]
+    assert isinstance(convolution, nn.Conv2d)
+    assert convolution.bias is not None
+    nn.init.ones_(convolution.weight)
+    nn.init.zeros_(convolution.bias)
+    counted = convolution(pad(torch.ones(1, 64, 2, 2)))[0, 0] / 64
+    assert counted.tolist() == [[4.0, 2.0], [2.0, 1.0]], "right and below"
 
 
 def test_a_divided_network_sees_the_means_of_squares(digits: Data) -> None:

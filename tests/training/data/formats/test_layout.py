@@ -58,6 +58,14 @@ def test_folders_of_splits_are_known_in_any_usual_spelling(
     assert (said, found.left_out) == ([], [])
 
 
+def test_a_folder_of_a_split_without_an_image_is_said_and_is_no_split(tmp_path: Path) -> None:
+    make(tmp_path, "train/cat", "train/dog")
+    (tmp_path / "test").mkdir()
+    found, said = arranged(tmp_path)
+    assert counts(found) == {"train": {"cat": 2, "dog": 2}}
+    assert said == [f"{tmp_path / 'test'} holds no image"]
+
+
 def test_a_folder_in_a_folder_of_the_same_split_is_opened(tmp_path: Path) -> None:
     make(tmp_path, "seg_train/seg_train/ice", "seg_train/seg_train/sea", "seg_pred/seg_pred", n=1)
     make(tmp_path, "seg_test/seg_test/ice", "seg_test/seg_test/sea", n=1)

@@ -49,8 +49,10 @@ def test_several_files_are_one_split_even_where_their_image_columns_differ(
     assert [source.splits["train"].read(i) for i in range(40)] == [data for _, data in ROWS]
 
 
-def test_file_bytes_may_stand_without_a_struct(tmp_path: Path) -> None:
-    write_table(tmp_path / "a.parquet", {"image": [data for _, data in ROWS], "label": LABELS})
+@pytest.mark.parametrize("kind", [pa.binary(), pa.large_binary()])
+def test_file_bytes_may_stand_without_a_struct(tmp_path: Path, kind: pa.DataType) -> None:
+    images = pa.array([data for _, data in ROWS], kind)
+    write_table(tmp_path / "a.parquet", {"image": images, "label": LABELS})
     assert parquet(tmp_path, silent).splits["train"].read(39) == ROWS[39][1]
 
 

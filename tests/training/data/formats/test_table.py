@@ -72,6 +72,10 @@ def test_a_row_is_an_image_with_its_label_and_split(tmp_path: Path) -> None:
             b'{"path": "photos/0.png", "label": "cat"}\n\n{"path": "photos/1.png", "label": "dog"}',
         ),
         (
+            "a.NDJSON",
+            b'{"path": "photos/0.png", "label": "cat"}\n{"path": "photos/1.png", "label": "dog"}\n',
+        ),
+        (
             "a.json",
             b'[{"path": "photos/0.png", "label": "cat"}, {"path": "photos/1.png", "label": "dog"}]',
         ),
