@@ -141,7 +141,7 @@ class TrainingOptions:
     """Do not mirror images while training: for text, digits and whatever is not symmetric."""
     mirror: Flag = False
     """Answer with the mean of the logits of an image and its mirror image, which the graph makes:
-    about a point more accurate on CIFAR-10, in nearly twice the time. Named NAME-mirror-10."""
+    some half a point more accurate on CIFAR-10, in twice the time. Named NAME-mirror-10."""
     device: Literal["auto", "cuda", "cpu"] = "auto"
     """`auto` takes an NVIDIA GPU when there is one, else the CPU, and prints its reason."""
     precision: Literal["auto", "bf16", "fp32"] = "auto"
