@@ -11,11 +11,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import tyro
 from matplotlib.figure import Figure
-from pydantic import BaseModel, ValidationError
 
 from labelcurve.benchmarks.peers import table as peers_table
 from labelcurve.benchmarks.peers.record import Peers, Targets
@@ -74,7 +73,6 @@ OPTIONAL = {
 """Results that a template of the same name shows, where they exist."""
 
 render = partial(templates.render, "labelcurve.benchmarks.study")
-_Schema = TypeVar("_Schema", bound=BaseModel)
 
 
 @dataclass
@@ -107,7 +105,7 @@ def tables(results: Path) -> dict[tuple[str, str], str]:
         **rows.texts(),
     }
     found = {
-        ("README.md", "results"): opening(_read(results / "cifar10.json", Report), values),
+        ("README.md", "results"): opening(rows.read_as(results / "cifar10.json", Report), values),
         ("docs/operating.md", "service"): _service(results / "service"),
         ("docs/reference.md", "experiment"): render(
             "experiment",
@@ -132,9 +130,9 @@ def tables(results: Path) -> dict[tuple[str, str], str]:
         if (path := results / f"{name}.json").exists():
             found[document, name] = render(name, **_json(path))
     if all((results / f"{name}.json").exists() for name in ("peers", "targets")):
-        peers = _read(results / "peers.json", Peers)
+        peers = rows.read_as(results / "peers.json", Peers)
         found["docs/speed.md", "peers"] = peers_table.markdown(peers)
-        targets = _read(results / "targets.json", Targets)
+        targets = rows.read_as(results / "targets.json", Targets)
         found["docs/speed.md", "targets"] = peers_table.targets(targets, peers)
     return found
 
@@ -172,15 +170,6 @@ def _json(path: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise LabelcurveError(f"cannot read {path}: {error}") from error
     return found
-
-
-def _read(path: Path, schema: type[_Schema]) -> _Schema:
-    try:
-        return schema.model_validate_json(path.read_bytes())
-    except OSError as error:
-        raise LabelcurveError(f"cannot read {path}: {error.strerror}") from error
-    except ValidationError as error:
-        raise LabelcurveError(f"{path} does not follow this release's schema: {error}") from error
 
 
 def splice(text: str, name: str, table: str) -> str:

@@ -13,8 +13,10 @@ from pathlib import Path
 from typing import Annotated, Final, Literal
 
 import tyro
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
+from labelcurve.benchmarks.harness.provenance import check_out
+from labelcurve.benchmarks.study import rows
 from labelcurve.bundle import command, files
 from labelcurve.bundle.errors import LabelcurveError
 from labelcurve.training.models import extractor
@@ -93,30 +95,19 @@ def row(found: Extractor) -> Row:
     )
 
 
-def read(path: Path) -> Extractors:
-    """Reads the file.
-
-    Raises:
-        LabelcurveError: it cannot be read, or does not follow the schema.
-    """
-    try:
-        return Extractors.model_validate_json(path.read_bytes())
-    except OSError as error:
-        raise LabelcurveError(f"cannot read {path}: {error.strerror}") from error
-    except ValidationError as error:
-        raise LabelcurveError(f"{path} does not follow this release's schema: {error}") from error
-
-
 def main(arguments: Sequence[str]) -> None:
     """The command `python -m benchmarks.study.extractors`."""
     options = tyro.cli(Options, args=arguments, prog="python -m benchmarks.study.extractors")
-    known = read(options.out).rows if options.out.exists() else ()
-    rows = {each.version: each for each in known}
+    if not options.files:
+        raise LabelcurveError("FILE: name one extractor or more, as `pretrain --out` wrote them")
+    check_out(options.out)
+    known = rows.read_as(options.out, Extractors).rows if options.out.exists() else ()
+    found = {each.version: each for each in known}
     for path in options.files:
         new = row(extractor.read(path, "FILE"))
-        rows[new.version] = new
+        found[new.version] = new
         print(f"{path}: {new.hours:.2f} h, k-NN {new.knn:.4f}, linear probe {new.probe:.4f}")
-    result = Extractors(rows=tuple(sorted(rows.values(), key=lambda each: each.views_seen)))
+    result = Extractors(rows=tuple(sorted(found.values(), key=lambda each: each.views_seen)))
     files.replace(options.out, f"{result.model_dump_json(indent=1)}\n".encode())
 
 

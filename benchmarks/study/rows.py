@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, TypeVar
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -13,6 +13,8 @@ from labelcurve.bundle.errors import LabelcurveError
 from labelcurve.bundle.text import duration
 
 SCHEMA_VERSION: Final = 1
+
+_Schema = TypeVar("_Schema", bound=BaseModel)
 
 
 class Row(BaseModel):
@@ -158,6 +160,20 @@ def noise(full: Sequence[Row]) -> float | None:
     standard error of the difference. None without a second seed."""
     spread = deviation(full, "accuracy")
     return None if spread is None else 2 * spread * (1 + 1 / len(full)) ** 0.5 * 100
+
+
+def read_as(path: Path, schema: type[_Schema]) -> _Schema:
+    """Read a result.
+
+    Raises:
+        LabelcurveError: it cannot be read, or does not follow the schema.
+    """
+    try:
+        return schema.model_validate_json(path.read_bytes())
+    except OSError as error:
+        raise LabelcurveError(f"cannot read {path}: {error.strerror}") from error
+    except ValidationError as error:
+        raise LabelcurveError(f"{path} does not follow this release's schema: {error}") from error
 
 
 def read(path: Path) -> Study:

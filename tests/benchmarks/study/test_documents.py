@@ -91,6 +91,23 @@ def test_seeds_give_mean_deviation_and_n(folder: Path) -> None:
     assert rows.gain([*seeds, first.model_copy(update={"mirrored": None})]) == "–"
 
 
+def test_an_ablation_from_another_extractor_is_not_compared(folder: Path) -> None:
+    path = folder / "results" / "study.json"
+    study = rows.read(path)
+    full = study.group("default", 0.1)
+    for seconds, expected in ((full[0].pretraining_seconds, "| +1.0 |"), (60.0, "| – |")):
+        changed = {"accuracy": rows.mean(full, "accuracy") + 0.01, "pretraining_seconds": seconds}
+        found = tuple(
+            row.model_copy(update=changed) if row.variant == "no-cutout" else row
+            for row in study.rows
+        )
+        path.write_text(study.model_copy(update={"rows": found}).model_dump_json())
+        table = documents.tables(folder / "results")["docs/results.md", "study"]
+        (line,) = (line for line in table.splitlines() if line.startswith("| without cutout"))
+        assert line.endswith(expected)
+        assert ("from an extractor of 1 min" in line) == (seconds == 60.0)
+
+
 def test_times_taken_beside_other_work_are_not_shown(folder: Path) -> None:
     path = folder / "results" / "study.json"
     study = rows.read(path)

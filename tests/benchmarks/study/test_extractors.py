@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from labelcurve.benchmarks.study import extractors
+from labelcurve.benchmarks.study import extractors, rows
+from labelcurve.benchmarks.study.extractors import Extractors
 from labelcurve.bundle.errors import LabelcurveError
 from labelcurve.training.models import extractor
 from labelcurve.training.models.extractor import Card
@@ -25,7 +26,7 @@ def test_rows_are_added_by_the_images_seen(tmp_path: Path) -> None:
     short = written(tmp_path, "short", CARD)
     for _ in range(2):  # each counts once
         extractors.main([short, "--out", str(out)])
-    first, second = extractors.read(out).rows
+    first, second = rows.read_as(out, Extractors).rows
     assert (first.views_seen, first.hours, first.knn, first.probe) == (
         12_345,
         0.025,
@@ -44,9 +45,13 @@ def test_an_extractor_that_nobody_judged_has_no_row(tmp_path: Path) -> None:
     assert not (tmp_path / "out.json").exists()
 
 
-def test_a_file_of_something_else_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "out.json").write_text('{"rows": [{}]}')
+def test_a_file_of_something_else_is_refused_and_stays(tmp_path: Path) -> None:
+    out = tmp_path / "out.json"
+    out.write_text('{"rows": [{}]}')
     with pytest.raises(LabelcurveError, match="does not follow this release's schema"):
-        extractors.read(tmp_path / "out.json")
+        extractors.main([written(tmp_path, "one", CARD), "--out", str(out)])
+    assert out.read_text() == '{"rows": [{}]}'
     with pytest.raises(LabelcurveError, match=r"cannot read .*none\.json"):
-        extractors.read(tmp_path / "none.json")
+        rows.read_as(tmp_path / "none.json", Extractors)
+    with pytest.raises(LabelcurveError, match="FILE: name one extractor or more"):
+        extractors.main(["--out", str(out)])
