@@ -1,12 +1,15 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from io import BytesIO
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from PIL import Image
 
+from labelcurve.bundle import preprocess
 from labelcurve.bundle.errors import UnreadableImage
 from labelcurve.serving.errors import Overloaded
 from labelcurve.serving.models.decoder import MAX_DECODING, Decoded, Decoder
@@ -22,17 +25,37 @@ def jpeg(side: int) -> bytes:
 LARGE, SMALL = jpeg(1000), jpeg(16)
 
 
-def test_large_images_wait_for_a_thread_and_small_ones_for_none() -> None:
-    async def both() -> list[Decoded]:
-        decoder = Decoder(1)
-        many = (decoder.decode([data], 16) for data in (LARGE, LARGE, SMALL))
-        return await asyncio.gather(*many)
+def test_large_images_wait_for_a_thread_and_small_ones_for_none(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock, began, go_on = [0.0], threading.Event(), threading.Event()
+    prepare = preprocess.prepare
 
-    first, second, small = asyncio.run(both())
-    assert second.waited > first.waited
-    assert small.waited == 0
+    def prepared(data: bytes, size: int, **limits: int) -> NDArray[np.uint8]:
+        if data is LARGE:
+            began.set()
+            assert go_on.wait(60)
+        return prepare(data, size, **limits)
+
+    monkeypatch.setattr("labelcurve.serving.models.decoder.perf_counter", lambda: clock[0])
+    monkeypatch.setattr(preprocess, "prepare", prepared)
+
+    async def run() -> list[Decoded]:
+        decoder = Decoder(1)
+        first = asyncio.ensure_future(decoder.decode([LARGE], 16))
+        await asyncio.to_thread(began.wait, 60)
+        second = asyncio.ensure_future(decoder.decode([LARGE], 16))
+        await asyncio.sleep(0)  # the second one asks for a thread
+        small = await decoder.decode([SMALL], 16)
+        clock[0] = 2.0
+        go_on.set()
+        return [await first, await second, small]
+
+    first, second, small = asyncio.run(run())
+    assert (first.waited, first.seconds) == (0, 2)
+    assert (second.waited, second.seconds) == (2, 0)
+    assert (small.waited, small.seconds) == (0, 0)
     assert all(found.pixels[0].shape == (16, 16, 3) for found in (first, second, small))
-    assert min(first.seconds, second.seconds, small.seconds) > 0
 
 
 def test_a_wait_that_would_be_too_long_is_refused_before_it_begins() -> None:
