@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 import tyro
 
 from labelcurve.bundle.errors import LabelcurveError
-from labelcurve.bundle.options import Within, check
+from labelcurve.bundle.options import PerCore, Within, check
 from labelcurve.training.data.formats.split_names import Layout
 
 CLIENTS = (1, 2, 4, 8, 16, 32, 64)
@@ -56,7 +56,7 @@ class Bench:
     """Also measure a model that does nothing: the overhead of the harness."""
     latency_seconds: Annotated[float, Within(0)] = 20.0
     """Duration of the session latency measurement, all models and batch sizes together."""
-    threads: Annotated[int, Within(1)] = 1
+    threads: Annotated[int, PerCore()] = 1
     """ONNX Runtime's threads in the latency measurement."""
     device: Literal["cpu", "cuda"] = "cpu"
     """Device for the latency of a session; accuracy is measured on the CPU, and load on the

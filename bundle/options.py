@@ -7,6 +7,10 @@ from math import inf
 from typing import Any, get_type_hints
 
 from labelcurve.bundle.errors import LabelcurveError
+from labelcurve.bundle.machine import cores
+
+MOST_A_CORE = 8
+"""Processes or threads for each core, at most: more of them only take memory."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +48,22 @@ class Within:
         return f"{text} {self.note}".rstrip()
 
 
+@dataclass(frozen=True)
+class PerCore:
+    """Annotates an option that starts so many processes or threads."""
+
+    def holds(self, value: float) -> bool:
+        """Returns whether the value is allowed."""
+        return 1 <= value <= MOST_A_CORE * cores()
+
+    def __str__(self) -> str:
+        n = cores()
+        return (
+            f"1 to {MOST_A_CORE * n}, {MOST_A_CORE} for each of the {n} cores that this process "
+            "may use"
+        )
+
+
 def check(options: Any) -> None:
     """Check the annotated numbers of a dataclass of options.
 
@@ -53,7 +73,7 @@ def check(options: Any) -> None:
     hints = get_type_hints(type(options), include_extras=True)
     for field in fields(options):
         for bound in getattr(hints[field.name], "__metadata__", ()):
-            if isinstance(bound, Within):
+            if isinstance(bound, Within | PerCore):
                 value = getattr(options, field.name)
                 for each in value if isinstance(value, tuple) else (value,):
                     if each is not None and not bound.holds(each):

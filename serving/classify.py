@@ -20,6 +20,7 @@ from labelcurve.bundle import command, preprocess
 from labelcurve.bundle.acceptance import LEAST_WISHED, MOST_WISHED
 from labelcurve.bundle.errors import LabelcurveError
 from labelcurve.bundle.machine import cores
+from labelcurve.bundle.options import PerCore, Within, check
 from labelcurve.bundle.preprocess import OTHER_SUFFIXES, SUFFIXES
 from labelcurve.serving import tables
 from labelcurve.serving.models.answer import ranked
@@ -41,7 +42,7 @@ class Options:
     """Folder that `labelcurve train --out` wrote."""
     model: str | None = None
     """NAME or NAME@VERSION; without it, the default of the folder."""
-    top_k: int = 5
+    top_k: Annotated[int, Within(1)] = 5
     """Classes to name for each image."""
     csv: Path | None = None
     """Also write a table, to a new file: path, label and score of each class, and the error if
@@ -56,7 +57,7 @@ class Options:
     """Folder of accepted.csv and ask.csv."""
     device: Literal["auto", "cuda", "cpu"] = "auto"
     """As for `serve`."""
-    threads: int | None = None
+    threads: Annotated[int | None, PerCore()] = None
     """ONNX Runtime threads; by default the cores that the process may use."""
 
 
@@ -126,12 +127,9 @@ def _check(options: Options) -> None:
     Raises:
         LabelcurveError: names the flag, the value and what is allowed.
     """
+    check(options)
     if not options.paths:
         raise LabelcurveError("no PATH was given: name image files or folders")
-    if options.top_k < 1:
-        raise LabelcurveError(f"--top-k {options.top_k}: at least 1")
-    if options.threads is not None and options.threads < 1:
-        raise LabelcurveError(f"--threads {options.threads}: at least 1")
     if options.csv is not None and options.csv.suffix.lower() in SUFFIXES | OTHER_SUFFIXES:
         # As the shell makes of `--csv *.png`: the first image would be overwritten.
         raise LabelcurveError(f"--csv {options.csv}: that is the name of an image, not of a table")

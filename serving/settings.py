@@ -11,14 +11,11 @@ from typing import Annotated, Literal
 
 from labelcurve.bundle.errors import LabelcurveError
 from labelcurve.bundle.machine import cores
-from labelcurve.bundle.options import Within, check
+from labelcurve.bundle.options import PerCore, Within, check
 from labelcurve.serving.models.precision import Precision
 
 VARIABLE = "LABELCURVE_SERVE"
 """The environment variable in which a worker finds its settings."""
-
-MOST_A_CORE = 8
-"""Workers for each core, at most, and threads of each: more of them only take memory."""
 
 
 @dataclass(frozen=True)
@@ -41,10 +38,10 @@ class Settings:
     """fp32 is what the accuracy of a model was measured on first; int8 (for CPUs) and fp16 (for
     GPUs) answer from the graph that `quantize` added, and refuse a model without it; auto takes it
     where there is one for the device, and says so."""
-    threads: Annotated[int | None, Within(1)] = None
+    threads: Annotated[int | None, PerCore()] = None
     """ONNX Runtime threads of each worker; by default its share of the cores that the process may
     use (affinity and cgroup quota)."""
-    workers: Annotated[int, Within(1)] = 1
+    workers: Annotated[int, PerCore()] = 1
     """Processes that answer. Each holds every model. One decodes on one core: a GPU that could do
     more is shared by several."""
     queue: Annotated[int, Within(1)] = 1024
@@ -111,13 +108,6 @@ class Settings:
             LabelcurveError: names the flag, the value and what is allowed.
         """
         check(self)
-        most = MOST_A_CORE * cores()
-        for flag, number in (("--workers", self.workers), ("--threads", self.threads)):
-            if number is not None and number > most:
-                raise LabelcurveError(
-                    f"{flag} {number}: allowed are 1 to {most}, {MOST_A_CORE} for each of the "
-                    f"{cores()} cores that this process may use"
-                )
         for origin in self.cors:
             if origin != "*" and not re.fullmatch(r"https?://[^/?#\s]+", origin):
                 raise LabelcurveError(

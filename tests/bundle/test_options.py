@@ -7,7 +7,8 @@ from typing import Annotated, Any
 import pytest
 
 from labelcurve.bundle.errors import LabelcurveError
-from labelcurve.bundle.options import Within, check
+from labelcurve.bundle.machine import cores
+from labelcurve.bundle.options import MOST_A_CORE, PerCore, Within, check
 
 
 @dataclass(frozen=True)
@@ -16,6 +17,7 @@ class Given:
     share: Annotated[float | None, Within(0, 1, above=True)] = None
     several: Annotated[tuple[float, ...], Within(0, 1, above=True, below=True, note="(0.9)")] = ()
     side: Annotated[int, Within(8, 1024, note="pixels")] = 8
+    threads: Annotated[int | None, PerCore()] = None
     free: int = -5
 
 
@@ -41,3 +43,12 @@ def test_the_ends_that_belong_to_a_range_are_allowed() -> None:
     check(Given(share=1.0, several=(0.1, 0.9), side=1024, free=-(10**9)))
     check(Given(side=8))
     assert str(Within(0, above=True)) == "values above 0"
+
+
+def test_threads_are_bounded_by_the_cores() -> None:
+    most = MOST_A_CORE * cores()
+    check(Given(threads=1))
+    check(Given(threads=most))
+    for wrong in (0, most + 1):
+        with pytest.raises(LabelcurveError, match=f"^--threads {wrong}: allowed are 1 to {most}"):
+            check(Given(threads=wrong))

@@ -207,7 +207,8 @@ def test_impossible_requests(images: Path, digits_models: Path, tmp_path: Path) 
     with pytest.raises(UnknownModel, match="no model 'x'; there are digits-10@"):
         run(options(one, model="x"))
     for wrong, says in (
-        (options(one, top_k=0), "at least 1"),
+        (options(one, top_k=0), "--top-k 0: allowed are 1 and more"),
+        (options(one, threads=99_999), "--threads 99999: allowed are 1 to "),
         (options(one, csv=tmp_path), "--csv .* is a folder"),
         (options(one, csv=tmp_path / "none/a.csv"), "there is no folder .*none"),
         (options(tmp_path / "empty"), "holds no image"),

@@ -8,7 +8,7 @@ import pytest
 
 from labelcurve.bundle.errors import LabelcurveError
 from labelcurve.bundle.machine import cores
-from labelcurve.serving.settings import MOST_A_CORE, VARIABLE, Settings
+from labelcurve.serving.settings import VARIABLE, Settings
 
 
 def test_a_worker_reads_what_the_command_wrote(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -34,8 +34,6 @@ def test_workers_share_the_cores() -> None:
 
 @pytest.mark.parametrize("flag", ["workers", "threads"])
 def test_more_than_the_cores_can_use_are_refused(flag: str) -> None:
-    most = MOST_A_CORE * cores()
-    setting: dict[str, Any] = {flag: most}
-    replace(Settings(), **setting).check()
-    with pytest.raises(LabelcurveError, match=f"--{flag} {most + 1}: allowed are 1 to {most}, "):
-        replace(Settings(), **{**setting, flag: most + 1}).check()
+    wrong: dict[str, Any] = {flag: 100_000}
+    with pytest.raises(LabelcurveError, match=f"--{flag} 100000: allowed are 1 to "):
+        replace(Settings(), **wrong).check()
