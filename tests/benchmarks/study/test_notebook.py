@@ -63,7 +63,7 @@ def test_the_weights_of_a_checkpoint_of_tensorflow(data: Data, tmp_path: Path) -
 def test_the_rate_is_halved_after_three_epochs_without_gain_and_the_run_stopped_after_six() -> None:
     optimizer = torch.optim.Adam([torch.zeros(1, requires_grad=True)], 1.0)
     plateau = Plateau(optimizer)
-    # A gain of half of `MIN_DELTA` puts the end off, not the halving.
+    # A gain of half of `MIN_DELTA` postpones stopping, not the halving.
     losses = (1.0, 1.1, 0.99995, 1.1, 1.1, 1.1, 1.1, 1.1, 1.1)
     rates, ends = [], []
     for loss in losses:
