@@ -1,7 +1,7 @@
 """`/metrics` on a separate port, in the supervisor, whose descriptors clients must not exhaust.
 
-`prometheus_client.start_http_server` starts a thread for each connection and waits for ever for
-what it sends.
+`prometheus_client.start_http_server` starts a thread for each connection and waits forever for
+its request.
 """
 
 from __future__ import annotations
@@ -79,12 +79,12 @@ class _Server(WSGIServer):
         """Ignores client disconnects."""
 
     def _answer(self, request: socket.socket, client_address: Any) -> None:
-        timer = Timer(SECONDS, _hang_up, (request,))
+        timer = Timer(SECONDS, _disconnect, (request,))
         timer.daemon = True
         timer.start()
         try:
             self.finish_request(request, client_address)
-        except Exception:  # of one connection, and no reason to have fewer places
+        except Exception:  # of one connection; the server continues
             self.handle_error(request, client_address)
         finally:
             timer.cancel()
@@ -92,6 +92,6 @@ class _Server(WSGIServer):
             self._places.release()
 
 
-def _hang_up(connection: socket.socket) -> None:
+def _disconnect(connection: socket.socket) -> None:
     with contextlib.suppress(OSError):  # it may have ended by itself
         connection.shutdown(socket.SHUT_RDWR)
