@@ -17,7 +17,7 @@ import logging
 import sys
 from collections.abc import Sequence
 from http import HTTPStatus
-from typing import Any
+from typing import Any, cast
 
 import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
@@ -139,9 +139,10 @@ class Connection(HttpToolsProtocol):
         self._outlet = None
         self._shared.everyone.discard(self)
         self._shared.lingering.discard(self)
-        if self.scope and (task := self.scope.get(TASK)) and not self.cycle.response_complete:
-            self.scope[TASK] = None  # type: ignore[literal-required]
-            task.cancel()  # type: ignore[attr-defined]
+        scope = cast("dict[str, Any]", self.scope)  # which has keys of ours, too
+        if scope and (task := scope.get(TASK)) and not self.cycle.response_complete:
+            scope[TASK] = None
+            task.cancel()
 
     def data_received(self, data: bytes) -> None:
         """Bytes of a request, of part of one, or of several."""
@@ -290,7 +291,9 @@ class Connection(HttpToolsProtocol):
         if not self._offered:
             return
         self._offered = False
-        rest = self._fed[sys.exception().args[0] :]  # type: ignore[union-attr]
+        upgrade = sys.exception()  # the parser's, which holds where it stopped
+        assert upgrade is not None
+        rest = self._fed[upgrade.args[0] :]
         method, version = self.parser.get_method(), self.parser.get_http_version().encode()
         head = [b"%s %s HTTP/%s" % (method, self.url, version)]
         head += [b"%s: %s" % header for header in self.headers if header[0] not in OFFERS]
@@ -327,7 +330,7 @@ class Connection(HttpToolsProtocol):
         headers = self._write(status, detail, request_id)
         self._linger()
         if begun:  # its body broke off: the application is told that its client disconnected
-            self.scope[ANSWERED] = status  # type: ignore[literal-required]
+            cast("dict[str, Any]", self.scope)[ANSWERED] = status
             self.cycle.disconnected = True
             self.cycle.message_event.set()
         else:

@@ -67,7 +67,8 @@ class _Server(WSGIServer):
     def server_bind(self) -> None:
         """Binds without a DNS lookup of this machine's name."""
         TCPServer.server_bind(self)
-        self.server_name, self.server_port = self.server_address[:2]  # type: ignore[assignment]
+        host, self.server_port = self.server_address[:2]
+        self.server_name = str(host)
         self.setup_environ()
 
     def process_request(self, request: Any, client_address: Any) -> None:

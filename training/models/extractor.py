@@ -161,7 +161,8 @@ def read(path: Path, option: str = "--extractor") -> Extractor:
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
-            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            names = file.keys()
+            weights = {name: file.get_tensor(name) for name in names}
         card = Card.model_validate_json(metadata["card"])
     except OSError as error:
         raise LabelcurveError(f"{option} {path}: {error.strerror or error}") from error

@@ -6,9 +6,7 @@ from typing import Any
 
 import pytest
 from mlflow import MlflowClient
-from tensorboard.backend.event_processing.event_accumulator import (  # type: ignore[import-untyped]
-    EventAccumulator,
-)
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from labelcurve.bundle.errors import LabelcurveError
 from labelcurve.bundle.manifest import Epoch
