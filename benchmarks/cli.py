@@ -33,7 +33,7 @@ def show(result: Report, paths: dict[str, Path]) -> None:
         table.add_column(name, justify="right", no_wrap=True)
     for row in tables.rows(result):
         table.add_row(*row)
-    # As wide as it has to be: a narrow terminal wraps its lines, and no column is cut.
+    # As wide as needed: a narrow terminal wraps its lines, and no column is cut.
     console = Console()
     least = console.width if sys.stdout.isatty() else 120
     console = Console(width=max(least, Console(width=1000).measure(table).maximum))
@@ -80,7 +80,7 @@ def main(arguments: Sequence[str]) -> None:
         )
     bench = tyro.cli(Bench, args=arguments, prog="labelcurve bench")
     from labelcurve.benchmarks import (
-        job,  # takes seconds, which help and a typing error need not wait for
+        job,  # takes seconds, which help and usage errors must not wait for
     )
 
     result, paths = job.run(bench, partial(print, flush=True))

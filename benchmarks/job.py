@@ -273,7 +273,7 @@ def _servers(
         service = stack.enter_context(server.started(models, log, say))
         server.check(service.url, bundles)
     servers = {bundle.name: service for bundle in bundles}
-    # Elsewhere the null model would measure this machine and not the one under test.
+    # With a remote service, the null model would measure this machine, not the one under test.
     if nothing and service.local:
         root = nothing.path.parent.parent
         log = bench.out / "serve-null.log"
@@ -341,7 +341,7 @@ def writable(folder: Path) -> None:
 
 
 def _chosen(bench: Bench, say: Callable[[str], None]) -> list[Bundle]:
-    """The bundles to measure: a final model has learned from the test images, and is left out."""
+    """The bundles to measure: a final model was trained on the test images, and is left out."""
     names = store.names(bench.models)
     for option, given in (("only", bench.only), ("shared", bench.shared)):
         unknown = [name for name in given if name not in names]
@@ -356,7 +356,7 @@ def _chosen(bench: Bench, say: Callable[[str], None]) -> list[Bundle]:
     for bundle in found:
         if before := bundle.manifest.measured:
             say(
-                f"{bundle.name}: left out, since it has learned from the test images, too; its "
+                f"{bundle.name}: left out, since it was also trained on the test images; its "
                 f"figures are those of {before.name}"
             )
     kept = [bundle for bundle in found if bundle.manifest.measured is None]

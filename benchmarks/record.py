@@ -28,7 +28,7 @@ class _Record(BaseModel):
 
 
 class Provenance(_Record):
-    """Conditions of a measurement, to judge it and to repeat it."""
+    """Conditions of a measurement, to assess it and to repeat it."""
 
     command: str
     date: str
@@ -37,7 +37,7 @@ class Provenance(_Record):
     """Ends in `+` where tracked files had changes; None outside a git checkout."""
     cpu: str
     cores: int
-    """Cores that the process may use (affinity and cgroup counted in)."""
+    """Cores that the process may use (given affinity and cgroup)."""
     memory_gb: float
     gpu: str | None = None
     """Names of the GPUs that the process can see; None without one."""
@@ -106,7 +106,7 @@ class Accepted(_Record):
 
 
 class Accepting(_Record):
-    """Answers that are accepted without a look (`bundle.acceptance`)."""
+    """Answers that are accepted without review (`bundle.acceptance`)."""
 
     levels: tuple[Accepted, ...]
     curve: tuple[Point, ...]
@@ -173,7 +173,7 @@ class Accuracy(_Record):
     def _with_balanced(cls, data: Any) -> Any:
         if not isinstance(data, dict) or data.get("balanced_accuracy") is not None:
             return data
-        # What is not as it must be is refused by name, later.
+        # Inconsistent values are refused later, by name.
         with suppress(KeyError, TypeError, ZeroDivisionError):
             recalls = [row[i] / sum(row) for i, row in enumerate(data["confusion"]) if sum(row)]
             data = data | {"balanced_accuracy": sum(recalls) / len(recalls)}

@@ -2,6 +2,6 @@
 
 import os
 
-# ONNX Runtime would report to its makers, and keep a device id in the user's cache folder. Every
-# room imports this one before it imports ONNX Runtime.
+# ONNX Runtime would send telemetry, and keep a device id in the user's cache folder. Every part of
+# this project imports this package before it imports ONNX Runtime.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")

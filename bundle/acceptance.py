@@ -1,16 +1,16 @@
 """Thresholds: answers to accept for a target accuracy, sets of classes for a target coverage.
 
-Both rest on the validation images of a model, whose answers are in its manifest (`HeldOut`).
+Both are based on the validation images of a model, whose answers are in its manifest (`HeldOut`).
 
 **Accepting.** An answer is accepted where its confidence is at least a threshold, one of the
 held-out confidences. With probability `CERTAINTY`, over draws of the held-out images, the accepted
 answers are right as often as wished. This is Learn then Test (Angelopoulos et al., 2021) over the
-ranks of the held-out confidences, with the error of looking at many ranks computed instead of
+ranks of the held-out confidences, with the error of testing many ranks computed instead of
 bounded: beyond the last rank that is good enough, the k most confident images have at least as many
-wrong answers as k tosses of a coin that is wrong as often as allowed, and the chance that such
-tosses anywhere stay within the number that the rule allows is a sum of binomial terms. It assumes
-that images come from where the held-out ones came from, and that more confident answers are not
-wrong more often.
+wrong answers as k Bernoulli trials at the allowed error rate, and the probability that such trials
+anywhere stay within the number that the rule allows is a sum of binomial terms. It assumes that
+images come from the same distribution as the held-out ones, and that more confident answers are
+not wrong more often.
 
 **Sets.** Split conformal prediction (Sadinle et al., 2019): the classes whose probability is at
 least that which the true class has in the wished share of the held-out images, and the most
@@ -33,15 +33,15 @@ from labelcurve.bundle.text import percent
 CERTAINTY = 0.95
 """Probability, over draws of the held-out images, that the accepted are as accurate as wished."""
 LEAST_WISHED, MOST_WISHED = 0.5, 0.9999
-"""Accuracies and shares that may be asked for."""
+"""Limits of accuracies and shares that may be requested."""
 MOST_RANKS = 500
-"""Ranks that a manifest keeps, at most."""
+"""Maximum number of ranks that a manifest keeps."""
 STEP = 1.2
 """Ratio of the numbers of wrong answers that are allowed, where they are large."""
 
 
 class NotEnough(LabelcurveError):
-    """The held-out images do not show what was asked for."""
+    """The held-out images cannot show what was asked for."""
 
 
 @dataclass(frozen=True)
@@ -51,9 +51,9 @@ class Threshold:
     confidence: float
     """At least this, as a float32."""
     coverage: float
-    """Share of the held-out images that are accepted: the forecast for others."""
+    """Share of the held-out images that are accepted: the estimate for others."""
     n: int
-    """Held-out images that it rests on."""
+    """Held-out images that it is based on."""
 
 
 def held_out(probabilities: NDArray[np.floating], labels: NDArray[np.integer]) -> HeldOut:
@@ -117,11 +117,11 @@ def threshold(held: HeldOut | None, wished: float) -> Threshold:
 
 
 def set_threshold(held: HeldOut | None, wished: float) -> float:
-    """The least probability of a class in a set that holds the true class as often as wished.
+    """The lowest probability of a class in a set that contains the true class as often as wished.
 
     Args:
         held: of the manifest.
-        wished: share of the images whose set holds the true class, in the same limits.
+        wished: share of the images whose set contains the true class, in the same limits.
 
     Raises:
         NotEnough: the held-out images are too few.
@@ -232,7 +232,7 @@ def _ranks(limits: list[int], n: int, wished: float, level: float) -> list[int]:
 
 
 def _crossing(ranks: list[int], limits: list[int], wished: float) -> float:
-    """The chance that tosses, wrong with 1 - `wished`, are at some rank within its limit."""
+    """The probability that trials, wrong with 1 - `wished`, are within the limit at some rank."""
     alive, crossed, before = np.ones(1), 0.0, 0
     for rank, limit in zip(ranks, limits, strict=False):
         # States beyond the largest limit never come back.

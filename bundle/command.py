@@ -20,7 +20,7 @@ from typing import NoReturn
 from labelcurve.bundle.errors import LabelcurveError, MissingExtra
 
 JSON = "--json"
-"""An option of every command: the result as JSON on a terminal, too."""
+"""An option of every command: the result as JSON, also on a terminal."""
 
 
 def enter(
@@ -33,7 +33,7 @@ def enter(
     """Runs a command in its process and ends it.
 
     Args:
-        main: takes the arguments; an error that it raises and that is explained is printed alone.
+        main: takes the arguments; a `LabelcurveError` is printed without a traceback.
         arguments: without the command's name; by default those of the process.
         extra: the extra of the project that installs what the command imports.
         terminated: exit code after SIGTERM, while `main` has not taken that signal itself.
@@ -43,8 +43,8 @@ def enter(
         # A terminal that is not UTF-8 gets escapes, not a traceback.
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
-    # They unwind the stack, so that children are ended. The first process of a container has no
-    # default handlers: without these the kernel drops its signals.
+    # Handlers unwind the stack, so that child processes are ended. The first process of a container
+    # has no default handlers: without these the kernel drops its signals.
     for number, code in ((signal.SIGTERM, terminated), (signal.SIGHUP, 128 + signal.SIGHUP)):
         if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # nohup
             signal.signal(number, _exit_with(code))
@@ -60,12 +60,12 @@ def enter(
 
 
 def _open_standard_files() -> None:
-    """Has those that were closed lead nowhere: the next file or socket would get their numbers."""
+    """Opens closed standard streams on the null device: the next file would get their numbers."""
     for descriptor in range(3):
         try:
             os.fstat(descriptor)
         except OSError:
-            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # the lowest that is free
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # the lowest free descriptor
     if sys.stdout is None:
         sys.stdout = os.fdopen(1, "w", closefd=False)
     if sys.stderr is None:
@@ -124,10 +124,10 @@ def _status(
             return f"error: {error.filename}: {error.strerror}"
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
-        discard_output()  # which it may have been for
+        discard_output()  # the output that may have failed
         return f"error: {error.strerror}"
     except (ImportError, MemoryError) as error:
-        # What torch's libraries say where `ulimit -v` or the container leaves no room for them.
+        # Errors of torch's libraries where `ulimit -v` or the container leaves no memory for them.
         if isinstance(error, MemoryError) or "failed to map segment" in str(error):
             return (
                 f"error: no memory is left ({error}): allow the process more (`ulimit -v`, the "
@@ -143,13 +143,13 @@ def _check_given(arguments: Sequence[str]) -> None:
     """Refuses empty arguments: as a path they would mean the current folder.
 
     Raises:
-        LabelcurveError: one is empty, as an unset variable of the shell leaves it.
+        LabelcurveError: one is empty, as an unset shell variable leaves it.
     """
     for before, word in zip(("", *arguments), arguments, strict=False):
         flag, equals, value = word.partition("=")
         if not word or (flag.startswith("--") and equals and not value):
             option = flag or (before if before.startswith("-") else "an argument")
-            raise LabelcurveError(f"{option} is empty: is a variable of the shell not set?")
+            raise LabelcurveError(f"{option} is empty: is a shell variable unset?")
 
 
 def _is_ours(module: str | None) -> bool:

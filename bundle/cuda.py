@@ -1,4 +1,4 @@
-"""Queries NVIDIA's driver through libcuda, before a framework hides its answer."""
+"""Queries NVIDIA's driver through libcuda, before a framework hides its errors."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def visible_gpus() -> int:
     driver = _library()
     if driver and driver.cuInit(0) == 0 and driver.cuDeviceGetCount(ctypes.byref(count)) == 0:
         return count.value
-    return nodes  # a GPU whose driver fails is a GPU all the same: the CPU must not replace it
+    return nodes  # a GPU whose driver fails still counts: the CPU must not silently replace it
 
 
 def driver_version() -> tuple[int, int] | None:

@@ -81,10 +81,10 @@ def waited_share(before: Scheduled | None, after: Scheduled | None) -> float | N
     """Share of the time in which threads were ready to run while other work had their cores."""
     if before is None or after is None:
         return None
-    # Threads that ended meanwhile took their seconds with them.
+    # The seconds of threads that ended meanwhile are missing.
     ran = max(0.0, after.ran - before.ran)
     waited = max(0.0, after.waited - before.waited)
-    # For longer than others ran, they waited for one another.
+    # Waiting beyond the time that others ran, they waited for one another.
     others = max(0.0, after.others - before.others)
     return round(min(waited, others) / (ran + waited), 4) if ran else None
 
@@ -126,7 +126,7 @@ def git_commit(file: Path) -> str | None:
     if commit := os.environ.get("LABELCURVE_COMMIT"):
         return commit
     git = ["git", "-C", str(file.parent)]
-    # An installed copy may lie in another project's repository, whose commit says nothing.
+    # An installed copy may lie in another project's repository, whose commit is meaningless.
     if _output([*git, "ls-files", "--error-unmatch", file.name]) is None:
         return None
     head = _output([*git, "rev-parse", "HEAD"])

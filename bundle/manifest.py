@@ -1,6 +1,6 @@
 """The schema of `manifest.json` and `run.json`.
 
-The manifest holds what defines a model and what was proved of it: the same inputs give the same
+The manifest holds what defines a model and what was verified of it: the same inputs give the same
 bytes, and the bundle's version is a hash over it and the graph. Times, host, date and commit are in
 `run.json`, outside the hash.
 """
@@ -149,9 +149,9 @@ class Pretrained(_Record):
     objective: str
     dataset: str
     pixels_hash: str
-    """SHA-256 over the images that it learned from, without labels."""
+    """SHA-256 over the images that it was trained on, without labels."""
     license: str | None = None
-    """SPDX identifier, of weights that others have learned, where it is known."""
+    """SPDX identifier of third-party weights, where it is known."""
     source: str | None = None
     """Origin of such weights."""
 
@@ -190,11 +190,11 @@ class Manifest(_Record):
     indices_hash: str
     """SHA-256 over the pixel digests of the labelled training and validation rows."""
     n_unlabelled: int = 0
-    """Other training images that taught without their labels."""
+    """Other training images, used as unlabelled data."""
     extractor: Pretrained | None = None
     """None when the network began with random weights."""
     teacher: Teacher | None = None
-    """None of models that learned from the labels themselves."""
+    """None for models trained on the labels themselves."""
     seed: int
     preset: str
     backbone: str
@@ -211,7 +211,7 @@ class Manifest(_Record):
     device: Choice
     precision: Choice
     measured: Measured | None = None
-    """Set for a final model, which has learned from the test and validation labels, too:
+    """Set for a final model, which was also trained on the test and validation labels:
     temperature, `val`, `test`, `predicted` and `held_out` are this other model's."""
     val: Metrics
     test: Metrics | None
@@ -224,13 +224,13 @@ class Manifest(_Record):
     variants: tuple[Variant, ...] = ()
     packages: dict[str, str]
     git_commit: Annotated[str | None, Field(exclude=True)] = None
-    """Read from bundles of releases that wrote it here; it is in `run.json`, since what git tells
-    depends on who asks."""
+    """Read from bundles of older releases; now in `run.json`, since git may not tell it
+    everywhere."""
 
     @property
     def n_labels(self) -> int:
-        """Labels that the model was given, to train and to validate: what `labels` means in every
-        table and message that has one number."""
+        """Training plus validation labels of the model: what `labels` means in every table and
+        message with a single number."""
         return self.n_labels_train + self.n_labels_val
 
     @model_validator(mode="after")
@@ -249,7 +249,7 @@ class Epoch(_Record):
     train_loss: float
     train_accuracy: float
     val_loss: float | None
-    """None, as the other figures on validation, where no label was held out."""
+    """None, like the other validation figures, where no label was held out."""
     val_accuracy: float | None
     val_f1: float | None
     val_precision: float | None
@@ -278,11 +278,11 @@ class Latency(_Record):
     """`--max-latency`."""
     p50_ms: float
     teacher_p50_ms: float | None = None
-    """Of the bundle that taught it; None of a model that learned from labels."""
+    """Of its teacher; None for a model trained on labels."""
 
 
 SHARED = 0.15
-"""A run that waits for cores in more of its time than this has not had the machine to itself."""
+"""A run that waits for cores for a larger share of its time did not have the machine to itself."""
 
 
 class Run(_Record):
@@ -299,13 +299,13 @@ class Run(_Record):
     """Wall time by stage: train, evaluate, export; `total` of this bundle, and `command` from the
     start of the process to the end of this bundle. Over all parts of an interrupted run."""
     waited: float | None = None
-    """Share of the time in which its threads could have run that they waited for a core which other
-    work had, while it trained, since its last start. Above `SHARED`, `seconds` say little. None
-    where the system does not tell."""
+    """Share of the training time, since its last start, in which its threads were runnable but
+    other work had the cores. Above `SHARED`, `seconds` say little. None where the system does not
+    report it."""
     interruptions: int = 0
-    """Times that the run was interrupted and went on from a checkpoint."""
+    """Number of times that the run was interrupted and resumed from a checkpoint."""
     warnings: tuple[str, ...] = ()
-    """Why little is to be expected of the model."""
+    """Reasons to expect little of the model."""
     pretraining_seconds: float | None = None
     """Training time of the extractor in seconds, on the machine that made it."""
     latency: Latency | None = None

@@ -20,10 +20,10 @@ VERSION = PREPROCESSING_VERSION
 """Version of the function `prepare`; a bundle records the one used in training."""
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF")
-"""Accepted file formats, recognised by content and never by name. Of animations the first frame."""
+"""Accepted file formats, recognised by content and never by name. Animations: the first frame."""
 
 SUFFIXES = frozenset((".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".dib", ".gif"))
-"""Names under which files of these formats are looked for in folders."""
+"""File name suffixes of these formats, to find them in folders."""
 
 OTHER_SUFFIXES = frozenset(
     (
@@ -31,7 +31,7 @@ OTHER_SUFFIXES = frozenset(
         *(".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".ppm", ".pgm", ".tga", ".ico"),
     )
 )
-"""Names of images in other formats, which are reported and not passed over."""
+"""File name suffixes of other image formats, which are reported, not silently skipped."""
 
 _SIGNATURES = {
     rb"\x89PNG\r\n\x1a\n": "PNG",
@@ -80,12 +80,12 @@ def decode(
 ) -> Image.Image:
     """The upright RGB image in `data`.
 
-    Transparent pixels are laid on white; 16-bit grey is scaled to 8 bit; CMYK and palettes are
-    converted; EXIF orientation is applied.
+    Transparent images are composited on white; 16-bit grey is scaled to 8 bit; CMYK and palettes
+    are converted; EXIF orientation is applied.
 
     Args:
         data: a file's bytes.
-        size: shorter side that is enough in pixels; a large JPEG is then decoded at a reduced
+        size: shorter side in pixels that is sufficient; a large JPEG is then decoded at a reduced
             scale, never below twice that size.
         max_pixels: allowed width times height, checked on the header before decoding.
         max_memory: bytes that decoding may take, estimated from the header.
@@ -102,10 +102,10 @@ def decode(
     except Exception as error:  # Pillow's plugins raise almost anything on malformed headers
         kinds = (kind for start, kind in _SIGNATURES.items() if re.match(start, data))
         if kind := next(kinds, None):
-            # Pillow's own words for that name a Python object.
+            # Pillow's own message for that names a Python object.
             unknown = isinstance(error, UnidentifiedImageError)
-            # As text: the exception kept in this frame, which its traceback holds, is a cycle, and
-            # with it the whole file would stay until the garbage collector comes by.
+            # As text: an exception kept in this frame, which its traceback references, is a cycle
+            # that would keep the whole file in memory until the garbage collector runs.
             detail = "its header cannot be read" if unknown else str(error)
             raise UnreadableImage(f"the {kind} image is truncated or corrupt: {detail}") from error
         others = (kind for start, kind in _OTHERS.items() if re.match(start, data))
@@ -156,7 +156,7 @@ def _check_pieces(data: bytes, kind: str | None, pixels: int) -> None:
             f"the PNG image has its pixels in {found:,} chunks: at most {MAX_IDAT:,} are allowed"
         )
     few = 30
-    if kind == "JPEG" and data.count(b"\xff\xda") > few:  # a bound, which costs next to nothing
+    if kind == "JPEG" and data.count(b"\xff\xda") > few:  # an upper bound, at hardly any cost
         most = min(MAX_SCANS, max(few, MAX_SCANNED // max(1, pixels)))
         found = _n_scans(data, most)
         if found > most:
@@ -213,7 +213,7 @@ def _upright(image: Image.Image) -> Image.Image:
         return image
     try:
         return ImageOps.exif_transpose(image)
-    except Exception:  # damaged EXIF says nothing of the pixels: viewers show them as they are
+    except Exception:  # damaged EXIF says nothing about the pixels: viewers show them as they are
         return image
 
 
@@ -256,7 +256,7 @@ def resize(image: Image.Image, size: int) -> NDArray[np.uint8]:
         left, top = (width - side) / 2, (height - side) / 2
         box = (left, top, left + side, top + side)
         image = image.resize((size, size), Image.Resampling.BILINEAR, box=box, reducing_gap=3.0)
-    # What `np.asarray` does, which asks the image for its kind and shape first.
+    # As `np.asarray`, which first queries the image for its type and shape.
     return np.frombuffer(image.tobytes(), np.uint8).reshape(size, size, 3)
 
 
@@ -284,5 +284,5 @@ def prepare_image(image: Image.Image, size: int) -> NDArray[np.uint8]:
         return resize(_to_rgb(image), size)
     except MemoryError:
         raise
-    except Exception as error:  # as in `decode`: of a file that is truncated, for example
+    except Exception as error:  # as in `decode`: a truncated file, for example
         raise UnreadableImage(f"the image cannot be decoded: {error}") from error

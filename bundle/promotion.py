@@ -21,7 +21,7 @@ from labelcurve.bundle.errors import BundleError, near
 FILE = "default.json"
 
 KEPT = 50
-"""Promotions that are remembered."""
+"""Number of promotions in the history."""
 
 
 class Promotion(BaseModel):
@@ -50,7 +50,7 @@ def read(root: Path) -> Default | None:
     """The default that the folder names; None if it names none.
 
     Raises:
-        BundleError: the file cannot be read, or has another content.
+        BundleError: the file cannot be read, or has unexpected content.
     """
     path = root / FILE
     try:
@@ -84,7 +84,7 @@ def choose(
     for name in only:
         if name in labels:
             return name, f"the first --model, since {missing}"
-    # A compact model is there because somebody asked for one (`train --max-latency`).
+    # A compact model exists because it was requested (`train --max-latency`).
     most = min(labels, key=lambda name: (-labels[name], "-compact-" not in name, name))
     equals = sum(n == labels[most] for n in labels.values()) > 1
     which = "is the first of those with the most labels" if equals else "has the most labels"
@@ -140,17 +140,17 @@ def promote(root: Path, name: str, version: str | None = None) -> tuple[Promotio
 
 
 def rollback(root: Path) -> tuple[Promotion, Promotion, list[str]]:
-    """Make what was the default before the default again, at the version that it had.
+    """Make the previous default the default again, at the version that it had.
 
-    If the default has got another current version since it was promoted, as from a training, that
-    is the version that was promoted; otherwise it is the promotion before.
+    If the default has a new current version since it was promoted, as after a training, that is the
+    version that was promoted; otherwise it is the previous promotion.
 
     Returns:
         What was the default, what is now, and NAME@VERSION of promotions between the two that were
-        skipped because they are not in the folder any more.
+        skipped because they are no longer in the folder.
 
     Raises:
-        BundleError: nothing was the default before, or the folder cannot be written.
+        BundleError: there is no previous default, or the folder cannot be written.
     """
     with _locked(root):
         found = read(root)

@@ -95,7 +95,7 @@ def publish(
     except OSError as error:
         raise BundleError(
             f"cannot write the bundle {final}: {error.strerror or error}. "
-            "Nothing half-written was left: make room and give the same command again, or choose "
+            "Nothing half-written was left: make room and run the same command again, or choose "
             "another folder with --out"
         ) from error
     return final
@@ -166,7 +166,8 @@ class Found:
     """Versions that have a manifest, each with a stamp that changes when its files are written
     again."""
     error: str | None = None
-    """Why the folder cannot be read, as `lost+found` of a volume; then nothing else is known."""
+    """Why the folder cannot be read, such as `lost+found` of a volume; nothing else is known
+    then."""
 
 
 def scan(root: Path) -> dict[str, Found]:

@@ -7,7 +7,7 @@
     print(model.predict(["a.jpg", "b.jpg"]).labels)
     report = labelcurve.bench("models", "path/to/images")
 
-The command line is `labelcurve --help`. What cannot be done raises `LabelcurveError`.
+The command line is `labelcurve --help`. Errors are raised as `LabelcurveError`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The command `labelcurve`: which commands there are, and where each of them lies."""
+"""The command `labelcurve`: its commands, and where each of them is implemented."""
 
 from __future__ import annotations
 
@@ -40,12 +40,12 @@ class Command:
 
 
 EXTRAS = {"training": "train", "serving": "serve", "benchmarks": "bench"}
-"""By the package that a command lies in."""
+"""Extra by the package of a command."""
 
 
 COMMANDS = {
     "plan": Command(
-        "answer whether more labels pay, from those there are",
+        "answer whether more labels pay, from the present ones",
         "labelcurve.training.cli:plan",
         "labelcurve.training.forecast.options:PlanOptions",
     ),
@@ -60,7 +60,7 @@ COMMANDS = {
         "labelcurve.training.audit.options:AuditOptions",
     ),
     "pretrain": Command(
-        "learn a feature extractor from images without labels",
+        "train a feature extractor on images without labels",
         "labelcurve.training.cli:pretrain",
         "labelcurve.training.options:PretrainOptions",
     ),
@@ -125,7 +125,7 @@ labels, prove the export, serve, compare.
 {commands}
 
 `labelcurve COMMAND --help` lists the options of a command. Where the output is
-no terminal, or with --json, the last line of a result is one JSON document."""
+not a terminal, or with --json, the last line of a result is one JSON document."""
 
 
 def main() -> None:

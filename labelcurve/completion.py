@@ -40,7 +40,9 @@ def _options(command: Command) -> Any:
     found = _named(command.options)
     if not command.subcommands:
         return found
-    annotated, union = cast("tuple[Any, Any]", (Annotated, Union))  # made here, not for mypy
+    annotated, union = cast(
+        "tuple[Any, Any]", (Annotated, Union)
+    )  # built at run time, opaque to mypy
     below = tuple(
         annotated[_named(options), tyro.conf.subcommand(name, prefix_name=False)]
         for name, options in command.subcommands.items()

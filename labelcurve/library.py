@@ -59,8 +59,8 @@ class TrainedModel:
     test_accuracy: float | None
     """None where the test split was left unread."""
     measured: str | None = None
-    """Of a final model, which learned from the test labels, too: the model whose accuracies these
-    are."""
+    """Of a final model, which was also trained on the test labels: the model that has these
+    accuracies."""
 
 
 def train(
@@ -93,7 +93,7 @@ def train(
     if {"dry_run", "self_test"} & options.keys():
         raise LabelcurveError("dry_run and self_test are options of the command `train` alone")
     kinds: dict[str, Any] = get_type_hints(Options, include_extras=True)
-    # Wider than the command's, which always gets a string and a list.
+    # Accepts more than the command, which always gets a string and a list.
     kinds |= {"data": str | Path, "fraction": float | tuple[float, ...], "verbose": bool}
     given = {**options, "data": data, "fraction": fraction, "out": out, "verbose": verbose}
     values = _checked(given, kinds)

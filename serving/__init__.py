@@ -5,6 +5,6 @@ import os
 # Before ONNX Runtime is imported: it switches its telemetry off.
 from labelcurve import bundle as bundle
 
-# Read by BentoML when it first thinks of reporting, in every process that imports this package
-# and in those that they start.
+# Read by BentoML before its first usage report, in every process that imports this package and in
+# their children.
 os.environ["BENTOML_DO_NOT_TRACK"] = "True"

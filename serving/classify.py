@@ -48,11 +48,11 @@ class Options:
     """Also write a table, to a new file: path, label and score of each class, and the error if
     there was one."""
     accept: float | None = None
-    """Accuracy wished among the answers that need no check, as 0.98: writes accepted.csv,
+    """Target accuracy of the answers that need no check, such as 0.98: writes accepted.csv,
     and ask.csv with the rest."""
     set: float | None = None
-    """Share of the images whose set of classes holds the true one, as 0.95: adds the set to each
-    line and table."""
+    """Target share of the images whose set of classes contains the true one, such as 0.95: adds the
+    set to each line and table."""
     out: Path = Path()
     """Folder of accepted.csv and ask.csv."""
     device: Literal["auto", "cuda", "cpu"] = "auto"
@@ -82,7 +82,7 @@ def run(options: Options) -> int:
     """
     _check(options)
     bundle = read(options.models, options.model)
-    # Before the model is loaded: what it cannot show costs nothing to refuse.
+    # Before the model is loaded, so that an impossible request is refused at no cost.
     found = rule(bundle.manifest, "fp32", Wish(options.accept, options.set))
     files = list(find(options.paths))
     device = choose_device(options.device)
@@ -131,7 +131,7 @@ def _check(options: Options) -> None:
     if not options.paths:
         raise LabelcurveError("no PATH was given: name image files or folders")
     if options.csv is not None and options.csv.suffix.lower() in SUFFIXES | OTHER_SUFFIXES:
-        # As the shell makes of `--csv *.png`: the first image would be overwritten.
+        # As the shell expands `--csv *.png`: the first image would be overwritten.
         raise LabelcurveError(f"--csv {options.csv}: that is the name of an image, not of a table")
     if options.csv is not None:
         tables.check_new(options.csv)
@@ -188,7 +188,7 @@ def find(paths: Iterable[Path]) -> Iterator[Path]:
 
 def _below(folder: Path) -> Iterator[Path]:
     """The files in a folder with an image's ending; links to folders are followed, each once."""
-    suffixes = SUFFIXES | OTHER_SUFFIXES  # the latter are answered with the way out
+    suffixes = SUFFIXES | OTHER_SUFFIXES  # the latter get an error that names the remedy
     seen = set()
     for inner, folders, names in os.walk(folder, onerror=_unreadable, followlinks=True):
         status = Path(inner).stat()
@@ -242,7 +242,7 @@ def _batch(
 
 def _pixels(path: Path, size: int) -> NDArray[np.uint8] | str:
     try:
-        if not stat.S_ISREG(path.stat().st_mode):  # reading it may never end
+        if not stat.S_ISREG(path.stat().st_mode):  # reading it may never finish
             return "it is a pipe, a socket or a device, not a regular file"
         return preprocess.prepare(path.read_bytes(), size)
     except OSError as error:

@@ -26,7 +26,7 @@ Say = Callable[..., None]
 
 def main(arguments: Sequence[str]) -> None:
     """The entry point of `serve`."""
-    # Without the second, of `--model A --model B` only B would be left.
+    # Without the second, only B of `--model A --model B` would remain.
     off = (tyro.conf.FlagCreatePairsOff, tyro.conf.UseAppendAction)
     settings = tyro.cli(Settings, prog="labelcurve serve", args=arguments, config=off)
     try:
@@ -42,7 +42,7 @@ def serve(settings: Settings) -> None:
     """Serves until SIGTERM or Ctrl-C.
 
     Raises:
-        LabelcurveError: it cannot; nothing is left running.
+        LabelcurveError: it cannot be started; nothing is left running.
     """
     start = time.perf_counter()
     logs.configure(settings.log_format)
@@ -51,7 +51,7 @@ def serve(settings: Settings) -> None:
     if settings.metrics_port is not None:
         address(settings, "metrics-port")
     if settings.api_keys:
-        from labelcurve.serving.web.access import read_keys  # which brings Starlette along
+        from labelcurve.serving.web.access import read_keys  # imports Starlette
 
         read_keys(settings.api_keys)
     files.check_temporary()
@@ -61,13 +61,13 @@ def serve(settings: Settings) -> None:
     chosen = [choose(bundle, device, settings.precision) for bundle in bundles]
     if settings.self_test:
         from labelcurve.serving import (
-            selftest,  # ONNX Runtime is loaded by the workers alone otherwise
+            selftest,  # otherwise only the workers load ONNX Runtime
         )
 
         selftest.run(bundles, device, settings.threads_of_worker(), settings.precision)
         return
     if settings.keep_doubtful:
-        from labelcurve.serving import doubtful  # which brings Pillow along
+        from labelcurve.serving import doubtful  # imports Pillow
 
         doubtful.prepare(settings.keep_doubtful, settings.models)
     host, _ = address(settings)
@@ -154,9 +154,9 @@ def _bundles(settings: Settings) -> list[Bundle]:
 
 
 def _accepting(bundle: Bundle, precision: str, accept: float, say: Say) -> None:
-    """Says which share of its answers a model accepts, or why none."""
+    """Logs which share of its answers a model accepts, or why none."""
     from labelcurve.bundle.acceptance import NotEnough
-    from labelcurve.serving.models.verdict import Wish, rule  # which bring numpy along
+    from labelcurve.serving.models.verdict import Wish, rule  # import numpy
 
     try:
         found = rule(bundle.manifest, precision, Wish(accept=accept)).accept

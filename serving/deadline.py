@@ -1,8 +1,8 @@
-"""Deadlines of requests: tasks that are cancelled when their time is over.
+"""Deadlines of requests: tasks that are cancelled when they time out.
 
-Two timers for each request, set and cancelled, took the event loop 4 to 5 us. Those that get the
-same time pass in the order in which they began: one timer is enough for all of them, which is set
-anew when it goes off and not when a request ends.
+Two timers per request, set and cancelled, took the event loop 4 to 5 us. Deadlines of the same
+length expire in the order in which they were set: one timer is enough for all of them, reset when
+it fires and not when a request ends.
 """
 
 from __future__ import annotations
@@ -12,17 +12,17 @@ from typing import Any
 
 
 class Clock:
-    """Deadlines that are all as far away when they are set."""
+    """Deadlines of the same length."""
 
     def __init__(self, seconds: float) -> None:
-        """Nothing is set yet; `seconds` is the time that each gets."""
+        """Nothing is set yet; `seconds` is the length of each."""
         self._seconds = seconds
         self._ends: dict[Deadline, float] = {}
-        """Times of the loop, the first one first."""
+        """Times of the loop, ascending."""
         self._timer: asyncio.TimerHandle | None = None
 
     def set(self, deadline: Deadline) -> float:
-        """Sets a deadline; returns when it passes, as a time of the loop."""
+        """Sets a deadline; returns when it expires, as a time of the loop."""
         loop = asyncio.get_running_loop()
         when = self._ends[deadline] = loop.time() + self._seconds
         if self._timer is None:
@@ -30,7 +30,7 @@ class Clock:
         return when
 
     def clear(self, deadline: Deadline) -> None:
-        """It does not pass any more, if it has not."""
+        """Cancels it, unless it has expired."""
         self._ends.pop(deadline, None)
 
     def _ring(self) -> None:
@@ -45,10 +45,10 @@ class Clock:
 
 
 class Deadline:
-    """Cancels a task when its time is over."""
+    """Cancels a task when it times out."""
 
     def __init__(self, task: asyncio.Task[Any], clock: Clock) -> None:
-        """`task` has the time that `clock` gives, from now on."""
+        """Starts the deadline of `clock` for `task` now."""
         self.passed = False
         """Whether it cancelled the task."""
         self._task = task
@@ -56,16 +56,16 @@ class Deadline:
         clock.set(self)
 
     def move(self, clock: Clock) -> float:
-        """Gives it the time of another clock, from now on; returns its end, a time of the loop."""
+        """Restarts it with another clock; returns its end, as a time of the loop."""
         self._clock.clear(self)
         self._clock = clock
         return clock.set(self)
 
     def close(self) -> None:
-        """It cancels the task no more."""
+        """Stops the deadline."""
         self._clock.clear(self)
 
     def end(self) -> None:
-        """The time is over."""
+        """Cancels the task: it timed out."""
         self.passed = True
         self._task.cancel()

@@ -2,7 +2,7 @@
 
 Each is a file named by the digest of its bytes, so that one image sent twice is kept once, and a
 JSON file of the same name with the answer. Both are written by a thread: no answer waits for the
-disk, and where it is full or gone, the uploads are not kept and the service answers all the same.
+disk, and where it is full or missing, uploads are not kept and the service still answers.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ COLUMNS = ("path", "label", "sample", "reason", "guess", "probability")
 """As in the table of `suggest`, so that both can be joined."""
 
 WAITING_BYTES = 32 * 2**20
-"""Limit of the uploads that wait for the thread; further ones are not kept."""
+"""Limit of the uploads queued for the thread; further ones are not kept."""
 
 PAUSE = 10.0
 """Seconds without another attempt after the folder was full or could not be written."""
@@ -55,7 +55,7 @@ class Answer:
 
 
 class Full(Exception):
-    """The folder holds as much as it may."""
+    """The folder has reached its limit."""
 
 
 def prepare(folder: Path, models: Path) -> None:
@@ -99,7 +99,7 @@ class Doubtful:
         self._pause = pause
         self._queue: SimpleQueue[tuple[bytes, Answer] | None] = SimpleQueue()
         self._taken = self._done = 0
-        """Bytes, each counted by one side alone."""
+        """Bytes, each counter written by one side only."""
         self._until = 0.0
         """When the pause ends."""
         self._said = ""
@@ -118,7 +118,7 @@ class Doubtful:
         self._queue.put((image, answer))
 
     def close(self) -> None:
-        """Ends the thread; what waits is written within `CLOSE_SECONDS`, or not kept."""
+        """Ends the thread; queued uploads are written within `CLOSE_SECONDS`, or not kept."""
         self._queue.put(None)
         self._thread.join(CLOSE_SECONDS)
 
@@ -134,7 +134,7 @@ class Doubtful:
                 self._keep(*upload)
             except Full as error:
                 self._stop(str(error))
-            except Exception as error:  # the next one may succeed
+            except Exception as error:  # the next upload may succeed
                 self._stop(f"{self.folder} cannot be written: {error}")
             else:
                 if self._said:
@@ -170,7 +170,7 @@ class Doubtful:
 
 @contextmanager
 def _alone(folder: Path) -> Iterator[None]:
-    """Holds a lock among the workers: each counts before it writes."""
+    """Holds a lock shared by the workers: each counts before it writes."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX)

@@ -36,14 +36,14 @@ class Promote:
     """
 
     model: tyro.conf.Positional[str]
-    """NAME, or NAME@VERSION to make that version the current one, too."""
+    """NAME, or NAME@VERSION to also make that version the current one."""
     models: Path = Path("models")
     """Folder that `labelcurve train --out` wrote."""
 
 
 @dataclass(frozen=True)
 class Rollback:
-    """Makes what was the default before the default again, at the version that it had."""
+    """Makes the previous default the default again, at the version that it had."""
 
     models: Path = Path("models")
     """Folder that `labelcurve train --out` wrote."""

@@ -29,12 +29,12 @@ HEAVY = {
     "NhwcFusedConv",
     "QLinearConv",
 }
-"""Operators whose place decides: ONNX Runtime itself leaves the arithmetic of shapes on the CPU."""
+"""Operators whose device counts: ONNX Runtime itself leaves the arithmetic of shapes on the CPU."""
 
 
 TOLERANCE = {"fp32": 1e-4, "fp16": 2e-2, "int8": 2e-2}
 """Allowed difference of a probability from the same graph's on the CPU. That of fp32 is the parity
-gate's; rounding to half precision, or an integer that falls to the other side, makes more of it."""
+gate's; rounding to half precision, or to a neighbouring integer, makes it larger."""
 
 
 def run(bundles: list[Bundle], device: Device, threads: int, precision: Precision = "fp32") -> None:
@@ -42,7 +42,7 @@ def run(bundles: list[Bundle], device: Device, threads: int, precision: Precisio
 
     Raises:
         BundleError: a model cannot be loaded, or its output is not probabilities.
-        DeviceError: a model does not run on the device, whole, or gives other numbers there.
+        DeviceError: a model does not run entirely on the device, or gives different numbers there.
     """
     print(f"self-test: serve runs on {device.kind} ({device.reason})", flush=True)
     for bundle in bundles:
@@ -82,7 +82,7 @@ def run(bundles: list[Bundle], device: Device, threads: int, precision: Precisio
 
 
 def compare(engine: Engine, bundle: Bundle, allowed: float) -> float:
-    """Largest difference of a probability between what will serve and the same graph on the CPU.
+    """Largest difference of a probability between the served session and the same graph on the CPU.
 
     On a CPU fp16 is computed in fp32 and rounded between the nodes.
 

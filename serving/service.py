@@ -1,11 +1,10 @@
 """The BentoML service: its worker process and life cycle around our routes.
 
 BentoML's typed API methods are not used: they cost half of the throughput. Its application is
-taken as it is; its routes are exchanged, which also closes those that show its insides, and its
-middlewares left out. Its timeout leaves a timer for each request until it has run out, and its
-spans are recorded even without an exporter: the two together stall the event loop in garbage
-collections of 100 to 500 ms. What the others do is in web/middleware.py, at a fraction of their
-cost.
+used, with its routes replaced, which also closes those that expose its internals, and without its
+middlewares. Its timeout leaves a timer for each request until it expires, and its spans are
+recorded even without an exporter: together they stall the event loop in garbage collections of
+100 to 500 ms. web/middleware.py does the work of the others at a fraction of their cost.
 """
 
 from __future__ import annotations
@@ -44,7 +43,7 @@ class Server:
     """The web server of this process: routes, connections, metrics and background tasks."""
 
     def __init__(self) -> None:
-        """Around what `loading` loads; nothing runs yet.
+        """Wraps the models of `loading`; nothing runs yet.
 
         Raises:
             LabelcurveError: too few files may be open.
@@ -85,7 +84,7 @@ class Server:
         return Front(inner, paths=paths, traffic=self.traffic, log=self.access_log)
 
     async def metrics(self, _: Request) -> Response:
-        """`GET /metrics`: those of all workers; of this one, as of this moment."""
+        """`GET /metrics`: those of all workers; this one's are current."""
         self.write_metrics()
         folder = os.environ.get("PROMETHEUS_MULTIPROC_DIR")
         registry = metric_files.registry(folder) if folder else REGISTRY
@@ -121,7 +120,7 @@ class Server:
             await asyncio.sleep(metrics.WRITE_SECONDS)
             try:
                 self.write_metrics()
-            except Exception:  # requests are answered all the same
+            except Exception:  # requests are still answered
                 logger.exception("the metrics could not be written")
                 await asyncio.sleep(60)
 
@@ -133,7 +132,7 @@ class Server:
             await asyncio.sleep(watch)
             try:
                 await self.loading.catalogue.look()
-            except Exception:  # it must go on looking
+            except Exception:  # it must keep watching
                 logger.exception("the models folder could not be followed")
 
     async def _load(self) -> bool:
@@ -152,7 +151,7 @@ class Server:
                 logger.error(message)
             os.kill(os.getpid(), signal.SIGTERM)
             return False
-        # What is loaded stays: the collector need not walk over it again, nor run as often.
+        # What is loaded stays: the collector need not traverse it again, nor run as often.
         gc.collect()
         gc.freeze()
         gc.set_threshold(50_000, 20, 20)
@@ -186,7 +185,7 @@ def server() -> Server:
 
 
 def connect(**options: Any) -> Connection:
-    """A new connection, as uvicorn asks for it."""
+    """Creates a connection; called by uvicorn."""
     return server().connections.protocol(**options)
 
 

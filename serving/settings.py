@@ -33,7 +33,7 @@ class Settings:
     port: Annotated[int, Within(1, 65535)] = 3000
     """Port to listen on."""
     device: Literal["auto", "cuda", "cpu"] = "auto"
-    """auto uses a visible NVIDIA GPU, and then refuses to start on anything else."""
+    """auto uses a visible NVIDIA GPU, and then refuses to start without it."""
     precision: Precision = "fp32"
     """fp32 is what the accuracy of a model was measured on first; int8 (for CPUs) and fp16 (for
     GPUs) answer from the graph that `quantize` added, and refuse a model without it; auto takes it
@@ -45,10 +45,10 @@ class Settings:
     """Processes that answer. Each holds every model. One decodes on one core: a GPU that could do
     more is shared by several."""
     queue: Annotated[int, Within(1)] = 1024
-    """Images that may wait for a model; beyond it the answer is 503 with Retry-After."""
+    """Images that may be queued for a model; beyond it the answer is 503 with Retry-After."""
     max_wait: Annotated[float, Within(0.01)] = 2.0
-    """Seconds that an image may have to wait, as far as the last batches tell; beyond it the answer
-    is 503, too."""
+    """Seconds that an image may have to wait, estimated from the last batches; beyond it the answer
+    is also 503."""
     timeout: Annotated[float, Within(0.1)] = 10.0
     """Seconds from the end of its body until a request that is not answered gets 504."""
     body_timeout: Annotated[float, Within(0.1)] = 20.0
@@ -70,11 +70,11 @@ class Settings:
     """Seconds from SIGTERM, when /readyz begins to answer 503, until new connections are refused:
     time for a load balancer to notice."""
     drain: Annotated[int, Within(0, 600)] = 7
-    """Seconds that requests in flight have to finish after SIGTERM or Ctrl-C; with what ending
-    takes, less than the 10 s that `docker stop` waits."""
+    """Seconds that requests in flight have to finish after SIGTERM or Ctrl-C; together with the
+    shutdown itself, less than the 10 s that `docker stop` waits."""
     accept: Annotated[float | None, Within(0.5, 0.9999)] = None
-    """Accuracy wished among the answers that are accepted without a look, as 0.98: each answer of
-    /classify says in the header X-Accepted whether it is one of them. By default none says it."""
+    """Target accuracy of the answers that are accepted without review, such as 0.98: each answer of
+    /classify says in the header X-Accepted whether it is one of them. By default none does."""
     keep_doubtful: Path | None = None
     """Folder that keeps the uploads to /classify whose answer is not accepted (--accept), for a
     person to label; the page offers them as a table. By default no upload is kept. PRIVACY: these
@@ -87,18 +87,19 @@ class Settings:
     api_keys: Path | None = None
     """File of API keys, made with `labelcurve api-key`; by default authentication is disabled."""
     cors: tuple[str, ...] = ()
-    """Origin of another site whose pages may ask, as https://example.org; * for all; repeatable."""
+    """CORS origin of another site whose pages may send requests, such as https://example.org; * for
+    all; repeatable."""
     metrics_port: Annotated[int | None, Within(1, 65535)] = None
-    """Port for /metrics alone, without a key, on the same address; it is closed on the other."""
+    """Separate port for /metrics, without a key, on the same address; --port then lacks it."""
     access_log: bool = False
-    """Log a line for each request, but for probes that answer 200."""
+    """Log a line for each request, except probes that answer 200."""
     log_format: Literal["text", "json"] = "text"
-    """text for people; json is one object a line, for every event and error."""
+    """text is for people; json is one object per line, for every event and error."""
     otlp_endpoint: str | None = None
     """Base URL of an OpenTelemetry collector (OTLP over HTTP) that gets a trace of each request; by
     default OTEL_EXPORTER_OTLP_ENDPOINT, and no traces where that is not set."""
     self_test: bool = False
-    """Run every model once, print what it really runs on, and stop without listening. The exit
+    """Run every model once, print what it actually runs on, and stop without listening. The exit
     status is 1 where that is not what `--device` says."""
 
     def check(self) -> None:
@@ -148,7 +149,7 @@ class Settings:
 
     @classmethod
     def from_environment(cls) -> Settings:
-        """The settings of this worker; the defaults when it was started by hand."""
+        """The settings of this worker; the defaults when it was started manually."""
         text = os.environ.get(VARIABLE)
         return cls.loads(text) if text else cls()
 

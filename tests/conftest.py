@@ -46,7 +46,7 @@ LONG = (
     "benchmarks/test_demo",
     "benchmarks/resilience/test_faults",
 )
-"""Files that take minutes, each on one worker: they begin first, so that none is the last."""
+"""Files that take minutes, each on one worker: they start first, so that none finishes last."""
 
 
 SLOW = (

@@ -17,7 +17,7 @@ def forbidden(folder: Path, mode: int = 0) -> Iterator[None]:
     user = os.geteuid()
     os.seteuid(os.getuid())
     folder.chmod(mode)
-    if os.getuid() == 0:  # whom no mode keeps out
+    if os.getuid() == 0:  # whom no file mode restricts
         os.seteuid(65534)
     try:
         yield

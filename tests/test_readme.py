@@ -130,7 +130,7 @@ def test_the_blocks_are_run_as_printed(
             continue
         text = substituted(block, port)
         if block.startswith("labelcurve serve ") and background:
-            continue  # the guide goes on with the service of the README
+            continue  # the guide continues with the service of the README
         if block.startswith("labelcurve serve "):
             serve = ["bash", "-c", f"exec {text.strip()} --port {port}"]
             background.append(subprocess.Popen(serve, cwd=folder, env=environment))

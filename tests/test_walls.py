@@ -1,4 +1,4 @@
-"""The walls of the design: who may import whom, read from the source itself."""
+"""The walls of the design: which packages may import which, checked on the source."""
 
 from __future__ import annotations
 

@@ -24,14 +24,14 @@ FIRST = (
     or os.environ.get("WORLD_SIZE", "1") == "1"
     or "MASTER_ADDR" not in os.environ
 )
-"""Whether this process is the first of several, or the only one, where RANK may be a left-over."""
+"""Whether this process is the first of several, or the only one, where RANK may be stale."""
 
 
 def train(arguments: Sequence[str]) -> None:
     """Runs `train`.
 
     Raises:
-        LabelcurveError: it cannot; bundles that were published before stay.
+        LabelcurveError: it failed; bundles already published are kept.
         SystemExit: 2 on unknown options, 130 on Ctrl-C, 143 on SIGTERM, 129 where the terminal was
             closed.
     """
@@ -58,7 +58,7 @@ def train(arguments: Sequence[str]) -> None:
 
         return distributed.run(work, chosen.device)
 
-    _main(run, "bundles that were published before stay, and the same command goes on from here")
+    _main(run, "bundles already published are kept, and the same command resumes from here")
 
 
 def pretrain(arguments: Sequence[str]) -> None:
@@ -71,7 +71,7 @@ def pretrain(arguments: Sequence[str]) -> None:
 
         return distributed.run(lambda: pretrain_job.run(chosen, STARTED), chosen.device)
 
-    _main(run, "the same command goes on from here")
+    _main(run, "the same command resumes from here")
 
 
 def sweep(arguments: Sequence[str]) -> None:
@@ -83,7 +83,7 @@ def sweep(arguments: Sequence[str]) -> None:
 
         return sweep_job.run(chosen, others)
 
-    _main(run, "bundles that were published before stay, and the same command goes on from here")
+    _main(run, "bundles already published are kept, and the same command resumes from here")
 
 
 def quantize(arguments: Sequence[str]) -> None:
@@ -95,7 +95,7 @@ def quantize(arguments: Sequence[str]) -> None:
 
         return quantize_job.run(chosen)
 
-    _main(run, "bundles that were published before stay")
+    _main(run, "bundles already published are kept")
 
 
 def plan(arguments: Sequence[str]) -> None:
@@ -141,7 +141,7 @@ def audit(arguments: Sequence[str]) -> None:
 
 
 def _parsed(parse: Callable[[], T]) -> T:
-    """The options. What is wrong with them, the first of several processes says alone."""
+    """The options. Of several processes only the first reports what is wrong with them."""
     if FIRST:
         return parse()
     with Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
@@ -156,10 +156,10 @@ def _main(run: Callable[[], dict[str, Any] | None], hint: str) -> None:
     try:
         files.check_temporary()
         document = run()
-        if document is not None:  # of several processes, the first has it
+        if document is not None:  # of several processes, only the first has a document
             command.answer(document, partial(_show, document))
     except interruption.Stopped as stopped:
-        for signum in interruption.CODES:  # it ends already
+        for signum in interruption.CODES:  # it is ending already
             signal.signal(signum, signal.SIG_IGN)
         if FIRST:
             console.tell(f"\nstopped; {hint}")

@@ -27,7 +27,7 @@ RUNS = ".runs"
 """Below `--out`: checkpoints, events, logs and locks, a folder for each bundle's name."""
 
 LAST_SEED = 2**32 - 1
-"""numpy and scikit-learn take no larger one."""
+"""The largest that numpy and scikit-learn accept."""
 Flag = Annotated[bool, tyro.conf.FlagCreatePairsOff]
 Positive = Annotated[float | None, Within(0, above=True)]
 Side = Annotated[int | None, Within(8, 1024, note="pixels")]
@@ -58,10 +58,10 @@ class _Source:
     """Folder of downloads, decoded pixels and extractors; by default the user's cache folder,
     ~/.cache/labelcurve on Linux."""
     clear_cache: Flag = False
-    """Remove the decoded pixels of all data sets from the cache first, but those in use."""
+    """Remove the decoded pixels of all data sets from the cache first, except those in use."""
     memory_gb: Positive = None
-    """Decoded images that take more are read from the cache while they are used; by default a
-    quarter of the memory of the machine or the container."""
+    """Decoded images that take more are streamed from the cache; by default a quarter of the memory
+    of the machine or the container."""
 
     @property
     def memory(self) -> int | None:
@@ -103,7 +103,7 @@ class LabelOptions:
     """Do not learn from images without labels, the training images outside the fraction among
     them."""
     no_test: Flag = False
-    """Leave the test split unread: for tuning."""
+    """Do not read the test split: for tuning."""
     no_final: Flag = False
     """Leave out the final model. Where images of your own have no test split, a fifth of the labels
     is test; NAME-final learns from all of them, once the model of 100 % has been measured."""
@@ -129,19 +129,19 @@ class TrainingOptions:
     which are downloaded once; `timm:NAME=FILE`, `torchvision:NAME=FILE`: a state dict from a
     file."""
     epochs: Annotated[int | None, Within(1)] = None
-    """At most so many epochs, instead of the recipe's."""
+    """Maximum number of epochs, instead of the recipe's."""
     max_minutes: Positive = None
     """Time limit of the whole command; each learning rate still decays to its end. Such a run is
     not repeatable bit by bit."""
     max_latency: Positive = None
     """Milliseconds that one image may take: the median, in ONNX Runtime on one thread of this CPU
-    (fp32). Where a model takes longer, a smaller one learns its answers and is published, too
+    (fp32). Where a model takes longer, a smaller one is distilled from it and is published as well
     (NAME-compact-10)."""
     no_flip: Flag = False
     """Do not mirror images while training: for text, digits and whatever is not symmetric."""
     mirror: Flag = False
-    """Answer with the mean of the logits of an image and its mirror image, which the graph makes:
-    some half a point more accurate on CIFAR-10, in twice the time. Named NAME-mirror-10."""
+    """Average the logits of an image and its mirror image, inside the graph: about half a point
+    more accurate on CIFAR-10, in twice the time. Named NAME-mirror-10."""
     device: Literal["auto", "cuda", "cpu"] = "auto"
     """`auto` takes an NVIDIA GPU when there is one, else the CPU, and prints its reason."""
     precision: Literal["auto", "bf16", "fp32"] = "auto"
@@ -160,13 +160,13 @@ class OutputOptions:
     """Folder that the bundles are published in. Checkpoints and TensorBoard events lie in its
     .runs/, which `serve` and `bench` do not read."""
     name: str | None = None
-    """First part of the bundles' names, NAME-10 and so on; by default the name of the data."""
+    """Prefix of the bundles' names, NAME-10 and so on; by default the name of the data."""
     fresh: Flag = False
     """Start over where an interrupted run left a checkpoint, instead of resuming it."""
     checkpoint_seconds: Annotated[float, Within(0)] = 45.0
     """Seconds between two checkpoints: at most about this much work is lost in a crash."""
     mlflow: str | None = None
-    """Experiment of MLflow that each model becomes a run of, at MLFLOW_TRACKING_URI; needs the
+    """MLflow experiment in which each model is logged as a run, at MLFLOW_TRACKING_URI; needs the
     extra `mlflow`."""
 
 
@@ -195,7 +195,7 @@ class Options(OutputOptions, TrainingOptions, LabelOptions, ImageOptions):
         ):
             if self.mirror and given:
                 raise LabelcurveError(f"--mirror and {why}; omit one of the two")
-        # A bundle's name has more after it, and a file system takes 255.
+        # A bundle's name has a suffix, and a file system takes 255.
         if self.name is not None and not re.fullmatch(r"[A-Za-z0-9][\w.-]{,199}", self.name, re.A):
             raise LabelcurveError(
                 f"--name {self.name!r}: allowed are up to 200 letters, digits, dots, underscores "
@@ -247,7 +247,7 @@ class PretrainImageOptions(_Source):
     """Images and their cache."""
 
     data: str = "cifar10"
-    """As for `train`: the training images are used, their labels only to judge the result. With
+    """As for `train`: the training images are used, their labels only to evaluate the result. With
     `--unlabelled` any folder of images."""
     unlabelled: Flag = False
     """`--data` is a folder of images, at any depth, without classes."""
@@ -266,7 +266,7 @@ class PretrainTrainingOptions:
     batch_size: Annotated[int | None, Within(2)] = None
     """Images of a batch, instead of the recipe's."""
     start: Path | None = None
-    """Begin with the weights of this extractor."""
+    """Start from the weights of this extractor."""
     seed: int = 0
     """Seed of the weights, the order and the views."""
     no_flip: Flag = False
@@ -286,7 +286,7 @@ class PretrainOutputOptions:
     where `train` looks. The checkpoint is a hidden file in the same folder."""
     trunk: Path | None = None
     """File for a run that can be extended. It keeps the state from before the learning rate falls,
-    in the last quarter of --epochs or --max-minutes; the same command, given again, goes on from
+    in the last quarter of --epochs or --max-minutes; the same command, run again, resumes from
     there and writes a better extractor."""
     fresh: Flag = False
     """Start over where an interrupted run left a checkpoint, instead of resuming it."""
@@ -296,7 +296,7 @@ class PretrainOutputOptions:
 
 @dataclass(frozen=True)
 class PretrainOptions(PretrainOutputOptions, PretrainTrainingOptions, PretrainImageOptions):
-    """Learns a feature extractor from the training images without their labels.
+    """Trains a feature extractor on the training images without their labels.
 
     `train` on the same images finds it. On a terminal the result comes last as a table; elsewhere,
     and with --json, the last line on stdout is one JSON document.
@@ -341,7 +341,7 @@ class QuantizeOptions:
     Ranges come from training images of the model's own fraction. A graph that loses more than 0.3
     points of accuracy on its validation images is refused, and so is INT8 that is not at least 1.1
     times as fast as fp32 here. Each bundle becomes a new version of its name, with the fp32 graph
-    in it; `labelcurve serve --precision` says which of them answers.
+    in it; `labelcurve serve --precision` chooses between them.
     """
 
     models: Path = Path("models")

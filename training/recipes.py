@@ -20,10 +20,10 @@ PHOTO_BACKBONE = "timm:tf_efficientnet_lite0.in1k"
 """Default backbone for photos: 4.7 million parameters, Apache-2.0 (docs/photos.md)."""
 
 TUNED_FROM = 1_000
-"""Training labels from which such a network is fine-tuned, unless asked for (docs/log.md); with
-fewer labels its linear head learns from images without labels, too."""
+"""Training labels from which such a network is fine-tuned, unless requested (docs/log.md); with
+fewer labels its linear head also learns from images without labels."""
 
-TAUGHT = 5_000
+MOST_UNLABELLED = 5_000
 """Images without labels, at most, from which a linear head learns."""
 
 Objective = Literal["contrastive", "relative-position"]
@@ -75,7 +75,7 @@ class Pretraining(Optimisation):
 
 
 def extendable(recipe: Pretraining) -> Pretraining:
-    """The recipe for a run that others continue: a short decay, since each of them repeats it.
+    """The recipe for a run that later runs continue: a short decay, since each of them repeats it.
 
     Source: A. Hägele et al., Scaling laws and compute-optimal training beyond fixed training
     durations, 2024 (warm-up, constant, cooldown).
@@ -150,11 +150,11 @@ class Recipe(Optimisation):
     backbone_lr: float = 1.0
     """Factor on the learning rates of the backbone; the classifier has them as they are."""
     consistency: float = 0.0
-    """Weight of the loss on images without labels; 0 leaves them out. In distillation they weigh
-    as the others do."""
+    """Weight of the loss on images without labels; 0 leaves them out. In distillation they have
+    the weight of labelled ones."""
     propagation: bool = False
-    """Whether images without labels teach with what `training.models.propagation` makes of the
-    linear head's answers."""
+    """Whether the linear head also learns from images without labels, by label propagation
+    (`training.models.propagation`)."""
     unlabelled_ratio: int = 1
     """Images without labels for each labelled one of a batch."""
     unlabelled_from: float = 0.0
@@ -190,7 +190,7 @@ def recipe(
         )
     # At least some 16 steps an epoch, so that few labels still make a run.
     batch_size = min(128, max(16, 2 ** round(math.log2(max(1, n_labels / 16)))))
-    # A batch with as many images without labels, which the teacher sees, too, takes twice the time.
+    # With as many unlabelled images, which the teacher also sees, a batch takes twice the time.
     cost = 2 if unlabelled else 1
     plan = Recipe(
         backbone="convnet",
@@ -233,7 +233,7 @@ def recipe(
 
 
 def distillation(backbone: Backbone, n_images: int, *, flip: bool, unlabelled: bool) -> Recipe:
-    """The recipe to learn a teacher's answers.
+    """The recipe for distillation from a teacher.
 
     Args:
         backbone: of the network that learns them.

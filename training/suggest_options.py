@@ -18,14 +18,14 @@ class _Pool:
     """Pool, number of images, labels and output."""
 
     pool: Path
-    """Folder of images without labels, at any depth. Those that --data labels are passed over."""
+    """Folder of images without labels, at any depth. Images that --data labels are skipped."""
     n: Annotated[int, Within(1)] = 200
     """Images to suggest."""
     data: str | None = None
     """The labels that there are, as for `train`; none for a first round."""
     models: Path | None = None
     """Folder that `train --out` wrote: the model with the most labels says what it is unsure of,
-    in place of a classifier on the labels of --data, whose images are passed over all the same."""
+    in place of a classifier on the labels of --data, whose images are still skipped."""
     out: Path = Path("suggested")
     """Folder to write suggest.csv, index.html and images/ to; it must not exist."""
     skip_unreadable: Flag = False
@@ -38,11 +38,11 @@ class SuggestOptions(EmbeddingOptions, _Pool):
 
     Without labels, or with fewer than 10 a class, it chooses typical images that differ from one
     another and from those that have a label; with more, images that a classifier on the labels is
-    unsure of. A fifth is drawn at random, so that these can be an honest test.
+    unsure of. A fifth is drawn at random, to serve as an unbiased test set.
     """
 
     def __post_init__(self) -> None:
-        """Checks what no type can say.
+        """Checks what the types cannot express.
 
         Raises:
             LabelcurveError: names the flag, the value and what is allowed.

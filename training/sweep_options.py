@@ -59,7 +59,7 @@ class SweepOptions:
 
 
 def parse_sweep(arguments: Sequence[str]) -> tuple[SweepOptions, list[str]]:
-    """The options of `sweep`, and those that are left for `train`."""
+    """The options of `sweep`, and the remaining ones for `train`."""
     given = repeated(arguments, "--fraction", "--data")
     found: tuple[SweepOptions, list[str]] = tyro.cli(
         SweepOptions, prog="labelcurve sweep", args=given, return_unknown_args=True

@@ -12,7 +12,7 @@ from pathlib import Path
 import tyro
 
 from labelcurve.benchmarks.backtest.draws import HEADER, HELD_OUT, Draw, draw, row
-from labelcurve.benchmarks.backtest.populations import Population, derived, embed, taught
+from labelcurve.benchmarks.backtest.populations import Population, derived, embed, semi_supervised
 from labelcurve.benchmarks.harness import provenance
 from labelcurve.bundle import files
 from labelcurve.bundle.text import table
@@ -21,10 +21,11 @@ from labelcurve.training.data.dataset import default_cache
 FEW = (200, 600)
 """Labels now and further labels, in draws with few labels."""
 MANY = (800, 2000)
-"""Likewise with many; small data sets give two sevenths of what is not held out, and the rest."""
+"""Likewise with many; small data sets split the images not held out in two sevenths and the
+rest."""
 
 FEWER = 4_500
-"""Images of CIFAR-10, at most, where those without labels teach."""
+"""Maximum number of images of CIFAR-10 where unlabelled ones are used as well."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class Options:
     """As for `train --extractor`, at 224 pixels."""
     unlabelled: bool = False
     """Draw from photos alone, those of TrashNet and of CIFAR-10 at 96 pixels, embedded by
-    --trashnet-extractor; the truth is that of `train`, whose head learns from the others, too."""
+    --trashnet-extractor; the truth is that of `train`, whose head also uses unlabelled images."""
     draws: int = 20
     """Draws per data set and number of labels."""
     images: int = 20_000
@@ -51,10 +52,10 @@ class Options:
 
 
 def main() -> None:
-    """Runs the back-test; draws that the file holds already are kept."""
+    """Runs the back-test; draws that the file already holds are kept."""
     options = tyro.cli(Options, prog="python -m labelcurve.benchmarks.backtest")
     if options.unlabelled and options.trashnet is None:
-        raise SystemExit("--unlabelled needs --trashnet and --trashnet-extractor, too")
+        raise SystemExit("--unlabelled also needs --trashnet and --trashnet-extractor")
     provenance.check_out(options.out)
     found = _before(options.out)
     have = {(d.population, d.n_labels, d.seed) for d in found}
@@ -78,7 +79,7 @@ def _populations(options: Options) -> list[Population]:
         photos.append(embed("trashnet", options.trashnet, network, cache, size=224, most=most))
     if options.unlabelled:
         photos.append(embed("cifar10-96px", options.cifar10, network, cache, size=96, most=FEWER))
-        return taught(*photos)
+        return semi_supervised(*photos)
     cifar10 = embed("cifar10", options.cifar10, "auto", cache, size=32, most=most)
     digits = embed("digits", "digits", "none", cache, size=None, most=most)
     return [cifar10, *derived(cifar10), digits, *photos]

@@ -15,7 +15,7 @@ from labelcurve.training.forecast.advice import Answer, Estimate, advise
 BAR = 2.0
 """Gain in percentage points above which more labels pay."""
 HELD_OUT = 700
-"""Images held out to measure the truth; where none are left without labels, all others are."""
+"""Images held out to measure the truth where the rest is unlabelled data; else all others are."""
 
 
 class Interval(BaseModel):
@@ -77,8 +77,8 @@ def draw(population: Population, n_labels: int, more: int, seed: int) -> Draw:
     """
     features, labels = population.features, population.labels
     order = np.random.default_rng([seed, n_labels]).permutation(len(labels))
-    taught = population.pool
-    end = len(order) - HELD_OUT if taught else n_labels + more
+    pooled = population.pool
+    end = len(order) - HELD_OUT if pooled else n_labels + more
     test = order[end:]
     now = order[:n_labels]
     measured = measurement.cross_validate(
@@ -88,7 +88,7 @@ def draw(population: Population, n_labels: int, more: int, seed: int) -> Draw:
 
     def accuracy(n: int) -> float:
         train, others = order[:n], order[n:end]
-        if taught:
+        if pooled:
             return truth.of_train(features, labels, train, others, test, seed)
         return truth.of_ridge(features, labels, train, test)
 

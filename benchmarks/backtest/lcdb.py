@@ -82,7 +82,7 @@ def judge(some: Sequence[Task], departures: Mapping[float, float]) -> dict[str, 
     """Coverage, errors and width of the 95 % intervals under a prior, in percentage points."""
     found = []
     for task in some:
-        samples = forecast(task.points, (task.labels,), luck=False, departures=departures)[:, 0]
+        samples = forecast(task.points, (task.labels,), noise=False, departures=departures)[:, 0]
         random = np.random.default_rng(0)
         samples = samples + random.normal(0, task.deviation, len(samples))
         low, value, high = np.percentile(samples, (2.5, 50, 97.5))

@@ -33,7 +33,7 @@ class Population:
     labels: Index
     """[N]"""
     pool: bool = False
-    """Whether in truth images without labels teach, too, as `train` has it."""
+    """Whether the truth is measured with unlabelled images in training, as in `train`."""
 
 
 def embed(
@@ -43,7 +43,7 @@ def embed(
 
     Args:
         name: of the population.
-        data: as for `plan`; of a given test split nothing is taken.
+        data: as for `plan`; a given test split is not used.
         extractor: as for `plan`.
         cache: folder of decoded pixels and features.
         size: side of the images in pixels.
@@ -82,8 +82,8 @@ def derived(cifar10: Population) -> list[Population]:
     ]
 
 
-def taught(trashnet: Population, cifar10: Population) -> list[Population]:
-    """Photos, with six classes, and with noisy labels; the photos without a label teach, too."""
+def semi_supervised(trashnet: Population, cifar10: Population) -> list[Population]:
+    """Photos, with six classes, and with noisy labels; the unlabelled photos are used as well."""
     animals = np.isin(cifar10.labels, LIVING)
     six = np.searchsorted(LIVING, cifar10.labels[animals])
     found = [

@@ -1,4 +1,4 @@
-"""The accuracy that a classifier of frozen features has in truth, on images held out."""
+"""The true accuracy of a classifier on frozen features, measured on held-out images."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from labelcurve.training.forecast import head
 from labelcurve.training.forecast.head import Rows
 from labelcurve.training.models import propagation
 from labelcurve.training.models.linear_head import fit_linear
-from labelcurve.training.recipes import TAUGHT, TUNED_FROM
+from labelcurve.training.recipes import MOST_UNLABELLED, TUNED_FROM
 
 Numbers = NDArray[np.int64]
 
@@ -23,7 +23,7 @@ def of_ridge(features: Rows, labels: Index, train: Numbers, test: Numbers) -> fl
         features: [N, D]
         labels: [N]
         train: rows to learn from.
-        test: rows to judge on.
+        test: rows to evaluate on.
     """
     scaled = head.standardise(features, features[train])
     fitted = head.fit(scaled[train], labels[train], int(labels.max()) + 1)
@@ -41,8 +41,8 @@ def of_train(
     """
     fitted = fit_linear(features[train], labels[train], int(labels.max()) + 1, seed=seed)
     if len(train) < TUNED_FROM and len(others):
-        taught = np.concatenate([train, fractions.spread(others, TAUGHT)])
-        pool = propagation.Pool(features[taught], labels[train])
+        used = np.concatenate([train, fractions.spread(others, MOST_UNLABELLED)])
+        pool = propagation.Pool(features[used], labels[train])
         trial = pool.tried(fitted, seed)
         if trial is None or not trial.worse:
             fitted = pool.learned(fitted)

@@ -74,7 +74,7 @@ def started(
 
 
 def running(url: str) -> Server:
-    """Find a service that was started by somebody else.
+    """Find a service that is already running.
 
     Raises:
         LabelcurveError: nothing answers at `url`.

@@ -30,7 +30,7 @@ class Session:
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
         options.log_severity_level = 3
-        # As the service has it: by default fp32 is TF32 there.
+        # As in the service: by default fp32 is TF32 there.
         own = {"use_tf32": "0", "cudnn_conv_algo_search": "EXHAUSTIVE"} if device == "cuda" else {}
         if device == "cuda":
             onnxruntime.preload_dlls()

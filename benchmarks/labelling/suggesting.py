@@ -22,7 +22,7 @@ from labelcurve.training.forecast.head import standardise
 from labelcurve.training.learning import selection
 
 LABELS = (10, 20, 30, 50, 75, 100, 200)
-"""A class, on average, bought so far; a fifth of them, drawn at random, is kept for a test."""
+"""Labels per class bought so far, on average; a random fifth of them is kept for a test."""
 IMAGES = 8_000
 """Images of a data set, drawn at random."""
 TEST = 3_000
@@ -40,7 +40,7 @@ class Options:
     seeds: int = 5
     """Draws of pool and test for each data set."""
     first_seed: int = 0
-    """0 to 4 are those reported; what was chosen was chosen with 100 and above."""
+    """Seeds 0 to 4 are those reported; choices were made with 100 and above."""
     out: Path = Path("benchmarks/results/suggest.json")
     """File to write."""
 

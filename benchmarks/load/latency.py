@@ -1,7 +1,7 @@
 """Latency and throughput of ONNX Runtime sessions by batch size.
 
-The models take turns in every round, so that other work on the machine slows them alike: figures of
-one run are comparable, those of two runs hardly.
+The models take turns in every round, so that other work on the machine slows them equally: figures
+of one run are comparable, those of two runs hardly.
 """
 
 from __future__ import annotations

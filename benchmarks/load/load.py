@@ -122,7 +122,7 @@ def measure(
     turn = max(1, round(seconds / rounds))
     results: dict[str, list[Round]] = {name: [] for name in servers}
     for number in range(rounds):
-        # Forth and back, so that drift within a round favours none.
+        # Back and forth, so that drift within a round favours none.
         for name in list(results)[:: 1 if number % 2 == 0 else -1]:
             done = results[name]
             record = run(
@@ -193,7 +193,7 @@ def run(
     record.unlink(missing_ok=True)
     arguments = [sys.executable, "-P", "-m", "locust", "-f", str(LOCUSTFILE), "Raw"]
     arguments += ["--host", server.url, "--headless", "--only-summary", *options]
-    # The stop waits for answers under way.
+    # The stop waits for outstanding answers.
     arguments += ["--run-time", f"{seconds + START_SECONDS:.0f}s", "--stop-timeout", "10"]
     arguments += ["--images", str(folder / "images"), "--model", name, "--record", str(record)]
     if (expected := folder / f"{name}.expected.json").exists():

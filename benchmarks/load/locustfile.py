@@ -100,11 +100,16 @@ _STEPS = _checked(
 _OPTIONS: dict[str, tuple[str, Callable[[str], object], object, str]] = {
     "images": ("folder", _FOLDER, "", "Folder of image files to send. Default: a generated image"),
     "model": ("name[=weight],...", _WEIGHTS, "", "Model to ask. Default: the service's own choice"),
-    "expected": ("file", _FILE, "", "JSON object of file names and the label that must come first"),
-    "rate": ("per second", _AT_LEAST_0, 0.0, "Arrivals a second of all users. Default: no rate"),
+    "expected": ("file", _FILE, "", "JSON object of file names and the expected first label"),
+    "rate": (
+        "per second",
+        _AT_LEAST_0,
+        0.0,
+        "Arrivals per second of all users together. Default: no fixed rate",
+    ),
     "steps": ("users,...", _STEPS, "", "Numbers of users, one after the other, to saturation"),
     "step-seconds": ("seconds", _POSITIVE, 6.0, "Length of a step. Default: 6"),
-    "measure": ("seconds", _AT_LEAST_0, 0.0, "End so long after the last user has started"),
+    "measure": ("seconds", _AT_LEAST_0, 0.0, "Run time, counted from the start of the last user"),
     "record": ("file", _NEW, "", "File for the raw latencies, as JSON"),
 }
 
@@ -139,7 +144,7 @@ class Steps(LoadTestShape):
         self.mark: tuple[float, float] | None = None
 
     def reset_time(self) -> None:
-        """Reset: a run begins, on the web page perhaps not the first."""
+        """Reset: a run begins, perhaps not the first one on the web page."""
         super().reset_time()  # type: ignore[no-untyped-call]
         self.index, self.mark = 0, None
 
@@ -182,7 +187,7 @@ def _prepare(environment: Environment, runner: Any, **_: Any) -> None:
         )
 
     def begin(**_: Any) -> None:
-        # A worker knows its own users only, and gets this with the master's options.
+        # A worker knows only its own users, and gets this with the master's options.
         options.all_users = runner.target_user_count
 
     if not isinstance(runner, WorkerRunner):
@@ -345,7 +350,7 @@ class Client(FastHttpUser):
             headers = response.headers
             served = headers.get("x-model-name") if headers else None
             if not response.status_code:
-                return  # no answer at all: locust's own exception says why
+                return  # no answer at all: locust's exception says why
             found = fault(response.status_code, response.content, served, asked, self.classes)
             if found is None and file in self.expected:
                 first = json.loads(response.content)[0]["label"]

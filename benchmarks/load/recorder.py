@@ -57,7 +57,7 @@ class Recorder:
         return time.process_time()
 
     def on_start(self, **_: Any) -> None:
-        """Reset: a run begins, on the web page perhaps not the first."""
+        """Reset: a run begins, perhaps not the first one on the web page."""
         self.requests, self.steps, self.n_unsent = [], [], 0
         self.spawned = self.stopping = None
 
@@ -68,7 +68,7 @@ class Recorder:
         return {"due": due, "number": number}
 
     def unsent(self, due: float) -> None:
-        """Note that a request was due and the load generator did not manage to send it."""
+        """Note that a request was due and the load generator could not send it."""
         self.n_unsent += 1
         if self.keep:
             late = (time.time() - due) * 1e3
@@ -128,11 +128,11 @@ class Recorder:
         if self.spawned is None or self.stopping is None:
             if self.path:
                 print(
-                    f"NOTE: {self.path} is not written: the end came before all users had started",
+                    f"NOTE: {self.path} is not written: the run ended before all users had started",
                     file=sys.stderr,
                 )
             return
-        # The slowest of all: without them a queue that grows would look short.
+        # The slowest of all: without them a growing queue would look short.
         now = time.time()
         self.requests += [
             Request(due, (now - due) * 1e3, "not answered before the end", None)

@@ -1,8 +1,8 @@
 """One model from a single client to saturation, and at fixed arrival rates.
 
 In a closed loop clients wait for their answers, so a slow service gets fewer requests, and its
-latency says little about users who arrive independently. The fixed rates are for those: arrivals of
-a Poisson process, and latency from the moment when a request was due.
+latency says little about users who arrive independently. The fixed rates cover that: arrivals of a
+Poisson process, and latency from the moment when a request was due.
 """
 
 from __future__ import annotations

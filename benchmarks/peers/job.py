@@ -270,9 +270,9 @@ def _ready(one: _Running, process: subprocess.Popen[bytes], log: Path) -> Any:
         except httpx.HTTPError as error:
             last = str(error)
         time.sleep(0.05)
-    # The last line alone: a traceback before it holds paths of this machine.
+    # Only the last line: a traceback before it holds paths of this machine.
     tail = log.read_text(errors="replace").strip().rpartition("\n")[2][-500:]
-    raise LabelcurveError(f"it did not get ready ({last}): {tail}")
+    raise LabelcurveError(f"it did not become ready ({last}): {tail}")
 
 
 def best_class(answer: Any, names: Sequence[str]) -> str:

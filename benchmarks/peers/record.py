@@ -91,7 +91,7 @@ class Peers(_Record):
 
 
 class Finding(_Record):
-    """A limit that the service is meant to keep, and what was measured."""
+    """A performance target of the service, and what was measured."""
 
     what: str
     target: str

@@ -75,7 +75,7 @@ class Server:
     """For `uv venv`; pytriton has no newer one."""
 
 
-# pytriton brings an early Python 3.11, which fails with the standard library of a late one.
+# pytriton bundles an early Python 3.11, which fails with the standard library of a later one.
 _EARLY = "/usr/bin/python3.11"
 _COMMON = (f"pillow=={PIL.__version__}", "numpy", f"onnxruntime=={onnxruntime.__version__}")
 
@@ -149,7 +149,7 @@ def command(server: Server, interpreter: Path, port: int) -> list[str]:
 
 
 def environment(interpreter: Path, graph: Path, port: int, threads: int) -> dict[str, str]:
-    """Environment of a peer's process: its own commands first, and no variables of ours."""
+    """Environment of a peer's process: its own commands first, and none of our variables."""
     ours = {"VIRTUAL_ENV", "PYTHONPATH", "PYTHONHOME"}
     return {
         **{name: value for name, value in os.environ.items() if name not in ours},

@@ -1,4 +1,4 @@
-"""Accepted answers: how many the held-out images promise, and how accurate they are on test."""
+"""Accepted answers: how many the held-out images predict, and how accurate they are on test."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def measure(
     """Accuracy over coverage on the test images, and what the thresholds accept of them.
 
     Args:
-        held: of the manifest; the thresholds rest on it alone.
+        held: of the manifest; the thresholds are based on it alone.
         confidence: [N] probability of the predicted class of the test images.
         right: [N] whether it is correct.
     """

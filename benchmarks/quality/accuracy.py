@@ -63,7 +63,7 @@ def check(bundles: Sequence[Bundle], data: Data) -> None:
     """Refuse data on which the bundles cannot be scored.
 
     Raises:
-        DataError: a bundle knows other classes than the data, or the test split is empty.
+        DataError: the classes of a bundle and the data differ, or the test split is empty.
     """
     if not len(data.test.labels):
         raise DataError(

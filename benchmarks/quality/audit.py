@@ -4,8 +4,8 @@
 the labels of 5,000 images of CIFAR-10 and of TrashNet, at random and by class, and compares
 `audit` with confident learning as cleanlab ranks it, with the lowest self-confidence, and with
 chance, at the same number of images.
-Then it plants changed copies of images. What there is to choose was chosen on other draws: seeds
-from 1,000, and of CIFAR-10 the first half of the training images, where these are from the second.
+Then it plants changed copies of images. Settings were chosen on other draws: seeds from 1,000, and
+the first half of CIFAR-10's training images, while those used here are from the second half.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from labelcurve.training.runtime.device import FP32_CPU, hardware
 
 RATE = 0.05
 FIRST = 100
-"""Images of the table's beginning whose precision is shown."""
+"""Number of top rows of the table whose precision is shown."""
 DRAWN = 5_000
 """Images of CIFAR-10."""
 COPIED = 200
@@ -184,7 +184,7 @@ def judged(
         noisy: [N] labels.
         wrong: [N] whether they were flipped.
         n_classes: C
-        seed: of the folds and of chance.
+        seed: of the folds and of the random baseline.
     """
     scores = labels.scores(head.standardise(features), noisy, n_classes, seed=seed)
     found = labels.judge(scores, noisy)

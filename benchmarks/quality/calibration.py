@@ -1,4 +1,4 @@
-"""Calibration: do predictions with probability 0.8 turn out right in 8 of 10 cases?"""
+"""Calibration: are predictions with probability 0.8 right in 8 of 10 cases?"""
 
 from __future__ import annotations
 

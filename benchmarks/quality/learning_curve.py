@@ -1,8 +1,8 @@
-"""The learning curve of a report: the law that `plan` forecasts with, its check, and its words.
+"""The learning curve of a report: the law that `plan` forecasts with, its check, and its summary.
 
-The curve goes through the mean error of each fraction. How sure these are comes from the test
-images (the same for every model, so that errors move together), from the spread between seeds,
-pooled over the fractions, and from the draw of the labels; `training.forecast.law` does the rest.
+The curve is fitted to the mean error of each fraction. Their uncertainty comes from the test images
+(the same for every model, so that errors are correlated), from the spread between seeds, pooled
+over the fractions, and from the draw of the labels; `training.forecast.law` does the rest.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ from labelcurve.benchmarks.record import (
 from labelcurve.bundle.text import percent
 from labelcurve.training.forecast import advice
 from labelcurve.training.forecast.advice import rounded
-from labelcurve.training.forecast.law import LUCK, Floats, Points, forecast
+from labelcurve.training.forecast.law import NOISE, Floats, Points, forecast
 
 MIN_FRACTIONS = 5
-"""Fewer points say too little of how the curve bends."""
+"""Fewer points do not determine the curvature."""
 REACH = 4.0
 """Multiple of the most labels measured up to which the curve is drawn."""
 LINE = 60
@@ -52,7 +52,7 @@ def curves(
 
     Args:
         models: every model of the report.
-        right: bool [N] by model name: which test images it has right.
+        right: bool [N] by model name: which test images it classifies correctly.
         targets: accuracies to forecast the labels for; by default near the measured ones.
         price_per_label: for the summary.
     """
@@ -133,19 +133,19 @@ def measure(
         right: bool [N] by model name.
         spread: as `seed_spread` gives it.
     """
-    # [N, F]: the share of a fraction's seeds that have the image wrong.
+    # [N, F]: the share of a fraction's seeds that misclassify the image.
     wrong = np.stack(
         [np.mean([~right[model.name] for model in group], axis=0) for group in groups], axis=1
     )
     sizes = np.array([group[0].n_labels for group in groups], np.float64)
     errors, seeds = wrong.mean(axis=0), np.array([len(group) for group in groups])
-    between = ((spread or 0.0) * errors) ** 2 + LUCK * errors * (1 - errors) / sizes
+    between = ((spread or 0.0) * errors) ** 2 + NOISE * errors * (1 - errors) / sizes
     covariance = np.cov(wrong, rowvar=False) / len(wrong) + np.diag(between / seeds)
     return Points(sizes, errors, covariance, int(sizes[-1]))
 
 
 def _forecasts(points: Points, labels: Sequence[float]) -> tuple[Forecast, ...]:
-    accuracies = 1 - forecast(points, labels, luck=False)
+    accuracies = 1 - forecast(points, labels, noise=False)
     return tuple(
         Forecast(n_labels=round(n), accuracy=_estimate(column))
         for n, column in zip(labels, accuracies.T, strict=True)

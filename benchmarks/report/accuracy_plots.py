@@ -41,7 +41,7 @@ def _confusion(axes: Axes, model: Model, names: Sequence[str], hue: str) -> None
     counts = np.asarray(model.accuracy.confusion)
     share = counts / np.maximum(1, counts.sum(axis=1, keepdims=True))
     k = len(names)
-    # Transparent where nothing is, so that the page's background is the zero of both themes.
+    # Transparent where there is nothing, so that the page's background is the zero of both themes.
     cells = np.zeros((k, k, 4))
     cells[..., :3] = to_rgb(hue)
     cells[..., 3] = 0.85 * share**0.5
@@ -108,7 +108,7 @@ def reliability(report: Report) -> Figure:
         assert model.accuracy.calibration is not None
         bins, hue = model.accuracy.calibration.bins, colour(report, model)
         x = [part.confidence for part in bins]
-        # A bin with few images says little: its mark is small, and no line leads to it.
+        # A bin with few images says little: its mark is small, and no line connects it.
         total = sum(part.n for part in bins)
         full = [part for part in bins if part.n >= max(10, total / 500)]
         diagram.plot(

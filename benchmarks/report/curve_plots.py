@@ -43,7 +43,7 @@ def learning_curve(report: Report) -> Figure:
     axes.set_xlabel("labels")
     axes.set_title("test accuracy over labels")
     low, high = axes.get_ylim()
-    axes.set_ylim(max(low, 0.0), min(high, 1.02))  # an interval may promise less than nothing
+    axes.set_ylim(max(low, 0.0), min(high, 1.02))  # an interval may extend below zero
     axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=None))
     figure.legend(loc="outside lower center", ncols=4)
     return figure

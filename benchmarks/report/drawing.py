@@ -90,7 +90,7 @@ def svg(draw: Draw, report: Report, title: str) -> str:
     text = buffer.getvalue()
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
-    # Two decimals of a point are finer than any screen; a third of the size goes.
+    # Two decimals of a point are finer than any screen, and save a third of the size.
     text = re.sub(r'="[^"]*"', lambda m: re.sub(r"(\d+\.\d{2})\d+", r"\1", m[0]), text)
     text = text.replace(INK, "currentColor").replace(GRID, "var(--grid)")
     return text.replace("<svg ", f'<svg role="img" aria-label="{title}" ', 1)

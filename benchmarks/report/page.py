@@ -36,7 +36,7 @@ _MARKDOWN = MarkdownIt("commonmark", {"html": False})
 FILES = {"html": "report.html", "md": "report.md", "json": "report.json"}
 PLOTS = "plots"
 APPENDIX = "\N{BELL}"
-"""Parts the first page of a report from its appendix, in the template."""
+"""Separates the first page of a report from its appendix, in the template."""
 DRAWN: Mapping[str, Draw] = {
     "curve": curve_plots.learning_curve,
     "times": curve_plots.times,
@@ -73,13 +73,13 @@ def write(out: Path, report: Report, shown: Sequence[Gallery] = ()) -> dict[str,
         for name in FILES.values():
             if (out / name).is_dir():
                 raise IsADirectoryError(errno.EISDIR, f"{name} is a folder there")
-        # All of it first: an end in the middle must not leave a part of this report and a part of
-        # an earlier one.
+        # Rendered completely first: an interruption must not leave a mix of this report and an
+        # earlier one.
         contents = dict(_contents(out, report, shown))
         for path, content in contents.items():
             files.replace(path, content)
         stale = set((out / PLOTS).glob("*.png")) - contents.keys()
-        for path in stale:  # of a report with more in it
+        for path in stale:  # of an earlier report with more plots
             path.unlink()
     except OSError as error:
         raise LabelcurveError(

@@ -24,7 +24,7 @@ def answer(report: Report) -> str:
     )
     curve = next(c for c in report.curves if c.variant == model.variant)
     if curve.check is None:
-        return text + "There is no forecast for more: a curve takes five fractions of the labels."
+        return text + "There is no forecast for more: a curve needs five fractions of the labels."
     if not curve.check.inside:
         return text + "There is no forecast for more: the curve failed its check."
     double = curve.next[1]

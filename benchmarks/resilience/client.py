@@ -39,7 +39,7 @@ class Answer:
 
 
 class Client(asyncio.Protocol):
-    """A keep-alive connection with at most one request under way."""
+    """A keep-alive connection with at most one outstanding request."""
 
     def __init__(self) -> None:
         self.open = True

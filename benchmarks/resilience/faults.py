@@ -157,8 +157,8 @@ async def overload(options: Options, port: int, pid: int) -> dict[str, Any]:
     capacity = BATCH / SLEEP_SECONDS
     requests = [http.post(image) for image in http.images(options.images, N_IMAGES, N_IMAGES)]
     peak = await _timed(port, pid, requests, 64, 8, 0)
-    # Refused clients come back so often that five times the capacity is offered; requests worth up
-    # to two seconds of capacity wait for their answers.
+    # Refused clients retry so often that five times the capacity is offered; requests worth up to
+    # two seconds of capacity wait for their answers.
     pause = (options.connections - 2 * capacity) / (5 * capacity)
     over = await _timed(port, pid, requests, options.connections, options.seconds, pause)
     stopped = time.monotonic()

@@ -116,7 +116,7 @@ class Recorder:
         return [request for each in sent for request in split(bytes(each))]
 
     def close(self) -> None:
-        """Take no further connection."""
+        """Accept no further connections."""
         self._listener.close()
 
     def _accept(self) -> None:
@@ -160,7 +160,7 @@ def python(version: str, folder: Path, script: Path) -> list[str]:
     """Install a version of the Python client; return the command that runs the example."""
     uv = shutil.which("uv", path=str(Path(sys.executable).parent)) or shutil.which("uv")
     if uv is None:
-        raise LabelcurveError("uv is not here: it is in the extra dev")
+        raise LabelcurveError("uv is not installed: it is in the extra dev")
     script.write_text(PYTHON_EXAMPLE)
     _run(uv, "venv", "-q", "--python", sys.executable, str(folder / "env"))
     interpreter = str(folder / "env/bin/python")
@@ -199,7 +199,7 @@ def trial(arguments: Sequence[str], recorder: Recorder, image: Path) -> dict[str
     )
     outcomes = dict(json.loads(line) for line in done.stdout.splitlines() if line[:1] == "[")
     if not outcomes:
-        raise LabelcurveError(f"{' '.join(arguments)} said nothing:\n{done.stderr[-1000:]}")
+        raise LabelcurveError(f"{' '.join(arguments)} printed nothing:\n{done.stderr[-1000:]}")
     sent = [base64.b64encode(request).decode() for request in recorder.taken()]
     return {"outcomes": outcomes, "requests": sent}
 
@@ -212,7 +212,7 @@ def main(arguments: Sequence[str]) -> None:
     if shutil.which("npm"):
         trials += [(JAVASCRIPT, version, javascript) for version in options.javascript]
     else:
-        print("npm is not here: the JavaScript client is left out")
+        print("npm is not installed: the JavaScript client is left out")
     found = []
     with TemporaryDirectory() as name:
         folder = Path(name)

@@ -16,11 +16,11 @@ from labelcurve.bundle.errors import LabelcurveError
 from labelcurve.bundle.preprocess import MAX_BYTES
 
 SECONDS = 60.0
-"""After which a request is taken to get no answer."""
+"""Time limit of an answer."""
 
 FIRST = 20
-"""Requests of a kind before the memory is measured, where it has no more: what they take, the next
-ones take again."""
+"""Requests of a kind before the memory is measured, unless it has more: later requests reuse the
+memory of these."""
 
 
 async def by_kind(

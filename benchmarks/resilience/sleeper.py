@@ -1,6 +1,6 @@
 """A worker of `serve` whose inference only sleeps.
 
-It shows what clients and connections cost the service while the model leaves the cores alone. Run
+It shows what clients and connections cost the service while the model uses no core. Run
 as a module it is that worker: it imports and patches the service in a separate process.
 """
 

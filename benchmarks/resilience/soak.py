@@ -42,7 +42,7 @@ ANY_REFUSAL = (200, 413, 415, 422)
 
 @dataclass
 class Options:
-    """Serves a copy of a models folder for a while under mixed http."""
+    """Serves a copy of a models folder for a while under mixed traffic."""
 
     models: Path
     """Folder of bundles; it is copied and stays unchanged."""
@@ -61,7 +61,7 @@ class Options:
 
 
 class Soak:
-    """Traffic against a service that is ready, and what was seen of it."""
+    """Traffic against a service that is ready, and its measurements."""
 
     def __init__(
         self,
@@ -110,7 +110,7 @@ class Soak:
             client.close()
 
     async def bad(self, rate: float) -> None:
-        """Send requests that must be refused, and hang up on some, at a tenth of the rate."""
+        """Send requests that must be refused, or that break off, at a tenth of the rate."""
         while time.monotonic() < self.end:
             await asyncio.sleep(10 / rate)
             name, request, allowed = random.choice(self.kinds)
@@ -195,7 +195,7 @@ async def _peak(port: int, images: Sequence[bytes]) -> float:
 
 
 def bad_requests(image: bytes) -> list[tuple[str, bytes, tuple[int, ...]]]:
-    """List name, request and allowed statuses; none where the client hangs up."""
+    """List name, request and allowed statuses; none where the client disconnects."""
     json = "Content-Type: application/json\r\n"
     form = "Content-Type: multipart/form-data; boundary=x\r\n"
     return [
@@ -227,7 +227,7 @@ def _half_a_webp() -> bytes:
 
 def _sample(pid: int) -> dict[str, float]:
     family = tree(pid)
-    # Unique set size: pages of files are not in it, leaks are.
+    # Unique set size: it excludes pages of files and includes leaks.
     return {
         "memory_mb": sum(p.memory_full_info().uss for p in family) / 1e6,
         "descriptors": float(sum(p.num_fds() for p in family)),

@@ -198,7 +198,7 @@ def run(options: Documents) -> list[Path]:
         if (after := splice(before, name, table)) != before:
             stale[path] = after
     for path, (data, plot) in _plots(options).items():
-        # Compared by their input: another release of matplotlib draws other bytes.
+        # Compared by their input: another release of matplotlib writes different bytes.
         if not path.exists() or curves.key(data) not in path.read_text():
             stale[path] = "" if options.check else curves.draw(data, plot)
     if not options.check:
@@ -208,7 +208,7 @@ def run(options: Documents) -> list[Path]:
 
 
 def _plots(options: Documents) -> dict[Path, tuple[str, Callable[[Figure], None]]]:
-    """What is drawn, by the file: its input as text, and the function that fills the figure."""
+    """The plots by file: the input as text, and the function that fills the figure."""
     study = rows.read(options.results / "study.json")
     reference = _json(options.results / "reference.json")
     text = study.model_dump_json(include={"rows"}) + repr(sorted(reference.items()))

@@ -70,12 +70,12 @@ def row(found: Extractor) -> Row:
     """The row of an extractor.
 
     Raises:
-        LabelcurveError: it was not judged, for want of labels or of time.
+        LabelcurveError: it was not evaluated, for lack of labels or of time.
     """
     card = found.card
     if card.knn is None or card.probe is None:
         raise LabelcurveError(
-            f"{found.path} has no k-NN accuracy and no linear probe: `pretrain` judges an "
+            f"{found.path} has no k-NN accuracy and no linear probe: `pretrain` evaluates an "
             "extractor where there are labels, and time left (--max-minutes)"
         )
     last = card.runs[-1]

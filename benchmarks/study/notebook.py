@@ -45,7 +45,7 @@ TEST_SHARE = 0.2
 """Share of the test images; the others are used for validation."""
 SPLIT_SEED = 21
 MIN_DELTA = 1e-4
-"""Keras's `ReduceLROnPlateau` takes a smaller gain for none; its `EarlyStopping` counts any."""
+"""Keras's `ReduceLROnPlateau` ignores smaller gains; its `EarlyStopping` counts any."""
 
 say = partial(print, flush=True)
 
@@ -135,7 +135,7 @@ def load_backbone(network: Network, path: Path) -> None:
     convolution, float32.
 
     Raises:
-        LabelcurveError: the file cannot be read, or is none of this backbone.
+        LabelcurveError: the file cannot be read, or is not of this backbone.
     """
     convolutions = [m for m in network.backbone.modules() if isinstance(m, nn.Conv2d)]
     sizes = [size for conv in convolutions for size in (conv.weight.numel(), conv.out_channels)]
@@ -190,7 +190,7 @@ class Plateau:
         self._waits = self._stale = 0
 
     def over(self, loss: float) -> bool:
-        """Called after each epoch: halves the learning rate where due; whether to stop."""
+        """Called after each epoch: halves the learning rate if due; returns whether to stop."""
         self._waits += 1
         if loss < self._best - MIN_DELTA:
             self._best, self._waits = loss, 0

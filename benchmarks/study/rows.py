@@ -39,7 +39,7 @@ class Row(BaseModel):
     recall: float
     """On test; the last three are weighted by class frequency."""
     mirrored: float | None = None
-    """Accuracy on test of the mean over an image and its mirror image, as `train --mirror` has it;
+    """Accuracy on test of the mean over an image and its mirror image, as with `train --mirror`;
     None where images are not mirrored in training, or where it was not measured."""
     n_test: int
     val_accuracy: float

@@ -52,7 +52,7 @@ VARIANTS: Mapping[str, Variant] = {
     "reference": Variant({"preset": "reference"}),
     "reference-scratch": Variant({"preset": "reference", "extractor": "none"}),
     "no-unlabelled": Variant({"no_unlabelled": True}),
-    # As in the recipe of before (docs/log.md, 2026-11-23), which was tuned for another network.
+    # As in the earlier recipe (docs/log.md, 2026-11-23), which was tuned for another network.
     "no-muon": Variant(changes={"optimizer": "sgd", "lr": 0.1, "weight_decay": 1e-3}),
     "no-ema": Variant(changes={"ema": 0.0}),
     "no-label-smoothing": Variant(changes={"label_smoothing": 0.0}),
@@ -235,7 +235,7 @@ def run(options: Arguments, plan: Sequence[Place] = PLAN) -> Study:
     """Train the missing rows and write the file after each.
 
     Raises:
-        LabelcurveError: as `train` raises it, or the file is none of this schema.
+        LabelcurveError: as `train` raises it, or the file does not follow this schema.
     """
     began = time.monotonic()
     known = study_rows.read(options.out).rows if options.out.exists() else ()
@@ -253,7 +253,7 @@ def run(options: Arguments, plan: Sequence[Place] = PLAN) -> Study:
         and (not options.fraction or place.fraction in options.fraction)
     ]
     if not wanted and (options.only or options.fraction):
-        say("nothing is missing of what --only and --fraction name")
+        say("no row of --only and --fraction is missing")
     for number, place in enumerate(wanted, 1):
         if options.collect:
             say(f"missing: {command_of(place)}")
@@ -290,7 +290,7 @@ def main(arguments: Sequence[str]) -> None:
     try:
         study = run(options)
     except KeyboardInterrupt:
-        sys.exit("\nstopped; the same command goes on with the rows that are missing")
+        sys.exit("\nstopped; the same command continues with the missing rows")
     say("")
     for group in study.groups():
         first = group[0]

@@ -133,7 +133,7 @@ def lost_node(options: Options) -> dict[str, Any]:
         "jobs": options.seeds,
         "same_versions": sum(expected[name] == found.get(name) for name in expected),
         "run_again": sum(len(re.findall(r"(?m)^data: ", log)) > 1 for log in logs),
-        "went_on_from_a_checkpoint": sum("going on at epoch" in log for log in logs),
+        "went_on_from_a_checkpoint": sum("resuming at epoch" in log for log in logs),
         "listening": listening,
         "versions": found,
         "command": " ".join(("labelcurve", "sweep", *given)),

@@ -87,10 +87,10 @@ class Training:
     images_per_s: float
     """Images in memory of the device."""
     from_cache: float
-    """Images a second, read ahead from the cache of decoded pixels."""
+    """Images per second, read ahead from the cache of decoded pixels."""
     waits_for_cache: float
     anew: float
-    """Images a second, decoded again while the network trains."""
+    """Images per second, decoded again while the network trains."""
     waits_for_decoding: float
 
 
@@ -205,7 +205,7 @@ def _figure(folder: Path, size: int, scratch: Path, options: Decoding, device: D
 def _train(
     backbone: str, images: Images, split: Split, device: Device, seconds: float
 ) -> tuple[float, float]:
-    """Return images a second and the share of the time spent waiting for images."""
+    """Return images per second and the share of the time spent waiting for images."""
     plan = recipe("default", 4_500, flip=True, unlabelled=False, extractor=backbone)
     size = images.shape[1]
     network = build(backbone, split.images, CLASSES).to(device.device)

@@ -3,9 +3,9 @@
 `python -m benchmarks.training_runs.distillation --data FOLDER` splits a folder of class folders
 several times into four fifths and one, stratified, as `benchmarks.training_runs.photos` does. At
 all labels and at a tenth it makes the model of `train` (the teacher), the same network on images of
-a smaller side taught by it as `train --max-latency` does, with and without the images whose labels
-are left out, and that network on the labels alone. The fifth is test, which chooses nothing. The
-last line on stdout is one JSON document.
+a smaller side distilled from it as `train --max-latency` does, with and without the images whose
+labels are left out, and that network on the labels alone. The fifth is for test, not for model
+selection. The last line on stdout is one JSON document.
 """
 
 from __future__ import annotations
@@ -39,13 +39,13 @@ from labelcurve.training.recipes import TUNED_FROM, distillation, recipe
 from labelcurve.training.runs import frozen
 from labelcurve.training.runtime.device import FP32_CPU, hardware
 
-TEACHER, TAUGHT, LABELLED, ALONE = (
+TEACHER, DISTILLED, LABELLED, ALONE = (
     "teacher",
     "taught on all images",
     "taught on the labelled images",
     "labels alone",
 )
-"""The kinds of models. At all labels `TAUGHT` and `LABELLED` are the same: the second is left
+"""The kinds of models. At all labels `DISTILLED` and `LABELLED` are the same: the second is left
 out."""
 
 
@@ -56,11 +56,12 @@ class Distillation(photos.Photos):
     factor: int = 2
     """Divides the image side of the smaller network."""
     splits: int = 3
-    """How many of the five, at a tenth of the labels."""
+    """Number of the five splits to use at a tenth of the labels."""
     all_splits: int = 3
     """The same at all labels, which takes longer."""
     work: Path | None = None
-    """Folder that keeps what is done, so that the same command goes on after an interruption."""
+    """Folder that keeps finished results, so that the same command resumes after an
+    interruption."""
 
 
 @dataclass(frozen=True)
@@ -154,7 +155,7 @@ class Study:
         return frozen.result(network, head, 0.0)
 
     def labelled(self, split: Split, factor: int = 1) -> Result:
-        """What `train` makes of the labels."""
+        """The model that `train` makes from the labels."""
         linear = self.head(split, factor)
         if len(split.train) < TUNED_FROM:
             return linear
@@ -170,11 +171,11 @@ class Study:
         tuned = finetune(network, Examples(train, val), plan, FP32_CPU, split.number, SPEAKING)
         return frozen.better(linear, tuned, val, len(split.train))
 
-    def taught(self, split: Split, answers: NDArray[np.float32], rows: Rows) -> Result:
+    def distilled(self, split: Split, answers: NDArray[np.float32], rows: Rows) -> Result:
         """The smaller network, which learns the teacher's answers to `rows`.
 
         Args:
-            split: its labelled photos give the linear head that learning begins with.
+            split: its labelled photos give the initial linear head.
             answers: probabilities [N, K] of all photos.
             rows: of them.
         """
@@ -203,9 +204,9 @@ class Study:
         """Accuracy and balanced accuracy of each kind of model on a split."""
         plain, answers = self.answers(split)
         everything = np.sort(np.concatenate([split.train, split.others]))
-        made = {TAUGHT: self.taught(split, answers, everything)}
+        made = {DISTILLED: self.distilled(split, answers, everything)}
         if len(split.others):
-            made[LABELLED] = self.taught(split, answers, split.train)
+            made[LABELLED] = self.distilled(split, answers, split.train)
         made[ALONE] = self.labelled(split, self.options.factor)
         test = self.pixels[split.test]
         logits = {TEACHER: plain[split.test]}
@@ -230,7 +231,7 @@ def main(arguments: Sequence[str]) -> None:
     if options.work is not None:
         options.work.mkdir(parents=True, exist_ok=True)
     study = Study(options)
-    times = {TEACHER: study.p50_ms(), "taught": study.p50_ms(options.factor)}
+    times = {TEACHER: study.p50_ms(), "student": study.p50_ms(options.factor)}
     figures = []
     for labels, n in (("10%", options.splits), ("all", options.all_splits)):
         splits = [study.split(number, labels) for number in range(n)]
@@ -273,7 +274,7 @@ def _over_splits(
             balanced_accuracy=balanced,
             mean=statistics.fmean(accuracy),
             std=statistics.stdev(accuracy) if len(accuracy) > 1 else 0.0,
-            p50_ms=times.get(kind, times["taught"]),
+            p50_ms=times.get(kind, times["student"]),
         )
         print(f"{kind}, {figure.labels}: {figure.mean:.4f} ± {figure.std:.4f}", flush=True)
         figures.append(figure)

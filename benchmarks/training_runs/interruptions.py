@@ -2,7 +2,7 @@
 
 `python -m benchmarks.training_runs.interruptions` runs `train` on scikit-learn's digits
 undisturbed. Then it kills such runs with SIGKILL, half of them at a random moment and half during
-the write of a checkpoint, gives the same command again and compares the bundles' versions, which
+the write of a checkpoint, runs the same command again and compares the bundles' versions, which
 are hashes of graph and manifest. After each kill every visible bundle must be complete. A few kills
 of `pretrain` follow. Checkpoints are written after every step. The last line on stdout is one JSON
 document.
@@ -162,7 +162,7 @@ def finish(base: Sequence[str], folder: Path) -> tuple[dict[str, str], bool]:
     if process.returncode:
         raise LabelcurveError(f"{base[0]} failed: {stderr.strip()}")
     document = json.loads(stdout.splitlines()[-1])
-    went_on = "going on at epoch" in stdout or "was published before" in stdout
+    went_on = "resuming at epoch" in stdout or "was published before" in stdout
     if "extractor" in document:
         return {"extractor": document["extractor"]["version"]}, went_on
     return {bundle["name"]: bundle["version"] for bundle in document["bundles"]}, went_on

@@ -3,10 +3,10 @@ and the last stages fine-tuned from there at all labels, as `train` does.
 
 `python -m benchmarks.training_runs.photos --data FOLDER` splits a folder of class folders five
 times into four fifths and one, stratified; chooses the penalty by cross-validation on the labels it
-is given; and measures accuracy on the fifth, which chooses nothing. The floor is the same
-head on the last layer's features alone. Of the labels for fine-tuning, a tenth decides between it
-and the head. It exports the network, and measures what it costs to serve in fp32 and INT8. The last
-line on stdout is one JSON document.
+is given; and measures accuracy on the fifth, which is not used for model selection. The floor is
+the same head on the last layer's features alone. Of the labels for fine-tuning, a tenth decides
+between it and the head. It exports the network, and measures what it costs to serve in fp32 and
+INT8. The last line on stdout is one JSON document.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ class Photos:
         """Refuses what would fail after minutes.
 
         Raises:
-            SystemExit: the network is none of timm's.
+            SystemExit: it is not a network of timm.
             LabelcurveError: the file cannot be written.
         """
         check_out(self.out)
@@ -74,7 +74,7 @@ class Photos:
             raise SystemExit(f"--extractor {self.extractor}: allowed are {TIMM}NAME[=FILE]")
 
     def about(self, classes: NDArray[np.int32]) -> dict[str, Any]:
-        """What the document says of the photos and the network."""
+        """The document's description of the photos and the network."""
         return {
             "data": self.data.name,
             "images": len(classes),
@@ -192,7 +192,7 @@ def _figure(photos: Embedded, labels: str, name: str, width: int) -> Figure:
 
 
 def _tuned(photos: Embedded, extractor: str) -> Figure:
-    """Fine-tuning at all labels from the linear head on, and the better of the two."""
+    """Fine-tuning at all labels, starting from the linear head, and the better of the two."""
     from sklearn.model_selection import train_test_split
 
     images, classes = photos.images, photos.labels

@@ -1,10 +1,10 @@
-"""What photos without labels are worth to a linear head on frozen features.
+"""What unlabelled photos add to a linear head on frozen features.
 
 `python -m benchmarks.training_runs.propagation --data FOLDER` splits a folder of class folders five
 times into four fifths and one, stratified, as `benchmarks.training_runs.photos` does. It fits the
 linear head on some of the labels of the four fifths, and then, as `train` does with few labels,
-lets it learn from the other photos without theirs. The fifth is test, which chooses nothing. The
-last line on stdout is one JSON document.
+trains it on the other photos as unlabelled data. The fifth is for test, not for model selection.
+The last line on stdout is one JSON document.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Figure:
     accuracy: tuple[float, ...]
     balanced_accuracy: tuple[float, ...]
     refused: tuple[bool, ...]
-    """Whether cross-validation was against the other photos; the figure is that with them."""
+    """Whether cross-validation rejected the other photos; the figure is that with them."""
     cpu_seconds: tuple[float, ...]
     """CPU time of choosing and fitting, without the features."""
 
@@ -127,7 +127,7 @@ def _heads(
     test: NDArray[np.int64],
     seed: int,
 ) -> tuple[_Row, _Row]:
-    """Both kinds, judged on `test`; of the other rows of `learn` no label is read."""
+    """Both kinds, evaluated on `test`; the labels of the other rows of `learn` are not read."""
 
     def judged(head: LinearHead) -> Metrics:
         return scores(head.logits(found[test]).astype(np.float64), classes[test])

@@ -157,7 +157,7 @@ def _in_process(options: Streaming, stage: Stage, folder: Path, cache: Path) -> 
 def _read(options: Streaming, stage: Stage, folder: Path, cache: Path) -> Figure:
     """Open the data set, read an epoch of it and measure memory; runs in a separate process."""
     memory, size = int(options.memory_gb * 1e9), options.image_size
-    if stage == "anew":  # as on a disk without room for the decoded images
+    if stage == "anew":  # as on a disk without space for the decoded images
         for file in cache.glob("pixels/*/*-images.npy"):
             file.unlink()
     since = time.perf_counter()

@@ -36,12 +36,12 @@ Path(sys.argv[1], "digit.png").write_bytes(digit_png(0))
 
 
 def bento(engine: Engine, report: Report, base: str) -> None:
-    """Builds the bento and its image as docs/deploying.md says, serves from it, and asks.
+    """Builds the bento and its image as docs/deploying.md says, serves from it, and queries it.
 
     Args:
         engine: where the images are.
         report: for the checks.
-        base: name of the image that Python's is made of.
+        base: name of the image that the stand-in for Python's is built from.
     """
     command = ROOT / ".venv/bin/bentoml"
     if not command.exists():
@@ -89,7 +89,7 @@ def bento(engine: Engine, report: Report, base: str) -> None:
 
 
 def stand_in(engine: Engine, base: str, name: str, folder: Path) -> None:
-    """Makes the image `name` that BentoML wants to begin with.
+    """Makes the image `name` that BentoML starts from.
 
     Raises:
         Failed: it could not be made.
@@ -102,9 +102,9 @@ def stand_in(engine: Engine, base: str, name: str, folder: Path) -> None:
 
 
 def run(engine: Engine, report: Report, digit: bytes) -> None:
-    """Serves from the image with no network, as an unprivileged user, and asks."""
+    """Serves from the image with no network, as an unprivileged user, and queries it."""
     with report.attempt(f"{TAG} serves"):
-        # BentoML keeps notes in its home, which is in the image.
+        # BentoML writes to its home, which is in the image.
         options = [option for option in LOCKED if option != "--read-only"]
         container = engine.output("run", "--detach", *options, TAG).splitlines()[-1]
         try:

@@ -1,4 +1,4 @@
-"""docs/deploying.md as a reader follows it, in its CPU form: four commands, then the self-tests."""
+"""docs/deploying.md as a reader follows it, on a CPU: four commands, then the self-tests."""
 
 from __future__ import annotations
 

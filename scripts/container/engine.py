@@ -20,7 +20,7 @@ SLIM = tuple(
     f"--dpkgopt=path-exclude=/usr/share/{folder}/*" for folder in ("doc", "man", "locale", "info")
 )
 
-# As Debian's images have it, too: no sync for each file of a package, no translations.
+# As in Debian's images: no sync for each file of a package, no translations.
 FAST = ("--dpkgopt=force-unsafe-io", '--aptopt=Acquire::Languages "none"')
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -33,7 +33,7 @@ class Unavailable(Exception):
 
 
 class Failed(Exception):
-    """A command failed; the message holds the end of what it said."""
+    """A command failed; the message holds the end of its output."""
 
 
 def install() -> None:
@@ -63,7 +63,7 @@ def install() -> None:
 
 
 def _installed(name: str) -> bool:
-    # sbin is not on everybody's PATH.
+    # sbin is not on every user's PATH.
     return any((Path(folder) / name).exists() for folder in ("/usr/bin", "/usr/sbin"))
 
 
@@ -71,7 +71,7 @@ class Engine:
     """podman with storage, configuration and temporary files below `folder`."""
 
     def __init__(self, folder: Path) -> None:
-        """Writes the configuration into `folder`, which is for everything."""
+        """Writes the configuration into `folder`, which holds everything."""
         self.folder = folder
         self._running: set[subprocess.Popen[str]] = set()
         self._interrupted = False
@@ -89,17 +89,17 @@ class Engine:
             f'runroot = "{folder / "run"}"\n'
         )
         self._configure("containers.conf", network="host")
-        # The same with no network, for commands that are run as they stand.
+        # The same with no network, for commands that are run verbatim.
         self._configure("offline.conf", network="none")
         shim = folder / "bin" / "docker"
         shim.write_text('#!/bin/sh\nexec podman "$@"\n')
         shim.chmod(0o755)
 
     def _configure(self, name: str, network: str) -> None:
-        # podman asks for more than the host may allow.
+        # podman requests more than the host may allow.
         files = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
         processes = Path("/proc/sys/kernel/pid_max").read_text().strip()
-        # On cores that others use, threads that wait for one another stall small networks.
+        # On busy cores, threads that wait for one another stall small networks.
         threads = os.environ.get("OMP_NUM_THREADS")
         env = f'env = ["OMP_NUM_THREADS={threads}"]\n' if threads else ""
         (self.folder / name).write_text(
@@ -112,7 +112,7 @@ class Engine:
         )
 
     def run(self, *command: str, timeout: float = 120) -> subprocess.CompletedProcess[str]:
-        """Runs `podman COMMAND...` and returns whatever came of it."""
+        """Runs `podman COMMAND...` and returns its result."""
         return self.execute(["podman", *command], timeout=timeout)
 
     def execute(
@@ -125,7 +125,7 @@ class Engine:
     ) -> subprocess.CompletedProcess[str]:
         """Runs any command in a folder, with this engine as `docker` and `podman`.
 
-        With a `log` all that it says goes there, each line with its second: what takes the time?
+        With a `log` all its output goes there, each line with its time, to show what is slow.
         """
         environment = dict(self.environment)
         if offline:
@@ -260,7 +260,7 @@ class Engine:
 
 
 def _follow(process: subprocess.Popen[str], log: Path, timeout: float) -> None:
-    """Writes what a process says until it ends, each line with the seconds since its begin."""
+    """Writes the output of a process until it ends, each line with the seconds since its start."""
     start = time.monotonic()
     ended = threading.Timer(timeout, process.terminate)
     ended.start()

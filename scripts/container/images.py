@@ -12,7 +12,7 @@ from container.report import Report
 from container.running import LOCKED
 
 BUDGET_MB = {"train": 6500, "serve": 3000, "serve-cpu": 550}
-"""The most that each image may take on disk, in MB of 1,000,000 bytes."""
+"""Maximum size of each image on disk, in MB of 1,000,000 bytes."""
 
 TOOL = re.compile(
     r"([\w.-]+-)?"

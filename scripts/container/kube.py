@@ -88,7 +88,7 @@ def render(engine: Engine, folder: Path) -> list[dict[str, Any]]:
 
 
 def started(engine: Engine, manifest: dict[str, Any], container: str) -> str:
-    """Plays a manifest; the container that must have come of it."""
+    """Plays a manifest; returns the container that it must have started."""
     path = _written(engine, manifest)
     done = engine.run("play", "kube", "--network", "none", str(path))
     if done.returncode:

@@ -13,7 +13,7 @@ from container.engine import Failed
 
 @dataclass(frozen=True)
 class Page:
-    """Commands as they are printed: the four, and what else is run."""
+    """Commands as printed: the four, and the others that are run."""
 
     build: str
     train: str

@@ -27,7 +27,7 @@ class Report:
 
     @contextlib.contextmanager
     def attempt(self, what: str) -> Iterator[None]:
-        """Whatever goes wrong inside is one failed check."""
+        """Any exception inside is one failed check."""
         try:
             yield
         except (Failed, OSError, ValueError, KeyError, http.client.HTTPException) as error:

@@ -1,4 +1,4 @@
-"""The images at work, as users run them."""
+"""Runs the images as users do."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
 HTTPServer(("0.0.0.0", 3000), Handler).serve_forever()
 """
-"""A service whose models are not warm yet: it lives, and answers everything else."""
+"""A service whose models are not warm yet: it is alive, and answers everything else."""
 
 
 def literal(engine: Engine, report: Report) -> None:
-    """The command of the README as it stands, where there is neither a volume nor a network."""
+    """The command of the README verbatim, with neither a volume nor a network."""
     command = "docker run train --fraction 0.1"
     with report.attempt(command):
         done = engine.execute(["sh", "-c", command], timeout=300, offline=True)
@@ -48,7 +48,7 @@ def literal(engine: Engine, report: Report) -> None:
 
 
 def train(engine: Engine, report: Report, work: Path) -> None:
-    """Trains as a user whom the image does not know, in an image that cannot be written."""
+    """Trains as a user unknown to the image, on a read-only file system."""
     folders = {name: work / name for name in ("data", "models", "samples")}
     for path in folders.values():
         path.mkdir()
@@ -106,7 +106,7 @@ def classify(engine: Engine, command: list[str]) -> str:
 
 
 def named_volumes(engine: Engine, report: Report) -> None:
-    """New named volumes take over the modes of the image's folders."""
+    """New named volumes inherit the modes of the image's folders."""
     volumes = ["--volume", "data:/data", "--volume", "models:/models"]
     for user in ([], ["--user", "54321:54321"]):
         who = "another user" if user else "the default user"
@@ -118,7 +118,7 @@ def named_volumes(engine: Engine, report: Report) -> None:
 
 
 def stopping(engine: Engine, report: Report, work: Path) -> None:
-    """`docker stop` ends a training at once, with its own status, and it goes on from there."""
+    """`docker stop` ends a training at once, with its own status, and it resumes from there."""
     models = work / "stopped"
     models.mkdir()
     os.chown(models, *STRANGER)
@@ -145,14 +145,14 @@ def stopping(engine: Engine, report: Report, work: Path) -> None:
         done = engine.run(*command, "--rm", *arguments, timeout=900)
         published = list(models.glob("digits-scratch-100/current/manifest.json"))
         report.check(
-            "the same command goes on where it was stopped, and publishes",
-            done.returncode == 0 and "going on at epoch" in done.stdout and published,
+            "the same command resumes where it was stopped, and publishes",
+            done.returncode == 0 and "resuming at epoch" in done.stdout and published,
             tail(done.stdout + done.stderr),
         )
 
 
 def serve(engine: Engine, report: Report, tag: str, work: Path) -> None:
-    """Serves what was trained, as yet another user, and asks over HTTP."""
+    """Serves what was trained, as yet another user, and sends requests over HTTP."""
     user = ["--user", "54321:54321"]
     with report.attempt(f"{tag} without models"):
         done = engine.run("run", "--rm", *LOCKED, *user, tag)

@@ -51,7 +51,7 @@ def twice(engine: Engine, report: Report, arguments: list[str]) -> None:
             del image["Id"], image["Digest"], image["RepoDigests"]
         unlike = [key for key in images[0] if images[0][key] != images[1].get(key)]
         pairs = [f"{key}: {images[0][key]} | {images[1].get(key)}" for key in unlike]
-        report.check("two builds say the same of themselves", not unlike, "\n    ".join(pairs))
+        report.check("two builds have the same configuration", not unlike, "\n    ".join(pairs))
     for tag in tags:
         engine.run("rmi", "--force", tag)
 

@@ -1,10 +1,10 @@
 """The greedy batcher: the next batch is whatever is queued when the session is free.
 
 There is no timer. A lone request runs at once; under load, batches grow by themselves to what
-arrived during the last one. Batches are put together on the event loop, once in each of its
-rounds: a thread that took them itself would run away with every first image, and the two would
-wake each other for single ones. A full batch will not grow any more: it is handed to the thread
-while the one before still runs, so that a busy event loop does not keep the session waiting.
+arrived during the last one. Batches are assembled on the event loop, once in each of its
+iterations: a thread that took them itself would run off with every first image, and the two would
+wake each other for single images. A full batch cannot grow any more: it is handed to the thread
+while the previous one still runs, so that a busy event loop does not keep the session waiting.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from labelcurve.serving.models.engine import Engine
 from labelcurve.serving.telemetry import metrics
 
 AHEAD = 2
-"""Full batches queued for the thread in addition to the running one. With more, batches would run
-emptier where clients disconnect."""
+"""Full batches queued for the thread in addition to the running one. With more, batches would be
+less full when they run, where clients disconnect."""
 
 
 class Prediction(NamedTuple):
@@ -40,7 +40,7 @@ class Prediction(NamedTuple):
     embedding: NDArray[np.float32] | None
     """float32 [D], where it was asked for."""
     queue: float
-    """Seconds from submission to the start of its batch, and those that it waited before."""
+    """Seconds from submission to the start of its batch, plus those that it waited before."""
     inference: float
     """Seconds that its batch took in ONNX Runtime."""
 
@@ -83,15 +83,15 @@ class Batcher:
         self._answered = answered
         self._waiting: deque[_Waiting] = deque()
         self._handed = 0
-        """Batches that the thread has: the one that runs, and full ones ahead of their time."""
+        """Batches that the thread has: the running one, and full ones handed over early."""
         self._ahead: deque[list[_Waiting]] = deque()
         """Batches handed over early; their images still count as waiting."""
         self._n_ahead = 0
-        """Their images, those of clients that are gone included until they are in the way."""
+        """Their images; those of disconnected clients are dropped only when room is needed."""
         self._batch_seconds = 0.0
         self._purged = False
         self._woken = False
-        """Whether `_next` is about to run."""
+        """Whether `_next` is scheduled."""
         self._batches: SimpleQueue[list[_Waiting] | None] = SimpleQueue()
         self._metrics = (
             metrics.QUEUE.labels(name),
@@ -112,7 +112,7 @@ class Batcher:
 
         Args:
             images: at least one.
-            within: seconds after which the answer is of no use.
+            within: seconds after which the answer is useless.
             waited: seconds that they waited elsewhere, which count as time in the queue.
             embed: also compute the embedding; the engine must have one.
 
@@ -140,7 +140,7 @@ class Batcher:
                 raise Overloaded(f"{n} images are more than the queue of {self._limit} holds")
             return
         if self._too_many(n, within):
-            # Those whose client is gone free their places, at most once a batch: it takes time.
+            # Drops images of disconnected clients, at most once per batch: it takes time.
             if not self._purged:
                 self._purged = True
                 self._waiting = deque(item for item in self._waiting if not item.future.done())
@@ -206,7 +206,7 @@ class Batcher:
                         result = self._engine.embed(images)
                     else:
                         result = self._engine.run(images), None
-                except Exception as error:  # the requests that wait must hear of any error
+                except Exception as error:  # waiting requests must receive any error
                     result = error
             end = perf_counter()
             with suppress(RuntimeError):  # the loop may be closed by now

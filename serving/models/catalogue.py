@@ -1,4 +1,4 @@
-"""The models that are served: followed while the folder changes.
+"""The models that are served, kept up to date while the folder changes.
 
 A new `current` version is loaded and warmed in the background, then replaces the old one between
 two requests. The old one stays for as long as requests use it, and a few versions stay loaded so
@@ -28,7 +28,7 @@ from labelcurve.serving.settings import Settings
 from labelcurve.serving.telemetry import metrics
 
 MAX_PENDING = 4
-"""Older versions that may wait to be loaded because requests named them."""
+"""Older versions that may be queued for loading because requests named them."""
 
 logger = logging.getLogger("labelcurve")
 
@@ -57,9 +57,9 @@ class Catalogue:
         remember: Callable[[str, str], None] = lambda name, version: None,
         lost: Callable[[DeviceLost], None] = lambda error: None,
     ) -> None:
-        """`remember` hears name and version of each model that begins to answer.
+        """`remember` is called with name and version of each model that begins to answer.
 
-        `lost` hears of a GPU that failed, on the event loop.
+        `lost` is called on the event loop when a GPU failed.
         """
         self._lost = lost
         self.models: tuple[Model, ...] = ()
@@ -90,7 +90,7 @@ class Catalogue:
             settings: folder, threads, queue and how many versions are kept.
             device: from `choose_device`.
             known_good: version by name of what other workers, or this one before it died, serve.
-                It stands in for a current version that is broken.
+                It replaces a current version that is broken.
 
         Raises:
             BundleError, DeviceError: one cannot be served as it should, or none at all.
@@ -124,7 +124,7 @@ class Catalogue:
         self._install({model.name: model for model in models})
 
     def find(self, wanted: str | None) -> Model | None:
-        """The model that a request means by NAME or NAME@VERSION; the default for None.
+        """The model that a request names by NAME or NAME@VERSION; the default for None.
 
         Returns:
             None for a version that exists and is not loaded: `fetch` loads it.
@@ -240,7 +240,7 @@ class Catalogue:
             try:
                 # By the version, not by the link: it may move on meanwhile.
                 model = await asyncio.to_thread(self._open, name, version)
-            except Exception as error:  # whatever it is, the old one goes on
+            except Exception as error:  # whatever it is, the old one continues to serve
                 self._refuse(name, version, error)
                 return
         self._refusals.drop(str(model))
@@ -284,7 +284,8 @@ class Catalogue:
         """Chooses it, and logs what has changed.
 
         Args:
-            settled: whether all models are loaded: until then, one that the folder names may come.
+            settled: whether all models are loaded: until then, the one that the folder names may
+                follow.
         """
         labels = {model.name: model.bundle.manifest.n_labels for model in self.models}
         name, reason = promotion.choose(labels, self._default_name, self._serving.only)

@@ -20,13 +20,13 @@ from labelcurve.serving.errors import Overloaded
 from labelcurve.serving.telemetry import metrics
 
 INLINE_BYTES, INLINE_PIXELS = 128 * 2**10, 128 * 2**10
-"""Images up to this size are decoded on the event loop, in less time than it takes to hand them
-to a thread and be heard by the others; larger ones would make them wait."""
+"""Images up to this size are decoded on the event loop, in less time than handing them to a thread
+and back takes; larger ones would delay other requests."""
 
 MAX_MEMORY = 170_000_000
 """Bytes that decoding one image may take: with its body, a request stays below 200 MB."""
 
-# Pillow warns of odd metadata in what clients send, and Python remembers each warning's text.
+# Pillow warns of odd metadata in uploads, and Python keeps each warning's text.
 warnings.filterwarnings("ignore", module=r"PIL\b")
 
 MAX_DECODING = 64
@@ -71,7 +71,7 @@ class Decoder:
         """
         start, waited, pixels = perf_counter(), 0.0, []
         for number, data in enumerate(images, 1):
-            if number > 1:  # others, and this request's deadline, have their turn in between
+            if number > 1:  # lets other requests, and this one's deadline, run in between
                 await asyncio.sleep(0)
             try:
                 found, since = await self._one(data, size, within)
@@ -117,7 +117,7 @@ class Decoder:
             pixels = await asyncio.get_running_loop().run_in_executor(self._pool, work)
         finally:
             self._large -= 1
-            if began:  # not where its client was gone before a thread had time for it
+            if began:  # not where its client disconnected before a thread was free
                 seconds = perf_counter() - began
                 self._large_seconds += 0.2 * (seconds - self._large_seconds)
                 metrics.observe(metrics.DECODE, (seconds * 1000,))

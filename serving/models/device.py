@@ -40,7 +40,7 @@ def choose_device(wanted: Literal["auto", "cuda", "cpu"]) -> Device:
         if wanted == "cuda":
             raise DeviceError("--device cuda: no NVIDIA GPU is visible; use --device cpu")
         return Device("cpu", "no NVIDIA GPU is visible")
-    import onnxruntime  # a third of a second, of no use before this line
+    import onnxruntime  # takes a third of a second, and is not needed before
 
     if PROVIDERS["cuda"] not in onnxruntime.get_available_providers():
         raise DeviceError(

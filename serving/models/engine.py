@@ -1,4 +1,4 @@
-"""ONNX Runtime: one session, proved to run on the device that was chosen."""
+"""ONNX Runtime: one session, verified to run on the chosen device."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from labelcurve.serving.errors import DeviceLost
 from labelcurve.serving.models.device import PROVIDERS, Device
 
 BATCH_SIZES = {"cpu": tuple(range(1, 17)), "cuda": (1, 2, 4, 8, 16, 32, 64)}
-"""Batch sizes that run; others are padded up to the next. A CPU gains nothing per core from
+"""Batch sizes that are run; others are padded to the next one. A CPU gains nothing per core from
 larger batches and would compute the padding, so there every size up to the largest is allowed."""
 
 MEMORY = 2 * 2**30
@@ -27,12 +27,12 @@ BYTES_PER_PIXEL = 4 * (64 + 64 + 64)
 fp32 channels each. The networks that are trained here need less (a test measures them)."""
 
 CUDA_OPTIONS = {
-    # Every size is run before the model is ready, so that the search costs no request.
+    # Every size is run before the model is ready, so that no request pays for the search.
     "cudnn_conv_algo_search": "EXHAUSTIVE",
-    # The default doubles what it holds at each step, which other models of the GPU then lack.
+    # The default doubles its arena at each step, which other models on the GPU then lack.
     "arena_extend_strategy": "kSameAsRequested",
     "gpu_mem_limit": str(MEMORY),
-    # By default convolutions keep 10 bits of the mantissa, and the parity gate held fp32 to 1e-4.
+    # By default (TF32) convolutions keep 10 bits of the mantissa; the parity gate's bound is 1e-4.
     "use_tf32": "0",
 }
 """Options of ONNX Runtime's CUDA provider for each session. Not measured on a GPU yet."""
@@ -60,7 +60,7 @@ def open_session(
         graph: ONNX.
         device: from `choose_device`.
         threads: that one inference may use.
-        profile: beginning of the name of a file for ONNX Runtime's profile, if there is to be one.
+        profile: file name prefix of ONNX Runtime's profile, if one is wanted.
     """
     cuda_device = device.kind == "cuda"
     if cuda_device:
@@ -111,7 +111,7 @@ class Engine:
             raise BundleError(f"{name}: ONNX Runtime cannot load the graph: {error}") from error
         self._session = sessions[0]
         self.provider: str = self._session.get_providers()[0]
-        """The provider that the session really runs on."""
+        """The provider that the session actually uses."""
         if self.provider != provider:
             raise DeviceError(
                 f"{name}: {provider} was requested, {self.provider} is used: the versions of CUDA "
@@ -149,7 +149,7 @@ class Engine:
         N is at most the largest of `batch_sizes`.
 
         Raises:
-            DeviceLost: the GPU failed, for this process for good.
+            DeviceLost: the GPU failed; this process cannot use it any more.
         """
         n = len(images)
         bound = self._bound[next(size for size in self.batch_sizes if size >= n)]
@@ -194,7 +194,7 @@ class Engine:
             except Exception as error:
                 if n == 1 or not cuda.out_of_memory(error):
                     raise
-                # Another process has the memory, or the network needs more than was reckoned.
+                # Another process has the memory, or the network needs more than estimated.
                 self.batch_sizes = tuple(size for size in self.batch_sizes if size < n)
                 self._bound = {size: self._bound[size] for size in self.batch_sizes}
                 return
@@ -202,7 +202,7 @@ class Engine:
 
 @contextmanager
 def _told() -> Iterator[None]:
-    """Tells a GPU that failed from a run that did."""
+    """Distinguishes a failed GPU from a failed run."""
     try:
         yield
     except Exception as error:  # ONNX Runtime's own exceptions have no common base
@@ -213,7 +213,7 @@ def _told() -> Iterator[None]:
 
 @cache
 def _share_arena() -> None:
-    """Lets the sessions of this process have one arena: their batches need it in turns, mostly.
+    """Lets the sessions of this process share one arena: their batches mostly need it in turns.
 
     With 20 models it is 18.5 MB each in place of 26.0 (docs/log.md).
     """

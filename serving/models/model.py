@@ -1,4 +1,4 @@
-"""A bundle that is loaded, warm, and answers."""
+"""A bundle that is loaded and warm, and answers requests."""
 
 from __future__ import annotations
 
@@ -18,10 +18,11 @@ from labelcurve.serving.models.verdict import Rule, Wish, rule
 from labelcurve.serving.telemetry.predictions import Predictions
 
 _malloc_trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-"""glibc's: returns memory that a session needed only during creation, 5 MB for a graph of 7.5."""
+"""glibc's `malloc_trim`: frees what a session needed only for its creation, 5 MB for 7.5 of
+graph."""
 
 MOST_RULES = 64
-"""Wishes whose thresholds a model remembers."""
+"""Number of wishes whose thresholds a model caches."""
 
 
 @dataclass(eq=False)
@@ -42,7 +43,7 @@ class Model:
     users: int = 0
     retired: bool = False
     rules: dict[Wish, Rule] = field(default_factory=dict)
-    """By what was wished lately."""
+    """By recent wishes."""
 
     def __str__(self) -> str:
         return f"{self.name}@{self.version}"
@@ -58,11 +59,11 @@ class Model:
         return self.bundle.version
 
     def hold(self) -> None:
-        """Keeps it from ending; every call is paired with one of `release`."""
+        """Keeps it from ending; every call is paired with a `release`."""
         self.users += 1
 
     def release(self) -> None:
-        """Ends it where it is retired and this was the last request that held it."""
+        """Ends it if it is retired and this was the last request that held it."""
         self.users -= 1
         if self.retired and not self.users:
             self.batcher.end()

@@ -46,7 +46,7 @@ class Refusals:
         """
         key = f"{name}@{version}"
         before = self._refused.get(key)
-        # Where the models lie on this machine is not for clients.
+        # Clients must not learn where the models lie on this machine.
         text = self._root.sub("", str(error))
         if before is None or before.error != text:
             unexpected = None if isinstance(error, LabelcurveError) else error
@@ -67,7 +67,7 @@ class Refusals:
         )
 
     def drop(self, key: str) -> None:
-        """It can be served after all."""
+        """Forgets that it was refused: it can be served after all."""
         self._refused.pop(key, None)
 
     def keep(self, keys: Set[str]) -> None:

@@ -26,7 +26,7 @@ def pick(bundles: Sequence[Bundle], wanted: str) -> int:
 def read(root: Path, wanted: str | None = None) -> Bundle:
     """The bundle of a folder that `wanted` (NAME or NAME@VERSION) means; without it, the default.
 
-    The graphs of all others are left alone: one that is damaged is in nobody's way.
+    The graphs of all others are not read: a damaged one does no harm.
 
     Raises:
         BundleError: the folder holds no bundle, this one is damaged, or the default is not there.

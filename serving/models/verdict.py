@@ -14,12 +14,12 @@ from labelcurve.bundle.manifest import Manifest
 
 @dataclass(frozen=True)
 class Wish:
-    """Accuracy and coverage wanted by a request, a command or a service."""
+    """Target accuracy and coverage of a request, a command or a service."""
 
     accept: float | None = None
     """Accuracy among the accepted answers."""
     set: float | None = None
-    """Share of the images whose set of classes holds the true one."""
+    """Share of the images whose set of classes contains the true one."""
 
     def __bool__(self) -> bool:
         return self.accept is not None or self.set is not None
@@ -71,10 +71,10 @@ def rule(manifest: Manifest, precision: str, wish: Wish) -> Rule:
     Args:
         manifest: of the bundle.
         precision: of the graph that answers; each has separate held-out answers.
-        wish: what is wanted.
+        wish: the targets.
 
     Raises:
-        NotEnough: the model's held-out images do not show it.
+        NotEnough: the model's held-out images cannot show it.
         LabelcurveError: no such accuracy or share.
     """
     variant = next((v for v in manifest.variants if v.precision == precision), None)

@@ -1,4 +1,4 @@
-"""The page for people: files as they are, no build step, nothing from another host."""
+"""The web page: static files, no build step, nothing from another host."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ POLICY = "; ".join(
         "trusted-types 'none'",
     )
 )
-"""Content-Security-Policy: nothing inline, nothing from elsewhere; blob: is the image at hand."""
+"""Content-Security-Policy: nothing inline, nothing from elsewhere; blob: is the chosen image."""
 
 
 class File(NamedTuple):
-    """A file of the page, as it is answered."""
+    """A file of the page, as it is sent."""
 
     content: bytes
     headers: dict[str, str]
@@ -69,7 +69,7 @@ def routes(index: Callable[[Request], Awaitable[Response]]) -> list[Route]:
 
 
 def read(path: Path) -> File:
-    """A file of the page; clients keep it and ask each time whether it has changed."""
+    """A file of the page; clients cache it and revalidate it each time."""
     content = path.read_bytes()
     headers = {
         "content-type": MEDIA_TYPES[path.suffix],

@@ -2,15 +2,15 @@
 
 import { count, fraction, html, listed, percent, svg } from "./dom.js";
 
-// Models that differ in labels and seed alone are one line: NAME is <series>-<percent or final>[-s<seed>].
+// Models that differ only in labels and seed are one line: NAME is <series>-<percent or final>[-s<seed>].
 export function seriesOf(model) {
   return model.name.replace(/-([\d.]+|final)(-s\d+)?$/, "");
 }
 
-// Labels that a model was given, to train and to validate.
+// Labels that a model was given, for training and validation.
 export const labelsOf = (model) => model.n_labels_train + model.n_labels_val;
 
-// A final model has the accuracy of another one, with fewer labels: it is no point of the curve.
+// A final model has the accuracy of another one, with fewer labels: it is not a point of the curve.
 export const measured = (models) => models.filter((m) => m.test && !m.measured);
 
 export function grouped(models) {
@@ -38,7 +38,7 @@ function scales(models, width, height, pad) {
   const bottom = Math.max(0, Math.floor(Math.min(...lows) / step) * step);
   const top = Math.min(1, Math.ceil(Math.max(...highs) / step) * step);
   const [first, last] = [Math.log(Math.min(...labels)), Math.log(Math.max(...labels))];
-  const inset = Math.max(60, 0.1 * (width - pad.left - pad.right)); // values stand left of their points
+  const inset = Math.max(60, 0.1 * (width - pad.left - pad.right)); // values are left of their points
   const room = width - pad.left - pad.right - 2 * inset;
   return {
     x: (n) => pad.left + inset + (last > first ? (Math.log(n) - first) / (last - first) : 0.5) * room,
@@ -111,7 +111,7 @@ export function sentence(series) {
 // Whether there is a line to draw: models of one series with different numbers of labels.
 export const isCurve = (members) => labelsOf(members[0]) !== labelsOf(members.at(-1));
 
-// What a reader should take from a line of models; of one number of labels, its accuracy.
+// The takeaway of a line of models; of a single number of labels, its accuracy.
 export function gain(members) {
   const [first, last] = [members[0], members.at(-1)];
   if (!isCurve(members)) {
@@ -125,7 +125,7 @@ export function gain(members) {
   return `${Number(times.toFixed(times < 10 ? 1 : 0))} times the labels ${points < 0 ? "cost" : "bought"} ${Math.abs(points).toFixed(1)} points of accuracy: from ${percent(first.test.accuracy)} to ${percent(last.test.accuracy)}.`;
 }
 
-// What the figures stand on: the test images of each data set.
+// What the figures are based on: the test images of each data set.
 export function ground(models, drawn) {
   const sets = new Map();
   for (const m of models) sets.set(m.dataset, new Set(sets.get(m.dataset)).add(m.test.n));

@@ -1,5 +1,5 @@
-// A small help to make elements: no markup is ever parsed, so nothing that a file, a model or the
-// service says can become any.
+// Helpers to make elements: no markup is ever parsed, so nothing from a file, a model or the
+// service can inject any.
 
 const SVG = "http://www.w3.org/2000/svg";
 
@@ -22,7 +22,7 @@ export const byId = (id) => document.getElementById(id);
 
 export const count = (number) => number.toLocaleString("en-US");
 
-// Shares in per cent: enough digits to tell 99.9 from 100.
+// Shares in percent: enough digits to tell 99.9 from 100.
 export function percent(share, digits = 1) {
   const value = share * 100;
   if (share < 1 && value >= 100 - 0.5 * 10 ** -digits) return `>${(100 - 10 ** -digits).toFixed(digits)} %`;

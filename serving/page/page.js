@@ -1,13 +1,13 @@
-// The page: an image comes in, every chosen model is asked in turn, and the answers stand side by
-// side. The models are asked one after another, so that none waits for the others' work.
+// The page: an image comes in, every chosen model is queried in turn, and the answers appear side
+// by side. The models are queried one after another, so that none waits for the others.
 
 import { draw, gain, ground, grouped, measured, isCurve, labelsOf, seriesOf, table } from "./curve.js";
 import { byId, count, fraction, html, listed, milliseconds, percent } from "./dom.js";
 import { classify, doubtful, models as askModels, Problem, readiness, useKey } from "./service.js";
 
 const TOP_K = 5;
-const SHOWN = 4; // more models than this are chosen from
-const SAME_FOR_ALL = [0, 400, 401, 403, 413, 415, 422, 429]; // problems of the request, not of one model
+const SHOWN = 4; // of more models than this, some are chosen
+const SAME_FOR_ALL = [0, 400, 401, 403, 413, 415, 422, 429]; // errors of the request, not of one model
 
 let models = [];
 let chosen = [];
@@ -35,7 +35,7 @@ async function load() {
   choose();
   curve();
   byId("models").setAttribute("aria-busy", "false");
-  if (image) run(image); // it was quicker than the models
+  if (image) run(image); // it came before the models
   const n = `${models.length} model${models.length === 1 ? "" : "s"}`;
   try {
     const { device, keeps_doubtful: keeps } = await readiness();
@@ -52,7 +52,7 @@ const byLabels = (a, b) =>
 
 const allSeries = () => new Set(models.map(seriesOf));
 
-// The question that the page opens with is one of models that differ in their labels alone.
+// The opening question applies to models that differ only in their labels.
 function introduce() {
   if (models.length > 1 && allSeries().size === 1) return;
   const one = models.length === 1;
@@ -60,7 +60,7 @@ function introduce() {
   byId("subtitle").textContent = one ? `Show an image to ${models[0].name}.` : `Show an image to the models of ${listed([...allSeries()])}.`;
 }
 
-// A model was exchanged while the page was open: its accuracy is another.
+// A model was swapped while the page was open: its accuracy has changed.
 async function refresh() {
   models = (await askModels()).sort(byLabels);
   chosen = chosen.map((old) => models.find((m) => m.name === old.name) ?? old);
@@ -121,7 +121,7 @@ function column(model) {
   );
 }
 
-// A class with its bar, which grows unless the reader wants no motion.
+// A class with its bar, which is animated unless the user prefers reduced motion.
 function row(label, text, score) {
   const bar = html("span", { class: "fill" });
   bar.style.transform = "scaleX(0)";
@@ -160,7 +160,7 @@ async function run(file) {
         if (!(problem instanceof Problem)) throw problem;
         if (SAME_FOR_ALL.includes(problem.status)) {
           show(problem);
-          byId("models").classList.add("failed"); // nothing is left to be filled in
+          byId("models").classList.add("failed"); // nothing left to fill in
           break;
         }
         place.classList.replace("waiting", "failed");
@@ -176,7 +176,7 @@ async function run(file) {
   if ([...answers].some(([model, answer]) => answer.version !== model.version)) refresh().catch(show);
 }
 
-// A key may have a limit below what a comparison sends at once.
+// A key's rate limit may be below what a comparison sends at once.
 async function patiently(ask, signal) {
   try {
     return await ask();
@@ -253,7 +253,7 @@ byId("unlock").addEventListener("submit", (event) => {
   event.preventDefault();
   const key = byId("secret").value.trim();
   if (!/^[\x21-\x7e]+$/.test(key)) {
-    // What a header cannot hold was never a key.
+    // Characters that a header cannot hold are not in any key.
     show({ title: "That is not an API key", detail: "A key has letters, digits, dashes and underscores." });
     return;
   }

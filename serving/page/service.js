@@ -1,4 +1,4 @@
-// The service as this page asks it. Each failure is a Problem with what the service itself said.
+// The page's client of the service. Each failure is a Problem with the service's own message.
 
 let key = null;
 
@@ -19,7 +19,7 @@ function withKey(options) {
   return { ...options, headers, cache: "no-store" };
 }
 
-// The answer as it is, whatever it is.
+// The response, whatever its status.
 export async function send(path, options) {
   const start = performance.now();
   const response = await fetch(path, withKey(options));
@@ -59,7 +59,7 @@ export const readiness = async () => (await ask("readyz")).body;
 
 export const doubtful = async () => new Blob([(await ask("doubtful.csv", {}, String)).body], { type: "text/csv" });
 
-// The content type says bytes, whatever the file calls itself: the service tells by the content.
+// The content type says bytes, whatever the file's type: the service detects it from the content.
 export async function classify(file, model, topK, signal) {
   const query = new URLSearchParams({ model, top_k: String(topK) });
   const { body, headers, roundTrip } = await ask(`classify?${query}`, {

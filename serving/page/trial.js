@@ -5,14 +5,14 @@ import { send, useKey } from "./service.js";
 
 const SHOWN = 20_000; // characters of an answer
 
-// What stands in the field of a parameter before anything is typed.
+// The initial value of a parameter's field.
 const hint = (schema) => ("default" in (schema ?? {}) ? String(schema.default) : "");
 
 function field(label, input) {
   return html("label", {}, html("span", {}, label), input);
 }
 
-// In the first way that is described: bytes are chosen, anything else is written.
+// In the first content type of the document: bytes are chosen, anything else is typed.
 function bodyOf(operation) {
   const media = Object.entries(operation.requestBody?.content ?? {});
   if (!media.length) return null;
@@ -32,7 +32,7 @@ function shown(text, type) {
     try {
       whole = JSON.stringify(JSON.parse(text), null, 2);
     } catch {
-      // as it came
+      // not JSON: shown as received
     }
   }
   return whole.length > SHOWN ? `${whole.slice(0, SHOWN)}\n… ${whole.length - SHOWN} characters more` : whole;

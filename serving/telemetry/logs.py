@@ -28,7 +28,7 @@ ANSWERED = "labelcurve.answered"
 and logged."""
 
 PROBES = frozenset({"/livez", "/readyz", "/metrics"})
-"""Asked every few seconds by machines: logged only when they do not answer 200."""
+"""Polled every few seconds by probes: logged only when they do not answer 200."""
 
 FLUSH_SECONDS, FLUSH_BYTES = 0.05, 3500
 """Lines for requests are written together: after this time, or before a pipe would split them
@@ -43,7 +43,7 @@ _numbers = count()
 
 
 def rfc3339(timestamp: float) -> str:
-    """A time as logs have it: UTC, milliseconds."""
+    """A time in the format of the logs: UTC, milliseconds."""
     return datetime.fromtimestamp(timestamp, UTC).isoformat(timespec="milliseconds")[:-6] + "Z"
 
 
@@ -54,7 +54,7 @@ def event(form: Format, name: str, text: str, **fields: Any) -> None:
         form: which of the two is written.
         name: of the event.
         text: the line that people read.
-        fields: what JSON has besides time, level and event.
+        fields: members of the JSON besides time, level and event.
     """
     if form == "json":
         text = json.dumps({"time": _now(), "level": "info", "event": name, **fields}, default=str)
@@ -85,7 +85,7 @@ class JsonLines(logging.Formatter):
 
 
 def configure(form: Format) -> None:
-    """Gives every handler of this process its format. Text is left as BentoML has it."""
+    """Sets the format of every handler of this process. Text keeps BentoML's format."""
     if form != "json":
         return
     loggers = [logging.getLogger(), *map(logging.getLogger, tuple(logging.root.manager.loggerDict))]
@@ -106,7 +106,7 @@ def given(scope: Scope | dict[str, Any]) -> bytes | None:
 
 
 def new_id() -> bytes:
-    """An id that no other request has."""
+    """A unique request id."""
     return b"%s-%x" % (_PREFIX, next(_numbers))
 
 
@@ -135,12 +135,12 @@ class AccessLog:
             self.flush()
 
     def close(self) -> None:
-        """Writes the lines that wait, and from now on each at once: the process ends."""
+        """Flushes buffered lines, and writes each at once from now on: the process is ending."""
         self._at_once = True
         self.flush()
 
     def flush(self) -> None:
-        """Writes the lines that wait."""
+        """Flushes buffered lines."""
         if self._lines:
             text = "".join(self._lines)
             self._lines.clear()
@@ -150,7 +150,7 @@ class AccessLog:
 
 
 def _line(form: Format, scope: Scope, status: int, headers: Any, seconds: float) -> str:
-    """By hand: a fifth of what a dictionary, `isoformat` and `json.dumps` cost."""
+    """Formatted manually, at a fifth of the cost of a dictionary, `isoformat` and `json.dumps`."""
     client = scope["client"][0][:CLIENT_CHARACTERS] if scope.get("client") else ""
     path = scope.get("raw_path", b"").decode("latin-1") or scope["path"]
     said = dict(headers)

@@ -1,8 +1,8 @@
 """Files that share metrics between workers; they are written, never memory-mapped.
 
 prometheus_client maps its files into memory. On a full disk the first write to a new page then ends
-the process with SIGBUS, which nothing can catch. Here the values stay in memory in its own format,
-and are written with calls that fail with an error.
+the process with SIGBUS, which cannot be handled. Here the values stay in memory in its format, and
+are written with calls that fail with an error.
 """
 
 from __future__ import annotations
@@ -56,14 +56,15 @@ class Values(MmapedDict):
         """Writes the file, where a value has changed.
 
         Raises:
-            OSError: it cannot be written; readers see the values of before, or some of these.
+            OSError: it cannot be written; readers see the previous values, or a part of the new
+                ones.
         """
         content = b"".join((struct.pack("i", self._used), bytes(4), self._m[8 : self._used]))
         if content == self._written:
             return
         descriptor = os.open(self._path, os.O_WRONLY | os.O_CREAT, 0o644)
         try:
-            # The first four bytes say how many follow: readers must not see them before those.
+            # The first four bytes hold the length: readers must not see them before the rest.
             if os.pwrite(descriptor, content[8:], 8) < len(content) - 8:
                 raise OSError(f"{self._path}: no room for {len(content)} bytes")
             os.pwrite(descriptor, content[:8], 0)
@@ -79,7 +80,7 @@ class Values(MmapedDict):
         """The values in a file; none where it is damaged, which is logged once.
 
         Raises:
-            FileNotFoundError: it is gone.
+            FileNotFoundError: it was removed.
         """
         name = Path(filename).name
         if own := _own.get(name):
@@ -104,10 +105,10 @@ _damaged: set[str] = set()
 
 
 class Collector(MultiProcessCollector):
-    """The metrics of all workers, summed; those of this process are of this moment."""
+    """The metrics of all workers, summed; those of this process are current."""
 
     def collect(self) -> Any:
-        """The metrics, as a registry asks for them."""
+        """The metrics, for a registry."""
         there = {p.name for p in Path(self._path).glob("*.db") if _NAME.fullmatch(p.name)}
         return self.merge([f"{self._path}/{name}" for name in sorted(there | _own.keys())])
 
@@ -120,7 +121,7 @@ def registry(folder: str) -> CollectorRegistry:
 
 
 def install() -> None:
-    """Has prometheus_client keep its values here; to be called before a metric is defined."""
+    """Makes prometheus_client store its values here; to be called before a metric is defined."""
     modules: tuple[Any, ...] = (prometheus_client.values, prometheus_client.multiprocess)
     for module in modules:
         module.MmapedDict = Values

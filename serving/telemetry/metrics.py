@@ -2,8 +2,8 @@
 
 The supervisor gives every worker a folder in PROMETHEUS_MULTIPROC_DIR: imported with it set,
 prometheus_client sums over the workers. A request has a dozen observations, each of them two writes
-(docs/log.md has what they cost). So they are kept and written together, five times a second and
-before `/metrics` is answered.
+(docs/log.md has what they cost). So they are buffered and written together, five times a second
+and before `/metrics` is answered.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ logger = logging.getLogger("labelcurve")
 
 metric_files.install()
 
-# Requests are counted under the names and labels that BentoML has for them, and its dashboards.
+# Requests are counted under the names and labels that BentoML and its dashboards use.
 _SERVICE = ("service_name", "service_version", "runner_name")
 REQUESTS = Counter(
     "bentoml_service_request",
@@ -129,20 +129,20 @@ _unwritten = False
 
 
 def observe(histogram: Histogram, values: Iterable[float]) -> None:
-    """Keeps observations of `histogram` (one without labels, or with its labels) for `write`."""
+    """Buffers observations of `histogram` (one without labels, or with its labels) for `write`."""
     _waiting.setdefault(histogram, []).extend(values)
 
 
 def count(counter: Counter) -> None:
-    """Keeps one more of `counter` (one with its labels) for `write`."""
+    """Buffers one increment of `counter` (one with its labels) for `write`."""
     _counted[counter] = _counted.get(counter, 0) + 1
 
 
 def write() -> None:
-    """Adds the kept observations to their metrics, and writes the files of this worker.
+    """Flushes buffered observations to their metrics, and writes the files of this worker.
 
-    A disk that is full takes no service down: that is logged once, and what it missed is in the
-    files once there is room again.
+    A full disk does not stop the service: it is logged once, and the files catch up once there is
+    room again.
     """
     global _unwritten
     while _waiting:

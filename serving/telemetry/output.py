@@ -1,7 +1,7 @@
 """Non-blocking standard output and error.
 
-The reader of a pipe or terminal may stop reading. Then it fills up, and the
-next line would stop the event loop, and with it every answer.
+The reader of a pipe or terminal may stop reading. Once it is full, the next line would block the
+event loop, and with it every response.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Output(io.TextIOBase):
         self._dropped = dropped or (lambda count: None)
         self._queue: SimpleQueue[bytes] = SimpleQueue()
         self._taken = self._written = 0
-        """Bytes, each counted by one side alone."""
+        """Bytes, each counter written by one side only."""
         self._lost = 0
         """Lines that were dropped."""
         self._idle = Event()

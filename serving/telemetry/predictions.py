@@ -27,10 +27,10 @@ MIN_REFERENCE = 200
 
 
 class Predictions:
-    """The predictions of one version of a model. Called on the event loop, but for the start."""
+    """The predictions of one version of a model. Called on the event loop, except at the start."""
 
     def __init__(self, manifest: Manifest) -> None:
-        """Count nothing yet; every class has a series from now on."""
+        """Starts with no counts; every class has a series from now on."""
         self._name = manifest.name
         recorded = manifest.predicted
         self._reference = recorded if recorded and recorded.n >= MIN_REFERENCE else None
@@ -52,7 +52,7 @@ class Predictions:
         metrics.observe(self._confidence, probabilities.max(1).tolist())
 
     def publish_reference(self) -> None:
-        """Export this version's reference in place of that of the version before."""
+        """Export this version's reference in place of that of the previous version."""
         if self._reference is None and self._name not in _published:
             return
         shares = dict.fromkeys(self._labels, nan)

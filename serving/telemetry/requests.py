@@ -1,7 +1,7 @@
 """Request metrics, counted in memory and written in batches.
 
-A middleware that wraps `receive` and `send` and writes to six values for each request, as BentoML
-has one, costs as much as all that Starlette does. Names, labels and buckets are BentoML's own.
+A middleware like BentoML's, which wraps `receive` and `send` and updates six values per request,
+costs as much as all of Starlette. Names, labels and buckets are BentoML's own.
 """
 
 from __future__ import annotations

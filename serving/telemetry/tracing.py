@@ -31,7 +31,7 @@ def wanted(endpoint: str | None) -> bool:
 class Traces:
     """ASGI middleware that records a span per request, with child spans for its stages.
 
-    W3C trace context of the client is taken up. Sampling, resource, headers and time limits are
+    The client's W3C trace context is continued. Sampling, resource, headers and time limits are
     set by OpenTelemetry's own variables (OTEL_TRACES_SAMPLER, OTEL_RESOURCE_ATTRIBUTES, ...).
     """
 
@@ -41,7 +41,7 @@ class Traces:
         Args:
             inner: the application.
             endpoint: base URL, to which `/v1/traces` is added.
-            paths: those that exist; others are not named in spans, since anyone can make them up.
+            paths: those that exist; others are not named in spans, since clients could send any.
         """
         from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
         from opentelemetry.sdk.resources import SERVICE_NAME, Resource
@@ -115,7 +115,7 @@ class Traces:
         for part in ("name", "version"):
             value = headers[f"x-model-{part}".encode()].decode()
             span.set_attribute(f"labelcurve.model.{part}", value)
-        # One after the other they end where the answer begins.
+        # They follow one another and end where the answer begins.
         context = set_span_in_context(span)
         for name, milliseconds in reversed(timings(headers[b"server-timing"]).items()):
             begin = end - round(milliseconds * 1e6)

@@ -42,7 +42,7 @@ LINE = re.compile(
     r"(?P<name>[A-Za-z0-9._-]{1,64})\s+(?P<hash>[0-9a-f]{64})\s+"
     r"(?P<rate>(?=\.?[0-9])[0-9]{0,9}(\.[0-9]{0,9})?)"
 )
-"""One line of the file. More digits would make a rate that is infinite, or as good as 0."""
+"""One line of the file. More digits would make a rate that is infinite, or practically 0."""
 
 
 @dataclass
@@ -173,7 +173,7 @@ class Access:
         self._stamp = stamp
         try:
             keys = _parse(self._path)
-        except LabelcurveError as error:  # one malformed line must not lock everybody out
+        except LabelcurveError as error:  # one malformed line must not lock all clients out
             logger.error("%s. The previous keys remain valid", error)
             return
         if not keys:

@@ -40,7 +40,7 @@ from labelcurve.serving.web.verdicts import Row, Verdict, Verdicts
 
 REFUSED_BYTES = 64 * 2**20
 """Size of refused bodies after which the garbage collector runs: reference cycles of exceptions and
-frames left by a library would keep them, since automatic collection is rare here."""
+frames left by a library would keep them in memory, since automatic collection is rare here."""
 
 
 _JSON = (b"content-type", b"application/json")
@@ -49,7 +49,7 @@ Work = Callable[[Scope, Receive, Claim, Deadline], Awaitable[Response]]
 
 
 class Answered(Response):
-    """JSON, and headers as ASGI takes them; Starlette's own takes twice as long to make."""
+    """JSON, and headers as ASGI takes them; Starlette's own response takes twice as long."""
 
     def __init__(self, body: bytes, headers: Sequence[tuple[bytes, bytes]]) -> None:
         self.status_code, self.body, self.background = 200, body, None
@@ -74,9 +74,9 @@ class App:
         """Deadlines of bodies, and of answers after those."""
         self._bodies = Bodies()
         self._refused = 0
-        """Bytes of refused bodies since the garbage collector ran for them."""
+        """Bytes of refused bodies since the last run of the garbage collector."""
         self.leaving = False
-        """Whether it is about to stop: it still answers, but is no longer ready."""
+        """Whether it is about to stop: it still answers, but is not ready."""
         self._decoder = Decoder(cores())
         self.traces: Traces | None = None
         """Exporter of traces, if configured."""
@@ -117,8 +117,8 @@ class App:
         """`POST /classify`.
 
         Raises:
-            Problem, ImageError, HTTPException: what its answer is, other than 200.
-            ClientDisconnect: the client hung up.
+            Problem, ImageError, HTTPException: the error response.
+            ClientDisconnect: the client disconnected.
         """
         if scope["method"] != "POST":
             raise HTTPException(405, headers={"Allow": "POST"})
@@ -167,7 +167,7 @@ class App:
     async def _classify(
         self, scope: Scope, receive: Receive, claim: Claim, deadline: Deadline
     ) -> Response:
-        # Most requests have none, and parsing costs as much as finding the model.
+        # Most requests have no query, and parsing costs as much as finding the model.
         text = scope["query_string"]
         asked = query.parse(text) if text else query.NOTHING
         model, upload, until = await self._receive(scope, receive, claim, deadline, asked.model)
@@ -215,7 +215,7 @@ class App:
                 )
             decoded, predictions = await self._predict(model, upload, until, embed=True)
             start = perf_counter()
-            # In a thread: thousands of numbers in JSON would make the others wait.
+            # In a thread: thousands of numbers in JSON would delay other requests.
             answers = await asyncio.to_thread(_embeddings, predictions)
             return _answered(model, upload, answers, _timing(decoded, predictions, start))
         finally:
@@ -229,10 +229,10 @@ class App:
         deadline: Deadline,
         wanted: str | None,
     ) -> tuple[Model, Upload, float]:
-        """The model, which the caller must release, the images, and when the time is over."""
+        """The model, which the caller must release, the images, and the deadline."""
         model = self._catalogue.find(wanted)
         if model:
-            # Before the body is read and decoded: what will be refused should cost little.
+            # Before the body is read and decoded: a refusal should cost little.
             model.batcher.check(1, self._max_wait)
         upload = await request.read(scope, receive, claim)
         claim.complete = True
@@ -246,7 +246,7 @@ class App:
         self, model: Model, upload: Upload, until: float, embed: bool = False
     ) -> tuple[Decoded, list[Prediction]]:
         decoded = await self._decoder.decode(upload.images, model.engine.size, self._max_wait)
-        # A tenth is left for the answer itself, and for an estimate that was too low.
+        # A tenth is reserved for the answer itself, and for an estimate that was too low.
         left = until - asyncio.get_running_loop().time() - self._timeout / 10
         within = min(self._max_wait, left)
         futures = model.batcher.submit(decoded.pixels, within, decoded.waited, embed)
@@ -271,7 +271,7 @@ class App:
         model.hold()
         try:
             length = headers.get(inference_protocol.HEADER_LENGTH)
-            # In a thread: a JSON tensor of some megabytes would make the others wait.
+            # In a thread: a JSON tensor of some megabytes would delay other requests.
             inference = await asyncio.to_thread(
                 inference_protocol.parse, body, length, model.engine.size
             )
@@ -313,11 +313,11 @@ class App:
         return PlainTextResponse("live\n")
 
     async def live(self, _: Request) -> Response:
-        """`GET /v2/health/live`: the same as KServe's client expects it."""
+        """`GET /v2/health/live`: the same in the form that KServe's client expects."""
         return JSONResponse({"live": True})
 
     async def readyz(self, _: Request) -> Response:
-        """`GET /readyz`: every model is warm, and what it really runs on."""
+        """`GET /readyz`: every model is warm, and what it actually runs on."""
         if self.leaving:
             raise Overloaded("this process is about to end")
         if not self._catalogue.ready:
@@ -341,12 +341,12 @@ class App:
 
     async def openapi(self, _: Request) -> Response:
         """`GET /openapi.json`."""
-        from labelcurve.serving.web import openapi  # models that no other request needs
+        from labelcurve.serving.web import openapi  # imports models that no other request needs
 
         return JSONResponse(openapi.document(self._metrics, self._doubtful is not None))
 
     async def index(self, _: Request) -> Response:
-        """`GET /` for programs: where to go from here."""
+        """`GET /` for programs: links to the other routes."""
         links = ["/models", "/docs", "/openapi.json", "/livez", "/readyz"]
         return JSONResponse(
             {
@@ -358,7 +358,7 @@ class App:
 
 
 def _doubtful(settings: Settings) -> Doubtful | None:
-    """The folder that keeps doubtful uploads, where one is wished."""
+    """The folder that keeps doubtful uploads, where one is configured."""
     folder = settings.keep_doubtful
     if folder is None:
         return None

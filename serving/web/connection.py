@@ -1,8 +1,8 @@
 """HTTP connections with limits: uvicorn has none before a request is complete.
 
 A client that is slow with its headers, sends too many of them, sends nothing at all, does not read
-its answer or hangs up gives its place back. What is answered here, before there is a request, has
-an id, the security headers and a line in the access log like every other answer.
+its response or disconnects loses its place. Responses sent here, before there is a request, have
+an id, the security headers and a line in the access log like all others.
 
 A request gets one answer. Where that came before the end of its body, the rest is read and dropped
 within bounds; a connection that ends with its answer is closed for writing first and read a while
@@ -17,7 +17,7 @@ import logging
 import sys
 from collections.abc import Sequence
 from http import HTTPStatus
-from typing import Any
+from typing import Any, cast
 
 import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
@@ -35,7 +35,7 @@ HEAD_BYTES = 32 * 2**10
 """Limit of a request's line and headers."""
 
 FIRST_SECONDS = 0.5
-"""Time for a client's first request if the service stops just after it connected."""
+"""Time for a client's first request if the service stops right after it connected."""
 
 REST_BYTES = 64 * 2**20
 """Limit for draining a body answered before its end, so that its sender sees the response."""
@@ -52,11 +52,11 @@ LINGER_SECONDS, LINGER_IDLE_SECONDS, LINGERING = 20.0, 2.0, 128
 Headers = Sequence[tuple[bytes, bytes]]
 
 OFFERS = frozenset((b"upgrade", b"http2-settings"))
-"""Headers of a client that would rather speak another protocol."""
+"""Headers of a client that offers another protocol."""
 
 
 class Connections:
-    """The connections of this process, and what is allowed to them."""
+    """The connections of this process, and their limits."""
 
     def __init__(self, limit: int, head_seconds: float, log: AccessLog | None = None) -> None:
         """None yet.
@@ -65,7 +65,7 @@ class Connections:
             limit: how many may be open.
             head_seconds: that a request's line and headers may take to arrive, and the rest of a
                 body that was answered before its end.
-            log: for a line for each answer that is given here, if that is asked for.
+            log: access log for the responses that are sent here, if enabled.
         """
         self.limit = limit
         self.head_seconds = head_seconds
@@ -77,7 +77,7 @@ class Connections:
         """Connections after their last response, which no longer count towards the limit."""
 
     def protocol(self, **options: Any) -> Connection:
-        """A new connection, as uvicorn asks for it."""
+        """Creates a connection; called by uvicorn."""
         return Connection(self, **options)
 
     async def sweep(self) -> None:
@@ -98,11 +98,11 @@ class Connection(HttpToolsProtocol):
         self.access_log = False  # ours is in telemetry/logs.py
         self._shared = shared
         self._since: float | None = None
-        """Since when a request's head, or the silence before the first one, lasts."""
+        """Start of the wait for a request's head, or of the silence before the first one."""
         self._idle_since: float | None = None
-        """Since when the silence after an answer lasts."""
+        """Start of the silence after a response."""
         self._rest_since: float | None = None
-        """Since when the rest of a body is read that was answered before its end."""
+        """Start of reading the rest of a body that was answered before its end."""
         self._ended_at: float | None = None
         """Time of the last response."""
         self._heard_at = 0.0
@@ -139,9 +139,10 @@ class Connection(HttpToolsProtocol):
         self._outlet = None
         self._shared.everyone.discard(self)
         self._shared.lingering.discard(self)
-        if self.scope and (task := self.scope.get(TASK)) and not self.cycle.response_complete:
-            self.scope[TASK] = None  # type: ignore[literal-required]
-            task.cancel()  # type: ignore[attr-defined]
+        scope = cast("dict[str, Any]", self.scope)  # which has keys of ours, too
+        if scope and (task := scope.get(TASK)) and not self.cycle.response_complete:
+            scope[TASK] = None
+            task.cancel()
 
     def data_received(self, data: bytes) -> None:
         """Bytes of a request, of part of one, or of several."""
@@ -178,9 +179,11 @@ class Connection(HttpToolsProtocol):
         """A request's first line begins."""
         super().on_message_begin()
         self._reading = True
-        # Not with the first bytes: empty lines between requests, which old clients send, are none.
+        # Not at the first bytes: empty lines between requests, which old clients send, do not
+        # count.
         self._idle_since = None
-        # Where it follows another in one piece, its part of that is not known yet: not counted.
+        # Where it shares a packet with the previous request, its size there is unknown: not
+        # counted.
         self._mixed = self._completed
         self._bytes = -len(self._fed) if self._mixed else 0
         if self._since is None:
@@ -223,7 +226,7 @@ class Connection(HttpToolsProtocol):
         has_body = self.scope["method"] != "HEAD"
         self._outlet = Outlet(self.transport, self._linger, has_body=has_body)
         self.cycle.transport = self._outlet  # type: ignore[assignment]
-        # A client that waits for leave to send its body may send none after another answer.
+        # A client that waits for 100 Continue may send no body after another response.
         if self._shared.leaving or self.expect_100_continue:
             self.cycle.keep_alive = False
 
@@ -239,8 +242,8 @@ class Connection(HttpToolsProtocol):
         if self._outlet:
             self._outlet.release()
             self._outlet = None
-        # uvicorn pauses it when a body is large and has not been fetched, and would not hear then
-        # that the client hangs up. Another request on its heels pauses it again.
+        # uvicorn pauses it when a body is large and has not been fetched, and would then not notice
+        # a disconnect. A pipelined request pauses it again.
         if not self.pipeline and not self.transport.is_closing():
             self.flow.resume_reading()
 
@@ -251,7 +254,7 @@ class Connection(HttpToolsProtocol):
             return
         if self.pipeline or self.transport.is_closing():
             super().on_response_complete()
-        else:  # what uvicorn does, without a timer for the silence that follows
+        else:  # as uvicorn does, but without a timer for the silence that follows
             self.server_state.total_requests += 1
             self.flow.resume_reading()
             self._idle_since = self.loop.time()
@@ -261,7 +264,7 @@ class Connection(HttpToolsProtocol):
             self._rest_since, self._bytes = self.loop.time(), 0
 
     def shutdown(self) -> None:
-        """The service ends; a first request that is on its way is answered all the same."""
+        """The service ends; a first request that is already on its way is still answered."""
         if self._outlet:
             self._outlet.release()
         if self.cycle is None and not self.transport.is_closing():
@@ -280,15 +283,17 @@ class Connection(HttpToolsProtocol):
         return False
 
     def _unsupported_upgrade_warning(self) -> None:
-        """Goes on with HTTP/1.1, as clients that offer HTTP/2 expect; no line in the log for it.
+        """Continues with HTTP/1.1, as clients that offer HTTP/2 expect; not logged.
 
-        The parser takes a body for the other protocol's and nothing after it: what it was given is
-        given to a new one, without the offer.
+        The parser attributes a body to the other protocol and parses nothing after it: its input
+        is fed to a new one, without the offer.
         """
         if not self._offered:
             return
         self._offered = False
-        rest = self._fed[sys.exception().args[0] :]  # type: ignore[union-attr]
+        upgrade = sys.exception()  # the parser's, which holds where it stopped
+        assert upgrade is not None
+        rest = self._fed[upgrade.args[0] :]
         method, version = self.parser.get_method(), self.parser.get_http_version().encode()
         head = [b"%s %s HTTP/%s" % (method, self.url, version)]
         head += [b"%s: %s" % header for header in self.headers if header[0] not in OFFERS]
@@ -301,7 +306,7 @@ class Connection(HttpToolsProtocol):
         return len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
 
     def _interrupt(self, status: int, detail: str) -> None:
-        """Refuses the rest of a body; without a word, where its request is answered already."""
+        """Refuses the rest of a body; silently, where its request is already answered."""
         if self.cycle is None or self.cycle.response_started:
             self.transport.abort()
         else:
@@ -314,7 +319,7 @@ class Connection(HttpToolsProtocol):
             self._refusal = status, detail
             return
         if begun and self.cycle.response_started:
-            self.transport.abort()  # the place of another answer is none for this one
+            self.transport.abort()  # no response of its own in the middle of another one
             return
         # Of what is being read, as far as it has come.
         scope: dict[str, Any] = {"method": "-", "path": "-", "headers": []}
@@ -324,8 +329,8 @@ class Connection(HttpToolsProtocol):
         request_id = scope.get(REQUEST_ID) or (given(scope) or new_id()).decode()
         headers = self._write(status, detail, request_id)
         self._linger()
-        if begun:  # its body broke off: the application hears that its client is gone
-            self.scope[ANSWERED] = status  # type: ignore[literal-required]
+        if begun:  # its body broke off: the application is told that its client disconnected
+            cast("dict[str, Any]", self.scope)[ANSWERED] = status
             self.cycle.disconnected = True
             self.cycle.message_event.set()
         else:
@@ -360,10 +365,10 @@ class Connection(HttpToolsProtocol):
         """Closes the connection if a time limit is exceeded."""
         unread = self.transport.get_write_buffer_size()
         if self.transport.is_closing():
-            # What it still had to send may never be read.
+            # What is still to be sent may never be read.
             pass
         elif self._ended_at is not None:
-            if unread:  # its time begins with the end of the answer
+            if unread:  # its time begins at the end of the response
                 self._ended_at = self._heard_at = now
             elif (
                 now - self._ended_at > LINGER_SECONDS or now - self._heard_at > LINGER_IDLE_SECONDS
@@ -402,9 +407,9 @@ def problem(
     Args:
         status: of HTTP.
         detail: what is wrong, for people.
-        request_id: by which its line in the log is found.
-        first: headers before all others.
-        retry_after: seconds that a 503 says.
+        request_id: identifies its line in the log.
+        first: headers to put before all others.
+        retry_after: seconds, for a 503.
     """
     body = document(status, detail, request_id=request_id)
     headers = [
@@ -423,7 +428,7 @@ def problem(
 
 
 def hide_invalid_requests() -> None:
-    """No line in the log for whatever any client sends, but in the access log."""
+    """Keeps invalid requests of clients out of the log; the access log has them."""
     logging.getLogger("uvicorn.error").addFilter(_not_of_a_client)
 
 

@@ -74,7 +74,7 @@ class Inference:
 
 
 def parse(body: bytes, header_length: str | None, size: int) -> Inference:
-    """The inference that a body asks of a model that takes images of `size`.
+    """Parses the inference that a body requests of a model with images of `size`.
 
     Args:
         body: JSON, or JSON and binary tensors.

@@ -1,7 +1,7 @@
 """Middleware before the routes: request ids, metrics, headers, access log, authentication.
 
-In one place, because a middleware for each wraps `send` once more, and `/classify` comes before
-Starlette's router (docs/log.md has what that cost).
+In one place, because each middleware wraps `send` once more, and `/classify` bypasses Starlette's
+router (docs/log.md has what these cost).
 """
 
 from __future__ import annotations
@@ -41,13 +41,13 @@ class Front:
         traffic: Traffic,
         log: AccessLog | None,
     ) -> None:
-        """Before `inner`.
+        """Wraps `inner`.
 
         Args:
-            inner: what answers.
+            inner: the application.
             paths: those that exist.
             traffic: the metrics of requests.
-            log: for a line for each request, if that is asked for.
+            log: access log, if enabled.
         """
         self._inner = inner
         self._paths = paths
@@ -94,7 +94,7 @@ class Front:
 
 
 def _of_model(path: str) -> str:
-    """The label of a path that is not known as a whole: models may be named in it."""
+    """The label of a path that is not a fixed one: it may name a model."""
     if path.startswith("/v2/models/"):
         return "/v2/models/infer" if path.endswith("/infer") else "/v2/models"
     return UNKNOWN

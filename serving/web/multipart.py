@@ -13,7 +13,7 @@ from labelcurve.serving.errors import Problem
 if TYPE_CHECKING:
     from python_multipart.multipart import MultipartCallbacks
 
-# A line in the log for whatever any client sends is for those who want one: the access log.
+# Malformed requests of clients belong into the access log, if anywhere.
 logging.getLogger("python_multipart").setLevel(logging.ERROR)
 
 MAX_PARTS = 64

@@ -177,14 +177,14 @@ _MODEL = {
 
 
 def _images() -> dict[str, Any]:
-    # `format` is what generators of clients know, `contentMediaType` what JSON Schema has for it.
+    # Client generators know `format`; JSON Schema has `contentMediaType` for it.
     image = {"type": "string", "format": "binary", "contentMediaType": "image/*", "minLength": 1}
     images = {"type": "array", "items": image}
     form = {
         "type": "object",
         "description": "Either `image` or `images`",
         "additionalProperties": False,
-        # Not oneOf with `required`, of which generators make no class.
+        # Not oneOf with `required`, for which client generators make no class.
         "minProperties": 1,
         "maxProperties": 1,
         "properties": {"image": image, "images": images},

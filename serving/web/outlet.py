@@ -1,7 +1,7 @@
 """Writes the head of a response together with its body, once the request's body has ended.
 
-uvicorn writes head and body one after the other, which is two system calls, and a client that reads
-once often gets the head alone. ASGI asks servers to wait for the body before they send the head.
+uvicorn writes head and body one after the other, in two system calls, and a client that reads once
+often gets only the head. ASGI asks servers to wait for the body before they send the head.
 
 A proxy that streams requests (nginx with `proxy_request_buffering off`) closes the connection to
 its client if the response overtakes the request's body, although it announced to keep it: the
@@ -14,7 +14,7 @@ import asyncio
 from collections.abc import Callable
 
 CONTINUE = b"HTTP/1.1 100 "
-"""Begins what a client gets that waits for leave to send its body; its answer follows later."""
+"""Start of an interim response (100 Continue); the response itself follows later."""
 
 
 class Outlet:
@@ -41,7 +41,7 @@ class Outlet:
         self.is_closing = transport.is_closing
 
     def write(self, data: bytes) -> None:
-        """Writes `data`, but for the head, which waits for what follows it."""
+        """Writes `data`, except the head, which is held until more follows."""
         if self._head is None and not data.startswith(CONTINUE):
             self._head = data
         elif self._head:
@@ -57,7 +57,7 @@ class Outlet:
             self._held.append(data)
 
     def release(self) -> None:
-        """Writes what was held back, and all that follows at once."""
+        """Writes what was held back, and from now on everything at once."""
         if self._held:
             self._transport.write(b"".join(self._held))
         self._held = None

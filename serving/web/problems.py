@@ -65,7 +65,7 @@ def _http(request: Request, error: Exception) -> Response:
 
 
 def _gone(_: Request, __: Exception) -> Response:
-    return Response(status_code=499)  # the client hung up: seen by the metrics alone
+    return Response(status_code=499)  # the client disconnected: only the metrics record it
 
 
 def _unexpected(request: Request, _: Exception) -> Response:

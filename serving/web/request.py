@@ -35,7 +35,7 @@ class Upload(NamedTuple):
     several: bool
     """Whether the answer is a list for each image."""
     top_k: int | None
-    """None where the body does not say."""
+    """None where the body does not specify it."""
 
 
 EXAMPLE = (
@@ -57,7 +57,7 @@ class Inputs(BaseModel):
     """One image, as image-classification clients of the Hugging Face Hub send it."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
-    # `minLength` is for the document alone: `_from_json` says more than pydantic would.
+    # `minLength` is only for the document: `_from_json` gives a better message than pydantic.
     inputs: str = Field(
         json_schema_extra={"contentEncoding": "base64", "minLength": 1, "examples": [EXAMPLE]}
     )
@@ -73,7 +73,7 @@ class Bodies:
 
 
 class Claim:
-    """One request's share of `Bodies`, given back with `close`."""
+    """One request's share of `Bodies`, released by `close`."""
 
     def __init__(self, bodies: Bodies) -> None:
         self.complete = False
@@ -83,7 +83,7 @@ class Claim:
         self._bodies = bodies
 
     def add(self, n: int) -> None:
-        """Takes `n` bytes more.
+        """Claims `n` more bytes.
 
         Raises:
             Overloaded: the bodies of all requests would hold more than their limit.
@@ -94,19 +94,19 @@ class Claim:
         self._bodies.held += n
 
     def close(self) -> None:
-        """Gives everything back."""
+        """Releases everything."""
         self._bodies.held -= self.held
         self.held = 0
 
 
 async def read(scope: Scope, receive: Receive, claim: Claim) -> Upload:
-    """The images in the body of a request, whatever way they were sent.
+    """The images in the body of a request, in whatever form they were sent.
 
     Raises:
         Problem: 400 for a body that is not what its content type says, 413 for one too large, 415
             for an encoded one.
         Overloaded: the bodies of all requests are too large together.
-        ClientDisconnect: the client hung up.
+        ClientDisconnect: the client disconnected.
     """
     said = {name: value for name, value in reversed(scope["headers"]) if name in _HEADERS}
     if b"content-encoding" in said:
@@ -123,7 +123,7 @@ async def read(scope: Scope, receive: Receive, claim: Claim) -> Upload:
     body = await read_body(receive, announced, MAX_BYTES, claim)
     if not body:
         raise Problem("the body is empty: send the bytes of an image")
-    if not kind and body.startswith(b"{"):  # as the Hub's client sends it, versions 0.28 to 0.35
+    if not kind and body.startswith(b"{"):  # as versions 0.28 to 0.35 of the Hub's client send it
         return _from_json(body)
     return Upload([body], several=False, top_k=None)
 
@@ -156,7 +156,7 @@ async def read_body(receive: Receive, announced: bytes, limit: int, claim: Claim
     Raises:
         Problem: 413 for one too large.
         Overloaded: the bodies of all requests are too large together.
-        ClientDisconnect: the client hung up.
+        ClientDisconnect: the client disconnected.
     """
     if announced.isdigit() and int(announced) > limit:
         raise _too_large(int(announced), limit)

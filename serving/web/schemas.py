@@ -27,7 +27,7 @@ class Class(_Answer):
 
 
 class Verdict(_Answer):
-    """The classes of an image, with what `accept` and `set` ask for."""
+    """The classes of an image, with the members for `accept` and `set`."""
 
     classes: list[Class]
     accepted: bool = False

@@ -28,7 +28,7 @@ class Verdict:
     header: bool
 
     def bodies(self, bodies: list[str], rows: Sequence[Row]) -> list[str]:
-        """The JSON of each answer, with what was asked for.
+        """The JSON of each answer, with the requested members.
 
         Args:
             bodies: the JSON of its list of classes.
@@ -54,14 +54,14 @@ class Verdicts:
     """Finds the rules of a model for a request."""
 
     def __init__(self, accept: float | None) -> None:
-        """`accept`: the accuracy wished where a request names none."""
+        """`accept`: the target accuracy where a request names none."""
         self._accept = accept
 
     def of(self, model: Model, wish: Wish) -> Verdict | None:
         """The verdict on the answers of a model; None if the request asks for none.
 
         Raises:
-            Problem: the model cannot show what the request wishes (409).
+            Problem: the model's held-out images do not show what the request asks for (409).
         """
         if not wish and self._accept is None:
             return None

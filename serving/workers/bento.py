@@ -1,7 +1,7 @@
 """Uses of private parts of BentoML and uvicorn, with the reason for each.
 
-`bentoml` itself is used in service.py, by its public names alone. tests/test_walls.py holds that no
-other module reaches behind them.
+`bentoml` itself is used in service.py, by its public names alone. tests/test_walls.py checks that
+no other module uses private ones.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ UNUSED: dict[str, tuple[str, ...]] = {
     "bentoml._internal.utils.circus": ("Server",),
     "_bentoml_impl.server.proxy": ("create_proxy_app",),
 }
-"""Its client for its cloud, its proxy for other programs and its own supervisor, and the names that
-other modules take from them. No worker uses them; with two HTTP clients, they are a third of what a
+"""Its cloud client, its proxy for other programs and its supervisor, with the names that other
+modules import from them. No worker uses them; with two HTTP clients, they are a third of what a
 worker would import."""
 
 
@@ -43,9 +43,8 @@ def defer_unused() -> None:
 def ignore_its_environment() -> None:
     """Removes BentoML's own variables; to be called before anything of BentoML is imported.
 
-    `serve` has its own options, and nothing that those variables set is of use to a worker. One
-    that cannot be read, as `BENTOML_CONFIG` with a file that is not there, would end it with a
-    traceback.
+    `serve` has its own options, and a worker needs nothing that those variables set. An invalid
+    one, such as `BENTOML_CONFIG` with a missing file, would end it with a traceback.
     """
     for name in list(os.environ):
         if name.startswith("BENTOML_") and name not in ("BENTOML_HOME", "BENTOML_DO_NOT_TRACK"):
@@ -55,8 +54,8 @@ def ignore_its_environment() -> None:
 def enable_loggers(*names: str) -> None:
     """Enables loggers that BentoML's logging configuration disabled.
 
-    With it, every logger that there was is disabled: that of the service, since its models load
-    while BentoML is imported.
+    It disables every existing logger, including that of the service, whose models load while
+    BentoML is imported.
     """
     for name in names:
         logging.getLogger(name).disabled = False
@@ -64,7 +63,7 @@ def enable_loggers(*names: str) -> None:
 
 
 def use_connections(path: str) -> None:
-    """Has uvicorn call what `path` (MODULE:NAME) names for each new connection.
+    """Makes uvicorn call the function at `path` (MODULE:NAME) for each new connection.
 
     BentoML makes uvicorn's configuration itself when it serves a bento, and has no setting for it.
     """
@@ -85,15 +84,15 @@ def service_labels() -> dict[str, str]:
 
 
 def run(service: Any, worker: Worker, proxy_headers: bool = True) -> None:
-    """Serves until SIGTERM: what BentoML's own worker does with a service that is imported.
+    """Serves until SIGTERM, as BentoML's own worker does with an imported service.
 
-    That one finds the service by its name, for which it puts the current folder first on
-    `sys.path`: a `queue.py` there would be imported in place of Python's.
+    BentoML's worker finds the service by name, and so puts the current folder first on `sys.path`:
+    a `queue.py` there would be imported in place of Python's.
 
     Args:
         service: of BentoML.
         worker: its command-line arguments.
-        proxy_headers: whether anyone wants to know of which client a proxy in front speaks.
+        proxy_headers: whether the client address that a proxy reports is needed.
     """
     import uvicorn
     from bentoml._internal.configuration.containers import BentoMLContainer

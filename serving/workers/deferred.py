@@ -13,8 +13,7 @@ def defer(modules: Mapping[str, tuple[str, ...]]) -> None:
     """Registers lazy stand-ins for modules that are not imported yet.
 
     Args:
-        modules: their names, and the names that others take from them when they are imported
-            themselves.
+        modules: their names, and the names that other modules import from them.
     """
     for name, taken in modules.items():
         if name not in sys.modules:
@@ -24,8 +23,8 @@ def defer(modules: Mapping[str, tuple[str, ...]]) -> None:
 class _Deferred(ModuleType):
     """Stand-in for a module until one of its attributes is used.
 
-    What is not among the names that it was given is the module's own: a release that takes others
-    is as slow as without this, and no less right.
+    Any name that it was not given is looked up in the module itself: a release that imports other
+    names is as slow as without this, but still correct.
     """
 
     def __init__(self, name: str, taken: tuple[str, ...]) -> None:
@@ -34,7 +33,7 @@ class _Deferred(ModuleType):
 
     @property
     def __path__(self) -> MutableSequence[str]:  # type: ignore[override]
-        """Search path of its submodules; only packages are asked for it."""
+        """Search path of its submodules; only used for packages."""
         parent, _, last = self.__name__.rpartition(".")
         return [f"{folder}/{last}" for folder in importlib.import_module(parent).__path__]
 

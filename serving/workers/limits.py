@@ -7,10 +7,10 @@ import resource
 from labelcurve.bundle.errors import LabelcurveError
 
 SPARE_FILES = 256
-"""File descriptors that are left to other things than connections."""
+"""File descriptors reserved for everything but connections."""
 
 LEAST_CONNECTIONS = 16
-"""Below which a service is of no use."""
+"""Below this a service is of no use."""
 
 
 def connections(wanted: int, *, raise_limit: bool = False) -> int:

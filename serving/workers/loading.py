@@ -33,7 +33,7 @@ class Loading:
             DeviceError: as `choose_device`.
         """
         self.settings = Settings.from_environment()
-        # Before the models: the worker that starts in place of a dead one may refuse some of them.
+        # Before the models: a worker that replaces a dead one may refuse some of them.
         logs.configure(self.settings.log_format)
         self.run_dir = RunDir.from_environment()
         self.device = choose_device(self.settings.device)
@@ -48,15 +48,15 @@ class Loading:
         """Waits until the models are loaded and warm.
 
         Raises:
-            Exception: they cannot be.
+            Exception: loading failed.
         """
         await asyncio.wrap_future(self._loaded)
 
     def _end(self, error: DeviceLost) -> None:
-        """Ends this worker, whose GPU failed: the supervisor starts another one in its place.
+        """Ends this worker, whose GPU failed: the supervisor replaces it.
 
-        From SIGUSR1 on it is not ready, and SIGTERM lets what is in progress finish; CUDA may hang
-        then, hence the clock.
+        SIGUSR1 makes it unready, and SIGTERM lets requests in progress finish; CUDA may hang
+        then, hence the time limit.
         """
         if self.lost:
             return

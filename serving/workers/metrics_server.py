@@ -1,7 +1,7 @@
 """`/metrics` on a separate port, in the supervisor, whose descriptors clients must not exhaust.
 
-`prometheus_client.start_http_server` starts a thread for each connection and waits for ever for
-what it sends.
+`prometheus_client.start_http_server` starts a thread for each connection and waits forever for
+its request.
 """
 
 from __future__ import annotations
@@ -67,7 +67,8 @@ class _Server(WSGIServer):
     def server_bind(self) -> None:
         """Binds without a DNS lookup of this machine's name."""
         TCPServer.server_bind(self)
-        self.server_name, self.server_port = self.server_address[:2]  # type: ignore[assignment]
+        host, self.server_port = self.server_address[:2]
+        self.server_name = str(host)
         self.setup_environ()
 
     def process_request(self, request: Any, client_address: Any) -> None:
@@ -79,12 +80,12 @@ class _Server(WSGIServer):
         """Ignores client disconnects."""
 
     def _answer(self, request: socket.socket, client_address: Any) -> None:
-        timer = Timer(SECONDS, _hang_up, (request,))
+        timer = Timer(SECONDS, _disconnect, (request,))
         timer.daemon = True
         timer.start()
         try:
             self.finish_request(request, client_address)
-        except Exception:  # of one connection, and no reason to have fewer places
+        except Exception:  # of one connection; the server continues
             self.handle_error(request, client_address)
         finally:
             timer.cancel()
@@ -92,6 +93,6 @@ class _Server(WSGIServer):
             self._places.release()
 
 
-def _hang_up(connection: socket.socket) -> None:
+def _disconnect(connection: socket.socket) -> None:
     with contextlib.suppress(OSError):  # it may have ended by itself
         connection.shutdown(socket.SHUT_RDWR)

@@ -28,7 +28,7 @@ RUN_DIR = "LABELCURVE_RUN_DIR"
 
 
 class RunDir:
-    """Private to one `serve`; it holds BentoML's metrics, its sockets and the workers' words."""
+    """Private to one `serve`; it holds BentoML's metrics, its sockets and the workers' messages."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -38,8 +38,8 @@ class RunDir:
     def temporary(cls) -> Iterator[RunDir]:
         """One in the folder for temporary files, removed at the end.
 
-        Those that a killed `serve` of this user left behind are removed, too: a lock that ends with
-        the process tells them from those in use.
+        Those that a killed `serve` of this user left behind are also removed: a lock that ends with
+        the process distinguishes them from those in use.
 
         Raises:
             LabelcurveError: no such folder can be written.
@@ -77,7 +77,7 @@ class RunDir:
                 with path.open() as lock:
                     fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                     shutil.rmtree(path.parent, ignore_errors=True)
-            except OSError:  # in use, or gone
+            except OSError:  # in use, or already removed
                 continue
 
     @classmethod

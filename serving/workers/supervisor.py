@@ -1,7 +1,7 @@
 """Starts BentoML's workers under circus, as `bentoml serve` does, and ends them.
 
-`bentoml serve` imports all of BentoML in its own process before it starts the first worker: that
-is a second and a half later, and 35 MB more.
+`bentoml serve` imports all of BentoML in its own process before it starts the first worker, which
+costs a second and a half and 35 MB.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ BACKLOG = 2048
 WORKER = "labelcurve.serving.workers.worker"
 
 SETTLED_SECONDS = 10.0
-"""A worker that dies sooner after its start is one of a row."""
+"""A worker that dies sooner than this after its start counts as a failed start."""
 
 MAX_PAUSE = 32.0
-"""Seconds before the next worker of a row."""
+"""Maximum seconds before the next worker after consecutive failed starts."""
 
 RETRY_SECONDS = 0.05
 """Between two attempts to stop the arbiter."""
@@ -47,9 +47,9 @@ logger = logging.getLogger("labelcurve")
 
 
 def pause(row: int) -> float:
-    """Seconds to wait after `row` workers that died soon after their start: 0, 1, 2, 4 and so on.
+    """Seconds to wait after `row` consecutive failed starts: 0, 1, 2, 4 and so on.
 
-    The first of a row is replaced at once.
+    The first one is replaced at once.
     """
     return 0.0 if row < 2 else min(MAX_PAUSE, 2.0 ** (row - 2))
 
@@ -119,7 +119,7 @@ class _Workers(Watcher):  # type: ignore[misc]
             yield super().spawn_processes()
 
     def __len__(self) -> int:
-        """Their number; not 0 during a pause, at which the arbiter would end."""
+        """Their number; never 0 during a pause, since the arbiter would end."""
         return super().__len__() or int(self._pausing)
 
 
@@ -143,7 +143,7 @@ class _Supervised:
         """Number of consecutive workers that died soon after their start."""
         self._stand_in: StandIn | None = None
         self._died = "died"
-        """How the last worker that ended before all were ready ended."""
+        """How the last worker ended that did so before all were ready."""
         self._is_ready = self._ending = False
         self._hangup = signal.getsignal(signal.SIGHUP)
         self._watcher = _Workers(
@@ -201,8 +201,8 @@ class _Supervised:
     def _end(self) -> None:
         """Stops the workers, then this process.
 
-        While the arbiter is occupied with its workers, it refuses every command, that of a signal
-        too: asked once, it would go on.
+        While the arbiter is busy with its workers, it refuses every command, also that of a signal:
+        asked only once, it would keep running.
         """
         if self._ending:
             return
@@ -214,9 +214,9 @@ class _Supervised:
             self._ending = True
 
     def _take_signals(self) -> None:
-        """Ends in order by those that end a service, a closed terminal included.
+        """Handles the signals that end a service, including SIGHUP of a closed terminal.
 
-        Not under `nohup`, which asks to go on. circus would start the workers again at SIGHUP.
+        Not SIGHUP under `nohup`. circus would restart the workers at SIGHUP.
         """
 
         def end(*_: Any) -> None:
@@ -238,7 +238,7 @@ class _Supervised:
         return True
 
     def _reaped(self, process_pid: int, exit_code: int, **_: Any) -> bool:
-        # Its requests in progress would be counted for ever.
+        # Its requests in progress would be counted forever.
         for path in self._run_dir.metrics.glob(f"gauge_live*_{process_pid}.db"):
             path.unlink(missing_ok=True)
         ended = f"was ended by {signal.Signals(-exit_code).name}" if exit_code < 0 else "ended"
@@ -267,14 +267,14 @@ class _Supervised:
 
     async def _answer_meanwhile(self, retry_after: int) -> None:
         if self._stand_in is None:
-            from labelcurve.serving.workers.stand_in import StandIn  # which most never need
+            from labelcurve.serving.workers.stand_in import StandIn  # rarely needed
 
             self._stand_in = StandIn()
         if not self._watcher.get_active_processes() and not self._watcher.is_stopping():
             await self._stand_in.open(self._listener.fileno(), retry_after)
 
     def _leave(self, **_: Any) -> bool:
-        """Turns not ready first, and refuses connections once load balancers have noticed."""
+        """Becomes unready first, and refuses connections once load balancers have noticed."""
         if self._stand_in:
             self._stand_in.close()
         if self._is_ready and self._lame_duck > 0:
@@ -287,5 +287,5 @@ class _Supervised:
 
 def _worker_arguments(settings: Settings) -> list[str]:
     numbers = ("$(circus.sockets.http)", "$(CIRCUS.WID)", BACKLOG, settings.keep_alive)
-    # -P: never code of the folder that `serve` was started in.
+    # -P: never imports code from the folder that `serve` was started in.
     return ["-P", "-m", WORKER, *map(str, (*numbers, settings.drain))]

@@ -12,8 +12,8 @@ from labelcurve.serving.workers import bento
 
 def main() -> None:
     """Entry point of a worker; the arguments are those of `bento.Worker`."""
-    gc.disable()  # what is imported stays; the service turns it on when the models are loaded
-    # A terminal that is closed tells every process that it began: the supervisor decides.
+    gc.disable()  # imported objects stay; the service enables it when the models are loaded
+    # A closed terminal signals every process that it started: the supervisor decides.
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     output.install(_count_dropped)
     bento.ignore_its_environment()

@@ -70,7 +70,7 @@ def test_measures_every_model_and_ends_with_one_document(
     assert [model.version for model in report.models] == [b.version for b in bundles]
     people = done.stdout.splitlines()[:-1]
     assert any("requests/s" in line for line in people)
-    # The test models were not trained on this split, and bench must not be quiet about it.
+    # The test models were not trained on this split, and bench must report it.
     assert any("NOT the data of the training" in line for line in people)
     assert "data:image" in Path(document["report"]["html"]).read_text()
     assert "stopped" in (tmp_path / "serve.log").read_text()
@@ -105,7 +105,7 @@ def test_a_model_that_has_learned_from_the_test_images_is_left_out(
     out = capsys.readouterr().out
     (model,) = json.loads(out.splitlines()[-1])["models"]
     assert model["name"] == "digits-50"
-    assert "digits-final: left out, since it has learned from the test images" in out
+    assert "digits-final: left out, since it was also trained on the test images" in out
 
 
 def test_a_damaged_model_is_named_with_the_way_around_it(

@@ -67,9 +67,7 @@ def test_windows_that_vary_differently_have_welch_s_degrees_of_freedom(measured:
 
 
 @pytest.mark.parametrize("update", [{"stable": False}, {"rounds": 2}])
-def test_rates_that_did_not_hold_still_have_no_star(
-    measured: Report, update: dict[str, object]
-) -> None:
+def test_unstable_rates_have_no_star(measured: Report, update: dict[str, object]) -> None:
     a, b = rated(measured, 100), rated(measured, 130)
     first = b.models[0]
     assert first.load is not None

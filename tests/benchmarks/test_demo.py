@@ -11,7 +11,7 @@ from tests.benchmarks.running import interrupted
 
 
 def test_interrupted_and_then_run_to_the_end(tmp_path: Path) -> None:
-    """Ctrl-C in the middle leaves no process, and nothing that a second run stumbles on."""
+    """Ctrl-C in the middle leaves no process, and nothing that breaks a second run."""
     out = tmp_path / "demo"
     short = ["--out", str(out), "--fraction", "0.1", "--epochs", "1", "--load-seconds", "2"]
     ended = interrupted("labelcurve.benchmarks.demo", short, "precision:", signal.SIGINT)

@@ -54,7 +54,7 @@ def test_committed_reports_follow_it(path: Path) -> None:
         ((), [], "at least 1 item"),
     ],
 )
-def test_what_a_damaged_report_says_is_not_believed(
+def test_a_damaged_report_is_rejected(
     measured: Report, tmp_path: Path, where: tuple[str, ...], value: object, said: str
 ) -> None:
     document = json.loads(measured.model_dump_json())

@@ -63,7 +63,7 @@ def test_keeps_the_accuracies_that_were_asked_for(measured: Report) -> None:
 
 
 def test_a_report_of_an_earlier_release(old: Path, tmp_path: Path) -> None:
-    """It has no answers by image, so what needs them is left out."""
+    """It has no predictions by image, so what needs them is left out."""
     cli.main(["render", str(old), "--out", str(tmp_path)])
     text = (tmp_path / "report.md").read_text()
     assert "## Comparison with the reference experiment" in text

@@ -50,7 +50,7 @@ def test_an_empty_argument_is_refused_and_does_not_mean_the_current_folder(
     arguments: tuple[str, ...], option: str
 ) -> None:
     done = run("print(arguments)", *arguments)
-    said = f"error: {option} is empty: is a variable of the shell not set?\n"
+    said = f"error: {option} is empty: is a shell variable unset?\n"
     assert (done.returncode, done.stdout, done.stderr) == (1, "", said)
 
 
@@ -124,7 +124,7 @@ def test_nohup_is_heeded() -> None:
 
 
 @pytest.mark.parametrize("flush", ["False", "True"])
-def test_a_reader_that_has_gone_ends_it_quietly(flush: str) -> None:
+def test_a_reader_that_disconnected_ends_it_quietly(flush: str) -> None:
     read, write = os.pipe()
     os.close(read)
     done = run(f"print('row', flush={flush})", stdout=write)

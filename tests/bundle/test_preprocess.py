@@ -418,7 +418,7 @@ def test_a_jpeg_of_very_many_scans_is_refused_before_they_are_decoded() -> None:
         preprocess.decode(scans(large, 126))
 
 
-def test_what_looks_like_scans_behind_the_image_or_in_its_metadata_is_none() -> None:
+def test_what_looks_like_scans_behind_the_image_or_in_its_metadata_does_not_count() -> None:
     plain = encoded(photo(), "JPEG", progressive=True, exif=b"Exif\0\0" + b"\xff\xda" * 2_000)
     assert preprocess.decode(plain + b"\xff\xda" * 2_000).size == (640, 427)
 

@@ -45,7 +45,7 @@ def test_a_promotion_is_undone_by_a_rollback(root: Path) -> None:
     before, now = promote(root, "digits-10")
     assert (before.name, now.name) == ("digits-100", "digits-10")
     promote(root, "digits-50")
-    promote(root, "digits-50")  # once more changes nothing
+    promote(root, "digits-50")  # a second time changes nothing
     assert history(root) == ["digits-100", "digits-10", "digits-50"]
     assert rollback(root)[1].name == "digits-10"
     assert rollback(root)[1].name == "digits-100"  # which was never promoted

@@ -142,7 +142,7 @@ def test_a_tampered_file_is_noticed(root: Path, file: str, damage: str) -> None:
         store.read(root, "digits-10")
 
 
-def test_publishing_again_mends_a_damaged_bundle(root: Path) -> None:
+def test_publishing_again_repairs_a_damaged_bundle(root: Path) -> None:
     path = store.read(root, "digits-10").path
     (path / "model.onnx").write_bytes(b"torn")
     assert publish_digits(root, 0.1) == path
@@ -165,7 +165,7 @@ def test_a_file_of_another_user_is_named(root: Path, monkeypatch: pytest.MonkeyP
     read = Path.read_bytes
 
     def as_user(path: Path) -> bytes:
-        if not path.stat().st_mode & 0o400:  # root may read it all the same
+        if not path.stat().st_mode & 0o400:  # root may still read it
             raise PermissionError(errno.EACCES, "Permission denied", str(path))
         return read(path)
 
@@ -182,7 +182,7 @@ def test_a_missing_file_is_named(root: Path, file: str) -> None:
 
 
 def forge(root: Path, graph: bytes, manifest: bytes, name: str = "digits-10") -> None:
-    """Puts a bundle of the right hash in place, whatever its manifest says."""
+    """Puts a bundle with the right hash in place, whatever its manifest says."""
     version = store.version_of(graph, manifest)
     folder = root / name / version
     folder.mkdir(parents=True)

@@ -126,9 +126,7 @@ def test_a_file_that_is_not_there_is_named(model: labelcurve.Model, tmp_path: Pa
         model.predict([digit_png(0), 3])  # type: ignore[list-item]
 
 
-def test_another_model_that_is_damaged_is_in_nobodys_way(
-    digits_models: Path, tmp_path: Path
-) -> None:
+def test_another_model_that_is_damaged_does_no_harm(digits_models: Path, tmp_path: Path) -> None:
     models = tmp_path / "models"
     shutil.copytree(digits_models, models, symlinks=True)
     version = (models / "digits-10/current").readlink().name

@@ -150,7 +150,7 @@ def test_a_table_may_go_to_a_pipe(images: Path, digits_models: Path) -> None:
     assert "path,label,score," in done.stderr
 
 
-def test_unreadable_files_are_reported_and_the_rest_goes_on(
+def test_unreadable_files_are_reported_and_the_rest_is_classified(
     images: Path, digits_models: Path, tmp_path: Path
 ) -> None:
     (images / "10.png").write_bytes(b"not an image")
@@ -225,7 +225,7 @@ def test_output_that_is_read_in_part_only_ends_without_a_traceback(
     file = tmp_path / "all.csv"
     more = ["--csv", str(file)] if table else []
     command = [*CLASSIFY, str(images), "--models", str(digits_models), *more]
-    # The reader is gone before the first line: each of them meets a closed pipe.
+    # The reader has closed the pipe before the first line.
     read, write = os.pipe()
     os.close(read)
     with os.fdopen(write, "wb") as closed:

@@ -25,7 +25,7 @@ def test_it_says_what_it_serves(service: Service, digits_models: Path) -> None:
     ]
     assert models[2].endswith("(default)")
     assert "default  digits-100: it has the most labels" in service.output
-    # Other modules use the same service: what it logged of their requests may follow.
+    # Other modules use the same service: log lines of their requests may follow.
     assert lines[lines.index(f"listen   {service.url}") + 1].startswith("ready    after")
 
 

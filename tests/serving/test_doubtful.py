@@ -102,7 +102,7 @@ def test_without_the_option_nothing_is_kept(client: httpx.Client) -> None:
     assert "/doubtful.csv" not in client.get("/openapi.json").json()["paths"]
 
 
-def test_a_full_disk_stops_nobody(
+def test_a_full_disk_stops_no_request(
     start_service: Callable[..., Service], digits_models: Path, folder: Path
 ) -> None:
     options = ("--accept", "0.999", "--keep-doubtful", str(folder))
@@ -170,7 +170,7 @@ def test_the_last_answer_to_an_image_counts(
     assert (row["guess"], row["probability"]) == ("8, or so", "0.3000")
 
 
-def test_a_folder_that_is_gone_or_not_one_is_tried_again(
+def test_a_missing_or_invalid_folder_is_tried_again(
     open_folder: Callable[..., Doubtful], folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO", logger="labelcurve")
@@ -186,7 +186,7 @@ def test_a_folder_that_is_gone_or_not_one_is_tried_again(
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
 
 
-def test_a_disk_that_hangs_holds_up_nobody(
+def test_a_disk_that_hangs_blocks_no_request(
     open_folder: Callable[..., Doubtful],
     folder: Path,
     monkeypatch: pytest.MonkeyPatch,

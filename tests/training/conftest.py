@@ -21,7 +21,7 @@ QUICK = (*SMALL, "--epochs", "2", "--extractor", "none")
 LABELCURVE = str(Path(sys.executable).with_name("labelcurve"))
 TRAIN = (LABELCURVE, "train")
 
-# Nets of a few pixels: more threads than one mostly wait for each other.
+# Networks on a few pixels: several threads mostly wait for each other.
 torch.set_num_threads(1)
 
 

@@ -35,7 +35,7 @@ PLAIN = replace(
 
 
 class Shades(Views):
-    """Views without chance."""
+    """Views without randomness."""
 
     def __call__(self, images: Tensor, generator: torch.Generator, n_views: int = 1) -> Tensor:
         shaded = images.float() / 255 * torch.linspace(0.5, 1, images.shape[-1])
@@ -109,6 +109,6 @@ def work(out: Path, cache: Path) -> dict[str, Any]:
 if __name__ == "__main__":
     torch.set_num_threads(1)
     distributed.run(lambda: work(Path(sys.argv[1]), Path(sys.argv[2])), "cpu")
-    # The processes have parted: each is alone again.
+    # The process group has ended: each process is alone again.
     assert not torch.distributed.is_initialized()
     assert (distributed.size(), distributed.rank()) == (1, 0)

@@ -247,7 +247,7 @@ def test_a_folder_with_bad_images_is_trained_on_once_they_are_skipped(
     done = train(tmp_path / "models", cache, *options, "--skip-unreadable")
     assert done.code == 0, done.stderr
     assert "1 unreadable image left out" in done.stdout
-    assert "extractor: none (72 images are too few to learn one from)" in done.stdout
+    assert "extractor: none (72 images are too few to train one on)" in done.stdout
     assert store.read(tmp_path / "models", "mine-100").manifest.class_names == ("0", "1", "2")
 
 
@@ -288,7 +288,7 @@ def test_a_signal_ends_it_and_leaves_no_half_bundle(
         process.kill()
         process.wait()
     assert process.returncode == code
-    assert "stopped; bundles that were published before stay" in stderr
+    assert "stopped; bundles already published are kept" in stderr
     assert "goes on from here" in stderr
     assert "Traceback" not in stderr
     assert [entry.name for entry in tmp_path.iterdir()] == [".runs"]

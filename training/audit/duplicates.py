@@ -17,14 +17,14 @@ from labelcurve.training.forecast.head import Rows
 NEIGHBOURS = 8
 """Nearest images in the embedding that are compared with each, and as many by their grey values."""
 LEAST_CORRELATION = 0.8
-"""Least correlation of the edges of a near-duplicate."""
+"""Minimum correlation of the edges of a near-duplicate."""
 MOST_DIFFERENCE = 0.5
 """1 minus the correlation of a near-duplicate, over that of the image's other neighbours: drawn
 digits all look much alike without being copies."""
 LEAST_SIDE = 24
-"""Least side of images that are compared: smaller ones have too few edges to recognize a copy."""
+"""Minimum side of compared images: smaller ones have too few edges to recognize a copy."""
 MOST_COPIES = 4
-"""Most near-duplicates of an image; with more, all images of its kind look alike."""
+"""Maximum near-duplicates of an image; with more, all images of its kind look alike."""
 LEAST_WHOLE = 0.1
 """Correlation of the whole images from which their parts are compared."""
 FAINT = 16.0
@@ -34,7 +34,7 @@ SIDE, PART, COARSE = 32, 16, 8
 SCALES = (1.0, 0.95, 0.9, 0.85)
 """Sides of the parts over the side of the image."""
 BLOCK_BYTES = 64 * 2**20
-"""Bytes of cosines that are computed at once."""
+"""Bytes of cosine similarities that are computed at once."""
 AT_ONCE = 1024
 """Pairs that are compared at once."""
 
@@ -44,15 +44,15 @@ Read = Callable[[NDArray[np.int64]], NDArray[np.uint8]]
 
 
 def _ignore(_: float) -> None:
-    """Takes no notice of progress."""
+    """Ignores progress."""
 
 
 @dataclass(frozen=True)
 class Pairs:
-    """Pairs of images that show the same."""
+    """Pairs of images with the same content."""
 
     rows: NDArray[np.int64]
-    """[M, 2] The smaller number first; each pair once."""
+    """[M, 2] Rows, the smaller number first; each pair once."""
     similarity: NDArray[np.float64]
     """[M] Correlation of their edges, from `LEAST_CORRELATION` to 1."""
 
@@ -114,7 +114,7 @@ def _usual(whole: NDArray[np.float64], pairs: NDArray[np.int64], n: int) -> NDAr
     rows, values = np.concatenate([pairs[:, 0], pairs[:, 1]]), np.concatenate([whole, whole])
     order = np.lexsort((values, rows))
     begin = np.searchsorted(rows[order], np.arange(n + 1))
-    # An image without a pair takes no part.
+    # Images without a pair are left out.
     middle = np.minimum((begin[:-1] + begin[1:]) // 2, len(order) - 1)
     median = values[order][middle]
     found: NDArray[np.float64] = np.maximum(median[pairs[:, 0]], median[pairs[:, 1]])
@@ -132,7 +132,7 @@ def groups(n: int, pairs: NDArray[np.int64]) -> NDArray[np.int64]:
 
 
 def correlation(first: Rows, second: Rows) -> NDArray[np.float64]:
-    """The largest correlation of a pair over all parts of one laid over the whole of the other.
+    """The largest correlation of a pair over all parts of one laid over the other.
 
     Args:
         first: [M, 32, 32] grey values.
@@ -185,7 +185,7 @@ def _resampled(images: Rows, down: Rows, across: Rows) -> Rows:
 def _edges(parts: Rows) -> Rows:
     """Differences of neighbouring grey values, down and across, as rows of length 1, [M, 480].
 
-    Of the grey values themselves any two skies agree. An even part has rows of 0.
+    By raw grey values any two skies would agree. A uniform part gives rows of 0.
     """
     down, across = np.diff(parts, axis=1), np.diff(parts, axis=2)
     flat = np.concatenate([each.reshape(len(parts), -1) for each in (down, across)], axis=1)

@@ -66,7 +66,7 @@ class Looked:
 def collect(
     looked: Looked, judged: Judged, empty: dict[int, tuple[str, float]]
 ) -> list[list[Finding]]:
-    """All findings by image, the gravest of an image first, the images in the table's order.
+    """All findings by image, the most serious of an image first, the images in the table's order.
 
     Args:
         looked: the images.
@@ -108,10 +108,10 @@ def _group(
     part: NDArray[np.int64],
     similarity: dict[tuple[int, int], float],
 ) -> list[Finding]:
-    """The findings of images that show the same."""
+    """The findings of images with the same content."""
     labels = looked.labels[part]
     classes = np.unique(labels)
-    # Of the labels that the copies have, the one that most of them and the head speak for.
+    # Of the copies' labels, the one with most support from the copies and the head.
     votes = [judged.probabilities[part, each].mean() + (labels == each).mean() for each in classes]
     label = int(classes[int(np.argmax(votes))])
     right = part[labels == label]
@@ -132,7 +132,7 @@ def _group(
 
 
 def reason(of: Sequence[Finding], name: Mapping[int, str], labels: Mapping[int, str]) -> str:
-    """The reason of an image, in words: its kinds, each with what it rests on.
+    """The reason why an image is listed, in words: its kinds, each with the evidence.
 
     Args:
         of: the findings of one image.

@@ -26,7 +26,7 @@ Progress = Callable[[float], None]
 
 
 def _ignore(_: float) -> None:
-    """Takes no notice of progress."""
+    """Ignores progress."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Judged:
     """[N] Those of the lowest quality, as many as confident learning finds."""
     quality: NDArray[np.float64]
     """[N] Mean of the label's probability (self-confidence) and its normalised margin, from 0
-    (wrong for sure) to 1."""
+    (certainly wrong) to 1."""
 
 
 def scores(
@@ -84,8 +84,8 @@ def scores(
 def judge(found: NDArray[np.float64], labels: Index) -> Judged:
     """Finds doubtful labels.
 
-    Confident learning flags well in number, but which ones it flags is surpassed by either score
-    over all rows, and these by their mean (docs/log.md).
+    Confident learning estimates well how many labels are wrong. Which ones, either score ranks
+    better, and the mean of the two ranks best (docs/log.md).
 
     Args:
         found: [N, C] out-of-fold scores.
@@ -112,8 +112,8 @@ def judge(found: NDArray[np.float64], labels: Index) -> Judged:
 def probabilities(found: NDArray[np.float64]) -> NDArray[np.float64]:
     """The softmax of a head's scores, [N, C], which are regressions on +1 and -1.
 
-    It is flatter than a probability: with it confident learning flags fewer and orders better than
-    with fitted temperatures (docs/log.md).
+    It is flatter than a probability: with it confident learning flags fewer and ranks them better
+    than with fitted temperatures (docs/log.md).
     """
     powers = np.exp(found - found.max(axis=1, keepdims=True))
     return np.asarray(powers / powers.sum(axis=1, keepdims=True))
@@ -130,9 +130,9 @@ class Effect:
     as_it_is: float
     """Accuracy on all labels."""
     learned_with: float
-    """Accuracy on the labels that are not doubtful, learned from all."""
+    """Accuracy on the labels that are not doubtful, trained on all."""
     learned_without: float
-    """Accuracy on the same labels, learned from these alone."""
+    """Accuracy on the same labels, trained on these alone."""
 
 
 def effect(
@@ -141,8 +141,8 @@ def effect(
     """The accuracies.
 
     Args:
-        found: [N, C] scores of heads that have learned from all labels.
-        without: [N, C] scores of heads that have learned from those that are not doubtful.
+        found: [N, C] scores of heads trained on all labels.
+        without: [N, C] scores of heads trained on those that are not doubtful.
         labels: [N]
         sure: [N] images that are not doubtful.
     """

@@ -25,8 +25,7 @@ class _Table:
     shown: Annotated[int, Within(0, 2000)] = 200
     """Images on the page, at most; the table has all."""
     unlabelled: Path | None = None
-    """Folder of further images without labels, which an extractor that has to be learned first
-    learns from, too."""
+    """Folder of further unlabelled images, also used where an extractor has to be trained first."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +38,7 @@ class AuditOptions(EmbeddingOptions, _Table):
     """
 
     def __post_init__(self) -> None:
-        """Checks what no type can say.
+        """Checks what the types cannot express.
 
         Raises:
             LabelcurveError: names the flag, the value and what is allowed.

@@ -83,11 +83,11 @@ def sentence(effect: Effect) -> str:
     """The accuracies, in words."""
     with_all, alone = percent(effect.learned_with, 1), percent(effect.learned_without, 1)
     return (
-        f"In cross-validation a linear head on frozen features is right on "
+        f"In cross-validation a linear head on frozen features predicts "
         f"{percent(effect.as_it_is, 1)} of all {effect.n:,} labels as they are. Of the "
-        f"{effect.n_without:,} that are not in the table it has {with_all} right, and {alone} "
-        "where it learns from these alone: the difference of the two is what leaving the doubtful "
-        "images out gains; the rest of the rise is that doubtful images are hard ones."
+        f"{effect.n_without:,} that are not in the table it predicts {with_all}, and {alone} "
+        "when trained on these alone: the difference between the two is what leaving the doubtful "
+        "images out gains; the rest of the rise is there because doubtful images are hard."
     )
 
 

@@ -117,8 +117,8 @@ def check_classes(
     none = [repr(class_names[i]) for i, n in enumerate(_counts(test, class_names)) if not n]
     if none:
         say(
-            f"{data}: the test split has no image of {_first(none)}: what is measured on it is "
-            f"over {len(class_names) - len(none):,} of {len(class_names):,} classes"
+            f"{data}: the test split has no image of {_first(none)}: metrics on it cover "
+            f"{len(class_names) - len(none):,} of {len(class_names):,} classes"
         )
 
 
@@ -219,20 +219,20 @@ def unchanged(given: str, checked: Split) -> list[bytes]:
             same = np.array_equal(preprocess.resize(image, len(expected)), expected)
             (digest,) = checked.digests[np.array([i])]
             same_file = of_image(np.asarray(image)) == digest.tobytes()
-            why = "has other pixels than when the run began"
+            why = "has different pixels from when the run began"
         except ImageError as error:
             same, same_file, why = False, False, str(error)
         if same_file and not same:
             raise DataError(
                 f"the cached pixels in {checked.digests.file.parent} are damaged: those of {where} "
-                "are not what the file has. Nothing was published. Give the same command again "
+                "are not what the file has. Nothing was published. Run the same command again "
                 "with --clear-cache, which decodes them again, and --fresh: what was learned from "
                 "them is of no use"
             )
         if not same:
             raise DataError(
-                f"--data {given} changed while the run went on: {where}: {why}. Nothing was "
-                "published. Put it back and give the same command again, which goes on from the "
+                f"--data {given} changed during the run: {where}: {why}. Nothing was "
+                "published. Put it back and run the same command again, which goes on from the "
                 "checkpoint; or give it with --fresh to train on the images as they are now"
             )
         files.append(file)

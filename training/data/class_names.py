@@ -18,7 +18,7 @@ MISSING = frozenset(
 """Cells that pandas reads as missing values (the default `na_values` of `read_csv`)."""
 
 _STAND_IN = re.compile(r"(?i)\?+|(?:un|not[ _-]?)labell?ed|no[ _-]label")
-"""Labels that say of an image that it has none."""
+"""Labels which mean that an image has none."""
 
 _MINUS_ONE = re.compile(r"-1(?:\.0*)?")
 """What many programs write for a missing label."""
@@ -49,7 +49,7 @@ def class_name(text: str) -> str:
 
 def check_names(place: str, names: Sequence[str]) -> None:
     """Refuses names that occur twice, and those that no line of a table can hold or that a terminal
-    would take as orders.
+    would obey as control sequences.
 
     Args:
         place: the data set, for messages.
@@ -66,7 +66,7 @@ def check_names(place: str, names: Sequence[str]) -> None:
         more = f" and {len(listed) - 6} more" if len(listed) > 6 else ""
         raise DataError(
             f"{place}: the names of the classes {', '.join(listed[:6])}{more} hold line breaks or "
-            "other control characters, which no name of a class may: rename the folder, or change "
+            "other control characters, which are not allowed in one: rename the folder, or change "
             "the label"
         )
 
@@ -77,7 +77,7 @@ def code_points(text: str) -> str:
 
 
 def report_alike(place: str, names: Iterable[str], say: Say) -> None:
-    """Says which classes have nearly the same name, as those of mistakes have."""
+    """Reports classes with nearly the same name, which are mostly mistakes."""
     groups: dict[str, list[str]] = {}
     for name in names:
         groups.setdefault(_key(name), []).append(name)
@@ -97,7 +97,7 @@ def report_alike(place: str, names: Iterable[str], say: Say) -> None:
 
 
 def check_labels(place: str, counts: Mapping[str, int], say: Say) -> None:
-    """Refuses labels in the cells of a table that are hardly meant as the names of classes.
+    """Refuses labels in the cells of a table that are unlikely to be meant as class names.
 
     Those that may be a class or stand for a missing label are named. -1 is one of these where all
     labels are numbers, as in -1, 0 and 1.
@@ -152,7 +152,7 @@ def check_labels(place: str, counts: Mapping[str, int], say: Say) -> None:
 
 
 def _key(name: str) -> str:
-    """The same for names that differ in case, blanks, zeros or the mark of a copy only."""
+    """The same for names that differ only in case, blanks, zeros or the mark of a copy."""
     text = unicodedata.normalize("NFKC", name).casefold()
     text = "".join(c for c in text if unicodedata.category(c) != "Cf")  # zero-width characters
     text = re.sub(r"(?<=[^\W_])[\s_-]+(?=[^\W_])", " ", _COPY.sub("", text)).strip()

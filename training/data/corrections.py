@@ -154,7 +154,7 @@ class Corrections:
         Args:
             class_names: of the data.
             train: the training images, labelled or not.
-            test: of these none is changed; those that are named are counted.
+            test: never changed; those that are named are counted.
             others: images that are known but not in a split, as unreadable ones.
             say: receives the counts.
 

@@ -57,7 +57,7 @@ class Data:
     train: Split
     """Labelled rows, and those without a label, which serve as unlabelled data."""
     test: Split
-    """Empty where no class has images enough to hold one out."""
+    """Empty where no class has enough images to hold one out."""
     test_given: bool = True
     """Whether the source has a test split; else `test` is a fifth of its labels."""
     left_out: dict[str, int] = field(default_factory=dict)
@@ -86,7 +86,7 @@ class Data:
     def pixels_hash(self) -> str:
         """SHA-256 over the training images without their labels, whatever the order or format.
 
-        Those that `--drop` left out count: an extractor that was learned from all images fits.
+        Those that `--drop` left out count: an extractor trained on all images still matches.
         """
         return self.whole_pixels_hash or _pixels_hash(self.train)
 
@@ -177,7 +177,7 @@ def _opened(
     if needed > memory:
         say(
             f"{source.name}: decoded images take {needed / 1e9:,.1f} GB, more than the "
-            f"{memory / 1e9:,.1f} GB of memory for them (--memory-gb): read while they are used"
+            f"{memory / 1e9:,.1f} GB of memory for them (--memory-gb): streamed from the disk"
         )
     try:
         loaded = {

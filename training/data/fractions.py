@@ -3,7 +3,7 @@
 One seeded permutation per class for validation and one for training; a fraction is a prefix of
 both, so the 10 % lie inside the 50 % (nested few-label subsets as in big_vision's few-shot
 evaluators). The permuted rows are in the order of their digests, so the same images give the same
-subsets from whatever source. Images with the pixels of one that is held out do not train.
+subsets from whatever source. Copies of held-out images are not trained on.
 """
 
 from __future__ import annotations
@@ -100,9 +100,9 @@ def subset(split: Split, class_names: tuple[str, ...], fraction: float, seed: in
 def _copied(
     split: Split, train: NDArray[np.bool_], held_out: NDArray[np.bool_]
 ) -> NDArray[np.bool_]:
-    """Training rows with the pixels of one that is held out: a model would know it, [N].
+    """Training rows with the pixels of a held-out one, which would leak it, [N].
 
-    Not those of a class of which nothing else would train.
+    Except those of a class that would have no other training image.
     """
     group = checks.groups(split.digests)
     known = np.zeros(len(split), bool)

@@ -24,8 +24,7 @@ from labelcurve.training.data.source import (
 def check_no_class(source: Source, more: Source, given: str, data: str) -> None:
     """Refuses a folder of images without labels that is a class of the data set at the same time.
 
-    A folder that holds several classes is no mistake: those of its images that have a label are
-    passed over.
+    A folder that holds several classes is no mistake: its labelled images are skipped.
 
     Args:
         source: of class folders.
@@ -71,7 +70,7 @@ def with_more(source: Source, more: Source) -> Source:
     if not kept:
         return replace(source, left_out=left_out)
     fingerprint = f"{source.fingerprint} {more.fingerprint}"
-    if again:  # decoded rows are kept by their numbers: others are other data
+    if again:  # decoded rows are cached by number, so other rows need another fingerprint
         fingerprint += f" {kept}"
         added = image_files([paths[i] for i in kept], added.labels[kept])
     return replace(

@@ -130,7 +130,7 @@ class _Files:
 
 
 def _regular(path: Path) -> bool:
-    """Returns whether it is a regular file: reading a pipe might block for ever."""
+    """Returns whether it is a regular file: reading a pipe might block forever."""
     return stat.S_ISREG(path.stat().st_mode)
 
 

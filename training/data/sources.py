@@ -49,7 +49,7 @@ CIFAR10_MIRRORS = (
 """Tried in this order; torchvision checks each download against the archive's MD5 sum."""
 
 NAMED = ("cifar10", "digits")
-"""Values of `--data` that are no path."""
+"""Values of `--data` that are not paths."""
 
 ALLOWED = (
     "Allowed: cifar10, digits, a folder of class folders, a folder of Parquet files, or a table "
@@ -112,7 +112,7 @@ def check_there(data: str) -> None:
     if data in NAMED:
         return
     if not data:
-        raise DataError(f"--data is empty: is a variable of the shell not set? {ALLOWED}")
+        raise DataError(f"--data is empty: is a shell variable unset? {ALLOWED}")
     if not Path(data).expanduser().exists():
         raise DataError(f"--data {data}: no such folder{near(data.lower(), NAMED)}. {ALLOWED}")
 

@@ -33,10 +33,10 @@ from labelcurve.training.runtime.console import say
 from labelcurve.training.runtime.device import Device, Precision
 
 SMALLEST = 200
-"""Training images; with fewer, pretraining gives nothing."""
+"""Minimum number of training images: with fewer, pretraining does not help."""
 
 GRAY_SAMPLE = 100
-"""Images that are looked at for colours."""
+"""Images that are checked for colours."""
 
 SHORT_IMAGES = 150_000
 SHORT_EPOCHS = 20
@@ -106,7 +106,7 @@ def obtain(
     else:
         found = _find(images, wanted)
     if found is None and len(images.train) < SMALLEST:
-        say(f"extractor: none ({len(images.train)} images are too few to learn one from)")
+        say(f"extractor: none ({len(images.train)} images are too few to train one on)")
         return None
     if found is None:
         found = _make_first(images, wanted, device, policy)
@@ -127,7 +127,7 @@ def _from_library(name: str, size: int) -> Extractor:
     card = found.card
     labels = "without" if card.objective == "self-supervised" else "with"
     said = f", license {card.license}" if card.license else ""
-    say(f"extractor: {name} {found.version}, learned {labels} labels from {card.dataset}{said}")
+    say(f"extractor: {name} {found.version}, trained {labels} labels on {card.dataset}{said}")
     return found
 
 
@@ -139,18 +139,19 @@ def doubts(found: Extractor | None, images: Data) -> tuple[str, ...]:
     card, said = found.card, []
     if card.cut_short:
         said.append(
-            f"the extractor {found.path.name} had {card.runs[-1].epochs:.3g} epochs only, for lack "
-            "of time: `pretrain`, or `train` without --max-minutes, makes a better one"
+            f"the extractor {found.path.name} was trained for only {card.runs[-1].epochs:.3g} "
+            "epochs, for lack of time: `pretrain`, or `train` without --max-minutes, makes a "
+            "better one"
         )
     if card.pixels_hash != images.pixels_hash:
         said.append(
-            f"the extractor {found.path.name} was learned from other images than these training "
+            f"the extractor {found.path.name} was trained on other images than these training "
             "images: if the test images were among them, without their labels, the test figures "
             "are not those of unseen images"
         )
     if card.image_size != images.size:
         said.append(
-            f"the extractor {found.path.name} was learned at {card.image_size} px, and these "
+            f"the extractor {found.path.name} was trained at {card.image_size} px, and these "
             f"images have {images.size}: one made at --image-size {images.size} may do better"
         )
     return tuple(said)
@@ -173,8 +174,8 @@ def _find(images: Data, wanted: Wanted) -> Extractor | None:
     found = extractor.find(images.pixels_hash, *kind, wanted.cache)
     if found is not None and wanted.seconds is None and found.card.cut_short:
         say(
-            f"extractor: {found.path.name} in the cache had {found.card.runs[-1].epochs:.3g} "
-            "epochs only, for lack of time (--max-minutes)"
+            f"extractor: {found.path.name} in the cache was trained for only "
+            f"{found.card.runs[-1].epochs:.3g} epochs, for lack of time (--max-minutes)"
         )
         found = None
     if found is None and not _gray(images) and (found := extractor.shipped(*kind)):

@@ -27,7 +27,7 @@ from labelcurve.training.runtime.console import Bar, say
 from labelcurve.training.runtime.device import Device, choose
 
 PRETRAINING = 300.0
-"""Seconds that an extractor, where none is there, is learned in at the most."""
+"""Maximum seconds to train an extractor in, where there is none."""
 
 
 Chosen = TypeVar("Chosen", bound=EmbeddingOptions)
@@ -62,7 +62,7 @@ def load(selection: Selection, options: Chosen, skip_unreadable: bool) -> tuple[
 def obtain(
     options: EmbeddingOptions, images: Data, device: Device, *, flip: bool
 ) -> Extractor | None:
-    """Returns the extractor of `--extractor`; a new one learns from all images, labelled or not.
+    """Returns the extractor of `--extractor`; a new one is trained on all images, labelled or not.
 
     Args:
         flip: whether mirrored images keep their class.

@@ -29,7 +29,7 @@ class EmbeddingOptions:
     cache: Path | None = None
     """As for `train`."""
     no_flip: Flag = False
-    """As for `train`: only where an extractor has to be learned first."""
+    """As for `train`: only where an extractor has to be trained first."""
     device: Literal["auto", "cuda", "cpu"] = "auto"
     """As for `train`."""
     seed: Annotated[int, Within(0)] = 0

@@ -105,7 +105,7 @@ def make(
     n_judged = len(judges[-1]) if judges else len(held)
     say(
         f"\n{recipe.objective} on {len(learn):,} images; {n_judged:,} held out "
-        + ("to judge by k-NN" if judges else "(no labels to judge by)")
+        + ("for k-NN evaluation" if judges else "(no labels to evaluate with)")
     )
     saved = Checkpoint(
         path or out.with_name(f".{out.stem}.checkpoint"),
@@ -132,7 +132,7 @@ def make(
                 },
             )
     except DivergedError:
-        if not recipe.extendable:  # the file of the runs before is still good
+        if not recipe.extendable:  # the file of the earlier runs is still good
             saved.remove()
         raise
     if knn is not None and linear is not None:
@@ -151,7 +151,7 @@ def make(
         saved.write(result.trunk)
         say(
             f"{saved.path}: {result.trunk['before']:,} steps before the learning rate fell; the "
-            "same command goes on from there"
+            "same command resumes from there"
         )
     return extractor.read(out)
 
@@ -221,7 +221,7 @@ def split(n: int) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
         LabelcurveError: fewer than 20 images.
     """
     if n < 20:
-        raise LabelcurveError(f"{n} training images: pretraining needs 20 at least")
+        raise LabelcurveError(f"{n} training images: pretraining needs at least 20")
     held = np.linspace(0, n - 1, min(HELD_OUT, n // 10)).astype(np.int32)
     learn = np.ones(n, bool)
     learn[held] = False
@@ -240,7 +240,7 @@ def key(images: Data, request: Request, n_images: int) -> dict[str, object]:
         n_images: images to learn from.
     """
     recipe = asdict(request.recipe)
-    if request.recipe.extendable:  # each part may have another length
+    if request.recipe.extendable:  # each part may have a different length
         recipe["epochs"] = None
     return {
         "the hash of the images": images.pixels_hash,
@@ -296,7 +296,7 @@ def _share_time(
         probe = replace(probe, cost=cost)
     if closing > seconds / 2:
         say(
-            f"not judged: k-NN and linear probe would take some {closing:.0f} of "
+            f"not evaluated: k-NN and linear probe would take some {closing:.0f} of "
             f"{seconds:.0f} s (--max-minutes)"
         )
         probe, closing = None, 0.0

@@ -1,4 +1,4 @@
-"""Advice on more labels: yes, no, or cannot tell and what would tell."""
+"""Advice on more labels: yes, no, or cannot tell and what would settle it."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ Answer = Literal["yes", "no", "cannot tell"]
 SURE = 0.85
 """Probability from which an answer is given."""
 SURE_DEVIATIONS = 1.0364
-"""Standard deviations of a normal deviate between its median and that probability."""
+"""Standard deviations between the median of a normal distribution and that probability."""
 INTERVAL = (2.5, 50.0, 97.5)
 DEVIATIONS = 1.96
 """Half of a 95 % interval in standard deviations."""
 REACH = 8.0
-"""Times the labels there are: beyond it nothing is forecast, and no number named for a target."""
+"""Times the present labels: beyond it nothing is forecast, and no number named for a target."""
 FEWEST_SIZES = 3
-"""Different sizes that a forecast takes: with fewer the prior decides."""
+"""Different sizes that a forecast needs: with fewer the prior decides."""
 A_CLASS = 5
 """Labels a class, on average, from which that many sizes are measured."""
 LINE = 60
@@ -42,7 +42,7 @@ class Estimate:
 
 @dataclass(frozen=True)
 class TargetLabels:
-    """Labels that an accuracy takes; None is more than `REACH` times those there are."""
+    """Labels that an accuracy takes; None means more than `REACH` times the present ones."""
 
     accuracy: float
     value: int | None
@@ -52,7 +52,7 @@ class TargetLabels:
 
 @dataclass(frozen=True)
 class Advice:
-    """The answer, and what it rests on. Accuracies are shares, gains are points of 100.
+    """The answer, and its basis. Accuracies are shares, gains are percentage points.
 
     Medians do not add up: `then` is the accuracy to show, which differs from `accuracy_now` by
     the gain.
@@ -81,7 +81,7 @@ class Advice:
 
     @property
     def then(self) -> Estimate:
-        """The accuracy with the further labels: that of now and the gain."""
+        """The accuracy with the further labels: the present one plus the gain."""
         sampled = self.accuracy_then
         value = self.accuracy_now.value + self.gain.value / 100
         return replace(sampled, value=min(max(value, sampled.low), sampled.high))
@@ -141,7 +141,7 @@ def estimate(samples: Floats) -> Estimate:
 def _now(points: Points) -> Estimate:
     """The accuracy with the labels there are; with too few sizes for a curve that of the last."""
     if len(points.sizes) >= FEWEST_SIZES:
-        # By itself: samples that are joint with another number of labels vary with that number.
+        # Sampled alone: samples joint with another number of labels vary with that number.
         return estimate(1 - forecast(points, (points.n,))[:, 0])
     value = 1 - float(points.errors[-1])
     half = DEVIATIONS * float(np.sqrt(points.covariance[-1, -1]))
@@ -152,7 +152,7 @@ def _line(points: Points, most: int) -> tuple[tuple[float, Estimate], ...]:
     if len(points.sizes) < FEWEST_SIZES:
         return ()
     labels = np.geomspace(points.sizes[0], most, LINE)
-    accuracies = 1 - forecast(points, labels.tolist(), luck=False)
+    accuracies = 1 - forecast(points, labels.tolist(), noise=False)
     return tuple(
         (float(n), estimate(column)) for n, column in zip(labels, accuracies.T, strict=True)
     )
@@ -164,7 +164,7 @@ def _unfit(points: Points) -> str | None:
     if n_sizes < FEWEST_SIZES:
         return (
             f"accuracy could be measured at {counted(n_sizes, 'number')} of labels only "
-            f"({_listed(points)}), and a curve takes {FEWEST_SIZES}: the smallest training set has "
+            f"({_listed(points)}), and a curve needs {FEWEST_SIZES}: the smallest training set has "
             "two labels a class, and all labels are hardly more"
         )
     failed = _check(points)
@@ -184,7 +184,7 @@ def _beyond(n: int, more: int) -> str | None:
 
 
 def _help(points: Points, more: int, gain: Estimate, least_gain: float) -> str:
-    """What would tell, where these labels cannot."""
+    """What would settle the question, where these labels cannot."""
     n = points.n
     again = "chosen at random, and run `plan` again"
     if len(points.sizes) < FEWEST_SIZES:
@@ -219,7 +219,7 @@ def _check(points: Points) -> str | None:
 
 
 def _would_tell(n: int, more: int, gain: Estimate, least_gain: float) -> str:
-    """Rests on intervals that shrink with the root of the number of labels."""
+    """Assumes that intervals shrink with the square root of the number of labels."""
     deviation = (gain.high - gain.low) / (2 * DEVIATIONS)
     distance = abs(gain.value - least_gain)
     ratio = (SURE_DEVIATIONS * deviation / distance) ** 2 if distance > 0 else np.inf
@@ -242,7 +242,7 @@ def _would_tell(n: int, more: int, gain: Estimate, least_gain: float) -> str:
 def labels_for(points: Points, accuracy: float) -> TargetLabels:
     """The labels that an accuracy takes, from the fewest measured to `REACH` times all."""
     grid = np.geomspace(points.sizes[0], REACH * points.n, 2 * LINE)
-    samples = np.maximum.accumulate(1 - forecast(points, grid.tolist(), luck=False), axis=1)
+    samples = np.maximum.accumulate(1 - forecast(points, grid.tolist(), noise=False), axis=1)
     there = samples >= accuracy
     first = np.where(there.any(axis=1), grid[there.argmax(axis=1)], np.inf)
     low, value, high = np.percentile(first, INTERVAL, method="nearest")
@@ -270,14 +270,14 @@ def sentences(advice: Advice, price_per_label: float | None) -> Sequence[str]:
         first = _forecast(advice)
     else:
         first = f"No forecast is given, since {advice.failed_check}."
-        second = "What was measured stands, and what lies beyond it is not known."
+        second = "The measurements hold; what lies beyond them is not known."
         second = f"{costs}. {second}" if costs else second
     third = (
         "This holds for a linear classifier on frozen features, and for images like these: a "
         "fine-tuned model starts higher, and its gain may differ."
     )
     if advice.would_tell is not None:
-        third = f"What would tell: {advice.would_tell}."
+        third = f"What would settle it: {advice.would_tell}."
     return first, second, third
 
 

@@ -1,4 +1,4 @@
-"""How much an accuracy says: the share of the most frequent class, and the recall of each class."""
+"""Context of an accuracy: the share of the most frequent class, and the recall of each class."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Balance:
 
     class_names: tuple[str, ...]
     counts: tuple[int, ...]
-    """Labels of each class, those that were learned from."""
+    """Training labels of each class."""
     share: float
     """Of the most frequent class among the tested images: the accuracy of always guessing it."""
     frequent: int
@@ -44,7 +44,7 @@ def balance(
 
     Args:
         measured: its last size is taken.
-        labels: [N] that were learned from.
+        labels: [N] that were trained on.
         tested: [M] of the images that were tested.
         class_names: of the data set.
     """
@@ -65,7 +65,7 @@ def balance(
 
 
 def said(found: Balance) -> str | None:
-    """Says how far an accuracy hides classes; None where it does not."""
+    """Says which classes an accuracy hides; None where there are none."""
     few = [
         f"'{name}' ({n:,})"
         for name, n in zip(found.class_names, found.counts, strict=True)

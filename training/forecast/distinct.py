@@ -1,7 +1,7 @@
 """Images with the same pixels count once: tested on a copy, a model seems too good.
 
-Copies add nothing to learn from either, so a curve over them would promise what labels of other
-images do not keep.
+Nor is there anything to learn from copies, so a curve over them would promise a gain that labels
+of other images do not deliver.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ class Distinct:
     """The labelled images to measure on."""
 
     train: Places
-    """Rows of the training split, rising."""
+    """Rows of the training split, ascending."""
     test: Places
-    """Rows of the test split, rising: all of one that is given."""
+    """Rows of the test split, ascending: all of one that is given."""
     copies: int
     """Labels that are left out."""
     n_labels: int
@@ -35,8 +35,8 @@ class Distinct:
 def distinct(images: Data, seed: int) -> Distinct:
     """Chooses one row of all with the same pixels.
 
-    Which one is chance, since they may have different labels. Where a test split is given, training
-    images that it has, too, are left out.
+    Which one is random, since their labels may differ. Where a test split is given, training images
+    that are also in it are left out.
 
     Args:
         images: all of them labelled.
@@ -62,6 +62,6 @@ def said(found: Distinct, test_given: bool) -> str:
     where = " or that are in test" if test_given else ""
     return (
         f"{found.copies:,} of {counted(left + found.copies, 'label')} {verb} with the same pixels "
-        f"as others{where}: each image counts once here, so that none is learned from and tested, "
-        f"and {left:,} labels are left"
+        f"as others{where}: each image counts once here, so that none is both trained on "
+        f"and tested, and {left:,} labels are left"
     )

@@ -1,8 +1,8 @@
 """A linear classifier on a frozen embedding, in closed form: ridge regression on +1 and -1.
 
-One fit takes milliseconds, so that hundreds of them, which a curve with an interval takes, take
-seconds. With standardised features one penalty is within half a point of the best from 200 to 2,800
-labels (docs/log.md), so the recipe is the same at every number of labels.
+One fit takes milliseconds, so the hundreds of fits behind a curve with an interval take seconds.
+With standardised features one penalty is within half a point of the best from 200 to 2,800 labels
+(docs/log.md), so the recipe is the same at every number of labels.
 """
 
 from __future__ import annotations

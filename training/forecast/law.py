@@ -1,4 +1,4 @@
-"""The posterior of a learning curve: a power law, a smooth departure from it, and luck.
+"""The posterior of a learning curve: a power law, a smooth departure from it, and noise.
 
 error(n) = floor + scale * n ** -exponent, the form that test errors follow over a wide range of
 data (Hestness et al. 2017; Rosenfeld et al. 2020). Real curves depart from it, smoothly and in
@@ -33,14 +33,15 @@ DEPARTURES: Mapping[float, float] = {0.01: 8, 0.02: 4, 0.05: 2, 0.1: 1}
 """Standard deviations of the departure from the law, as shares of the error, and their odds."""
 DOUBLINGS = 3.0
 """Doublings of the labels over which a departure is correlated."""
-LUCK = 0.2
+NOISE = 0.2
 """Variance of the accuracy between training sets of n labels, in units of error * (1 - error) / n:
 0.06 to 0.28 on six label sets of CIFAR-10's embeddings at 200 and 800 labels. With the mean of
-these, 0.14, intervals hold the truth too rarely (docs/log.md)."""
+these, 0.14, intervals contain the truth too rarely (docs/log.md)."""
 SHARED = 4.0
 """Power of the share of labels that two training sets have in common: with 180 labels of TrashNet
 and 10 or 50 more the interval of the gain is a half and four fifths as wide as with independent
-luck, and holds the truth; at 3.5 times the labels, as in the back-test, it is 0.3 % narrower."""
+noise, and contains the truth; at 3.5 times the labels, as in the back-test, it is 0.3 %
+narrower."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,7 @@ def forecast(
     points: Points,
     labels: Sequence[float],
     *,
-    luck: bool = True,
+    noise: bool = True,
     departures: Mapping[float, float] = DEPARTURES,
     seed: int = 0,
 ) -> Floats:
@@ -91,7 +92,7 @@ def forecast(
     Args:
         points: three and more; with fewer the prior decides (`advice` gives no forecast then).
         labels: [T] numbers of labels.
-        luck: of the one model that is trained on so many labels; else the expectation over models.
+        noise: that of a single model trained on so many labels; else the expectation over models.
         departures: prior of the departure from the law.
         seed: of the samples.
 
@@ -102,7 +103,7 @@ def forecast(
     top = points.sizes[-1]
     floors = FLOORS * min(float(points.errors.min()), 1.0)
     at = (points.sizes / top) ** -EXPONENTS[:, None]
-    parts = [_given(share, points, targets, floors, at, luck=luck) for share in departures]
+    parts = [_given(share, points, targets, floors, at, noise=noise) for share in departures]
     odds = departures.values()
     log_weight = np.stack([p.log_weight + np.log(w) for p, w in zip(parts, odds, strict=True)])
     weight = np.exp(log_weight - log_weight.max())
@@ -118,13 +119,13 @@ def forecast(
         level = floors[f][:, None]
         law = level + scale * (targets / top) ** -EXPONENTS[e][:, None]
         residual = points.errors - level - scale * at[e]
-        noise = random.standard_normal((len(e), len(targets))) @ part.root.T
-        samples[rows] = law + residual @ part.gain + noise
+        departure = random.standard_normal((len(e), len(targets))) @ part.root.T
+        samples[rows] = law + residual @ part.gain + departure
     return np.clip(samples, 0, 1)
 
 
 def _given(
-    share: float, points: Points, targets: Floats, floors: Floats, at: Floats, *, luck: bool
+    share: float, points: Points, targets: Floats, floors: Floats, at: Floats, *, noise: bool
 ) -> _Posterior:
     f = len(points.sizes)
     # The errors at the targets are not known yet; a little below the last one will do.
@@ -145,23 +146,23 @@ def _given(
     log_weight -= np.log(np.diag(root)).sum()
     gain = np.linalg.solve(covariance, departure[:f, f:])
     left = departure[f:, f:] - departure[f:, :f] @ gain
-    if luck:
-        left = left + _luck(points, targets)
+    if noise:
+        left = left + _noise(points, targets)
     values, vectors = np.linalg.eigh((left + left.T) / 2)
     return _Posterior(scale, precision, log_weight, gain, vectors * np.sqrt(np.maximum(values, 0)))
 
 
-def _luck(points: Points, targets: Floats) -> Floats:
-    """Covariance of the models at the targets. Half of that of the labels there are is measured.
+def _noise(points: Points, targets: Floats) -> Floats:
+    """Covariance of the models at the targets. Half of that of the present labels is measured.
 
-    Beyond them a model has the luck of those labels to a share that falls with their share in all
-    labels: the same where hardly any are added, its own where they are several times as many.
+    Beyond them a model shares the noise of these labels, the less the smaller their share in all
+    labels: all of it where hardly any are added, almost none at several times as many.
     """
     error = float(points.errors[-1])
-    variance = LUCK * error * (1 - error) / targets
+    variance = NOISE * error * (1 - error) / targets
     beyond = targets > points.n
     shared = np.where(beyond, (points.n / targets) ** SHARED, np.where(targets == points.n, 1, 0))
-    now = 0.5 * LUCK * error * (1 - error) / points.n
+    now = 0.5 * NOISE * error * (1 - error) / points.n
     own = variance * np.where(beyond, 1 - shared**2, 0.5 * (1 - shared))
     found: Floats = now * shared[:, None] * shared + np.diag(own)
     return found

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from labelcurve.training.data.source import Index
 from labelcurve.training.forecast import head, sampling
 from labelcurve.training.forecast.head import Head, Rows
-from labelcurve.training.forecast.law import LUCK, Points
+from labelcurve.training.forecast.law import NOISE, Points
 
 FOLDS = 10
 REPEATS = 3
@@ -22,7 +22,7 @@ Progress = Callable[[float], None]
 
 
 def _ignore(_: float) -> None:
-    """Takes no notice of progress."""
+    """Ignores progress."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Measured:
     """Correctness by repetition, test image and size."""
 
     sizes: NDArray[np.int64]
-    """[F] labels to train on, rising."""
+    """[F] labels to train on, ascending."""
     wrong: NDArray[np.bool_]
     """[R, N, F]"""
     n: int
@@ -50,10 +50,10 @@ class Measured:
         """
         share = self.wrong.mean(axis=0)
         n_test, errors = len(share), self.errors
-        covariance = np.atleast_2d(np.cov(share, rowvar=False)) * (1 / n_test + LUCK / self.n)
+        covariance = np.atleast_2d(np.cov(share, rowvar=False)) * (1 / n_test + NOISE / self.n)
         variance = np.maximum(errors * (1 - errors), 0.25 / n_test)
-        subsets = LUCK * variance * np.maximum(0, 1 / self.sizes - 1 / self.n) / SUBSETS
-        # Where no image or all are wrong, the mean knows no better than half an image.
+        subsets = NOISE * variance * np.maximum(0, 1 / self.sizes - 1 / self.n) / SUBSETS
+        # Where no image or every image is wrong, the mean is no more precise than half an image.
         covariance += np.diag(subsets + 0.25 / n_test**2)
         return Points(self.sizes.astype(np.float64), errors, covariance, self.n)
 

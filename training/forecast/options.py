@@ -14,7 +14,7 @@ from labelcurve.bundle.options import Within, check, shown
 from labelcurve.training.extractors.options import EmbeddingOptions, Flag
 
 LEAST_GAIN = 2.0
-"""Points of accuracy from which more labels pay, where nothing else is said."""
+"""Points of accuracy from which more labels pay, by default."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,8 +26,7 @@ class _Question:
     more: Annotated[int, Within(1)]
     """Labels that could be bought."""
     unlabelled: Path | None = None
-    """Folder of further images without labels, which an extractor that has to be learned first
-    learns from, too."""
+    """Folder of further unlabelled images, also used where an extractor has to be trained first."""
     price_per_label: Annotated[float | None, Within(0, above=True)] = None
     """Cost of a label, in any currency."""
     value_per_point: Annotated[float | None, Within(0, above=True)] = None
@@ -38,7 +37,7 @@ class _Question:
     target: Annotated[float | None, Within(0, 1, above=True, below=True, note="(0.9 is 90 %)")] = (
         None
     )
-    """An accuracy, such as 0.9, to say the labels for."""
+    """An accuracy, such as 0.9, to estimate the number of labels for."""
     skip_unreadable: Flag = False
     """Go on without images that cannot be read, and count them."""
     out: Path = Path("plan.html")
@@ -47,15 +46,15 @@ class _Question:
 
 @dataclass(frozen=True, kw_only=True)
 class PlanOptions(EmbeddingOptions, _Question):
-    """Answers whether more labels pay: yes, no, or cannot tell and what would tell.
+    """Answers whether more labels pay: yes, no, or cannot tell and what would settle it.
 
     Measures a learning curve on the labels that there are, with a linear classifier on frozen
     features, and forecasts it. Writes a page with the answer, the curve and three sentences; the
-    result is one JSON document, too.
+    result is also one JSON document.
     """
 
     def __post_init__(self) -> None:
-        """Checks what no type can say.
+        """Checks what the types cannot express.
 
         Raises:
             LabelcurveError: names the flag, the value and what is allowed.

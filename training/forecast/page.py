@@ -68,8 +68,8 @@ def page(
 <h1>{escape(title)}</h1>
 <figure style="margin: 0">{plot(advice, points)}
 <figcaption class="soft">Points: measured, with 95 % intervals. Line and band: the forecast of a
-model's expected accuracy and its 95 % interval; the bar at the right adds the luck of one
-draw.</figcaption></figure>
+model's expected accuracy and its 95 % interval; the bar at the right adds the sampling
+noise of one draw.</figcaption></figure>
 {said}<table><thead><tr><th></th><th>expected</th><th>95 % interval</th></tr></thead>
 <tbody>{"".join(rows)}</tbody></table>
 <details><summary>How this was measured</summary><table><tbody>

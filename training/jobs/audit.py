@@ -52,8 +52,7 @@ def run(options: AuditOptions, start: float | None = None) -> dict[str, Any]:
         The JSON document for the last line on stdout.
 
     Raises:
-        LabelcurveError: the data, the extractor or the device is not as it must be, or the table
-            exists.
+        LabelcurveError: the data, the extractor or the device cannot be used, or the table exists.
     """
     start = time.monotonic() if start is None else start
     if options.out.exists():
@@ -108,7 +107,7 @@ def audit(images: Data, features: Rows, data: str, seed: int = 0) -> Audited:
     digests = np.concatenate([s.digests[:] for s in (images.train, images.test) if len(s)])
     _, first, copies = np.unique(digests, return_index=True, return_inverse=True)
     first.sort()
-    with Bar("duplicates") as bar:  # of copies, one alone is compared with others
+    with Bar("duplicates") as bar:  # of copies, only one is compared with others
         near = duplicates.near_duplicates(
             features[first], lambda rows: read(first[rows]), _told(bar)
         )

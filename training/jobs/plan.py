@@ -25,7 +25,7 @@ from labelcurve.training.forecast.law import Points
 from labelcurve.training.forecast.measurement import FOLDS, REPEATS, SUBSETS, Measured
 from labelcurve.training.forecast.options import PlanOptions
 from labelcurve.training.forecast.page import page
-from labelcurve.training.recipes import LIBRARIES, TAUGHT, TUNED_FROM
+from labelcurve.training.recipes import LIBRARIES, MOST_UNLABELLED, TUNED_FROM
 from labelcurve.training.runtime.console import Bar, say
 from labelcurve.training.runtime.device import check as check_device
 
@@ -44,7 +44,7 @@ def run(options: PlanOptions, start: float | None = None) -> dict[str, Any]:
         The JSON document for the last line on stdout.
 
     Raises:
-        LabelcurveError: the data, the extractor or the device is not as it must be.
+        LabelcurveError: the data, the extractor or the device cannot be used.
     """
     start = time.monotonic() if start is None else start
     files.check_out(options.out.parent)
@@ -85,7 +85,7 @@ def run(options: PlanOptions, start: float | None = None) -> dict[str, Any]:
 
 
 def _kept(options: PlanOptions, images: Data) -> tuple[Distinct, tuple[str, ...]]:
-    """The labelled images to measure on, and what is to be known of them, as notes.
+    """The labelled images to measure on, and notes on them.
 
     Raises:
         DataError: they are too few.
@@ -94,8 +94,8 @@ def _kept(options: PlanOptions, images: Data) -> tuple[Distinct, tuple[str, ...]
     if kept.n_labels < FEWEST:
         copies = f" ({kept.copies:,} copies of images count once)" if kept.copies else ""
         raise DataError(
-            f"{options.data} has {kept.n_labels} labels to learn from{copies}: a forecast takes "
-            f"{FEWEST} and more"
+            f"{options.data} has {kept.n_labels} labels to learn from{copies}: a forecast needs "
+            f"at least {FEWEST}"
         )
     if not images.test_given:
         fifth = "that fifth is for `train`: " if len(images.test) else ""
@@ -120,9 +120,9 @@ def _further(options: PlanOptions, advice: Advice, classes: Balance) -> list[str
 
 
 def _unlabelled(options: PlanOptions, images: Data) -> tuple[str, ...]:
-    """What is to be known of images without labels, as notes."""
+    """Notes on images without labels."""
     n_unlabelled = len(images.train) - images.train.n_labelled
-    notes = (*_too_few(n_unlabelled, options.more), *_taught(options, images))
+    notes = (*_too_few(n_unlabelled, options.more), *_unlabelled_use(options, images))
     for note in notes:
         say(note)
     return notes
@@ -138,16 +138,16 @@ def _too_few(n_unlabelled: int, more: int) -> tuple[str, ...]:
     )
 
 
-def _taught(options: PlanOptions, images: Data) -> tuple[str, ...]:
-    """What images without labels do in `train` and not in a forecast."""
+def _unlabelled_use(options: PlanOptions, images: Data) -> tuple[str, ...]:
+    """Notes that `train` uses images without labels, and a forecast does not."""
     labels = images.train.labels[images.train.labels != UNLABELLED]
-    n = min(TAUGHT, len(images.train) - len(labels))
+    n = min(MOST_UNLABELLED, len(images.train) - len(labels))
     n_labels = sum(fractions.counts(int(own), 1.0)[0] for own in np.bincount(labels))
     pretrained = options.extractor.startswith(LIBRARIES)
     if not (n and pretrained and n_labels < TUNED_FROM):
         return ()
     return (
-        f"`train` learns from {counted(n, 'image')} without labels, too, and this forecast does "
+        f"`train` also learns from {counted(n, 'image')} without labels, and this forecast does "
         "not: with few labels the models of `train` start some points higher, and what more labels "
         "gain is about the same (docs/plan.md)",
     )
@@ -204,7 +204,7 @@ def _measure(images: Data, parts: Sequence[Rows], seed: int, bar: Bar) -> Measur
 
 
 def _labels(images: Data) -> tuple[Index, Index]:
-    """The labels that are learned from, and those of the tested images."""
+    """The labels that are trained on, and those of the tested images."""
     if images.test_given:
         return images.train.labels, images.test.labels
     every: Index = np.concatenate([images.train.labels, images.test.labels])

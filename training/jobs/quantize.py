@@ -48,7 +48,7 @@ def run(options: QuantizeOptions) -> dict[str, Any]:
     bundles = _read(options.models, names, without)
     if not bundles:
         raise _incomplete(options, names, without)
-    bundles.sort(key=lambda bundle: bundle.manifest.measured is not None)  # after those before them
+    bundles.sort(key=lambda bundle: bundle.manifest.measured is not None)  # final last
     images = dataset.load(
         Selection(
             options.data,
@@ -84,7 +84,7 @@ def run(options: QuantizeOptions) -> dict[str, Any]:
 
 
 def _read(models: Path, names: Sequence[str], without: dict[str, str]) -> list[Bundle]:
-    """The bundles that can be read; says which cannot, and enters them in `without`."""
+    """The bundles that can be read; reports the others and adds them to `without`."""
     found = []
     for name in names:
         try:
@@ -112,7 +112,7 @@ def _incomplete(
 def _add(
     models: Path, bundle: Bundle, subset: Subset, images: Data, precision: quantize.Precision
 ) -> dict[str, Any]:
-    """Makes the variant, holds it against the fp32 graph and publishes both as a new version."""
+    """Makes the variant, compares it with the fp32 graph and publishes both as a new version."""
     manifest = bundle.manifest
     say(f"\n{bundle.name}@{bundle.version}: {precision}")
     pool = images.train.take(fractions.spread(subset.val_pool, export.PARITY_IMAGES))

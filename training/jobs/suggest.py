@@ -130,7 +130,7 @@ def _by_labels(options: SuggestOptions) -> _Known:
         names = ()
     else:
         learned, truth = found[labelled], labels[labelled]
-        if not images.test_given:  # nothing is tested here: these are labels as others
+        if not images.test_given:  # nothing is tested here: these are labels like any other
             learned = np.concatenate([learned, test])
             truth = np.concatenate([truth, images.test.labels])
         n_labels = len(truth)

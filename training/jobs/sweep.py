@@ -42,7 +42,7 @@ LOGS = "sweep"
 """Folder of the jobs' output, below `RUNS`."""
 
 ATTEMPTS = 3
-"""To start Ray: on a busy machine its processes may be too late for each other."""
+"""Attempts to start Ray: on a busy machine its processes may time out waiting for each other."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,8 @@ def run(chosen: SweepOptions, others: Sequence[str]) -> dict[str, Any]:
         The JSON document for the last line on stdout.
 
     Raises:
-        LabelcurveError: Ray is missing or not reached, or jobs failed; the others have ended then.
+        LabelcurveError: Ray is missing or unreachable, or jobs failed; the others have ended by
+            then.
     """
     # Reports invalid options before Ray starts.
     base = options.parse(others)
@@ -155,9 +156,9 @@ def train(job: Job) -> list[dict[str, Any]]:
     sys.argv = ["labelcurve", "train", *job.arguments]  # for run.json
     with log.open("a" if again else "w", buffering=1) as file, redirect_stdout(file):
         say(job.sweep)
-        if chosen.clear_cache:  # once: what a job of this sweep has cached is there for the others
+        if chosen.clear_cache:  # once: the other jobs of this sweep reuse what one has cached
             data.clear(chosen.cache, say, datetime.fromisoformat(job.sweep).timestamp())
-        # A second attempt must not start over what the first did.
+        # A second attempt must not redo what the first did.
         fresh = chosen.fresh and not again
         document = jobs.run(replace(chosen, fresh=fresh, clear_cache=False), part=True)
     about = {"data": job.data, "node": os.uname().nodename}
@@ -167,7 +168,7 @@ def train(job: Job) -> list[dict[str, Any]]:
 def summarise(bundles: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """Accuracy over the seeds, of each data set and fraction: on test, else on validation.
 
-    Models that learned from others' answers (`--max-latency`) have rows of their own.
+    Models distilled from others (`--max-latency`) have rows of their own.
     """
     cells: dict[tuple[str, float, bool], list[float]] = {}
     for entry in bundles:
@@ -295,7 +296,7 @@ def _start(ray: Any) -> None:
                     f"Ray does not start on this machine: {error}. It gives its processes 15 s "
                     "each: try it when less other work runs, or train --seeds, which needs no Ray"
                 ) from error
-            say("Ray did not start in time: once more")
+            say("Ray did not start in time: trying once more")
         else:
             return
 

@@ -72,7 +72,7 @@ def run(
             say(f"and then {last.cell.name}, on all {len(last.cell.subset.train):,} labels")
         if not options.no_test and (doubt := publication.few_tested("test", len(images.test))):
             say(f"WARNING: {doubt}")
-        _compact(options, images, cells)  # which says what it chooses, or that nothing will do
+        _compact(options, images, cells)  # reports its choice, or that none will do
         return counts
     backbone = _compact(options, images, cells)
     if backbone is not None:
@@ -224,7 +224,7 @@ def _train(
         for cell in cells:
             forget(options.out, cell)
     runs: dict[str, ModelRun] = {}
-    for cell in cells:  # a teacher comes before the model that it teaches
+    for cell in cells:  # a teacher comes before its student
         own = command if cell.measured is None else replace(command, images=whole)
         if cell.teacher is not None:
             runs[cell.name] = StudentRun(own, cell, start, runs[cell.teacher])

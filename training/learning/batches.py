@@ -35,11 +35,11 @@ class Batches:
     They are on the device where they fit. Else a thread reads the next window of them (decoding
     them in more threads, where they are not decoded) while the device works on this one.
 
-    A batch depends on nothing but its number, so that a run can go on anywhere.
+    A batch depends on nothing but its number, so that a run can be resumed anywhere.
 
     Args:
         images: uint8 [N, H, W, 3].
-        batch: images of a batch, in all processes; fewer where there are not so many.
+        batch: images of a batch, in all processes; all images where there are fewer.
         border: in pixels, on each side.
         seed: of the order; the number of the epoch is added.
         device: of the batches.

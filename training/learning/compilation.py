@@ -1,6 +1,6 @@
 """torch.compile with CUDA graphs for a long pretraining, or the reason why not.
 
-Written for NVIDIA GPUs and not measured on one. Fine-tuning has too few steps to win back the time
+Written for NVIDIA GPUs and not measured on one. Fine-tuning has too few steps to recoup the time
 of compiling. `TORCH_COMPILE_DISABLE=1`, torch's own switch, leaves it out.
 """
 
@@ -19,7 +19,7 @@ from labelcurve.training.runtime import distributed
 from labelcurve.training.runtime.device import Device
 
 WORTH = 5_000
-"""Steps from which a run is taken to win back the time of compiling; a guess."""
+"""Steps from which a run is assumed to recoup the time of compiling; a guess."""
 
 
 def choose(device: Device, steps: float) -> Choice:
@@ -29,7 +29,7 @@ def choose(device: Device, steps: float) -> Choice:
     if distributed.size() > 1:
         return Choice(value="off", reason="not tried with several processes")
     if steps < WORTH:
-        return Choice(value="off", reason=f"it is taken not to pay under {WORTH:,} steps")
+        return Choice(value="off", reason=f"it is assumed not to pay under {WORTH:,} steps")
     if os.environ.get("TORCH_COMPILE_DISABLE") == "1":
         return Choice(value="off", reason="TORCH_COMPILE_DISABLE=1")
     try:

@@ -52,7 +52,7 @@ class Examples:
     unlabelled: Images | None = None
     """uint8 [M, H, W, 3], for the consistency loss of the recipe."""
     answers: NDArray[np.float32] | None = None
-    """A teacher's probabilities of the images of `train`, [N, K], learned in place of their
+    """A teacher's probabilities of the images of `train`, [N, K], used as targets in place of their
     labels."""
 
 
@@ -84,7 +84,7 @@ def finetune(
 ) -> Result:
     """Trains `network` in place.
 
-    The weights are those of the last epoch, where the learning rate has come to its end; with the
+    The weights are those of the last epoch, where the learning rate has decayed fully; with the
     schedule `plateau` those of the epoch with the lowest validation loss. Where the memory of the
     GPU does not hold a batch, its gradients are summed over parts of it.
 
@@ -193,7 +193,7 @@ class _Finetuning:
         self.at = _Position(loss=zero, correct=zero.clone())
         self.history: list[Epoch] = []
         self._teach = False
-        """Whether the step in hand uses unlabelled images."""
+        """Whether the current step uses unlabelled images."""
         self._best_state: dict[str, Any] = {}
 
     def pause(self, loop: Loop, progress: float) -> bool:

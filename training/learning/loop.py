@@ -27,7 +27,7 @@ def _ignore(*_: object) -> None:
 
 @dataclass(frozen=True)
 class Control:
-    """Time limit, checkpoint and observers of a run, known to its leading process alone."""
+    """Time limit, checkpoint and observers of a run; only its leading process has them."""
 
     seconds: float | None = None
     """Time limit of the run, over all its parts; None takes that of the checkpoint, if any."""
@@ -91,7 +91,7 @@ class Clock:
         return time.monotonic() - self._start
 
     def leave_out(self, seconds: float) -> None:
-        """Does not count so many of the seconds just passed."""
+        """Excludes so many of the seconds that just passed."""
         self._start += seconds
 
 
@@ -209,4 +209,4 @@ class Loop:
             self._limit = state["limit"]
         self.clock = Clock(state["seconds"])
         done = self.step / self._task.steps
-        self._control.say(f"going on at epoch {done:.1f} from {checkpoint and checkpoint.path}")
+        self._control.say(f"resuming at epoch {done:.1f} from {checkpoint and checkpoint.path}")

@@ -123,6 +123,6 @@ def _semi_supervised(
         logits = network(torch.cat([batch.images, batch.views]))
     own, theirs = logits.float().split([len(batch.images), len(batch.views)])
     loss = share * supervised(own, batch.targets, recipe.label_smoothing)
-    if len(theirs):  # of few, other processes may have all
+    if len(theirs):  # other processes may have all, where they are few
         loss = loss + weight * (F.cross_entropy(theirs, guess, reduction="none") * sure).mean()
     return loss, own

@@ -69,7 +69,7 @@ def nt_xent(a: Tensor, b: Tensor, temperature: float) -> Tensor:
 
     Each row's other view is to be distinguished from all other rows of both views, by cosine.
     Source: T. Chen et al., A Simple Framework for Contrastive Learning of Visual Representations,
-    2020. One product in place of four, and no mask that a GPU would have to count.
+    2020. One product in place of four, and no mask whose entries a GPU would have to count.
 
     Args:
         a: float [N, D], N images.

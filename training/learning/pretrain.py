@@ -28,7 +28,7 @@ from labelcurve.training.runtime.device import Device
 HEADER = "   epoch      loss    k-NN        lr      images   views/s  seconds     left"
 
 JUDGING = 0.1
-"""Share of a limited time that evaluation may take on the way."""
+"""Share of a limited time that evaluation during the run may take."""
 
 
 @dataclass(frozen=True)
@@ -216,7 +216,7 @@ class _Pretraining:
         self.trunk = state["trunk"]
 
     def _trunk(self, loop: Loop) -> dict[str, Any]:
-        """A checkpoint of a run that has not begun and that follows on what was done so far."""
+        """A checkpoint from which a later run continues what was done so far."""
         now = copy.deepcopy(self.state_dict() | {"optimizers": self.optimizers.state_dict()})
         return now | {
             "before": self.before + loop.step,
@@ -228,7 +228,7 @@ class _Pretraining:
         }
 
     def _show(self, loop: Loop, progress: float) -> None:
-        """Prints a row, with the accuracy of the neighbours where there is time for it."""
+        """Prints a row, with the k-NN accuracy where there is time for it."""
         self.loss_shown = self.check()
         now, elapsed = time.monotonic(), loop.clock()
         views = (self._step - (self._row_step or 0)) * self.batch * self._recipe.n_views

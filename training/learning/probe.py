@@ -17,7 +17,7 @@ from labelcurve.training.runtime.device import Device
 
 NEIGHBOURS = 20
 BANK = 20_000
-"""Neighbours are sought among so many images at most."""
+"""Maximum number of images among which neighbours are searched."""
 
 TIMED = 250
 """Images whose embedding is timed to estimate that of all."""
@@ -36,7 +36,7 @@ class Probe:
     held_out_labels: Index
     device: Device
     cost: float = 0.0
-    """Seconds that `knn` is expected to take, where somebody has measured it."""
+    """Seconds that `knn` is expected to take, where that was measured."""
 
     def seconds(self, network: Network) -> tuple[float, float]:
         """Expected seconds of `knn`, and of both evaluations together, from timing some images."""

@@ -23,7 +23,7 @@ FEW = 10
 MANY = 200
 """Labels a class, above which it was not measured whether any choice beats random images."""
 FEWEST = 3
-"""Images of the pool for each that is chosen: of fewer, random ones are as good."""
+"""Images of the pool for each that is chosen: with fewer, random ones are as good."""
 CLUSTERS = 500
 """Most clusters."""
 NEIGHBOURS = 20
@@ -31,9 +31,9 @@ NEIGHBOURS = 20
 CANDIDATES = 10
 """Unsure images that one is chosen from."""
 MOST = 20_000
-"""Images that are looked at; of more, as many at random: the time grows with their number."""
+"""Images that are considered; of more, a random sample: the time grows with their number."""
 RANDOM = 0.2
-"""Share that is drawn at random, for an honest test."""
+"""Share that is drawn at random, for an unbiased test."""
 
 
 def strategy(n_labels: int, n_classes: int, n_pool: int, n: int) -> Strategy:
@@ -124,7 +124,7 @@ def unsure(
         if len(inside):
             centre = features[candidates[inside]].mean(axis=0)
             found.append(inside[(features[candidates[inside]] @ centre).argmax()])
-    # Clusters that became empty leave room for the least sure of all.
+    # Where clusters became empty, the least sure of all fill up.
     others = np.setdiff1d(np.arange(len(candidates)), found)[: n - len(found)]
     chosen: Index = candidates[np.sort(np.concatenate([found, others]).astype(np.int64))]
     return chosen

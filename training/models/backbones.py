@@ -112,7 +112,7 @@ class Group(nn.Module):
         self.conv2 = nn.Conv2d(c_out, c_out, 3, padding=1, bias=False)
         self.norm2: nn.Module = BatchNorm(c_out)
         for conv in (self.conv1, self.conv2):
-            # The first filters hand their input on (partial identity, Jordan 2024).
+            # The first filters pass their input through (partial identity, Jordan 2024).
             nn.init.dirac_(conv.weight.data[: conv.in_channels])
 
     def fold(self) -> None:
@@ -165,9 +165,9 @@ class ConvNet(nn.Module):
         rows = patches.reshape(-1, 12).double()
         values, vectors = torch.linalg.eigh(rows.T @ rows / len(rows))
         whitened = (vectors / (values + eps).sqrt()).T
-        # Grey images have directions that hold rounding alone. Channels without signal have huge
-        # gradients behind batch norms, which drown the others' in a step of Muon, and rounding
-        # made large differs between runtimes. Random directions of those with signal replace them.
+        # Grey images have directions that hold nothing but rounding. Channels without signal have
+        # huge gradients behind batch norms, which drown the others' in a step of Muon, and
+        # amplified rounding differs between runtimes. Random directions with signal replace them.
         empty = values <= EMPTY * values[-1]
         if bool(empty.any()) and not bool(empty.all()):
             mixed = torch.randn(int(empty.sum()), int((~empty).sum()), dtype=torch.float64)

@@ -56,7 +56,7 @@ class Card(BaseModel):
     objective: str
     flip: bool
     runs: tuple[Pretraining, ...]
-    """The last one is the newest; each started from the weights of the one before."""
+    """The last one is the newest; each started from the weights of its predecessor."""
     n_held_out: int
     knn: float | None
     """Accuracy of 20 nearest neighbours (cosine) on held-out training images; None without
@@ -64,7 +64,7 @@ class Card(BaseModel):
     probe: float | None
     """Accuracy of ridge regression on the frozen embedding, same images."""
     license: str | None = None
-    """SPDX identifier, of weights that others have learned, where it is known."""
+    """SPDX identifier of third-party weights, where it is known."""
     source: str | None = None
     """Origin of such weights."""
 
@@ -161,7 +161,8 @@ def read(path: Path, option: str = "--extractor") -> Extractor:
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
-            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            names = file.keys()
+            weights = {name: file.get_tensor(name) for name in names}
         card = Card.model_validate_json(metadata["card"])
     except OSError as error:
         raise LabelcurveError(f"{option} {path}: {error.strerror or error}") from error
@@ -194,8 +195,7 @@ def check_finite(weights: Mapping[str, Tensor], wanted: str) -> None:
 def find(pixels_hash: str, backbone: str, size: int, flip: bool, cache: Path) -> Extractor | None:
     """Finds the extractor of these images, shipped or cached, with the higher k-NN accuracy.
 
-    Both were judged on the same held-out images. The shipped one where there is nothing between
-    them.
+    Both were evaluated on the same held-out images. Of equals, the shipped one.
     """
     own = cached(pixels_hash, backbone, size, flip, cache)
     best: Extractor | None = None
@@ -246,7 +246,7 @@ def _text(card: Card) -> str:
         + ", ".join(f"{name} {version}" for name, version in run.packages.items())
         for run in card.runs
     )
-    judged = "No labels were there to judge it by, or no time (--max-minutes)."
+    judged = "It was not evaluated, for lack of labels or of time (--max-minutes)."
     if card.knn is not None and card.probe is not None:
         judged = (
             f"On {card.n_held_out:,} training images that it did not see: k-NN accuracy "
@@ -256,7 +256,7 @@ def _text(card: Card) -> str:
         )
     return f"""# Feature extractor for {card.dataset}
 
-{card.backbone} at {card.image_size} px, learned without labels from {card.n_images:,} training
+{card.backbone} at {card.image_size} px, trained without labels on {card.n_images:,} training
 images; objective {card.objective}{"" if card.flip else ", images never mirrored"}.
 
 {judged}

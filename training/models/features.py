@@ -1,4 +1,4 @@
-"""Frozen features: the embedding of images under a pretrained backbone, computed once and kept.
+"""Frozen features: the embedding of images by a pretrained backbone, computed once and cached.
 
 On a CPU the embedding comes from the exported graph in ONNX Runtime, which is the one that will be
 served and takes a third of torch's time; on a GPU from torch.
@@ -28,7 +28,7 @@ Computed = tuple[NDArray[np.int64], NDArray[np.float32]]
 """Rows, int64 [B], and their vectors, float32 [B, D]."""
 
 KEPT_EVERY = 30.0
-"""Seconds after which what was computed is kept: so much is lost by an interruption."""
+"""Seconds after which what was computed is written: the most that an interruption loses."""
 
 
 def features(

@@ -1,6 +1,6 @@
 """A linear classifier on frozen features, its L2 penalty chosen by cross-validation.
 
-Fitted in seconds, and with few labels on a pretrained backbone hard to beat (Kornblith et al., Do
+Fitted in seconds, and hard to beat with few labels on a pretrained backbone (Kornblith et al., Do
 Better ImageNet Models Transfer Better?, 2019).
 """
 
@@ -41,7 +41,7 @@ class LinearHead:
     """Cross-validated, of the chosen penalty; None where nothing could be held out."""
     balanced_accuracy: float | None
     n_unlabelled: int = 0
-    """Images without labels whose answers after propagation it learned, too
+    """Images without labels that it was also trained on, with their propagated labels
     (`training.models.propagation`)."""
 
     def choices(self) -> dict[str, object]:

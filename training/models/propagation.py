@@ -1,12 +1,12 @@
-"""Label propagation: images without labels take answers from those that lie next to them.
+"""Label propagation: images without labels take answers from their neighbours.
 
 A classifier with few labels answers each image by itself. In a graph of nearest neighbours the
-labels pass from image to image, and so follow the clusters that the features form. The head then
-learns these answers, and what it answers makes the graph of the next pass.
+labels pass from image to image, and so follow the clusters that the features form. The head is
+then trained on these answers, and its own answers make the graph of the next pass.
 
 Source: D. Zhou et al., Learning with local and global consistency, 2003; the weights of the edges
 as in A. Iscen et al., Label propagation for deep semi-supervised learning, 2019. Images without
-labels begin with a part of the classifier's answers in place of nothing (docs/log.md).
+labels begin with a part of the classifier's answers instead of zero (docs/log.md).
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ OWN = 0.1
 STEPS = 60
 """Of the iteration; what is left after them is below SPREADING ** STEPS = 6e-5."""
 PASSES = 3
-"""Of propagation and fit; from the second on, images are close whose answers are alike, too."""
+"""Passes of propagation and fit; from the second on, similar answers also count as close."""
 PENALTY = 0.1
 """L2 penalty of the head that learns the answers, as in `linear_head`."""
 
@@ -54,7 +54,7 @@ class Trial:
     @property
     def worse(self) -> bool:
         """Whether propagation loses more than twice the error of the difference: with few labels
-        that is wide, and where it has been measured it gained (docs/log.md)."""
+        that is a wide margin, and wherever it was measured propagation gained (docs/log.md)."""
         return self.head - self.propagated > 2 * self.error
 
 
@@ -86,7 +86,7 @@ class Neighbours:
             log = np.log(np.maximum(answers, 1e-12))
             log -= log.mean(axis=0)
             log /= np.maximum(np.linalg.norm(log, axis=1, keepdims=True), 1e-12)
-            # Of vectors of two parts at unit length the cosine is the mean of two cosines.
+            # For vectors made of two unit vectors, the cosine is the mean of both cosines.
             cosines = (cosines + np.einsum("nk,nck->nc", log, log[self._near])) / 2
         n, near = len(cosines), min(NEIGHBOURS, cosines.shape[1])
         best = np.argpartition(-cosines, near - 1, axis=1)[:, :near]
@@ -141,7 +141,7 @@ class Pool:
         self._near = Neighbours(features)
 
     def learned(self, head: LinearHead) -> LinearHead:
-        """The head, fitted on the labels, that has learned the answers to all images as well."""
+        """The head, fitted on the labels and on the answers to all images."""
         graph, answers = self._near.graph(), probabilities(head, self._features)
         for number in range(PASSES):
             if number:

@@ -19,7 +19,7 @@ from labelcurve.training.models import export
 Precision = Literal["int8", "fp16"]
 
 LOST_POINTS = 0.3
-"""Points of validation accuracy that a variant may lose against fp32."""
+"""Points of validation accuracy that a variant may lose relative to fp32."""
 LEAST_GAIN = 1.1
 """Times fp32's images/s that INT8 must reach on the machine that makes it."""
 CALIBRATION_IMAGES = 256
@@ -40,7 +40,7 @@ def int8(graph: bytes, images: NDArray[np.uint8]) -> bytes:
         graph: fp32, as `export.to_onnx` writes it.
         images: that set the ranges of the activations, uint8 [N, size, size, 3].
     """
-    # Imported here: it costs half a second, and `train` has no use for it.
+    # Imported here: it takes half a second, and `train` does not need it.
     from onnxruntime.quantization import QuantType, quantize_static
 
     model = onnx.load_from_string(graph)
@@ -76,8 +76,8 @@ def fp16(graph: bytes) -> bytes:
 def check(precision: Precision, found: Metrics, fp32: Metrics, error: float) -> None:
     """The gate, on the labelled validation images of the model's own fraction.
 
-    Few of them cannot tell a loss from chance: one image of 80 is more than a point. So as much may
-    be lost as twice the standard error, where that is more than `LOST_POINTS`.
+    A few images cannot tell a loss from noise: one of 80 is more than a point. So a loss of twice
+    the standard error is allowed, where that is more than `LOST_POINTS`.
 
     Args:
         error: standard error of the difference of the two accuracies.
@@ -138,7 +138,7 @@ def check_gain(found: Gain) -> None:
 
 
 class _Batches:
-    """Calibration images as ONNX Runtime asks for them."""
+    """Calibration images, as ONNX Runtime requests them."""
 
     def __init__(self, images: NDArray[np.uint8], size: int = 64) -> None:
         self._parts = iter(np.split(images, range(size, len(images), size)))

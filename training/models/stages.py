@@ -18,7 +18,7 @@ def folded(network: nn.Module, images: Tensor) -> nn.Module:
     """A copy in evaluation mode whose batch norms are part of the convolutions before them.
 
     The same function in two thirds of the time, and its statistics are those of the photos that
-    the weights were learned from: batches of few photos give worse ones. Where a batch norm does
+    the weights were trained on: batches of few photos give worse ones. Where a batch norm does
     not follow a convolution, the copy would be another function: the network itself comes back.
 
     Args:

@@ -89,7 +89,7 @@ def backbone(name: str, size: int) -> tuple[nn.Module, int]:
         size: side of the images in pixels.
 
     Raises:
-        LabelcurveError: no such network, or it cannot see images of this size.
+        LabelcurveError: no such network, or it cannot take images of this size.
     """
     check(name)
     return weights_file.sized(name, lambda: Backbone(_create(name.removeprefix(TIMM), size)), size)
@@ -105,7 +105,7 @@ def read(wanted: str, size: int, say: Callable[[str], None] = print) -> Extracto
             the weights were trained.
 
     Raises:
-        LabelcurveError: no such network, the weights cannot be had, or are another network's.
+        LabelcurveError: no such network, the weights are unavailable, or are another network's.
     """
     check(wanted)
     name, _, file = wanted.removeprefix(TIMM).partition("=")
@@ -127,7 +127,7 @@ def read(wanted: str, size: int, say: Callable[[str], None] = print) -> Extracto
     side, share = facts["input_size"][-1], facts["crop_pct"]
     if side != size or share != 1 or facts["interpolation"] != "bilinear":
         say(
-            f"{TIMM}{name}: its weights were learned with a test-time view of {side} px, the "
+            f"{TIMM}{name}: its weights were trained for a test-time view of {side} px, the "
             f"middle {share:.1%} by {facts['interpolation']} interpolation; here images are "
             f"{size} px, the whole centre square by bilinear interpolation"
         )
@@ -140,7 +140,7 @@ def fetch(wanted: str, say: Callable[[str], None]) -> Path:
     """The file with the weights of `timm:NAME`, from the Hub's cache, else from the Hub.
 
     Raises:
-        LabelcurveError: it can be had from neither; the message has the command that fetches it.
+        LabelcurveError: neither has it; the message has the command that fetches it.
     """
     check(wanted)
     from huggingface_hub import hf_hub_download
@@ -154,7 +154,7 @@ def fetch(wanted: str, say: Callable[[str], None]) -> Path:
         say(f"downloading {WEIGHTS} of {hub} (license {facts.license or 'not stated'})")
     try:
         return Path(hf_hub_download(hub, WEIGHTS))
-    except Exception as error:  # the client lets through what its HTTP library raises
+    except Exception as error:  # the client passes on what its HTTP library raises
         raise LabelcurveError(
             f"--extractor {wanted}: the weights {hub} are not in the Hub's cache and could not be "
             f"downloaded ({str(error).splitlines()[0].rstrip('.')}). On a machine with a network, "

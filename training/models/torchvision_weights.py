@@ -27,7 +27,7 @@ REFUSED = ("googlenet", "inception", "squeezenet")
 
 
 def names() -> list[str]:
-    """Networks that can be begun with."""
+    """Networks that training can start from."""
     return [n for n in models.list_models(module=models) if not n.startswith(REFUSED)]
 
 
@@ -39,7 +39,7 @@ def backbone(name: str, size: int) -> tuple[nn.Module, int]:
         size: side of the images in pixels.
 
     Raises:
-        LabelcurveError: no such network, or it cannot see images of this size.
+        LabelcurveError: no such network, or it cannot take images of this size.
     """
     network, _ = _headless(name.removeprefix(TORCHVISION))
     return weights_file.sized(name, lambda: network, size)
@@ -69,7 +69,7 @@ def read(wanted: str, size: int) -> Extractor:
         size: side of the images in pixels.
 
     Raises:
-        LabelcurveError: no such network, the weights cannot be had, or are another network's.
+        LabelcurveError: no such network, the weights are unavailable, or are another network's.
     """
     name, _, file = wanted.removeprefix(TORCHVISION).partition("=")
     network, head = _headless(name)

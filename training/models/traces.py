@@ -20,7 +20,7 @@ from labelcurve.bundle import files
 PACKAGES = ("torch", "torchvision", "onnx", "onnxscript", "timm")
 """Those whose version a graph may depend on."""
 DIGEST = 32
-"""Bytes of the SHA-256 that a file begins with: a damaged one is as none."""
+"""Bytes of the SHA-256 that a file begins with: a damaged one counts as missing."""
 
 
 def read(folder: Path, architecture: str) -> onnx.ModelProto | None:
@@ -34,7 +34,8 @@ def read(folder: Path, architecture: str) -> onnx.ModelProto | None:
 
 
 def keep(folder: Path, architecture: str, model: onnx.ModelProto, weights: Collection[str]) -> None:
-    """Writes a graph without its weights; where it cannot be written, the next process traces anew.
+    """Writes a graph without its weights; where it cannot be written, the next process traces
+    again.
 
     Args:
         folder: of the cache.

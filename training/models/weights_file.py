@@ -1,4 +1,4 @@
-"""Weights that others have learned with labels, as an extractor."""
+"""Third-party weights, trained with labels, as an extractor."""
 
 from __future__ import annotations
 
@@ -53,8 +53,8 @@ def sized(name: str, make: Callable[[], nn.Module], size: int) -> tuple[nn.Modul
             dim: int = network(torch.zeros(2, 3, size, size)).shape[1]
     except (RuntimeError, AssertionError, ValueError) as error:
         raise LabelcurveError(
-            f"--extractor {name}: this network cannot see images of {size} px "
-            f"({str(error).splitlines()[0]}): give it others with --image-size, for example 224"
+            f"--extractor {name}: this network cannot take images of {size} px "
+            f"({str(error).splitlines()[0]}): use another --image-size, for example 224"
         ) from error
     return network.train(), dim
 
@@ -80,7 +80,7 @@ def state_dict(wanted: str, path: Path) -> Mapping[str, Tensor]:
         ) from error
     if not isinstance(found, dict) or not all(isinstance(v, Tensor) for v in found.values()):
         raise LabelcurveError(
-            f"--extractor {wanted}: {path} holds something else than a state dict: save "
+            f"--extractor {wanted}: {path} holds something other than a state dict: save "
             "`network.state_dict()` with torch.save, or as .safetensors"
         )
     return found
@@ -133,7 +133,7 @@ def extractor(
 
 
 def card(backbone: str, size: int, dataset: str, n_images: int, **facts: str | None) -> Card:
-    """The card of weights that were learned with labels, by others.
+    """The card of third-party weights, trained with labels.
 
     Args:
         backbone: `KIND:NAME`.

@@ -16,7 +16,7 @@ AFTERWARDS = (5.0, 20.0)
 the start of the process took, within these. Then they have been measured."""
 
 ONCE = 0.9
-"""Share of it that later bundles of a command save: the graph is traced already."""
+"""Share of it that later bundles of a command save, since the graph is already traced."""
 
 IMAGES_PER_S = 500.0
 """Upper bound of the expected speed of testing a bundle."""
@@ -103,7 +103,7 @@ class Budget:
         so_far = (
             "it saw every image once, so expect little"
             if epochs < 1
-            else (f"it had {ENOUGH}, the fewest of the recipe, so expect less")
+            else (f"it had {ENOUGH}, the minimum of the recipe, so expect less")
         )
         return (
             f"{epochs:.2f} epochs: --max-minutes {self._minutes:g} ended the training before "
@@ -115,8 +115,8 @@ class Budget:
         """Records that a model was published.
 
         Args:
-            afterwards: seconds of all that came after its training.
-            export: of them, those of export and parity, of which the next ones are spared a part.
+            afterwards: seconds of everything after its training.
+            export: of them, those of export and parity; the next models need only a part.
         """
         self._waiting.pop(0)
         self._later = afterwards if self._first is None else afterwards - ONCE * export

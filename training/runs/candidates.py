@@ -26,12 +26,12 @@ FACTORS = (2, 4)
 
 COMPACT_FACTORS = (1, 2, 4, 8)
 COMPACT_SIDES = range(8, 65)
-"""Sides in pixels at which the compact network is worth its time."""
+"""Sides in pixels at which the compact network is worth trying."""
 
 
 class Times:
-    """Times of one image in ms, measured once in a command, interruptions included: one that goes
-    on decides as it did when it began, though no two measurements are the same.
+    """Times of one image in ms, measured once per command, interruptions included: a resumed
+    command must decide as it did at first, though no two measurements are the same.
 
     Args:
         images: the data set.
@@ -87,8 +87,7 @@ def choose(limit: float, images: Data, backbone: Backbone, times: Times) -> Back
         if found[candidate] <= limit:
             say(
                 f"{took}, and {candidate} (on images of 1/{divided(candidate)[1]} the side) "
-                f"{found[candidate]:.2f}: --max-latency {limit:g} has it learn the answers of the "
-                "larger one"
+                f"{found[candidate]:.2f}: --max-latency {limit:g} distils the larger one into it"
             )
             return candidate
     cheapest = min(found, key=found.__getitem__)
@@ -118,7 +117,7 @@ def _fits(name: Backbone, images: Data, wanted: nn.Module) -> bool:
     image, as some have, it does not."""
     try:
         own = build(name, images.train.images[:1], 2)
-    except LabelcurveError:  # it cannot see images that small
+    except LabelcurveError:  # it cannot take images that small
         return False
     shapes = [{key: v.shape for key, v in n.state_dict().items()} for n in (own, wanted)]
     return shapes[0] == shapes[1]

@@ -17,7 +17,7 @@ def write(manifest: Manifest, run: Run) -> str:
 
 {_warnings(run)}Classifies images into {len(m.class_names)} classes: {classes}.
 
-{_labels(m)}{_without_labels(m)}{_taught(m, run)}
+{_labels(m)}{_without_labels(m)}{_distilled(m, run)}
 
 | split | images | accuracy | balanced accuracy | F1 (weighted) | precision | recall | loss |
 |---|---|---|---|---|---|---|---|
@@ -33,8 +33,8 @@ The figures were measured on the ONNX graph in ONNX Runtime.
 labels files. Elsewhere: `model.onnx` takes `images`, uint8 [N, {size}, {size}, 3] (RGB), and gives
 `probabilities`, float32 [N, {len(m.class_names)}], and `embedding`. Normalisation and temperature
 ({m.temperature:.3f}) are inside. The class names are in the file's metadata. It was trained on
-pixels that are made like this, and on others its answers differ: bilinear without antialiasing, as
-in OpenCV's `INTER_LINEAR`, is another filter.
+pixels made like this, and on others its answers differ: bilinear without antialiasing, as in
+OpenCV's `INTER_LINEAR`, is a different filter.
 
 {pixels(size)}
 (16-bit grey counts by its high byte: shift it right by eight bits first.)
@@ -122,7 +122,9 @@ def _learned(m: Manifest) -> str:
     weighted = "classes" if head["balanced"] else "labels"
     chosen = "by cross-validation"
     if head["accuracy"] is None:
-        chosen = "as in the model before" if m.measured else "with too few labels to cross-validate"
+        chosen = (
+            "as in the measured model" if m.measured else "with too few labels to cross-validate"
+        )
     said = (
         f"a linear head on frozen\n  features, L2 penalty {head['penalty']:g}, {weighted} weighted "
         f"equally, both {chosen}"
@@ -168,25 +170,23 @@ def _without_labels(m: Manifest) -> str:
     if m.extractor is not None and m.extractor.objective in ("supervised", "self-supervised"):
         labels = "with" if m.extractor.objective == "supervised" else "without"
         said += (
-            f"\n\nThe network began with weights (`{m.extractor.version}`) that others had learned "
-            f"{labels} labels from images of `{m.extractor.dataset}`. "
+            f"\n\nThe network began with third-party weights (`{m.extractor.version}`), trained "
+            f"{labels} labels on images of `{m.extractor.dataset}`. "
             f"License of the weights: {m.extractor.license or 'not known'}; source: "
             f"{m.extractor.source or 'a file'}."
         )
     elif m.extractor is not None:
         said += (
             f"\n\nThe network began with a feature extractor (`{m.extractor.version}`, "
-            f"{m.extractor.objective}) learned without labels from images of "
+            f"{m.extractor.objective}) trained without labels on images of "
             f"`{m.extractor.dataset}`."
         )
     if m.n_unlabelled:
-        said += (
-            f"\n\n{counted(m.n_unlabelled, 'other training image')} taught without their labels."
-        )
+        said += f"\n\n{counted(m.n_unlabelled, 'other training image')} used as unlabelled data."
     return said
 
 
-def _taught(m: Manifest, run: Run) -> str:
+def _distilled(m: Manifest, run: Run) -> str:
     said, latency, teacher = "", run.latency, m.teacher
     if teacher is not None:
         said = (

@@ -1,7 +1,7 @@
-"""A compact model that learns the answers of a published one, its teacher.
+"""A compact model distilled from a published one, its teacher.
 
 The teacher's graph answers each training image and its mirror image once; the compact network
-learns their mean on random crops, on images without labels, too.
+is trained on their mean, on random crops and also on images without labels.
 Sources: G. Hinton, O. Vinyals and J. Dean, Distilling the knowledge in a neural network, 2015;
 L. Beyer et al., Knowledge distillation: a good teacher is patient and consistent, 2022.
 """
@@ -43,13 +43,13 @@ BATCH = 32
 """Images that the teacher answers at a time."""
 
 COMPACT_SIZE = 32
-"""Side of the images that the shipped extractor of the compact network was learned from."""
+"""Side of the images that the shipped extractor of the compact network was trained on."""
 
 
 def with_students(
     options: Options, images: Data, cells: Sequence[Cell], backbone: Backbone
 ) -> list[Cell]:
-    """Each model, and after it the compact one that it teaches."""
+    """Each model, followed by its compact student."""
     found = []
     for cell in cells:
         others = len(images.train) - len(cell.subset.train) - len(cell.subset.val)
@@ -92,22 +92,22 @@ class StudentRun(ModelRun):
     def published(self) -> dict[str, Any] | None:
         """As `ModelRun.published`, where it is this teacher's."""
         entry = super().published()
-        taught = self._teacher.entry
-        return entry if entry and taught and _named(entry["teacher"]) == _named(taught) else None
+        teacher = self._teacher.entry
+        return entry if entry and teacher and _named(entry["teacher"]) == _named(teacher) else None
 
     def train(self, budget: Budget) -> dict[str, Any]:
         """As `ModelRun.train`, once the teacher is published."""
-        taught = self._teacher.entry
-        assert taught is not None, "the teacher is trained first"
+        teacher = self._teacher.entry
+        assert teacher is not None, "the teacher is trained first"
         self.taught_by = Teacher(
-            **_named(taught), n_images=len(self.cell.subset.train) + len(self.others)
+            **_named(teacher), n_images=len(self.cell.subset.train) + len(self.others)
         )
         images = self.command.images
-        if "p50_ms" not in taught:  # a command without --max-latency made it
-            taught["p50_ms"] = p50_ms(self._bundle().graph, images.train.images)
-        self.teacher_p50_ms = taught["p50_ms"]
+        if "p50_ms" not in teacher:  # a command without --max-latency made it
+            teacher["p50_ms"] = p50_ms(self._bundle().graph, images.train.images)
+        self.teacher_p50_ms = teacher["p50_ms"]
         about = self.checkpoint.about()
-        if about is not None and about["teacher"] != taught["version"]:
+        if about is not None and about["teacher"] != teacher["version"]:
             say(f"{self.cell.name}: the checkpoint is of another teacher, so it starts over")
             self.checkpoint.remove()
             self.interruptions = 0
@@ -169,7 +169,7 @@ class StudentRun(ModelRun):
         return self.folder / f"{ANSWERS}{self.taught_by.version}"
 
     def progress(self) -> dict[str, Any]:
-        """As `ModelRun.progress`, with the version that teaches."""
+        """As `ModelRun.progress`, with the teacher's version."""
         assert self.taught_by is not None
         return {**super().progress(), "teacher": self.taught_by.version}
 
@@ -203,7 +203,7 @@ def said(entries: Sequence[dict[str, Any]], limit: float) -> list[str]:
 
 
 def _judged(entry: dict[str, Any]) -> str:
-    if "measured" in entry:  # its figures are another one's
+    if "measured" in entry:  # its figures are another model's
         return f"{entry['name']}: {entry['p50_ms']:.2f} ms an image"
     figures, split = (entry["test"], "test") if entry["test"] else (entry["val"], "validation")
     return (

@@ -1,9 +1,9 @@
 """The final model: trained on all labels, after the model of 100 % has been measured.
 
 Where the data have no test split, a fifth of the labels measures the models and a tenth of the
-others validates them, so that the best one has learned from 72 % of the labels. The final model
-has the same recipe and learns from all of them. None is left to measure it with: temperature and
-figures are those of the model before it.
+rest validates them, so that the best one was trained on 72 % of the labels. The final model has
+the same recipe and is trained on all of them. None is left to measure it with: temperature and
+figures are those of the model that was measured before.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def planned(options: Options, images: Data, cells: Sequence[Cell]) -> Final | No
 
     Returns:
         None where it is not wanted, where no model of all labels comes before it, or where the
-        data have a test split, so that the model before has nearly all labels. Nor for the digits
+        data have a test split, so that the measured model has nearly all labels. Nor for the digits
         of scikit-learn, which nobody classifies in production.
     """
     if options.no_final or options.no_test or options.preset != "default":
@@ -57,7 +57,7 @@ def planned(options: Options, images: Data, cells: Sequence[Cell]) -> Final | No
     every = whole(images)
     labelled = subset(every)
     recipe = grid.plan(options, labelled, len(every.train) - len(labelled.train))
-    # A tenth more labels must not make another head than the one that was measured.
+    # A tenth more labels must not make a different head from the one that was measured.
     recipe = replace(recipe, propagation=before[0].recipe.propagation)
     name = grid.bundle_name(options, images.name, None, options.seed)
     cell = Cell(name, options.seed, labelled, recipe, measured=before[0].name)
@@ -98,7 +98,7 @@ class FinalRun(ModelRun):
     """
 
     def learn(self, budget: Budget, run: Tracking) -> finetune.Result:
-        """Trains as the model before was trained: a linear head, fine-tuning, or both."""
+        """Trains as the measured model was trained: a linear head, fine-tuning, or both."""
         command, recipe, before = self.command, self.cell.recipe, self.cell.measured
         assert before is not None
         say(

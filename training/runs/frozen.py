@@ -40,8 +40,8 @@ def fit(
 ) -> Result:
     """Replaces the network's classifier by one that is fitted on the frozen features.
 
-    Where the recipe says so, it learns from images without labels, too, unless cross-validation
-    is against that.
+    Where the recipe says so, it also learns from images without labels, unless cross-validation
+    shows that they hurt.
 
     Args:
         network: with pretrained weights.
@@ -79,18 +79,18 @@ def fit(
 def _propagated(
     head: LinearHead, found: NDArray[np.float32], labels: Index, seed: int, before: bool
 ) -> LinearHead:
-    """The head that has learned from images without labels as well, unless it would be worse.
+    """The head, trained on images without labels as well, unless that would be worse.
 
     Args:
         found: features, those of the labelled images first.
         labels: of these.
-        before: the model before was made so, and nothing is to be chosen.
+        before: the measured model was made so, and nothing is to be chosen.
     """
     began = time.monotonic()
     pool = propagation.Pool(found, labels)
     trial = None if before else pool.tried(head, seed)
     figures = (
-        "as the model before" if before else "not cross-validated, since a class has one label"
+        "as the measured model" if before else "not cross-validated, since a class has one label"
     )
     if trial is not None:
         figures = (
@@ -136,22 +136,22 @@ def few(n_labels: int) -> bool:
         return False
     say(
         f"fine-tuning: left out, since with fewer than {TUNED_FROM:,} labels it seldom gains; "
-        "--max-minutes or --epochs has it tried, and published if it is better by more than chance"
+        "--max-minutes or --epochs tries it, and publishes it if its lead exceeds the noise"
     )
     return True
 
 
 def tunable(linear: Result, recipe: Recipe, images: Images) -> Network:
-    """`learning`, announced as fine-tuning that has to be better than the linear head."""
+    """`learning`, announced as fine-tuning that must beat the linear head."""
     say(
-        f"fine-tuning: the last {1 - recipe.fixed_stages:.0%} of the stages, from the linear head "
-        "on; the better of the two on validation is published. --max-minutes bounds it"
+        f"fine-tuning: the last {1 - recipe.fixed_stages:.0%} of the stages, starting from the "
+        "linear head; the better of the two on validation is published. --max-minutes bounds it"
     )
     return learning(linear, recipe, images)
 
 
 def learning(linear: Result, recipe: Recipe, images: Images) -> Network:
-    """A copy of the linear head's network that training may change, from the same answers on.
+    """A trainable copy of the linear head's network, which starts from the same answers.
 
     Batch norm is folded into the convolutions, and the first stages are excluded from learning.
 
@@ -170,11 +170,11 @@ def learning(linear: Result, recipe: Recipe, images: Images) -> Network:
 def better(linear: Result, tuned: Result, val: Labelled, n_labels: int) -> Result:
     """The one with the higher accuracy on validation; of equals the linear head.
 
-    With few labels fine-tuning seldom gains and few images validate: it has to be better by more
-    than chance.
+    With few labels fine-tuning seldom gains, and few images validate: its lead must exceed the
+    sampling noise.
 
     Args:
-        n_labels: that both learned from.
+        n_labels: that both were trained on.
     """
     logits = [
         predict_logits(each.network, val.images, FP32_CPU).astype(np.float64)
@@ -184,7 +184,7 @@ def better(linear: Result, tuned: Result, val: Labelled, n_labels: int) -> Resul
     margin, beyond = 0.0, ""
     if n_labels < TUNED_FROM:
         margin = 2 * paired_error(*(found.argmax(axis=1) == val.labels for found in logits))
-        beyond = f" (it has to be better by more than {margin:.4f}, twice the standard error)"
+        beyond = f" (its lead must exceed {margin:.4f}, twice the standard error)"
     wins = two.accuracy - one.accuracy > margin
     say(
         f"on {one.n:,} validation images the linear head has {one.accuracy:.4f} (balanced "
@@ -198,7 +198,7 @@ def better(linear: Result, tuned: Result, val: Labelled, n_labels: int) -> Resul
 def _chosen(head: LinearHead, before: bool) -> str:
     weighted = "classes weighted equally" if head.balanced else "labels weighted equally"
     if head.accuracy is None:
-        why = "as the model before" if before else "too few labels to choose by"
+        why = "as the measured model" if before else "too few labels to choose by"
         return f"penalty {head.penalty:g}, {weighted} ({why})"
     return (
         f"penalty {head.penalty:g}, {weighted}, by cross-validation (accuracy {head.accuracy:.4f}, "

@@ -20,8 +20,8 @@ from labelcurve.training.data.source import Index
 from labelcurve.training.options import Options
 from labelcurve.training.recipes import (
     LIBRARIES,
+    MOST_UNLABELLED,
     PHOTO_BACKBONE,
-    TAUGHT,
     Recipe,
     recipe,
 )
@@ -52,7 +52,7 @@ class Cell:
         left = np.ones(n, bool)
         left[self.subset.train] = left[self.subset.val] = False
         rows = np.flatnonzero(left).astype(np.int32)
-        return fractions.spread(rows, TAUGHT) if self.recipe.propagation else rows
+        return fractions.spread(rows, MOST_UNLABELLED) if self.recipe.propagation else rows
 
     def n_images(self, n: int) -> int:
         """Images of an epoch: the labelled ones, and the others that a teacher answers."""
@@ -91,7 +91,7 @@ def bundle_name(
     `cifar10-resnet18-10`, `cifar10-compact-10`, `cifar10-mirror-10`; without a fraction, that of
     the final model, `cifar10-final`. The backbone that photos get by default is not named.
 
-    It names what differs from the default, so that variants can lie and be compared in one folder.
+    It names what differs from the default, so that variants can be compared in one folder.
     """
     middle = "" if options.preset == "default" else f"{options.preset}-"
     if options.extractor == "none":
@@ -121,7 +121,7 @@ def plan(options: Options, subset: Subset, others: int = 0) -> Recipe:
 def limited(plan: Recipe, options: Options) -> Recipe:
     """The recipe with as many epochs as `--epochs` and `--max-minutes` allow."""
     if options.max_minutes is not None and not plan.backbone.startswith(LIBRARIES):
-        plan = replace(plan, epochs=ENDLESS)  # a pretrained network is soon tuned
+        plan = replace(plan, epochs=ENDLESS)  # a pretrained network is quickly tuned
     return plan if options.epochs is None else replace(plan, epochs=options.epochs)
 
 
@@ -162,7 +162,7 @@ def check_replaced(
 
 
 def _report_stale(out: Path, cells: Sequence[Cell], say: Callable[[str], None]) -> None:
-    """Names final models whose figures are of a model that these cells replace."""
+    """Warns of final models whose figures are of a model that these cells replace."""
     names = {cell.name for cell in cells}
     for path in sorted(out.glob(f"*-final*/{store.CURRENT}")):
         with suppress(BundleError):

@@ -84,7 +84,7 @@ class ModelRun:
         self.folder = folder(command.out, cell)
         self.others = cell.others(len(command.images.train))
         self.n_unlabelled = len(self.others)
-        """Images without labels that it has learned from."""
+        """Images without labels that it was trained on."""
         key = _key(command, cell, len(self.others))
         self.finished = Finished(self.folder, key)
         self.checkpoint = Checkpoint(
@@ -160,7 +160,9 @@ class ModelRun:
             waited = waited_share(cores, scheduled())
             shared = ""
             if waited is not None and waited > SHARED:
-                shared = f", other work had the cores in {waited:.0%} of it: alone it takes less"
+                shared = (
+                    f", other processes had the cores in {waited:.0%} of it: alone it takes less"
+                )
             kept = f"epoch {result.best_epoch}" if result.head is None else "the linear head"
             say(f"kept {kept}, {result.seconds:.0f} s{shared}")
             entry = self.publish(result, self._about(budget, result, waited))
@@ -201,7 +203,7 @@ class ModelRun:
         return frozen.better(linear, tuned, Labelled(val.images, val.labels), len(subset.train))
 
     def examples(self) -> Examples:
-        """The images that teach and those that validate."""
+        """The training and the validation images."""
         images, subset = self.command.images, self.cell.subset
         train, val = images.train.take(subset.train), images.train.take(subset.val)
         consistent = self.cell.recipe.consistency > 0
@@ -289,7 +291,7 @@ class ModelRun:
         )
 
     def progress(self) -> dict[str, Any]:
-        """What a checkpoint says of the run, beside weights and history."""
+        """What a checkpoint says about the run, besides weights and history."""
         return {
             "started": self.started,
             "interruptions": self.interruptions,

@@ -50,7 +50,7 @@ from labelcurve.training.runtime.device import FP32_CPU, Device, hardware
 PACKAGES = ("labelcurve", "numpy", "onnx", "onnxruntime", "onnxscript", "pillow", "torch")
 
 FEW_TESTED = 100
-"""An accuracy of fewer images is published with a warning: it may be off by ten points."""
+"""An accuracy on fewer images is published with a warning: it may be off by ten points."""
 
 TEST_FIGURES = {"accuracy", "balanced_accuracy", "f1", "precision", "recall"}
 
@@ -76,7 +76,7 @@ class Circumstances:
     waited: float | None
     """Share of the time spent waiting for cores, as in `Run`."""
     command_began: float
-    """By `time.monotonic`, earlier by the time of the parts before an interruption."""
+    """By `time.monotonic`, moved back by the time of the parts before an interruption."""
     warnings: tuple[str, ...]
     max_latency: float | None = None
     """Limit in ms that the time of an image is recorded with."""
@@ -86,7 +86,7 @@ class Circumstances:
 
 @dataclass(frozen=True)
 class _Figures:
-    """What is known of a model's answers to held-out images."""
+    """Evaluation of a model's answers to held-out images."""
 
     val: Metrics
     test: Metrics | None
@@ -96,7 +96,7 @@ class _Figures:
     report: dict[str, Any]
     confusion: tuple[tuple[int, ...], ...]
     measured: Measured | None = None
-    """The model that they are of, where that is another one."""
+    """The model that was evaluated, where that is another one."""
 
 
 def publish(
@@ -176,10 +176,10 @@ def publish(
 
 
 def few_tested(split: str, n: int) -> str | None:
-    """The warning that an accuracy of `n` images says little; None where it says enough, or where
+    """The warning that an accuracy on `n` images says little; None where it says enough, or where
     there are none.
 
-    Half of Wilson's 95 % interval is widest where half of the answers are right.
+    Wilson's 95 % interval is widest where half of the answers are right.
     """
     if not 0 < n < FEW_TESTED:
         return None
@@ -243,7 +243,7 @@ def _exported(
     # The gate may look at held-out images beyond the fraction: it uses no label.
     checked = images.train.take(fractions.spread(cell.subset.val_pool, export.PARITY_IMAGES))
     files = checks.unchanged(about.source, checked)
-    # With a GPU to train on, the service is likely to have one, too.
+    # Where training has a GPU, the service is likely to have one, too.
     gpu = about.device.device.type == "cuda"
     parity = export.check_parity(graph, served, checked.images, files, images.class_names, gpu)
     say(

@@ -1,4 +1,4 @@
-"""Checkpoints: one file a run, written to a temporary sibling and renamed atomically."""
+"""Checkpoints: one file per run, written to a temporary sibling and renamed atomically."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class Checkpoint:
         seconds: between two; 0 writes after every step.
         about: metadata stored with the state of each checkpoint, made when it is written.
         where: what the weights depend on besides the key; a run resumed elsewhere says so.
-        say: receives what went wrong, where the run goes on nevertheless.
+        say: receives what went wrong, where the run continues nevertheless.
     """
 
     def __init__(
@@ -83,8 +83,8 @@ class Checkpoint:
         there = found.get("where", self.where)
         if there != self.where:
             self._say(
-                f"{self.path} was written on {there}, and the run goes on on {self.where}: its "
-                "weights are those of neither bit by bit"
+                f"{self.path} was written on {there}, and the run continues on {self.where}: its "
+                "weights will be bitwise those of neither"
             )
         state: dict[str, Any] = found["state"]
         return state
@@ -95,7 +95,7 @@ class Checkpoint:
         return None if found is None else found["about"]
 
     def save(self, state: Callable[[], dict[str, Any]], *, check: Callable[[], object]) -> None:
-        """Called after each step: writes when it is time, or when the run is to end now.
+        """Called after each step: writes when it is due, or when the run has to end now.
 
         Args:
             state: makes the state, of what `torch.load` reads with `weights_only`.
@@ -113,7 +113,7 @@ class Checkpoint:
             interruption.stop()
 
     def write(self, state: dict[str, Any]) -> None:
-        """Replaces the checkpoint; where that fails, says so and keeps the one before."""
+        """Replaces the checkpoint; where that fails, says so and keeps the previous one."""
         buffer = io.BytesIO()
         content = {
             "format": FORMAT,
@@ -130,7 +130,7 @@ class Checkpoint:
             if not self._failed:
                 self._say(
                     f"the checkpoint {self.path} cannot be written ({error.strerror or error}): "
-                    "the run goes on, and an interruption would lose what is not in the one before"
+                    "the run continues, and an interruption would lose all since the previous one"
                 )
             self._failed = True
         else:
@@ -213,7 +213,7 @@ def differences(there: Mapping[str, object], here: Mapping[str, object]) -> list
 
 
 def mix(seed: int, *numbers: int) -> int:
-    """A seed for each seed and step, so that randomness depends on nothing but its number."""
+    """A seed for each seed and step, so that randomness depends on nothing but the step."""
     mixed = np.random.SeedSequence([seed, *numbers]).generate_state(1, np.uint64)[0]
     return int(mixed >> np.uint64(1))
 

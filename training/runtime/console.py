@@ -29,7 +29,7 @@ _lost = False
 
 
 def say(text: str) -> None:
-    """Prints a line at once; where that fails, says so once on stderr and goes on.
+    """Prints a line at once; where that fails, says so once on stderr and continues.
 
     What a full disk does not take is written with a later line, once there is room.
     """
@@ -41,7 +41,7 @@ def say(text: str) -> None:
             discard_output()
         if not _lost:
             _lost = True
-            tell(f"warning: output cannot be written ({error.strerror}); the work goes on")
+            tell(f"warning: output cannot be written ({error.strerror}); the work continues")
 
 
 def tell(text: str) -> None:
@@ -51,10 +51,10 @@ def tell(text: str) -> None:
 
 
 class Bar:
-    """Shows how far a long work is, below the rows that are printed meanwhile.
+    """Shows the progress of a long task, below the rows that are printed meanwhile.
 
     Args:
-        title: of the work.
+        title: of the task.
         console: by default the standard output.
     """
 
@@ -83,7 +83,7 @@ class Bar:
         """Redraws the bar, a few times a second at most.
 
         Args:
-            done: share of the work, from 0 to 1.
+            done: share of the task, from 0 to 1.
             left: seconds, estimated.
         """
         if self._progress is None or time.monotonic() - self._drawn < EVERY:

@@ -25,10 +25,10 @@ from labelcurve.training.runtime import distributed
 Precision = Literal["auto", "bf16", "fp32"]
 
 GAIN = 1.2
-"""Times as fast as fp32 that bf16 has to be on a CPU."""
+"""Minimum speed-up of bf16 over fp32 on a CPU."""
 
 FEWER = 1.5
-"""Times as fast that fewer threads have to be: another number of them is another order of sums."""
+"""Minimum speed-up of fewer threads: another number of them sums in another order."""
 
 TURNS = 6
 """Measurements of each number of threads; the first one is not counted."""
@@ -157,9 +157,9 @@ def _cpu_precision() -> Choice:
 def bf16_pays() -> bool:
     """Returns whether a convolution with its gradient takes less than 1 / `GAIN` of fp32's time.
 
-    A flag of the processor does not tell: Sapphire Rapids without AMX has `avx512_bf16`, and takes
-    1.5 times as long with it; Zen 4 takes half (docs/log.md, 2026-11-27). Measured in CPU time,
-    which other work on the machine hardly changes: the choice is part of a bundle's version.
+    A flag of the processor does not settle it: Sapphire Rapids without AMX has `avx512_bf16`, and
+    takes 1.5 times as long with it; Zen 4 takes half (docs/log.md, 2026-11-27). Measured in CPU
+    time, which other work on the machine hardly changes: the choice is part of a bundle's version.
     """
     times: dict[bool, list[float]] = {False: [], True: []}
     for _ in range(4):
@@ -172,8 +172,8 @@ def bf16_pays() -> bool:
 def threads_that_pay(most: int) -> int:
     """The number of threads to compute with: fewer than `most` where other work has the cores.
 
-    Threads wait for the slowest of them, and one that shares its core with another process holds
-    up all: on a shared machine two threads gave 7 images/s where one gave 55. So half as many, and
+    Threads wait for the slowest of them, and one that shares its core with another process delays
+    all: on a shared machine two threads gave 7 images/s where one gave 55. So half as many, and
     half of those, are taken as long as a convolution is `FEWER` times as fast with them.
     """
     while most > 1:

@@ -1,8 +1,8 @@
 """Data-parallel training: `torchrun --nproc-per-node 8 -m labelcurve train ...`.
 
 The first process leads. It alone runs the command: reads, prints, locks, writes. The others follow:
-they wait until the leader calls them into a loop (`together`), take their part of each batch, add
-their gradients to the sum, and end when the leader ends. A batch is the same rows whatever the
+they wait until the leader calls them into a loop (`together`), process their part of each batch,
+add their gradients to the sum, and end when the leader ends. A batch is the same rows whatever the
 number of processes, and so is its loss: batch norm has the statistics of the whole batch.
 
 In a run of one process every function here does nothing.
@@ -33,8 +33,8 @@ from labelcurve.bundle.errors import DeviceError, LabelcurveError
 from labelcurve.training.runtime import interruption
 
 PATIENCE = timedelta(days=1)
-"""A follower waits so long for the leader, which may have a million images to decode. Where a
-process ends, the others learn it at once."""
+"""How long a follower waits for the leader, which may have a million images to decode. Where a
+process ends, the others are notified at once."""
 LEADER_SECONDS = 5.0
 """Delay after which a follower that cannot reach the others ends, unless a signal ends it."""
 
@@ -91,7 +91,7 @@ def run(work: Callable[[], dict[str, Any]], device: str) -> dict[str, Any] | Non
         What `work` returns; None in a follower.
 
     Raises:
-        LabelcurveError: in the one process that is to say it. The others exit without a word.
+        LabelcurveError: in the one process that reports it. The others exit silently.
     """
     if not _launched():
         return work()
@@ -109,7 +109,7 @@ def run(work: Callable[[], dict[str, Any]], device: str) -> dict[str, Any] | Non
         if rank() == 0:
             _first_to_say()
             with suppress(RuntimeError):
-                _send(None)  # they wait for it, and leaving takes an interpreter a while
+                _send(None)  # they wait for it, and an interpreter takes a while to exit
             raise
         _exit(stopped.code)
     except Exception as error:
@@ -117,8 +117,8 @@ def run(work: Callable[[], dict[str, Any]], device: str) -> dict[str, Any] | Non
             _exit(1)
         if _is_loss(error):
             raise LabelcurveError(
-                f"one of the {size()} processes ended without a word (killed? out of memory?): "
-                "the same command goes on from the last checkpoint"
+                f"one of the {size()} processes ended without an error (killed? out of memory?): "
+                "the same command resumes from the last checkpoint"
             ) from error
         raise
 
@@ -296,7 +296,7 @@ def _launched() -> bool:
     """Returns whether torchrun, or the like, started this process as one of several.
 
     Raises:
-        LabelcurveError: the environment has a part only of what it sets, as in a job of a cluster.
+        LabelcurveError: the environment has only a part of what it sets, as in a job of a cluster.
     """
     world = os.environ.get("WORLD_SIZE", "1")
     if world == "1":
@@ -375,18 +375,18 @@ def _receive() -> Any:
 
 
 def _is_loss(error: Exception) -> bool:
-    """Returns whether it is only the news that another process ended."""
+    """Returns whether it only reports that another process ended."""
     return isinstance(error, dist.DistError) or "gloo/transport" in str(error)
 
 
 def _first_to_say() -> bool:
-    """Returns whether no other process has said yet why all of them end."""
+    """Returns whether no other process has reported yet why all of them end."""
     try:
         return dist.distributed_c10d._get_default_store().add("said", 1) == 1
     except Exception:  # before there is a store, or after its process ended
         if os.environ["RANK"] == "0":
             return True
-        # torchrun ends the others as soon as one has ended: the leader's word comes first.
+        # torchrun ends the others as soon as one has ended: the leader must report first.
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         time.sleep(LEADER_SECONDS)
         return False

@@ -19,14 +19,14 @@ if TYPE_CHECKING:
 
 DEFAULTS = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
-    # A server that is away costs a run seconds and not minutes.
+    # An unreachable server costs a run seconds, not minutes.
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
 }
 
 
 def connect(experiment: str) -> tuple[Any, str]:
-    """MLflow's client, and the id of an experiment, which is made where there is none.
+    """MLflow's client, and the id of an experiment, which is created if need be.
 
     Raises:
         LabelcurveError: MLflow is not installed, or cannot be written to.
@@ -55,8 +55,8 @@ def connect(experiment: str) -> tuple[Any, str]:
 class Tracking:
     """A run of MLflow; a resumed training continues its own.
 
-    Where runs are kept and who may write is said by MLflow's own variables, `MLFLOW_TRACKING_URI`
-    before all. A server that goes away is reported once, and training goes on without it.
+    MLflow's own variables, `MLFLOW_TRACKING_URI` above all, say where runs are kept and who may
+    write. A server that becomes unreachable is reported once, and training continues without it.
 
     Args:
         experiment: its name; None keeps nothing anywhere.
@@ -126,7 +126,7 @@ class Tracking:
             write()
         except Exception as error:  # whatever its stores and their libraries raise
             self._client = None
-            self._say(f"MLflow cannot be written ({error}): the run goes on without it")
+            self._say(f"MLflow cannot be written ({error}): the run continues without it")
 
     def __enter__(self) -> Self:
         return self
@@ -142,7 +142,7 @@ class EventWriter:
 
     Args:
         folder: of the events.
-        after: epochs that were written before an interruption; what is there of later ones is void.
+        after: epochs that were written before an interruption; events of later ones are discarded.
         say: receives a message when nothing more can be written; the run continues without.
     """
 
@@ -171,7 +171,7 @@ class EventWriter:
         self._writer = None
         self._say(
             f"the TensorBoard events in {self._folder} cannot be written "
-            f"({error.strerror or error}): the run goes on without them"
+            f"({error.strerror or error}): the run continues without them"
         )
 
     def __enter__(self) -> Self:

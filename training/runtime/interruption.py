@@ -26,7 +26,7 @@ CODES = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGHUP: 129}
 
 
 _leftovers: list[Path] = []
-"""Folders that go with the process."""
+"""Folders that are removed with the process."""
 
 
 class Stopped(BaseException):
@@ -48,7 +48,7 @@ def install() -> None:
             signal.signal(signum, _handle)
     read, write = os.pipe()
     os.set_blocking(write, False)
-    # Bytes arrive here even while the main thread is deep in one long operation of torch.
+    # Bytes arrive here even while the main thread is inside one long operation of torch.
     signal.set_wakeup_fd(write, warn_on_full_buffer=False)
     threading.Thread(target=_watch, args=(read,), daemon=True).start()
 
@@ -102,7 +102,7 @@ def stop() -> NoReturn:
 
 def _handle(signum: int, _: object) -> None:
     global _came
-    # A launcher may hand on a SIGTERM that all its processes have had already.
+    # A launcher may forward a SIGTERM that all its processes have already received.
     again, _came = _came is not None and signum == signal.SIGINT, signal.Signals(signum)
     if not _waits or again:
         stop()
@@ -113,7 +113,7 @@ def _watch(pipe: int) -> None:
         if received[0] == signal.SIGTERM:
             break
     time.sleep(GRACE)
-    message = "\nstopped in the middle of a step; the last checkpoint is what is left of the run\n"
+    message = "\nstopped in the middle of a step; the last checkpoint is what remains of the run\n"
     os.write(sys.__stderr__.fileno() if sys.__stderr__ else 2, message.encode())
     for folder in _leftovers:
         shutil.rmtree(folder, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""A lock that dies with its process: two runs never write the same thing."""
+"""A lock that is released with its process: two runs never write the same thing."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def hold(
             reported = True
         time.sleep(0.2)
     try:
-        # For the message of who comes next; without room for it the lock holds all the same.
+        # For the message of the next process; without disk space for it the lock still holds.
         with suppress(OSError):
             os.truncate(descriptor, 0)
             os.pwrite(descriptor, f"process {os.getpid()} on {platform.node()}".encode(), 0)
@@ -108,7 +108,7 @@ def _taken(descriptor: int, path: Path, say: Callable[[str], None]) -> bool:
     except OSError as error:
         if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
             return False
-        say(f"{path}: this file system has no locks ({error.strerror}): going on without one")
+        say(f"{path}: this file system has no locks ({error.strerror}): continuing without one")
     return True
 
 

@@ -1,4 +1,4 @@
-"""BentoML's typed API, as its examples have it and as it is installed."""
+"""BentoML's typed API, as in its examples, with its defaults."""
 
 from typing import Any
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import uvicorn
-from fastapi import FastAPI, File, UploadFile
+from fastapi import FastAPI, UploadFile
 from model import PORT, Model
 
 app = FastAPI()
@@ -13,7 +13,7 @@ model = Model()
 
 
 @app.post("/classify")
-async def classify(image: UploadFile = File(...)) -> list[dict[str, Any]]:  # noqa: B008
+async def classify(image: UploadFile) -> list[dict[str, Any]]:
     """A form with the file."""
     pixels = model.decode(await image.read())
     return model.answer(model.run(pixels[None])[0])

@@ -22,7 +22,7 @@ arrived = asyncio.Event()
 
 
 async def batches() -> None:
-    """The next batch is what waits when the session is free."""
+    """The next batch is whatever is queued when the session is free."""
     loop = asyncio.get_running_loop()
     while True:
         await arrived.wait()

@@ -1,4 +1,4 @@
-"""LCDB's table read back, and curves of a known law judged."""
+"""LCDB's table read back, and curves of a known law evaluated."""
 
 from __future__ import annotations
 

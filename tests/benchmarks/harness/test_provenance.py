@@ -111,7 +111,7 @@ PATH = re.compile(provenance.MACHINE_PATH.pattern + r"[^\s/]+/[^\s/]")
 
 
 def _texts(value: Any) -> Iterator[str]:
-    """The strings of a document, but for `right`, one bit for each image in base64."""
+    """The strings of a document, except `right`, one bit for each image in base64."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, dict):

@@ -67,7 +67,7 @@ def test_a_wrong_url_is_refused(url: str) -> None:
         server.running(url)
 
 
-def test_nobody_there() -> None:
+def test_no_service_at_the_address() -> None:
     with pytest.raises(
         LabelcurveError, match=r"no service answers at .* `labelcurve serve --models"
     ):

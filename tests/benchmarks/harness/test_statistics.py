@@ -9,7 +9,7 @@ from labelcurve.benchmarks.record import Report
 
 
 def test_mcnemar_against_the_textbook() -> None:
-    """Of 20 images that one model alone has right, 15 are the second's: p of a fair coin."""
+    """Of 20 images that only one model has right, 15 are the second's: p of a fair coin."""
     a = np.array([True] * 5 + [False] * 15 + [True] * 80)
     b = np.array([False] * 5 + [True] * 15 + [True] * 80)
     found = statistics.compare("a", "b", a, b)

@@ -19,7 +19,7 @@ def test_requests_belong_to_the_window_in_which_they_end() -> None:
         Request(2.5, 500.0, None, None),
     ]
     found = windows.cut(requests, 0.0, 3.0)
-    assert [window.n for window in found] == [1, 1, 1]  # the failed one is in none
+    assert [window.n for window in found] == [1, 1, 1]  # no window has the failed one
     assert [window.p50_ms for window in found] == [500.0, 200.0, 500.0]
     assert [window.requests_per_s for window in found] == [1.0, 1.0, 1.0]
     assert [window.seconds for window in windows.cut(requests, 0.0, 3.0, 2)] == [1.5, 1.5]

@@ -55,7 +55,7 @@ def test_loads_a_real_service(
 def test_wrong_labels_are_failures(
     service: Server, data: Data, predictions: dict[str, Predictions]
 ) -> None:
-    """The answers of one model are held against the predictions of another."""
+    """The answers of one model are compared with the predictions of another."""
     found = run(service, data, {"digits-10": predictions["digits-100"]})["digits-10"]
     assert found.errors
     assert any("was expected" in message for message in found.messages)

@@ -144,7 +144,7 @@ def test_every_answer_is_checked(serving: Service, tmp_path: Path) -> None:
     for index, (fault, *_) in enumerate(ANSWERS):
         sent = serving.bodies[digit_png(index)]
         if fault == "good":
-            assert abs(errors[None] - sent) <= 2  # a request of each user is cut off at the end
+            assert abs(errors[None] - sent) <= 2  # one request of each user is aborted at the end
         else:
             assert any(fault in error for error in errors if error), fault
     assert all(latency > 0 for _, latency, _, _ in recorded["requests"])
@@ -243,7 +243,7 @@ def test_a_fixed_rate_is_kept(serving: Service, tmp_path: Path) -> None:
     recorded = json.loads(record.read_text())
     n = len(recorded["requests"])
     seconds = recorded["stopping"] - recorded["spawned"]
-    # Poisson: three standard deviations and the requests under way.
+    # Poisson: three standard deviations and the outstanding requests.
     assert abs(n - 40 * seconds) < 3 * (40 * seconds) ** 0.5 + 5
 
 
@@ -286,7 +286,7 @@ def test_arrivals_that_the_client_cannot_send_are_counted_and_said(
     assert errors["not sent before the end"] > 1000
     assert "NOTE: the load generator could not send " in done.stderr
     assert "requests that were due at this rate: its own limit" in done.stderr
-    # What was due while it was measured, by chance a little more or less.
+    # What was due during the measurement, give or take random variation.
     due = 20_000 * (found["stopping"] - found["spawned"])
     assert len(found["requests"]) > 0.9 * due
 
@@ -305,4 +305,4 @@ def test_a_record_that_is_not_written_is_said(serving: Service, tmp_path: Path) 
     options = ["Raw", "--users", "2", "--spawn-rate", "0.2", "--run-time", "2s"]
     done = locust(serving.url, *options, "--record", str(record))
     assert not record.exists()
-    assert "record.json is not written: the end came before all users" in done.stderr
+    assert "record.json is not written: the run ended before all users" in done.stderr

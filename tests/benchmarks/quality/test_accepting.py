@@ -29,7 +29,7 @@ def test_thresholds_come_from_held_out_images_and_the_curve_from_test(digits_mod
     assert all("train it again" in (level.why_none or "") for level in without.levels)
 
 
-def test_the_report_says_how_much_a_person_still_looks_at(measured: Report) -> None:
+def test_the_report_says_how_much_a_person_still_reviews(measured: Report) -> None:
     assert any("a person looks at the rest." in text for text in figures.accepted(measured))
     models = tuple(
         model.model_copy(update={"accuracy": model.accuracy.model_copy(update={"accepting": None})})

@@ -9,7 +9,7 @@ from labelcurve.benchmarks.record import Curve, CurvePoint, Model, Report
 from labelcurve.bundle.text import percent
 from labelcurve.training.forecast import advice
 from labelcurve.training.forecast.advice import TargetLabels
-from labelcurve.training.forecast.law import LUCK, Points
+from labelcurve.training.forecast.law import NOISE, Points
 
 LABELS = (2_500, 5_000, 10_000, 15_000, 25_000, 50_000)
 N = 10_000
@@ -90,9 +90,9 @@ def test_the_covariance_counts_images_seeds_and_labels(measured: Report) -> None
     assert points.errors.tolist() == [0.5, 0.25]
     assert points.n == 400
     # Wrong: (0, 0.5, 0.5, 1) and (0, 0, 0, 1), of means 0.5 and 0.25: variances 1/6 and 1/4,
-    # covariance 1/6, each over four images; then luck, LUCK e (1 - e) / n, and seeds.
-    first = 1 / 24 + (LUCK * 0.25 / 100 + 0.05**2) / 2
-    second = 1 / 16 + LUCK * 0.1875 / 400 + 0.025**2
+    # covariance 1/6, each over four images; then noise, NOISE e (1 - e) / n, and seeds.
+    first = 1 / 24 + (NOISE * 0.25 / 100 + 0.05**2) / 2
+    second = 1 / 16 + NOISE * 0.1875 / 400 + 0.025**2
     expected = [[first, 1 / 24], [1 / 24, second]]
     assert points.covariance.ravel() == pytest.approx(np.ravel(expected))
 

@@ -230,7 +230,7 @@ def test_a_knee_at_the_most_clients_is_no_promise(loaded: Report) -> None:
     assert "only wait longer" not in text
 
 
-def test_a_rate_that_did_not_hold_still_is_marked_wherever_it_stands(loaded: Report) -> None:
+def test_an_unstable_rate_is_marked_wherever_it_is_shown(loaded: Report) -> None:
     assert "(unstable)" not in page.markdown(loaded)
     first, *others = loaded.models
     assert first.load is not None
@@ -262,7 +262,7 @@ def test_training_times_of_a_shared_machine_are_marked(measured: Report) -> None
     text = page.markdown(measured.model_copy(update={"models": (busy, *others)}))
     assert text.count("1 min 39 s (shared) |") == 2  # at the top, and below Training
     assert "Shared: the machine did other work meanwhile" in text
-    # A seed that had its machine to itself tells the time of its fraction.
+    # A seed that had its machine to itself gives the time of its fraction.
     text = page.markdown(measured.model_copy(update={"models": (first, busy, *others)}))
     assert text.count("1 min 39 s (shared) |") == 1
     assert f"| {duration(first.train_seconds)} | " in text
@@ -315,7 +315,7 @@ def test_every_file_has_the_findings(loaded_pages: tuple[str, str]) -> None:
 
 @pytest.mark.parametrize("name", ["cifar10", "digits"])
 def test_the_committed_report_is_that_of_its_figures(name: str) -> None:
-    """`bench render` makes it again after a change of the words; its pictures only `bench` can."""
+    """`bench render` makes it again after a change of the text; only `bench` makes its pictures."""
     folder = Path(__file__).parents[3] / "docs" / name
     report = compare.read(folder)
     assert (folder / "report.md").read_text() == page.markdown(report)

@@ -50,4 +50,4 @@ def test_the_answer_forecasts_where_the_check_allows(
 
 
 def test_too_few_fractions_give_no_forecast(measured: Report) -> None:
-    assert "a curve takes five fractions" in summary.answer(measured)
+    assert "a curve needs five fractions" in summary.answer(measured)

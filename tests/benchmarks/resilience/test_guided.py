@@ -22,7 +22,7 @@ def test_inputs_take_branches_that_whole_ones_do_not() -> None:
 
 
 def test_what_is_instrumented_has_the_names_that_the_fuzzer_imports() -> None:
-    """A package under another name would be left out in silence."""
+    """A package under another name would be left out silently."""
     from labelcurve.bundle import preprocess
     from labelcurve.serving.web import request
 

@@ -45,7 +45,7 @@ def test_the_documents_follow_the_results(folder: Path) -> None:
     assert text.count("<!-- results:end -->") == 1
 
 
-def test_the_published_figures_stand_beside_ours(folder: Path) -> None:
+def test_the_published_figures_are_next_to_ours(folder: Path) -> None:
     found = documents.tables(folder / "results")
     opening, experiment = found["README.md", "results"], found["docs/reference.md", "experiment"]
     for published in ("72 %", "77 %", "79 %"):
@@ -57,7 +57,7 @@ def test_the_published_figures_stand_beside_ours(folder: Path) -> None:
     assert accuracies == {0.1: 0.72, 0.5: 0.77, 1.0: 0.79}
 
 
-def test_the_experiment_under_its_own_protocol_stands_beside_ours(folder: Path) -> None:
+def test_the_experiment_under_its_own_protocol_is_compared_with_ours(folder: Path) -> None:
     path = folder / "results" / "notebook.json"
     first = json.loads(path.read_text())["results"][0]
     row = first | {"accuracy": 0.7123, "images_seen": 1234}
@@ -65,8 +65,8 @@ def test_the_experiment_under_its_own_protocol_stands_beside_ours(folder: Path) 
     path.write_text(json.dumps({"results": [row, once]}))
     found = documents.tables(folder / "results")
     opening = found["README.md", "results"]
-    assert "it has 71.2 % here at 10 %, and has seen 1,234 images" in opening
-    assert "of the first epoch alone it has 45.7 %." in opening
+    assert "it reaches 71.2 % here at 10 %, with 1,234 labelled images seen" in opening
+    assert "of the first epoch it reaches 45.7 %." in opening
     table = found["docs/reference.md", "notebook"]
     assert "| 10 %, drawn in each epoch, as in the notebook | 1,234 | 43 | 71.2 % ± 1.0 |" in table
     assert "| 45.7 % ± 1.0 | 0.704 | – |" in table
@@ -108,7 +108,7 @@ def test_an_ablation_from_another_extractor_is_not_compared(folder: Path) -> Non
         assert ("from an extractor of 1 min" in line) == (seconds == 60.0)
 
 
-def test_times_taken_beside_other_work_are_not_shown(folder: Path) -> None:
+def test_times_measured_under_other_load_are_not_shown(folder: Path) -> None:
     path = folder / "results" / "study.json"
     study = rows.read(path)
     shared = tuple(row.model_copy(update={"shared": True}) for row in study.rows)

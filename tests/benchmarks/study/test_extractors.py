@@ -38,7 +38,7 @@ def test_rows_are_added_by_the_images_seen(tmp_path: Path) -> None:
     assert first.version == extractor.read(Path(short)).version
 
 
-def test_an_extractor_that_nobody_judged_has_no_row(tmp_path: Path) -> None:
+def test_an_extractor_that_was_not_evaluated_has_no_row(tmp_path: Path) -> None:
     path = written(tmp_path, "blind", CARD.model_copy(update={"knn": None, "probe": None}))
     with pytest.raises(LabelcurveError, match=r"blind\.safetensors has no k-NN accuracy"):
         extractors.main([path, "--out", str(tmp_path / "out.json")])

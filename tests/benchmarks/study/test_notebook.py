@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -52,7 +53,8 @@ def test_the_weights_of_a_checkpoint_of_tensorflow(data: Data, tmp_path: Path) -
     found = [m for m in network.backbone.modules() if isinstance(m, nn.Conv2d)]
     for convolution, kernel, bias in zip(found, kernels, biases, strict=True):
         np.testing.assert_allclose(convolution.weight.detach(), kernel.transpose(3, 2, 0, 1), 1e-6)
-        np.testing.assert_allclose(convolution.bias.detach(), bias, 1e-6)  # type: ignore[union-attr]
+        assert convolution.bias is not None
+        np.testing.assert_allclose(convolution.bias.detach(), bias, 1e-6)
     file.write_bytes(content[0])
     with pytest.raises(LabelcurveError, match=r"--backbone .*: not the 52,288 weights"):
         notebook.load_backbone(network, file)
@@ -63,7 +65,7 @@ def test_the_weights_of_a_checkpoint_of_tensorflow(data: Data, tmp_path: Path) -
 def test_the_rate_is_halved_after_three_epochs_without_gain_and_the_run_stopped_after_six() -> None:
     optimizer = torch.optim.Adam([torch.zeros(1, requires_grad=True)], 1.0)
     plateau = Plateau(optimizer)
-    # A gain of half of `MIN_DELTA` puts the end off, not the halving.
+    # A gain of half of `MIN_DELTA` postpones stopping, not the halving.
     losses = (1.0, 1.1, 0.99995, 1.1, 1.1, 1.1, 1.1, 1.1, 1.1)
     rates, ends = [], []
     for loss in losses:
@@ -80,9 +82,9 @@ def test_the_rate_is_halved_after_three_epochs_without_gain_and_the_run_stopped_
         ({"seeds": 0}, "--seeds 0: allowed are"),
     ],
 )
-def test_options_that_are_refused(options: dict[str, object], message: str) -> None:
+def test_options_that_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(LabelcurveError, match=message):
-        Options(**options)  # type: ignore[arg-type]
+        Options(**options)
 
 
 def test_what_is_in_the_file_is_not_trained_again(

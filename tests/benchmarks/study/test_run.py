@@ -30,7 +30,7 @@ def arguments(tmp_path_factory: pytest.TempPathFactory) -> Arguments:
 
 
 def publish(arguments: Arguments, place: Place) -> None:
-    """In place of half an hour of training: a bundle with the recipe that the row is to have."""
+    """Replaces half an hour of training: a bundle with the recipe of the row."""
     path = publish_digits(arguments.models, place.fraction, prefix=f"digits-{place.variant}")
     old = store.read(arguments.models, path.parent.name)
     plan = recipe("default", old.manifest.n_labels_train, flip=True, unlabelled=True)

@@ -18,7 +18,7 @@ def kills() -> list[Kill]:
     return [interruptions.one(base, 0.0, True, expected)]
 
 
-def test_a_killed_run_goes_on_and_ends_with_the_bundle_of_an_undisturbed_one(
+def test_a_killed_run_is_resumed_and_ends_with_the_bundle_of_an_undisturbed_one(
     kills: list[Kill],
 ) -> None:
     (kill,) = kills

@@ -92,7 +92,7 @@ def test_a_full_batch_does_not_wait_for_the_event_loop(
         futures += batcher.submit(digits(20))
         await asyncio.sleep(0)
         engine.gate.set()
-        assert done.wait(30)  # the loop stands still meanwhile
+        assert done.wait(30)  # the loop is blocked meanwhile
         await asyncio.gather(*futures)
 
     asyncio.run(submit())
@@ -179,7 +179,7 @@ def test_waits_are_estimated_and_counted_in_their_units(
     assert total("batch_size") == 1
 
 
-def test_places_of_clients_that_are_gone_are_free(engine: Gated, batcher: Batcher) -> None:
+def test_places_of_disconnected_clients_are_freed(engine: Gated, batcher: Batcher) -> None:
     async def submit() -> None:
         running = batcher.submit(digits(1))
         await asyncio.to_thread(engine.busy.wait)

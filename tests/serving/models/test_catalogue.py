@@ -37,7 +37,7 @@ def loaded(models: Path, keep: int = 1, **known_good: str) -> Catalogue:
 
 
 def follow(catalogue: Catalogue, *steps: Callable[[], Any]) -> None:
-    """Takes the steps on one event loop, with a look at the folder after each; then ends."""
+    """Takes the steps on one event loop, checking the folder after each; then ends."""
 
     async def run() -> None:
         for step in steps:
@@ -158,7 +158,7 @@ def test_a_model_is_ended_when_the_last_request_that_holds_it_is_done(models: Pa
     follow(catalogue, lambda: publish_digits(models, seed=1), check)
 
 
-def test_a_broken_version_is_refused_and_the_old_one_goes_on(
+def test_a_broken_version_is_refused_and_the_old_one_keeps_serving(
     models: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     catalogue = loaded(models)
@@ -262,9 +262,7 @@ def test_a_default_that_is_not_there_is_logged_once_even_if_the_default_stays(
     ]
 
 
-def test_a_folder_that_is_gone_takes_no_model_with_it(
-    models: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_missing_folder_removes_no_model(models: Path, caplog: pytest.LogCaptureFixture) -> None:
     catalogue = loaded(models)
     first = current(catalogue)
 

@@ -45,7 +45,7 @@ def test_large_images_wait_for_a_thread_and_small_ones_for_none(
         first = asyncio.ensure_future(decoder.decode([LARGE], 16))
         await asyncio.to_thread(began.wait, 60)
         second = asyncio.ensure_future(decoder.decode([LARGE], 16))
-        await asyncio.sleep(0)  # the second one asks for a thread
+        await asyncio.sleep(0)  # the second one requests a thread
         small = await decoder.decode([SMALL], 16)
         clock[0] = 2.0
         go_on.set()
@@ -61,7 +61,7 @@ def test_large_images_wait_for_a_thread_and_small_ones_for_none(
 def test_a_wait_that_would_be_too_long_is_refused_before_it_begins() -> None:
     async def run() -> None:
         decoder = Decoder(1)
-        # Nothing is known of how long one takes, and nothing is ahead of it: it may come.
+        # The duration is unknown, and nothing is ahead of it: it is accepted.
         await decoder.decode([LARGE], 16, within=0)
         busy = asyncio.ensure_future(decoder.decode([LARGE], 16))
         await asyncio.sleep(0)

@@ -21,7 +21,7 @@ CUDA = Device("cuda", "a test")
 
 @pytest.fixture
 def bundle(digits_models: Path) -> Bundle:
-    """digits-100 with a variant that is another model, so that one sees which answers."""
+    """digits-100 with a variant that is another model, to show which one answers."""
     found = store.read(digits_models, "digits-100")
     graph = store.read(digits_models, "digits-10").graph
     test = found.manifest.val.model_copy(update={"accuracy": 0.123})

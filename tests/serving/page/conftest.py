@@ -15,7 +15,7 @@ from tests.serving.conftest import Service
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 
-expect.set_options(timeout=20_000)  # two cores may have other work
+expect.set_options(timeout=20_000)  # two cores may be busy
 
 in_chromium = pytest.mark.skipif(
     CHROMIUM is None, reason="NO CHROMIUM HERE: the page was not tested in a browser"
@@ -26,7 +26,7 @@ Open = Callable[..., Page]
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    sandbox = [] if os.geteuid() else ["--no-sandbox"]  # root has none
+    sandbox = [] if os.geteuid() else ["--no-sandbox"]  # root has no sandbox
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=sandbox)
         yield browser

@@ -177,7 +177,7 @@ def test_a_bad_file_shows_the_problem_as_the_service_put_it(
     expect(alert).to_be_hidden()
 
 
-def test_a_problem_of_one_model_stands_in_its_column(open_page: Open) -> None:
+def test_an_error_of_one_model_is_shown_in_its_column(open_page: Open) -> None:
     page = open_page(fails=True)
     body = '{"type":"about:blank","title":"Service Unavailable","status":503,"detail":"queue full"}'
 
@@ -192,7 +192,7 @@ def test_a_problem_of_one_model_stands_in_its_column(open_page: Open) -> None:
     expect(page.locator("#verdict")).to_contain_text("All 2 say 3")
 
 
-def test_a_service_that_is_gone_is_said_to_be(open_page: Open) -> None:
+def test_a_service_that_ended_is_reported(open_page: Open) -> None:
     page = open_page(fails=True)
     expect(page.locator(".model")).to_have_count(3)
     page.route("**/classify*", lambda route: route.abort())

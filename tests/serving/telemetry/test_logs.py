@@ -134,7 +134,7 @@ def test_probes_are_logged_only_when_they_fail(logging_service: Service) -> None
 
 
 @pytest.mark.parametrize("given", ["", "two words", "a" * 129, 'a"b', "ä", "<script>"])
-def test_an_id_that_is_none_is_replaced(client: httpx.Client, given: str) -> None:
+def test_an_invalid_id_is_replaced(client: httpx.Client, given: str) -> None:
     headers = [(b"x-request-id", given.encode())]
     first = client.get("/models", headers=headers).headers["x-request-id"]
     assert re.fullmatch(r"[0-9a-f]{12}-[0-9a-f]+", first)
@@ -236,7 +236,7 @@ def test_an_error_of_the_service_is_logged_with_its_id(caplog: pytest.LogCapture
 def test_neither_path_nor_client_can_forge_a_line(
     form: Format, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    # Another client than a proxy in front says, from which X-Forwarded-For is taken as it is.
+    # The client address that a proxy reports: its X-Forwarded-For is taken verbatim.
     client = "\x85\x9b31m" + 20_000 * "x"
     asyncio.run(ask(front(answer, AccessLog(form)), "/a\n\x1b[31m\u00e4", client=client))
     out = capsys.readouterr().out

@@ -18,7 +18,7 @@ def values(path: Path) -> dict[str, float]:
 
 @pytest.fixture
 def kept(tmp_path: Path) -> Values:
-    """Values whose file is written under another name than they are read by: by others."""
+    """Values whose file is written under a name other than that of this process."""
     return Values(str(tmp_path / "counter_1.db"))
 
 

@@ -69,7 +69,7 @@ def test_predictions_are_counted_by_class_and_confidence(client: httpx.Client) -
 
     model = {"model": "digits-50"}
     counted = "labelcurve_predictions_total"
-    # Each class has a series before its first image, or its absence would look like no shift.
+    # Each class has a series before its first image; its absence would look like no shift.
     assert len(series(client, counted, **model)) == 10
     assert grown(client, classify, counted, **model, **{"class": "0"}) == 3
     assert grown(client, classify, counted, **model) == 3

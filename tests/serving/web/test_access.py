@@ -141,7 +141,7 @@ def test_keys_other_sites_and_metrics_apart(
         )
         assert httpx.get(f"http://127.0.0.1:{port}/models").status_code == 404
 
-        # A mistake in the file locks no one out.
+        # A mistake in the file locks no client out.
         good = file.read_text()
         file.write_text(f"{good}carol {'0' * 64} .\n")
 
@@ -151,12 +151,12 @@ def test_keys_other_sites_and_metrics_apart(
 
         wait_for(refused)
         assert "The previous keys remain valid" in service.output
-        # A key that is taken out of the file is of no use a second later.
+        # A key that is removed from the file is invalid a second later.
         file.write_text(good.splitlines(keepends=True)[1])
         wait_for(lambda: ask(authorization=f"Bearer {alice}").status_code == 401)
         unknown = problem(ask(authorization=f"Bearer {alice}"), 401)
         assert unknown["detail"].startswith("this API key is not known")
-        # Once his limit allows it.
+        # Once the limit allows it.
         wait_for(lambda: ask(authorization=f"Bearer {bob}").status_code == 200)
         file.write_text("# nobody\n")
         wait_for(lambda: ask(authorization=f"Bearer {bob}").status_code == 401)

@@ -49,12 +49,12 @@ def connect(impatient: Service) -> Iterator[Callable[[], socket.socket]]:
     yield connect
     for connection in opened:
         connection.close()
-    # The service has seen that they are gone when it takes another.
+    # The service has noticed that they disconnected when it accepts another.
     wait_for(lambda: httpx.get(f"{impatient.url}/livez", timeout=30).status_code == 200)
 
 
 def line_of(service: Service, answer: bytes) -> str:
-    """The line in the access log of an answer, which has what every answer has."""
+    """The line in the access log of a response with the usual headers."""
     head, _, body = answer.partition(b"\r\n\r\n")
     lines = head.lower().split(b"\r\n")
     assert {b"%s: %s" % (name, value.lower()) for name, value in HEADERS} <= set(lines)
@@ -106,7 +106,7 @@ def classified(connection: socket.socket, request: bytes = REQUEST) -> bool:
 Connect = Callable[[], socket.socket]
 
 
-def test_slow_headers_are_408_and_silence_ends_without_a_word(connect: Connect) -> None:
+def test_slow_headers_are_408_and_silence_is_closed_silently(connect: Connect) -> None:
     silent, slow = connect(), connect()
     slow.sendall(REQUEST[:20])
     assert received(slow).startswith(b"HTTP/1.1 408 ")
@@ -119,7 +119,7 @@ def test_empty_lines_are_no_request_and_do_not_keep_a_connection(connect: Connec
     connection.sendall(b"\r\n")  # as old clients do after a body
     assert classified(connection)
     connection.sendall(b"\r\n\r\n")
-    assert received(connection) == b""  # closed when its time is over, without a word
+    assert received(connection) == b""  # closed silently when its time is over
 
 
 def test_headers_without_an_end_are_431(connect: Connect) -> None:
@@ -273,13 +273,13 @@ def test_a_body_in_another_coding_is_refused(connect: Connect) -> None:
 
 def test_beyond_the_limit_of_connections_is_503(connect: Connect, impatient: Service) -> None:
     held = [connect() for _ in range(8)]
-    for connection in held:  # those that have sent nothing yet have little time
+    for connection in held:  # those that have sent nothing yet get little time
         assert classified(connection)
     refusals = []
     for _ in range(20):
         surplus = connect()
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-            surplus.sendall(REQUEST)  # as clients do: the answer comes all the same
+            surplus.sendall(REQUEST)  # as clients do: the response still arrives
         refusals.append(received(surplus))
     assert classified(held[0])
     for answer in refusals:
@@ -431,7 +431,7 @@ def test_a_content_length_that_is_no_number_is_400(connect: Connect, length: byt
     assert received(connection).startswith(b"HTTP/1.1 400 ")
 
 
-def test_a_client_that_hangs_up_is_not_waited_for(
+def test_a_client_that_disconnects_is_not_waited_for(
     start_service: Callable[..., Service], digits_models: Path
 ) -> None:
     service = start_service(digits_models)

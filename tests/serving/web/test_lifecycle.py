@@ -1,4 +1,4 @@
-"""A request gives back what it holds, however it ends; `/readyz` says what is true."""
+"""A request releases what it holds, however it ends; `/readyz` reports the true state."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def users(app: App) -> list[int]:
         (PNG, b"", never, Problem),
     ],
 )
-def test_what_a_request_holds_is_given_back(
+def test_what_a_request_holds_is_released(
     app: App, body: bytes, query: bytes, then: Callable[[], Any] | None, error: type[Exception]
 ) -> None:
     if error is None:

@@ -22,7 +22,7 @@ from tests.serving.conftest import Service, wait_for, was_read
 POSTS = 200
 BODY_BYTES = 2**19
 NOISE_BYTES = 20 * 2**20
-"""Memory that the posts may leave: a fifth of what they would if all stayed."""
+"""Memory that the posts may leave behind: a fifth of their total size."""
 
 
 @cache
@@ -147,7 +147,7 @@ def test_a_refused_upload_leaves_no_memory_behind(kind: str, serving: Service) -
             answer = client.post("/classify", content=body, headers=headers)
             assert answer.status_code == status, answer.text
 
-        for _ in range(20):  # what the first ones take, the others take again
+        for _ in range(20):  # later requests reuse the memory of the first ones
             post()
         before = memory(serving)
         for _ in range(posts):
@@ -159,8 +159,8 @@ def test_a_refused_upload_leaves_no_memory_behind(kind: str, serving: Service) -
 LENGTH = b"Host: x\r\nContent-Length: 9999999\r\n\r\n"
 
 BROKEN: dict[str, bytes] = {
-    "a client that hangs up": b"POST /classify HTTP/1.1\r\n" + LENGTH + FILLER,
-    "an inference whose client hangs up": b"POST /v2/models/digits-10/infer HTTP/1.1\r\n"
+    "a client that disconnects": b"POST /classify HTTP/1.1\r\n" + LENGTH + FILLER,
+    "an inference whose client disconnects": b"POST /v2/models/digits-10/infer HTTP/1.1\r\n"
     + LENGTH
     + FILLER,
     "a chunk without its end": b"POST /classify HTTP/1.1\r\nHost: x\r\n"

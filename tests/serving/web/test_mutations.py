@@ -25,7 +25,7 @@ def test_a_damaged_file_is_an_image_or_an_image_error(name: str) -> None:
         else:
             assert pixels.shape == (8, 8, 3)
             outcomes.add("image")
-    assert len(outcomes) > 1 or name == "tiff"  # which is not accepted, whole or damaged
+    assert len(outcomes) > 1 or name == "tiff"  # not an accepted format, intact or damaged
 
 
 def test_no_damaged_file_is_an_error_of_the_service(client: httpx.Client, service: Service) -> None:

@@ -1,4 +1,4 @@
-"""The service behind a proxy: each request gets its own answer, whatever others send."""
+"""The service behind a proxy: each request gets its own response, whatever others send."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ REQUESTS = (
 
 
 def each_its_own(url: str, count: int, name: str) -> Counter[tuple[int, int]]:
-    """Sends `count` requests on one session; counts what was expected and what was answered."""
+    """Sends `count` requests on one session; counts expected and actual responses."""
     found: Counter[tuple[int, int]] = Counter()
     with requests.Session() as session:
         for number in range(count):

@@ -14,7 +14,7 @@ SCHEMATHESIS = Path(sys.executable).with_name("schemathesis")
 
 def test_no_answer_is_unlike_the_document(service: Service, tmp_path: Path) -> None:
     report, config = tmp_path / "report.json", tmp_path / "schemathesis.toml"
-    # Most names are of no model, which ends a request before its body is read.
+    # Most names match no model, which ends a request before its body is read.
     config.write_text('[parameters]\n"query.model" = "digits-10"\n"path.name" = "digits-10"\n')
     schemathesis = [str(SCHEMATHESIS), "--config-file", str(config)]
     done = subprocess.run(

@@ -76,7 +76,7 @@ def test_where_nothing_can_be_accepted_the_service_says_so_and_accepts_nothing(
     assert answer.headers["x-accepted"] == "false"
 
 
-def test_an_accuracy_that_is_none_is_refused_at_the_start(
+def test_an_invalid_accuracy_is_refused_at_the_start(
     start_service: Callable[..., Service], digits_models: Path
 ) -> None:
     service = start_service(digits_models, "--accept", "98")

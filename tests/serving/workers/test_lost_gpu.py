@@ -44,7 +44,7 @@ def test_the_worker_whose_gpu_failed_is_replaced(
 
     flag.touch()
     answer = httpx.post(f"{service.url}/classify", content=png)
-    flag.unlink()  # a new process finds the GPU in order
+    flag.unlink()  # a new process finds the GPU working
     assert answer.status_code == 503
     assert answer.json()["detail"].startswith("the GPU failed")
     assert int(answer.headers["retry-after"]) >= 1

@@ -9,7 +9,7 @@ import pytest
 from labelcurve.serving.workers.rundir import RunDir
 
 
-def test_the_supervisor_hears_what_workers_say(tmp_path: Path) -> None:
+def test_the_supervisor_receives_the_messages_of_workers(tmp_path: Path) -> None:
     run_dir = RunDir(tmp_path)
     assert (run_dir.n_ready(), run_dir.failure()) == (0, None)
     run_dir.ready()

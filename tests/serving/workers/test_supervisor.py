@@ -113,7 +113,7 @@ def test_a_worker_that_is_killed_before_it_began_ends_it_with_an_error(
     service = start_service(digits_models)
     while not (workers := service.workers()):
         assert service.process.poll() is None
-    os.kill(workers[0], signal.SIGKILL)  # within milliseconds, while the supervisor is occupied
+    os.kill(workers[0], signal.SIGKILL)  # within milliseconds, while the supervisor is busy
     assert service.process.wait(60) == 1
     assert "was ended by SIGKILL" in service.output
     assert "Traceback" not in service.output

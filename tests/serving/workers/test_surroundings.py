@@ -47,7 +47,7 @@ def value(service: Service, pattern: str) -> float:
     return sum(float(found) for found in re.findall(rf"^{pattern} (\S+)$", text, re.MULTILINE))
 
 
-def test_metrics_that_cannot_be_written_stop_nobody(
+def test_metrics_that_cannot_be_written_stop_no_request(
     start_service: Start, digits_models: Path
 ) -> None:
     service = start_service(digits_models)
@@ -107,7 +107,7 @@ def test_while_workers_die_at_once_clients_get_503_and_the_service_comes_back(
     assert service.stop() == 0
 
 
-def test_a_hangup_ends_it_in_order(start_service: Start, digits_models: Path) -> None:
+def test_a_hangup_shuts_it_down_gracefully(start_service: Start, digits_models: Path) -> None:
     # Not ignored, whatever the tests themselves were started under.
     service = start_service(digits_models, before=("env", "--default-signal=HUP"))
     service.wait_until_ready()
@@ -117,7 +117,7 @@ def test_a_hangup_ends_it_in_order(start_service: Start, digits_models: Path) ->
     assert not any(alive(pid) for pid in workers)
 
 
-def test_under_nohup_a_hangup_is_not_heard(start_service: Start, digits_models: Path) -> None:
+def test_under_nohup_a_hangup_is_ignored(start_service: Start, digits_models: Path) -> None:
     service = start_service(digits_models, before=("nohup",))
     service.wait_until_ready()
     workers = service.workers()
@@ -162,7 +162,7 @@ def test_a_terminal_that_is_closed_leaves_no_process(digits_models: Path) -> Non
     assert not any(alive(pid) for pid in workers)
 
 
-def test_a_reader_that_stalls_stops_nobody(digits_models: Path) -> None:
+def test_a_reader_that_stalls_stops_no_request(digits_models: Path) -> None:
     reader, writer = os.pipe()
     port = free_port()
     command = [*SERVE, "--models", str(digits_models), "--port", str(port), "--lame-duck", "0"]
@@ -197,7 +197,7 @@ def test_a_reader_that_stalls_stops_nobody(digits_models: Path) -> None:
 
 
 @pytest.mark.parametrize("streams", [">/dev/full 2>&1", ">&- 2>&-", "<&- >&- 2>&-"])
-def test_a_log_that_cannot_be_written_stops_nobody(
+def test_a_log_that_cannot_be_written_stops_no_request(
     streams: str, start_service: Start, digits_models: Path
 ) -> None:
     before = ("bash", "-c", f'exec "$@" {streams}', "--")

@@ -39,7 +39,7 @@ def test_copies_in_one_group_do_not_vouch_for_each_other() -> None:
     features, truth = blobs(200, 3)
     given = np.append(truth, (truth[0] + 1) % CLASSES)
     given[0] = given[-1]
-    # 40 copies with a wrong label would teach it to a head that saw some of them.
+    # A head trained on some of the 40 copies with a wrong label would reproduce it.
     copies = np.repeat(features[:1], 40, axis=0)
     rows = head.standardise(np.concatenate([features, copies]))
     classes = np.concatenate([given[:200], np.full(40, given[0])])

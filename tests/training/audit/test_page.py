@@ -21,7 +21,7 @@ def test_the_images_stand_in_order_and_nothing_is_loaded_from_elsewhere() -> Non
     assert "<h1>3 doubtful images in pets</h1>" in text
     assert text.index("cat/&lt;1&gt;.png") < text.index("cat/2.png")
     assert "<b>dog &amp; co</b>" in text
-    assert "82.0 % right, and 83.0 %" in text
+    assert "predicts 82.0 %, and 83.0 %" in text
     assert "The first 2 of 3" in text
     assert text.count("<img") == 3
     assert "<script" not in text

@@ -87,7 +87,7 @@ def test_the_same_images_are_the_same_data_whatever_holds_them(tmp_path: Path) -
     assert len({subset.train.tobytes() for subset in subsets}) == 1
 
 
-def test_the_hash_of_the_pixels_knows_no_order_no_format_and_no_label(tmp_path: Path) -> None:
+def test_the_hash_of_the_pixels_ignores_order_format_and_labels(tmp_path: Path) -> None:
     other_labels = [((label + 3) % 10, file) for label, file in shuffled(TRAIN, 5)]
     write_folder(tmp_path / "a" / "train", TRAIN)
     write_folder(tmp_path / "b" / "train", other_labels, tuple("abcdefghij"))
@@ -333,8 +333,8 @@ def test_a_class_that_a_given_test_split_lacks_is_named(tmp_path: Path) -> None:
     found, said = loaded(tmp_path / "set", tmp_path / "cache")
     assert sorted(found.test.labels.tolist()) == [0, 0, 1, 1]
     assert said[-1] == (
-        f"{tmp_path / 'set'}: the test split has no image of 'few': what is measured on it is "
-        "over 2 of 3 classes"
+        f"{tmp_path / 'set'}: the test split has no image of 'few': metrics on it cover "
+        "2 of 3 classes"
     )
 
 

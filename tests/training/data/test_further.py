@@ -1,4 +1,4 @@
-"""Images without labels from a folder of their own, next to those that the data set has."""
+"""Unlabelled images from a separate folder, in addition to those of the data set."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_cached_pixels_are_those_of_the_images_that_count(tmp_path: Path) -> Non
         files = [found.train.read(int(i)) for i in np.flatnonzero(found.train.labels < 0)]
         assert sorted(files) == sorted(file for _, file in OTHERS)
         assert found.left_out == {"unlabelled images read already": 2}
-    for name in ("aa.png", "zz.png"):  # the same bytes, in files of their own
+    for name in ("aa.png", "zz.png"):  # the same bytes, in separate files
         content = (pool / name).read_bytes()
         (pool / name).unlink()
         (pool / name).write_bytes(content)
@@ -102,7 +102,7 @@ def test_a_folder_that_is_a_class_at_the_same_time_is_refused(tmp_path: Path, pl
     )
 
 
-def test_a_folder_that_holds_several_classes_is_none(tmp_path: Path) -> None:
+def test_a_folder_that_holds_several_classes_is_not_one(tmp_path: Path) -> None:
     write_folder(tmp_path / "all", LABELLED)
     write_pool(tmp_path / "more")
     (tmp_path / "all/loose.png").write_bytes(OTHERS[0][1])

@@ -99,7 +99,7 @@ def test_a_path_may_begin_at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        ("", "--data is empty: is a variable of the shell not set? Allowed: cifar10, digits"),
+        ("", "--data is empty: is a shell variable unset? Allowed: cifar10, digits"),
         ("tables", "a.parquet has the columns img_bytes, target: it needs `img` or `image` (a st"),
         ("nowhere", "--data nowhere: no such folder. Allowed: cifar10, digits, a folder of class"),
         ("CIFAR10", "--data CIFAR10: no such folder (perhaps you meant cifar10). Allowed: cifar"),

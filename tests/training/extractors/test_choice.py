@@ -100,10 +100,10 @@ def test_an_extractor_of_other_images_or_another_size_is_taken_with_a_warning(
     assert "WARNING" not in capsys.readouterr().out
     from_cache(digits, tmp_path / "cache", str(first.path))
     said = capsys.readouterr().out
-    assert "WARNING: the extractor a.safetensors was learned from other images than these" in said
+    assert "WARNING: the extractor a.safetensors was trained on other images than these" in said
     assert "if the test images were among them" in said
     (warning,) = doubts(first, replace(some, size=16))
-    assert "was learned at 8 px, and these images have 16" in warning
+    assert "was trained at 8 px, and these images have 16" in warning
     assert doubts(None, digits) == ()
 
 
@@ -120,7 +120,7 @@ def test_colour_images_without_an_extractor_take_the_shipped_one_of_others(
     assert found.path == shipped.path
     said = capsys.readouterr().out
     assert "none was made from these images, so the shipped a.safetensors is taken" in said
-    assert "WARNING: the extractor a.safetensors was learned from other images" in said
+    assert "WARNING: the extractor a.safetensors was trained on other images" in said
     for given, flip in ((images, True), (digits, False)):  # mirrored ones, and images in gray
         own = from_cache(given, tmp_path / "cache", flip=flip)
         assert own is not None
@@ -136,15 +136,16 @@ def test_what_a_limit_of_time_cut_short_is_not_kept_for_runs_without_one(
     assert cut.card.cut_short
     assert cut.card.knn is None, "there was no time to judge it"
     said = capsys.readouterr().out
-    assert re.search(r"not judged: k-NN and linear probe would take some \d+ of 0 s", said)
+    assert re.search(r"not evaluated: k-NN and linear probe would take some \d+ of 0 s", said)
     again = from_cache(digits, tmp_path, seconds=0.01)
     assert again is not None
     assert again.version == cut.version
-    assert re.search(r"WARNING: the extractor .* had 0\.\d+ epochs only", capsys.readouterr().out)
+    said = capsys.readouterr().out
+    assert re.search(r"WARNING: the extractor .* was trained for only 0\.\d+ epochs", said)
     whole = from_cache(digits, tmp_path)
     assert whole is not None
     assert whole.card.runs[-1].epochs == 1
-    assert f"{cut.path.name} in the cache had {cut.card.runs[-1].epochs:.3g} epochs only" in (
+    assert f"{cut.path.name} in the cache was trained for only {cut.card.runs[-1].epochs:.3g}" in (
         capsys.readouterr().out
     )
     taken = from_cache(digits, tmp_path, seconds=0.01)
@@ -152,18 +153,16 @@ def test_what_a_limit_of_time_cut_short_is_not_kept_for_runs_without_one(
     assert taken.version == whole.version
 
 
-def test_from_too_few_images_nothing_is_learnt(
+def test_from_too_few_images_nothing_is_learned(
     tmp_path: Path, digits: Data, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert from_cache(few(digits, 199), tmp_path) is None
-    assert capsys.readouterr().out == (
-        "extractor: none (199 images are too few to learn one from)\n"
-    )
+    assert capsys.readouterr().out == ("extractor: none (199 images are too few to train one on)\n")
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.usefixtures("briefly")
-def test_a_damaged_extractor_in_the_cache_is_made_anew(tmp_path: Path, digits: Data) -> None:
+def test_a_damaged_extractor_in_the_cache_is_made_again(tmp_path: Path, digits: Data) -> None:
     path = extractor.cached(digits.pixels_hash, "convnet", 8, False, tmp_path)
     path.parent.mkdir(parents=True)
     path.write_bytes(b"torn")

@@ -95,7 +95,7 @@ def test_fine_tuning_follows_where_time_is_given_and_the_better_is_published(
     assert line.endswith(f"{'the linear head' if kept else 'fine-tuning'} is published")
 
 
-def test_without_the_weights_it_says_so_loudly_and_what_it_costs(
+def test_without_the_weights_it_warns_and_says_what_that_costs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     offline(monkeypatch, tmp_path)

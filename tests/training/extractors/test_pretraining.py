@@ -61,7 +61,7 @@ def test_no_label_and_no_test_image_reaches_the_extractor(tmp_path: Path, digits
 
 
 def test_no_held_out_image_reaches_the_extractor(tmp_path: Path, digits: Data) -> None:
-    # Pixels of held-out images may change neither what is learnt nor the normalisation.
+    # Pixels of held-out images may change neither the weights nor the normalisation.
     some = few(digits, 400)
     _, held = split(400)
     pixels = np.array(some.train.images)
@@ -98,7 +98,7 @@ def test_held_out_rows_are_disjoint_and_evenly_spaced(n: int) -> None:
 def test_the_fewest_images_are_enough_and_fewer_are_refused(tmp_path: Path, digits: Data) -> None:
     found = made(few(digits, 20), tmp_path / "a.safetensors")
     assert (found.card.n_images, found.card.n_held_out) == (18, 2)
-    with pytest.raises(LabelcurveError, match="19 training images: pretraining needs 20 at least"):
+    with pytest.raises(LabelcurveError, match="19 training images: pretraining needs at least 20"):
         made(few(digits, 19), tmp_path / "b.safetensors")
 
 
@@ -153,7 +153,7 @@ def test_the_reference_pretext_makes_an_extractor_for_the_reference_network(
 def test_without_labels_there_is_no_figure(tmp_path: Path, digits: Data) -> None:
     found = made(few(digits, 200), tmp_path / "a.safetensors", labelled=False)
     assert found.card.knn is found.card.probe is None
-    assert "No labels were there" in (tmp_path / "a.md").read_text()
+    assert "It was not evaluated, for lack" in (tmp_path / "a.md").read_text()
 
 
 class Stopped(Exception):
@@ -177,7 +177,7 @@ def interrupted(monkeypatch: pytest.MonkeyPatch, rows: int, images: Data, out: P
             make(images, Request(plan, False), FP32_CPU, out, policy=CheckpointPolicy(seconds=0))
 
 
-def test_a_run_that_goes_on_with_another_order_of_the_images_says_so(
+def test_a_run_resumed_with_another_order_of_the_images_says_so(
     tmp_path: Path,
     digits: Data,
     cache: Path,
@@ -187,11 +187,11 @@ def test_a_run_that_goes_on_with_another_order_of_the_images_says_so(
     interrupted(monkeypatch, 4, digits, tmp_path / "a.safetensors")
     made(dataset.load("digits", size=8, cache=cache, memory=50_000), tmp_path / "a.safetensors")
     said = capsys.readouterr().out
-    assert "images in memory, and the run goes on on " in said
-    assert "1,298 images from the cache, shuffled 0.005 MB at a time: its weights are" in said
+    assert "images in memory, and the run continues on " in said
+    assert "1,298 images from the cache, shuffled 0.005 MB at a time: its weights will be" in said
 
 
-def test_an_interrupted_run_goes_on_and_leaves_no_checkpoint(
+def test_an_interrupted_run_is_resumed_and_leaves_no_checkpoint(
     tmp_path: Path, digits: Data, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     some = few(digits, 300)
@@ -227,7 +227,7 @@ def test_a_loss_that_is_no_number_leaves_the_trunk_of_the_runs_before_and_no_che
 
 
 @pytest.mark.parametrize("change", ["seed", "recipe", "flip", "images", "start"])
-def test_a_run_with_other_arguments_does_not_go_on_unless_it_starts_over(
+def test_a_run_with_other_arguments_is_not_resumed_but_may_start_over(
     tmp_path: Path, digits: Data, monkeypatch: pytest.MonkeyPatch, change: str
 ) -> None:
     some = few(digits, 200)

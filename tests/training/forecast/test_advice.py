@@ -63,8 +63,8 @@ def test_a_curve_that_bends_fails_its_check_and_no_forecast_is_given() -> None:
     assert f"{(1 - errors[-1]) * 100:.1f} % were measured" in advice.failed_check
     first, second, third = sentences(advice, 0.05)
     assert first.startswith("No forecast is given, since the curve fails its check: from up to 225")
-    assert second.startswith("They cost 100.00 (0.05 a label). What was measured stands")
-    assert third.startswith("What would tell: label about 400 more")
+    assert second.startswith("They cost 100.00 (0.05 a label). The measurements hold")
+    assert third.startswith("What would settle it: label about 400 more")
     failed = Points(SIZES, errors, 0.002**2 * np.eye(7), 800)
     assert advise(failed, 2000, target=0.9).target is None
     assert advise(failed, 300).would_tell == (
@@ -84,7 +84,7 @@ def test_fewer_than_three_sizes_are_no_curve(kept: int) -> None:
     first, _, third = sentences(advice, None)
     assert f"measured at {kept} number{'s' * (kept > 1)} of labels only (" in first
     assert f"{measured * 100:.1f} % with 720)" in first
-    assert third.startswith("What would tell: 5 labels and more a class")
+    assert third.startswith("What would settle it: 5 labels and more a class")
 
 
 def test_beyond_eight_times_the_labels_nothing_is_forecast_but_a_target_is() -> None:
@@ -93,7 +93,7 @@ def test_beyond_eight_times_the_labels_nothing_is_forecast_but_a_target_is() -> 
     assert advice.answer == "cannot tell"
     first, _, third = sentences(advice, None)
     assert "6,401 labels are more than 8 times the 800 that there are" in first
-    assert third.startswith("What would tell: ask for 5,600 more labels or fewer (--more)")
+    assert third.startswith("What would settle it: ask for 5,600 more labels or fewer (--more)")
     assert advice.target is not None
     assert advice.target.value == pytest.approx(1300, rel=0.15)
     assert max(n for n, _ in advice.line) == pytest.approx(800)
@@ -109,7 +109,7 @@ def test_the_figures_of_a_sentence_agree_and_now_is_the_same_whatever_is_asked(m
     now, then, gain = map(float, numbers.groups())
     assert then - now == pytest.approx(gain, abs=1e-9)
     assert now == round(advice.accuracy_now.value * 100, 1)
-    # Beside the median of the samples by chance alone.
+    # Off the median of the samples by sampling noise alone.
     assert advice.then.value == pytest.approx(advice.accuracy_then.value, abs=0.004)
 
 
@@ -156,15 +156,15 @@ def test_numbers_of_labels_have_two_significant_digits() -> None:
     assert [rounded(n) for n in (7, 96.4, 1296, 12_949)] == [7, 96, 1300, 13_000]
 
 
-def test_what_would_tell_are_further_labels_not_those_there_are() -> None:
+def test_the_labels_that_would_settle_it_are_further_ones() -> None:
     """The interval is 8 points wide and the bar 2 away: 800 labels are 1.118 times too few."""
     told = module._would_tell(800, 2000, Estimate(4.0, 0.0, 8.0), 2.0)
     assert told == "label about 95 more, chosen at random, and run `plan` again"
-    # Never less than a tenth of those there are, and never more than could be bought.
+    # Never less than a tenth of the present labels, and never more than could be bought.
     few = module._would_tell(800, 2000, Estimate(4.0, 0.2, 7.8), 2.0)
     assert few.startswith("label about 80 more")
     assert module._would_tell(800, 90, Estimate(4.0, 0.0, 8.0), 2.0).startswith("no smaller sample")
-    # Nor as many as would be bought: labels that are bought tell nothing of whether to buy them.
+    # Nor as many as would be bought: bought labels cannot settle whether to buy them.
     assert module._would_tell(800, 80, Estimate(4.0, 0.2, 7.8), 2.0) == (
         "no smaller sample, since that takes about 80 more labels, and 80 labels would be bought"
     )

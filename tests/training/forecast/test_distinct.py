@@ -34,7 +34,7 @@ def test_of_copies_in_train_and_test_one_stays(cache: Path, tmp_path: Path) -> N
     assert found.copies == 40
 
 
-def test_which_of_several_labels_an_image_keeps_is_chance(cache: Path, tmp_path: Path) -> None:
+def test_which_of_several_labels_an_image_keeps_is_random(cache: Path, tmp_path: Path) -> None:
     # The first ten zeros are ones, too.
     rows = [*digit_rows(40), *((1, data) for _, data in digit_rows(10)[:10])]
     images = load(cache, write_folder(tmp_path / "doubtful", rows))

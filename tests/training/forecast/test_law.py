@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from labelcurve.training.forecast.law import DRAWS, LUCK, Floats, Points, forecast
+from labelcurve.training.forecast.law import DRAWS, NOISE, Floats, Points, forecast
 
 SIZES = np.array([22.0, 39, 70, 126, 225, 403, 720])
 
@@ -17,7 +17,7 @@ def error(n: Floats, floor: float, exponent: float) -> Floats:
 @pytest.mark.parametrize(("floor", "exponent"), [(0.05, 0.6), (0.15, 0.8), (0.0, 0.4)])
 def test_a_power_law_without_noise_is_recovered(floor: float, exponent: float) -> None:
     points = Points(SIZES, error(SIZES, floor, exponent), 1e-8 * np.eye(7), 800)
-    samples = forecast(points, (800, 2800), luck=False)
+    samples = forecast(points, (800, 2800), noise=False)
     low, median, high = np.percentile(samples, (2.5, 50, 97.5), axis=0)
     truth = error(np.array([800.0, 2800.0]), floor, exponent)
     assert median == pytest.approx(truth, abs=0.006)
@@ -34,12 +34,12 @@ def test_the_interval_holds_the_truth_of_simulated_curves() -> None:
         covariance = 0.01**2 * np.ones((7, 7)) + np.diag((0.3 * true / np.sqrt(SIZES)) ** 2 / 10)
         noise = random.multivariate_normal(np.zeros(7), covariance)
         points = Points(SIZES, np.clip(true + noise, 0.001, 1), covariance, 800)
-        low, high = np.percentile(forecast(points, (2800,), luck=False), (2.5, 97.5))
+        low, high = np.percentile(forecast(points, (2800,), noise=False), (2.5, 97.5))
         inside += low <= error(np.array(2800.0), floor, exponent) <= high
     assert 0.92 * 200 <= inside <= 200
 
 
-def test_points_beside_the_law_widen_the_interval() -> None:
+def test_points_off_the_law_widen_the_interval() -> None:
     true = error(SIZES, 0.1, 0.6)
     covariance = np.diag((0.01 * true) ** 2)
 
@@ -51,12 +51,12 @@ def test_points_beside_the_law_widen_the_interval() -> None:
     assert width(true * (1 + 0.08 * np.sin(np.arange(7)))) > 1.5 * width(true)
 
 
-def test_the_luck_of_one_draw_widens_what_is_forecast_of_one_model() -> None:
+def test_the_noise_of_one_draw_widens_the_forecast_of_one_model() -> None:
     points = Points(SIZES, error(SIZES, 0.1, 0.6), 1e-8 * np.eye(7), 800)
-    without = float(forecast(points, (2800,), luck=False).std())
+    without = float(forecast(points, (2800,), noise=False).std())
     both = float(forecast(points, (2800,)).std())
     e = float(points.errors[-1])
-    assert both**2 - without**2 == pytest.approx(LUCK * e * (1 - e) / 2800, rel=0.3)
+    assert both**2 - without**2 == pytest.approx(NOISE * e * (1 - e) / 2800, rel=0.3)
 
 
 def test_no_image_wrong_gives_errors_between_0_and_1() -> None:
@@ -73,15 +73,15 @@ def test_the_same_seed_gives_the_same_samples() -> None:
     assert (forecast(points, (2800,)) != forecast(points, (2800,), seed=1)).any()
 
 
-def test_one_more_label_has_the_luck_of_those_there_are_and_many_more_have_their_own() -> None:
+def test_one_more_label_shares_the_noise_of_the_others_and_many_more_have_their_own() -> None:
     points = Points(SIZES, error(SIZES, 0.1, 0.6), 1e-8 * np.eye(7), 800)
     e = float(points.errors[-1])
-    variance = LUCK * e * (1 - e)
+    variance = NOISE * e * (1 - e)
 
     def gained(n: int) -> float:
-        """The variance that luck adds to the difference between n labels and 800."""
+        """The variance that noise adds to the difference between n labels and 800."""
         now, then = forecast(points, (800, n)).T
-        without, later = forecast(points, (800, n), luck=False).T
+        without, later = forecast(points, (800, n), noise=False).T
         return float((then - now).var() - (later - without).var())
 
     independent = variance * (0.5 / 800 + 1 / 801)

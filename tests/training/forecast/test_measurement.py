@@ -8,7 +8,7 @@ from sklearn.datasets import load_digits
 
 from labelcurve.training.data.source import Index
 from labelcurve.training.forecast import head, measurement
-from labelcurve.training.forecast.law import LUCK
+from labelcurve.training.forecast.law import NOISE
 from labelcurve.training.forecast.measurement import Measured
 
 
@@ -19,8 +19,8 @@ def digits(n: int) -> tuple[head.Rows, Index]:
 
 
 def test_no_image_is_tested_by_a_model_that_learned_from_it() -> None:
-    # Features that tell nothing but which image it is: one that was learned from would be right,
-    # and one that was not is right by chance alone.
+    # Features that only identify the image: one that was trained on would be right, and one that
+    # was not is right only by chance.
     labels = np.random.default_rng(0).integers(0, 2, 300)
     features = head.standardise(np.eye(300, dtype=np.float32))
     measured = measurement.cross_validate(features, labels, 2)
@@ -65,9 +65,9 @@ def test_the_covariance_has_the_parts_of_images_labels_and_subsets() -> None:
     wrong = np.zeros((3, 2, 2), np.bool_)
     wrong[:, 0, :] = True
     points = Measured(np.array([10, 100]), wrong, 100).points()
-    shared = 0.5 * (1 / 2 + LUCK / 100)
+    shared = 0.5 * (1 / 2 + NOISE / 100)
     half_an_image = 0.25 / 4
-    subsets = LUCK * 0.25 * (1 / 10 - 1 / 100) / measurement.SUBSETS
+    subsets = NOISE * 0.25 * (1 / 10 - 1 / 100) / measurement.SUBSETS
     assert points.covariance[0, 1] == pytest.approx(shared)
     assert points.covariance[1, 1] == pytest.approx(shared + half_an_image)
     assert points.covariance[0, 0] == pytest.approx(shared + half_an_image + subsets)

@@ -1,4 +1,4 @@
-"""`train` on small data sets as people have them, to the published bundle."""
+"""`train` on small, realistic data sets, up to the published bundle."""
 
 from __future__ import annotations
 

@@ -61,7 +61,7 @@ def shown(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 class Gone(BaseException):
-    """The process is gone at this point."""
+    """The process is killed at this point."""
 
 
 def gone(*_: Any, **__: Any) -> None:
@@ -84,7 +84,7 @@ def test_a_command_that_was_interrupted_trains_nothing_twice(
     both = options(tmp_path / "whole", cache, fraction=(0.1, 0.2), epochs=2)
     whole = train.run(both)
     broken = options(tmp_path / "broken", cache, fraction=(0.1, 0.2), epochs=2)
-    # Gone while the second one is exported: its training is done, the first is published.
+    # Killed while the second one is exported: its training is done, the first is published.
     real, calls = publication.publish, []
 
     def second_time(*arguments: Any) -> Any:
@@ -101,7 +101,7 @@ def test_a_command_that_was_interrupted_trains_nothing_twice(
     again = train.run(broken)
     said = capsys.readouterr().out
     assert re.search(r"digits-scratch-10: \w{12} was published before the interruption", said)
-    assert "going on at epoch 2.0 from" in said
+    assert "resuming at epoch 2.0 from" in said
     assert "  1/2 " not in said, "no epoch is run again"
     assert versions(tmp_path / "broken") == versions(tmp_path / "whole")
     assert [b["name"] for b in again["bundles"]] == [b["name"] for b in whole["bundles"]]
@@ -111,7 +111,7 @@ def test_a_command_that_was_interrupted_trains_nothing_twice(
 
 
 def interrupted(out: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, **more: Any) -> None:
-    """A run of two epochs, gone after the first one with a checkpoint."""
+    """A run of two epochs, killed after the first one with a checkpoint."""
     real = Checkpoint.save
 
     def save(self: Checkpoint, *arguments: Any, **keywords: Any) -> None:
@@ -157,15 +157,15 @@ def test_a_command_that_cannot_run_does_not_forget(
         assert left(out) == ["checkpoint.pt"]
 
 
-def test_a_run_that_goes_on_with_another_order_of_the_images_says_so(
+def test_a_run_resumed_with_another_order_of_the_images_says_so(
     tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     interrupted(tmp_path, cache, monkeypatch)
     train.run(options(tmp_path, cache, epochs=2, memory_gb=5e-5))
     said = capsys.readouterr().out
     assert re.search(
-        r"images in memory, and the run goes on on .*, \d+ images from the cache, shuffled "
-        r"0\.005 MB at a time: its weights are those of neither bit by bit",
+        r"images in memory, and the run continues on .*, \d+ images from the cache, shuffled "
+        r"0\.005 MB at a time: its weights will be bitwise those of neither",
         said,
     )
     interrupted(tmp_path, cache, monkeypatch)
@@ -187,7 +187,7 @@ def test_several_seeds_are_reported_with_mean_and_spread(
     assert "    20 %      3          0.6000 0.1000 0.5000 0.7000 " in capsys.readouterr().out
 
 
-def test_a_run_goes_on_in_the_precision_in_which_it_began(
+def test_a_resumed_run_keeps_its_precision(
     tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     # A processor without bf16 arithmetic takes minutes for Muon's products in bf16.
@@ -218,10 +218,10 @@ def test_a_run_goes_on_in_the_precision_in_which_it_began(
         train.run(options(tmp_path, cache, fraction=(0.1,), epochs=2, precision="bf16"))
 
 
-def test_a_loss_that_is_no_number_leaves_nothing_to_go_on_from(
+def test_a_loss_that_is_nan_leaves_no_checkpoint_to_resume(
     tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, shown: list[str]
 ) -> None:
-    # With averaged weights only the validation loss is none: a checkpoint was written before.
+    # With averaged weights only the validation loss is NaN: a checkpoint was written before.
     real = finetune._check_finite
 
     def nan(which: str, loss: float, *more: Any) -> None:
@@ -234,7 +234,7 @@ def test_a_loss_that_is_no_number_leaves_nothing_to_go_on_from(
     assert shown == []
 
 
-def test_an_image_that_changes_while_the_run_goes_on_is_named(
+def test_an_image_that_changes_during_the_run_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = write_folder(tmp_path / "mine", digit_rows(30)[:90])
@@ -250,7 +250,7 @@ def test_an_image_that_changes_while_the_run_goes_on_is_named(
 
     with monkeypatch.context() as patch:
         patch.setattr(finetune, "finetune", meddle)
-        with pytest.raises(DataError, match=r"changed while the run went on: .*/mine/\d/.*\.png"):
+        with pytest.raises(DataError, match=r"changed during the run: .*/mine/\d/.*\.png"):
             train.run(given)
     assert published(tmp_path / "out") == []
     with pytest.raises(
@@ -438,7 +438,7 @@ def test_a_disk_that_fills_up_loses_a_bundle_and_not_the_work(tmp_path: Path, ca
         r"error: cannot write the bundle .*: No space left on device\..*make", done.stderr
     )
     assert "Traceback" not in done.stderr
-    assert "going on at epoch" in again
+    assert "resuming at epoch" in again
     assert "published" in again
     assert done.returncode == 0
 

@@ -1,4 +1,4 @@
-"""Data sets that are larger than the memory for them: the same data, by another way."""
+"""Data sets that are larger than the memory for them: the same data, streamed."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_what_does_not_fit_into_memory_is_the_same_data(
     assert isinstance(outside.train.images, Stored)
     assert said[-1] == (
         "digits: decoded images take 0.0 GB, more than the 0.0 GB of memory for them "
-        "(--memory-gb): read while they are used"
+        "(--memory-gb): streamed from the disk"
     )
     assert (outside.hash, outside.pixels_hash) == (inside.hash, inside.pixels_hash)
     assert_same(outside.train, inside.train)
@@ -79,7 +79,7 @@ def test_no_room_for_decoded_images_is_said_once_and_remembered(
 
     first, said = load(LITTLE)
     assert said[0].startswith("set: 0.0 GB of decoded images do not fit into ")
-    assert "they are decoded again in each epoch. Another folder, --cache, would" in said[0]
+    assert "they are decoded again in each epoch. Another folder (--cache) would" in said[0]
     second, said = load(10**9)
     assert not any("do not fit" in line for line in said)
     assert_same(first.train, second.train)

@@ -62,7 +62,7 @@ def test_the_document_says_answer_now_then_and_gain(cache: Path, tmp_path: Path)
         (None, None, None, "takes more than 8 times these labels, or cannot be reached"),
     ],
 )
-def test_a_target_is_said_in_labels_as_far_as_they_are_known(
+def test_a_target_is_given_in_labels_as_far_as_they_are_known(
     value: int | None, low: int | None, high: int | None, said: str
 ) -> None:
     text = plan._target(TargetLabels(0.9, value, low, high))
@@ -128,7 +128,7 @@ def test_two_labels_a_class_are_too_few_for_a_curve(
     assert found["target"] is found["accuracy_then"] is found["gain"] is None
     out = capfd.readouterr().out
     assert "measured at 1 number of labels only" in out
-    assert "They cost 100.00 (0.05 a label). What was measured" in out
+    assert "They cost 100.00 (0.05 a label). The measurements hold" in out
     assert "Without a forecast no labels are named for 90 %." in out
 
 
@@ -151,7 +151,7 @@ def test_a_pool_smaller_than_what_is_asked_for_is_said() -> None:
 
 def test_too_few_labels_are_refused_with_how_many_it_takes(cache: Path, tmp_path: Path) -> None:
     data = write_folder(tmp_path / "few", [r for r in digit_rows(20) if r[0] < 2])
-    with pytest.raises(LabelcurveError, match=r"has 40 labels to learn from: .* takes 50 and more"):
+    with pytest.raises(LabelcurveError, match=r"has 40 labels to learn from: .* needs at least 50"):
         answered(cache, tmp_path, data=str(data))
     assert not (tmp_path / "plan.html").exists()
 
@@ -191,7 +191,7 @@ def test_photos_without_labels_that_only_train_learns_from_are_a_note(
     answered(cache, tmp_path, **given)
     assert "learns from" not in capfd.readouterr().out + (tmp_path / "plan.html").read_text()
     answered(cache, tmp_path, **given, unlabelled=photos(tmp_path / "pool", n=3, side=200))
-    warned = "learns from 6 images without labels, too, and this forecast does not"
+    warned = "also learns from 6 images without labels, and this forecast does not"
     assert f"`train` {warned}" in capfd.readouterr().out
     assert warned in (tmp_path / "plan.html").read_text()
 

@@ -83,7 +83,7 @@ def test_what_the_command_prints_is_for_people(done: Finished) -> None:
     text = done.stdout
     assert "data: digits, 1,442 training images, 8 px, pixels hash " in text
     assert "device: cpu (asked for; " in text
-    assert "contrastive on 1,298 images; 144 held out to judge by k-NN" in text
+    assert "contrastive on 1,298 images; 144 held out for k-NN evaluation" in text
     assert len(re.findall(r"(?m)^ +\d\.\d/2 ", text)) == 10
     assert re.search(r"(?m)^k-NN 0\.\d{4}, linear probe 0\.\d{4} on 144 held-out", text)
 
@@ -92,7 +92,7 @@ def test_the_digits_are_never_mirrored(done: Finished) -> None:
     assert extractor.read(done.out).card.flip is False
 
 
-def test_an_embedding_that_was_learnt_tells_the_digits(done: Finished) -> None:
+def test_a_trained_embedding_separates_the_digits(done: Finished) -> None:
     assert done.document["extractor"]["probe"] > 0.8
 
 
@@ -126,7 +126,7 @@ def test_a_folder_of_images_without_classes_is_enough(tmp_path: Path, cache: Pat
     assert found.card.dataset == "photos"
     assert found.card.n_images + found.card.n_held_out == 50
     assert found.card.flip
-    assert "no labels to judge by" in finished.stdout
+    assert "no labels to evaluate with" in finished.stdout
     json.loads(finished.stdout.splitlines()[-1], parse_constant=lambda name: pytest.fail(name))
 
 
@@ -173,7 +173,7 @@ def test_a_limit_within_the_first_epoch_is_warned_of(
     assert "WARNING: 0." in capsys.readouterr().out
 
 
-def test_an_interrupted_command_says_how_to_go_on(tmp_path: Path, cache: Path) -> None:
+def test_an_interrupted_command_says_how_to_resume(tmp_path: Path, cache: Path) -> None:
     out = tmp_path / "a.safetensors"
     command = [LABELCURVE, "pretrain", "--out", str(out), "--cache", str(cache), *SMALL]
     process = subprocess.Popen(
@@ -194,7 +194,7 @@ def test_an_interrupted_command_says_how_to_go_on(tmp_path: Path, cache: Path) -
         process.kill()
         process.wait()
     assert process.returncode == 130
-    assert stderr == "\nstopped; the same command goes on from here\n"
+    assert stderr == "\nstopped; the same command resumes from here\n"
     assert not out.exists()
 
 
@@ -247,7 +247,7 @@ def test_a_file_that_another_run_is_making_is_refused(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_trunk_is_gone_on_with_by_the_same_command_for_any_length(
+def test_a_trunk_is_continued_by_the_same_command_for_any_length(
     tmp_path: Path, cache: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     given = options(cache, out=tmp_path / "a.safetensors", trunk=tmp_path / "a.trunk")

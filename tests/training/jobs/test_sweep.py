@@ -183,7 +183,7 @@ def test_mean_and_spread_are_over_the_seeds() -> None:
     assert two == {"data": "b", "fraction": 0.1, "seeds": 1, "mean": 0.9, "std": None}
 
 
-def test_a_second_attempt_goes_on_and_finds_what_the_first_published(
+def test_a_second_attempt_resumes_and_finds_what_the_first_published(
     tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["sweep"])
@@ -314,7 +314,7 @@ def test_a_sweep_that_is_stopped_has_said_what_failed_and_leaves_no_process(
         process.communicate()
     assert f"--data {empty} --fraction 0.1 --seed 0: {empty}" in line
     assert process.returncode == 130, stderr
-    assert "\nstopped; bundles that were published before stay, and the same command" in stderr
+    assert "\nstopped; bundles already published are kept, and the same command" in stderr
     assert "Traceback" not in stderr
     assert psutil.wait_procs(below, timeout=30)[1] == []
 

@@ -63,7 +63,7 @@ def trained_on(
 
 @pytest.fixture
 def teaching(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Images without labels teach from the start, also where the teacher is not sure."""
+    """Uses unlabelled images from the start, even where the teacher is not confident."""
 
     def plan(*arguments: Any, **options: Any) -> Recipe:
         own = recipe(*arguments, **options)
@@ -132,7 +132,7 @@ def test_other_images_teach_below_a_fraction_of_1_unless_they_must_not(
     subset = fractions.subset(digits.train, digits.class_names, fraction, 0)
     others = len(digits.train) - len(subset.train) - len(subset.val)
     assert bundle.manifest.n_unlabelled == (others if teach else 0)
-    said = "other training images taught without their labels"
+    said = "other training images used as unlabelled data"
     assert (said in (bundle.path / "README.md").read_text()) is teach
 
 
@@ -153,11 +153,11 @@ def test_validation_images_do_not_teach(
     )
     subset = fractions.subset(digits.train, digits.class_names, 0.2, 0)
     trained_on(digits, options(tmp_path, tmp_path), subset, monkeypatch)
-    taught = {image.tobytes() for image in seen[0]}
+    unlabelled = {image.tobytes() for image in seen[0]}
     for rows in (subset.val, subset.train):
         kept = [image.tobytes() for image in digits.train.images[rows]]
-        assert taught.isdisjoint(kept)
-    assert taught.isdisjoint(image.tobytes() for image in digits.test.images)
+        assert unlabelled.isdisjoint(kept)
+    assert unlabelled.isdisjoint(image.tobytes() for image in digits.test.images)
 
 
 def test_a_fraction_of_the_labels_is_as_few_labels_and_other_images_without(
@@ -413,7 +413,7 @@ def test_a_mirrored_model_gives_an_image_and_its_mirror_image_one_answer(
         answers.append(np.split(export.probabilities(export.session(made.graph), images), 2))
     assert np.abs(answers[0][0] - answers[0][1]).max() > 1e-3
     assert np.abs(answers[1][0] - answers[1][1]).max() < 1e-6
-    # Where it learned from the same steps, log p is the mean of the two, but for a constant.
+    # After the same training steps, log p is the mean of the two, up to a constant.
     logs = np.log(answers[0][0]) + np.log(answers[0][1])
     assert (logs.argmax(1) == answers[1][0].argmax(1)).all()
 

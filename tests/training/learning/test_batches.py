@@ -69,7 +69,7 @@ def test_a_batch_is_its_rows_with_a_reflected_border(images: Images, border: int
 
 
 def test_a_batch_depends_on_its_number_alone(images: Images) -> None:
-    """A run goes on in the middle of an epoch; one that is short of memory draws again."""
+    """A run resumes in the middle of an epoch; one that is short of memory draws again."""
     whole, _ = drawn(Batches(images, BATCH, 0, [3], FP32_CPU, silent), range(40))
     other = Batches(images, BATCH, 0, [3], FP32_CPU, silent)
     for number in (22, 22, 23, 7, 39, 0, 17, 18):

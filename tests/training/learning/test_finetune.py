@@ -197,7 +197,7 @@ def test_the_learning_rate_rises_and_falls_to_zero(digits: Data) -> None:
 
 
 def test_on_a_plateau_the_rate_is_halved_and_the_best_epoch_is_taken(digits: Data) -> None:
-    # Labels that mean nothing: the validation loss soon gets worse and stays so.
+    # Random labels: the validation loss soon gets worse and stays so.
     train, val = labelled(digits, 0.3)
     noise = np.random.default_rng(0).permutation(train.labels)
     said: list[str] = []
@@ -296,8 +296,8 @@ def test_images_without_labels_teach(digits: Data) -> None:
 def test_images_without_labels_are_left_out_where_the_recipe_says_so(
     digits: Data, recipe: Recipe
 ) -> None:
-    learnt = [semi(digits, recipe, digits.test.images[:n]).history[-1] for n in (100, 200)]
-    assert learnt[0].val_loss == learnt[1].val_loss
+    learned = [semi(digits, recipe, digits.test.images[:n]).history[-1] for n in (100, 200)]
+    assert learned[0].val_loss == learned[1].val_loss
 
 
 def test_no_images_without_labels_are_as_good_as_none(digits: Data) -> None:
@@ -306,7 +306,7 @@ def test_no_images_without_labels_are_as_good_as_none(digits: Data) -> None:
 
 
 def test_a_teacher_that_is_never_sure_teaches_nothing_but_the_batch_norm(digits: Data) -> None:
-    # Of a probability above 1 no teacher is sure: the loss is that of the labels alone.
+    # No teacher reaches a probability above 1: the loss is that of the labels alone.
     one_step = replace(SEMI, epochs=1, batch_size=1000, ema=0.0, crop=0, cutout=0)
     rows = []
     for consistency in (0.5, 50.0):

@@ -1,4 +1,4 @@
-"""Operations of a training step on a GPU, counted on a CPU: few, and none that waits."""
+"""Operations of a training step on a GPU, counted on a CPU: few, and none that synchronises."""
 
 from __future__ import annotations
 

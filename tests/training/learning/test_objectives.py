@@ -39,7 +39,7 @@ def seeded(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def learnt(
+def learned(
     net: Network, objective: Contrastive | RelativePosition, images: Tensor, steps: int
 ) -> list[float]:
     optimizers = Optimizers([(net, 1.0), (objective, 1.0)], PLAN)
@@ -86,7 +86,7 @@ def test_the_loss_is_the_cross_entropy_of_finding_the_other_view(digits: Data) -
 
 
 def test_the_contrastive_loss_falls_with_training(digits: Data) -> None:
-    losses = learnt(network(), contrastive(), pixels(digits, 128), 40)
+    losses = learned(network(), contrastive(), pixels(digits, 128), 40)
     assert sum(losses[-5:]) / 5 < sum(losses[:5]) / 5 - 0.3
 
 
@@ -187,10 +187,10 @@ def test_the_position_asked_for_is_that_of_the_second_quarter(which: int, right:
         assert loss > 10
 
 
-def test_positions_are_learnt_from_images_that_tell_them() -> None:
+def test_positions_are_learned_from_images_that_show_them() -> None:
     torch.manual_seed(0)
     net, objective = network("reference"), RelativePosition(8, FP32_CPU)
-    losses = learnt(net, objective, quartered(64), 60)
+    losses = learned(net, objective, quartered(64), 60)
     assert losses[0] == pytest.approx(np.log(4), abs=0.3)
     assert losses[-1] < 0.2
 

@@ -51,7 +51,7 @@ def test_the_same_seed_gives_the_same_weights_and_another_seed_others(
     assert not same_weights(first, run(digits, recipe, seed=1)[0])
 
 
-def test_judging_does_not_change_what_is_learnt(digits: Data) -> None:
+def test_evaluation_does_not_change_what_is_learned(digits: Data) -> None:
     assert same_weights(run(digits)[0], run(digits, probe=judge(digits))[0])
 
 
@@ -162,7 +162,7 @@ def test_an_interrupted_run_ends_with_the_weights_of_an_undisturbed_one(
     checkpoint = tmp_path / "folder" / ".checkpoint"
     interrupted(digits, recipe, after, checkpoint)
     net, result, said = resumed(digits, recipe, checkpoint)
-    assert said[0] == f"going on at epoch {after / 5:.1f} from {checkpoint}"
+    assert said[0] == f"resuming at epoch {after / 5:.1f} from {checkpoint}"
     assert same_weights(net, undisturbed)
     assert (result.epochs, result.views_seen) == (whole.epochs, whole.views_seen)
 
@@ -183,7 +183,7 @@ def test_a_run_can_be_interrupted_twice(digits: Data, tmp_path: Path) -> None:
     for after in (4, 5):
         interrupted(digits, PLAN, after, tmp_path / "checkpoint")
     net, _, said = resumed(digits, PLAN, tmp_path / "checkpoint")
-    assert said[0].startswith("going on at epoch 1.8 ")
+    assert said[0].startswith("resuming at epoch 1.8 ")
     assert same_weights(net, undisturbed)
 
 
@@ -380,7 +380,7 @@ def test_the_seconds_end_the_run_also_where_judging_takes_long(
     assert judged[-1] == f"{result.knn:.4f}"
 
 
-def test_a_run_that_goes_on_has_the_seconds_that_are_left(
+def test_a_resumed_run_has_the_remaining_seconds(
     digits: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = Clock(monkeypatch)

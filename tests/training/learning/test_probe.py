@@ -53,7 +53,7 @@ def test_labels_that_mean_nothing_are_not_found_again(digits: Data) -> None:
     assert blind.linear(raw()) < 0.25
 
 
-def test_an_embedding_that_says_nothing_is_at_chance(digits: Data) -> None:
+def test_an_uninformative_embedding_is_at_chance_level(digits: Data) -> None:
     class Constant(nn.Module):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return torch.ones(len(x), 5)
@@ -92,7 +92,7 @@ def test_of_many_images_every_so_many_is_a_neighbour(
     third = replace(judge, images=judge.images[::3], labels=judge.labels[::3])
     few = judge.knn(raw())
     assert few == third.knn(raw())
-    # Images and labels stay together: else this would be chance.
+    # Images and labels stay together: otherwise this would be at chance level.
     assert few > 0.85
     monkeypatch.undo()
     assert judge.knn(raw()) != few
@@ -119,7 +119,7 @@ def test_on_this_machine_the_embedding_is_float32_too(digits: Data) -> None:
     assert np.allclose(found, expected, atol=0.1)
 
 
-def test_judging_changes_nothing(digits: Data) -> None:
+def test_evaluation_changes_nothing(digits: Data) -> None:
     judge, net = of(digits, 200), network()
     before = copy.deepcopy(net.state_dict())
     state = torch.random.get_rng_state()

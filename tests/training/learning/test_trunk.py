@@ -61,7 +61,7 @@ def test_the_trunk_is_the_run_before_its_learning_rate_fell(digits: Data, tmp_pa
     assert (trunk["before"], trunk["step"]) == (15, 0)
 
 
-def test_a_run_goes_on_from_the_trunk_with_the_next_images_at_the_full_rate(
+def test_a_run_resumes_from_the_trunk_with_the_next_images_at_the_full_rate(
     digits: Data, tmp_path: Path
 ) -> None:
     extended(digits, tmp_path / "trunk")

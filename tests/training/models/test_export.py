@@ -201,7 +201,7 @@ def test_batch_norm_of_a_library_is_folded_so_that_its_graph_is_kept(
     assert any(isinstance(module, torch.nn.BatchNorm2d) for module in net.modules())
 
 
-def test_weights_that_the_exporter_leaves_out_are_traced_anew(
+def test_weights_that_the_exporter_leaves_out_are_traced_again(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     plain = Served(trained(seed=2).network, 1.0).eval()

@@ -125,7 +125,7 @@ def test_another_classifier_is_the_same_extractor(tmp_path: Path) -> None:
     assert versions[0] == versions[1]
 
 
-def test_a_card_for_people_says_what_was_learnt_from_and_how_good_it_is(tmp_path: Path) -> None:
+def test_the_readable_card_has_the_training_data_and_the_quality(tmp_path: Path) -> None:
     extractor.write(tmp_path / "a.safetensors", network(), CARD)
     text = (tmp_path / "a.md").read_text()
     assert text.startswith("# Feature extractor for digits\n")
@@ -137,10 +137,10 @@ def test_a_card_for_people_says_what_was_learnt_from_and_how_good_it_is(tmp_path
     assert "`pretrain --data digits`: 2.5 epochs, 12,345 views" in text
 
 
-def test_a_card_without_labels_says_that_nothing_judged_it(tmp_path: Path) -> None:
+def test_a_card_without_labels_says_that_it_was_not_evaluated(tmp_path: Path) -> None:
     extractor.write(tmp_path / "a.safetensors", network(), card(knn=None, probe=None, flip=True))
     text = (tmp_path / "a.md").read_text()
-    assert "No labels were there to judge it by, or no time" in text
+    assert "It was not evaluated, for lack of labels or of time" in text
     assert "mirrored" not in text
     assert "None" not in text
 

@@ -56,9 +56,9 @@ def test_the_cross_validated_accuracy_is_that_of_unseen_images() -> None:
     unseen, truth = clusters((1000, 1000, 1000), seed=1)
     accuracy = (found.logits(unseen).argmax(1) == truth).mean()
     assert found.accuracy == pytest.approx(accuracy, abs=0.08)
-    learnt = (found.logits(features).argmax(1) == labels).mean()
+    learned = (found.logits(features).argmax(1) == labels).mean()
     assert found.accuracy is not None
-    assert learnt > found.accuracy + 0.05
+    assert learned > found.accuracy + 0.05
 
 
 def test_rare_classes_get_weight_where_that_helps_them_more_than_it_costs_the_others() -> None:

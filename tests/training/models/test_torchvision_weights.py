@@ -79,9 +79,10 @@ def test_train_begins_with_them_and_the_export_is_the_same_function(
     assert manifest.extractor.dataset == "mobilenet.pth"
     assert manifest.parity.top1_agreement == 1.0
     assert manifest.parity.max_abs_diff < 1e-4
-    assert "learned with labels from mobilenet.pth" in capsys.readouterr().out
+    assert "trained with labels on mobilenet.pth" in capsys.readouterr().out
     card = (bundle.path / "README.md").read_text()
-    assert "others had learned\nwith labels" in card or "others had learned with labels" in card
+    assert "third-party weights" in card
+    assert "trained with labels on images" in card
 
 
 def test_every_network_that_is_allowed_has_a_linear_classifier_to_replace() -> None:
@@ -101,8 +102,8 @@ def test_every_network_that_is_allowed_has_a_linear_classifier_to_replace() -> N
             r"no such network \(perhaps you meant resnet18 .*\); allowed are alexnet, ",
         ),
         ("googlenet", 32, "no such network"),
-        ("alexnet", 32, "cannot see images of 32 px"),
-        ("vit_b_32", 64, "cannot see images of 64 px"),
+        ("alexnet", 32, "cannot take images of 32 px"),
+        ("vit_b_32", 64, "cannot take images of 64 px"),
     ],
 )
 def test_a_network_that_does_not_fit_is_refused(name: str, size: int, message: str) -> None:
@@ -134,7 +135,7 @@ class Runs:
         return (os.mkdir, ("ran-code",))
 
 
-def test_a_file_that_is_none_of_its_weights_is_refused(
+def test_a_file_without_its_weights_is_refused(
     weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -144,7 +145,7 @@ def test_a_file_that_is_none_of_its_weights_is_refused(
     Path("text.safetensors").write_text("no weights")
     for file, message in (
         ("hostile.pth", "holds no plain state dict"),
-        ("list.pth", "something else than a state dict"),
+        ("list.pth", "something other than a state dict"),
         ("text.pth", "holds no plain state dict"),
         ("text.safetensors", "holds no plain state dict"),
         ("missing.pth", "No such file"),

@@ -32,7 +32,7 @@ def test_another_process_fills_what_one_has_traced(
     assert path.stat().st_size < len(filled) / 4, "without weights"
 
 
-def test_a_damaged_file_is_traced_anew(kept: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_damaged_file_is_traced_again(kept: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (path,) = (kept / "graphs").iterdir()
     content = path.read_bytes()
     undamaged = export.to_onnx(trained(seed=2), 8, NAMES, kept)

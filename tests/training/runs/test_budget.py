@@ -8,11 +8,11 @@ from labelcurve.bundle.errors import LabelcurveError
 from labelcurve.training.runs.budget import AFTERWARDS, AROUND, IMAGES_PER_S, ONCE, SPARE, Budget
 
 STARTUP = 30.0
-"""So long that the most is taken for what comes after the first training."""
+"""So long that the maximum is reserved for what follows the first training."""
 
 
 class Clock:
-    """Time as the test wants it."""
+    """A clock that the test sets."""
 
     def __init__(self) -> None:
         self.now = 1_000.0

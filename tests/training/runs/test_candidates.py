@@ -17,7 +17,7 @@ def sixteen(cache: Path) -> Data:
 
 @pytest.fixture
 def measured(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """What was measured: the time goes with the pixels."""
+    """As measured: the time is proportional to the pixels."""
     found: list[str] = []
 
     def took(images: Data, backbone: str) -> float:
@@ -79,14 +79,14 @@ def test_a_limit_that_no_network_meets_is_refused_with_the_cheapest(
 
 
 def test_an_untrained_graph_is_measured(sixteen: Data) -> None:
-    # No limit of time holds on every machine: this is far from any.
+    # No time limit holds on every machine: this one is far from any.
     with pytest.raises(
         LabelcurveError, match=r"is convnet(/2)? with \d+\.\d\d ms an image on one "
     ):
         choose(1e-6, sixteen, "convnet")
 
 
-def test_a_command_that_goes_on_decides_as_before(
+def test_a_resumed_command_decides_as_before(
     sixteen: Data, measured: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = tmp_path / "model" / candidates.TIMES

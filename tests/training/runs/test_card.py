@@ -92,7 +92,7 @@ def test_a_class_is_named_as_it_is(manifest: Manifest, record: Run) -> None:
     assert r"10 classes: \<b\>, snake\_case\_, 2, " in text
 
 
-def test_what_taught_without_labels_is_on_the_card(manifest: Manifest, record: Run) -> None:
+def test_unlabelled_data_is_on_the_card(manifest: Manifest, record: Run) -> None:
     began = Pretrained(
         version="0123456789ab", objective="contrastive", dataset="photos", pixels_hash="0" * 64
     )
@@ -100,8 +100,8 @@ def test_what_taught_without_labels_is_on_the_card(manifest: Manifest, record: R
         manifest.model_copy(update={"extractor": began, "n_unlabelled": 12_345}), record
     )
     assert "feature extractor (`0123456789ab`, contrastive)" in text
-    assert "without labels from images of `photos`" in text
-    assert "12,345 other training images taught without their labels." in text
+    assert "without labels on images of `photos`" in text
+    assert "12,345 other training images used as unlabelled data." in text
 
 
 def test_mirroring_in_the_graph_is_on_the_card(manifest: Manifest, record: Run) -> None:
@@ -111,19 +111,21 @@ def test_mirroring_in_the_graph_is_on_the_card(manifest: Manifest, record: Run) 
     assert said in card.write(mirrored, record)
 
 
-def test_where_nothing_taught_without_labels_the_card_does_not_mention_it(
+def test_without_unlabelled_data_the_card_does_not_mention_it(
     manifest: Manifest, record: Run
 ) -> None:
     text = card.write(manifest, record)
     assert "extractor" not in text
-    assert "without their labels" not in text
+    assert "unlabelled" not in text
 
 
-def test_who_taught_it_and_what_both_cost_is_on_the_card(manifest: Manifest, record: Run) -> None:
-    taught = Teacher(name="digits-10", version="0123456789ab", n_images=1_437)
+def test_the_teacher_and_the_latency_of_both_are_on_the_card(
+    manifest: Manifest, record: Run
+) -> None:
+    teacher = Teacher(name="digits-10", version="0123456789ab", n_images=1_437)
     times = Latency(limit_ms=5.0, p50_ms=3.1, teacher_p50_ms=9.4)
     text = card.write(
-        manifest.model_copy(update={"teacher": taught}),
+        manifest.model_copy(update={"teacher": teacher}),
         record.model_copy(update={"latency": times}),
     )
     assert "the answers of `digits-10` 0123456789ab to 1,437 training images" in text

@@ -50,17 +50,17 @@ def test_both_are_published_and_say_what_each_costs(
     first, second = document["bundles"]
     assert [first["name"], second["name"]] == [TEACHER, STUDENT]
     teacher, student = (store.read(tmp_path, name) for name in (TEACHER, STUDENT))
-    taught = student.manifest.teacher
-    assert taught is not None
-    assert (taught.name, taught.version) == (TEACHER, first["version"])
-    assert taught.n_images == 255 + 1_157 == 1_442 - len(range(30))
+    origin = student.manifest.teacher
+    assert origin is not None
+    assert (origin.name, origin.version) == (TEACHER, first["version"])
+    assert origin.n_images == 255 + 1_157 == 1_442 - len(range(30))
     assert student.manifest.n_unlabelled == 1_157
     assert (teacher.manifest.backbone, student.manifest.backbone) == ("convnet", "convnet/2")
     assert student.manifest.preprocessing == teacher.manifest.preprocessing
     assert student.manifest.indices_hash == teacher.manifest.indices_hash
     assert student.manifest.parity.top1_agreement == 1.0
     assert teacher.manifest.teacher is None
-    assert second["teacher"] == taught.model_dump()
+    assert second["teacher"] == origin.model_dump()
     ran = store.read_run(student.path).latency
     assert ran is not None
     assert (ran.limit_ms, ran.p50_ms) == (0.7, second["p50_ms"])
@@ -75,7 +75,7 @@ def grid_cell(name: str) -> Any:
     return type("Named", (), {"name": name})()
 
 
-def test_a_run_that_is_interrupted_while_it_is_taught_goes_on(
+def test_an_interrupted_distillation_is_resumed(
     tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def chosen(name: str, **more: Any) -> Options:
@@ -95,12 +95,12 @@ def test_a_run_that_is_interrupted_while_it_is_taught_goes_on(
             train.run(chosen("broken"))
     assert {"checkpoint.pt", "finished.json"} < set(left(tmp_path / "broken"))
     capsys.readouterr()
-    with monkeypatch.context() as patch:  # what was answered is not asked again
+    with monkeypatch.context() as patch:  # existing answers are not computed again
         patch.setattr(distillation, "answers", None)
         train.run(chosen("broken"))
     said = capsys.readouterr().out
     assert re.search(rf"{TEACHER}: \w{{12}} was published before the interruption", said)
-    assert "going on at epoch 0.1 from" in said
+    assert "resuming at epoch 0.1 from" in said
     assert versions(tmp_path / "broken") == versions(tmp_path / "whole")
     assert left(tmp_path / "broken") == []
     assert store.read(tmp_path / "broken", STUDENT).manifest.n_unlabelled == 0
@@ -178,7 +178,7 @@ def test_the_answer_to_an_image_is_the_mean_with_its_mirror_image(flip: bool) ->
     assert not np.allclose(plain, mirrored, atol=0.1)
 
 
-def test_seeds_are_summarised_apart_for_teachers_and_those_they_taught() -> None:
+def test_seeds_are_summarised_apart_for_teachers_and_students() -> None:
     figures = {"accuracy": 0.9, "balanced_accuracy": 0.9, "f1": 0.9}
     worse = {key: value - 0.1 for key, value in figures.items()}
     bundles = [

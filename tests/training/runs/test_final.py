@@ -193,7 +193,7 @@ def test_a_final_model_of_other_data_is_warned_of(
         assert ("models remove digits8-scratch-final" in text) is warned
 
 
-def test_an_interrupted_command_goes_on_with_the_final_model_alone(
+def test_an_interrupted_command_resumes_with_only_the_final_model(
     folder: Path, cache: Path, tmp_path: Path, trained: tuple[Path, dict[str, Any]]
 ) -> None:
     given = options(folder, out=tmp_path, cache=cache)

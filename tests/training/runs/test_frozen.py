@@ -20,7 +20,7 @@ from labelcurve.training.models import propagation
 from labelcurve.training.models.backbones import Network, build
 from labelcurve.training.models.propagation import Trial
 from labelcurve.training.options import Options
-from labelcurve.training.recipes import TAUGHT
+from labelcurve.training.recipes import MOST_UNLABELLED
 from labelcurve.training.runs import frozen, grid
 from labelcurve.training.runs.grid import Cell
 from tests.photos import LITE0_FILE, photos
@@ -90,7 +90,7 @@ def test_the_final_model_learns_from_them_as_the_model_before_did(
     given = options(data, cache=cache, out=tmp_path / "models", fraction=(1.0,))
     train.run(replace(given, unlabelled=unlabelled))
     said = capsys.readouterr().out
-    assert "label propagation: as the model before" in said
+    assert "label propagation: as the measured model" in said
     models = [store.read(tmp_path / "models", f"{NAME[:-2]}{last}") for last in ("100", "final")]
     for model in models:
         assert model.manifest.n_unlabelled == 12
@@ -102,8 +102,8 @@ def test_the_final_model_learns_from_them_as_the_model_before_did(
         "images without labels, after label propagation"
     )
     assert f"both by cross-validation{again}" in card
-    assert f"both as in the model before{again}" in final
-    assert "12 other training images taught without their labels." in card
+    assert f"both as in the measured model{again}" in final
+    assert "12 other training images used as unlabelled data." in card
 
 
 @pytest.mark.parametrize(
@@ -127,7 +127,7 @@ def test_where_they_do(n: int, others: int, more: dict[str, Any], reads: bool) -
 
 def test_of_many_images_some_teach_evenly_spread() -> None:
     rows = cell(100, 20_000).others(20_110)
-    assert len(rows) == TAUGHT == 5_000
+    assert len(rows) == MOST_UNLABELLED == 5_000
     assert rows.min() >= 110
     assert rows.max() == 20_109
     assert np.diff(rows).max() <= 5
@@ -160,7 +160,7 @@ def test_with_few_labels_fine_tuning_has_to_be_better_by_more_than_chance(
     assert published(7, 999) is head
     said = capsys.readouterr().out
     assert "fine-tuning 0.5833" in said
-    assert "(it has to be better by more than 0.5693, twice the standard error)" in said
+    assert "(its lead must exceed 0.5693, twice the standard error)" in said
     assert said.rstrip().endswith(": the linear head is published")
     assert published(10, 999) is tuned
     assert "fine-tuning is published" in capsys.readouterr().out

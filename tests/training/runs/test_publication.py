@@ -6,7 +6,7 @@ from labelcurve.training.runs.publication import few_tested
 
 
 @pytest.mark.parametrize(("n", "half"), [(1, "45"), (8, "28"), (99, "10")])
-def test_an_accuracy_of_few_images_is_said_to_say_little(n: int, half: str) -> None:
+def test_an_accuracy_on_few_images_has_a_warning(n: int, half: str) -> None:
     said = few_tested("test", n)
     assert said is not None
     images = "1 test image" if n == 1 else f"{n} test images"

@@ -1,4 +1,4 @@
-"""The checkpoint itself, and fine-tuning that goes on from one."""
+"""The checkpoint itself, and fine-tuning that resumes from one."""
 
 from __future__ import annotations
 
@@ -297,7 +297,7 @@ def test_images_without_labels_are_taken_in_parts_too(digits: Data) -> None:
     assert np.isfinite(result.history[0].train_loss)
 
 
-def test_a_memory_that_holds_no_two_images_is_an_error_with_what_to_do(digits: Data) -> None:
+def test_memory_for_less_than_two_images_is_an_error_with_a_remedy(digits: Data) -> None:
     train, val = labelled(digits, 0.3)
     with pytest.raises(DeviceError, match=r"too small for a training step on 2 images.*--image-s"):
         finetune.finetune(small(1, RECIPE), Examples(train, val), RECIPE, FP32_CPU, 0)

@@ -33,9 +33,9 @@ def test_a_reader_that_went_away_ends_nothing_but_the_result() -> None:
     os.close(read)
     done = run(write)
     os.close(write)
-    assert done.stderr == ("warning: output cannot be written (Broken pipe); the work goes on\n"), (
-        "what follows goes nowhere, and nothing is said twice"
-    )
+    assert done.stderr == (
+        "warning: output cannot be written (Broken pipe); the work continues\n"
+    ), "what follows goes nowhere, and nothing is said twice"
     assert done.returncode == 0
 
 

@@ -104,10 +104,10 @@ def test_two_processes_are_one_run(tmp_path: Path, cache: Path, digits: object) 
         ]
         assert len(seen) == len(set(seen)) == 28
     assert moved_alike(one["before"], one["weights"], two["weights"]) > 10
-    learnt, both_learnt = one["extractor"], two["extractor"]
-    assert moved_alike(learnt["before"], learnt["projector"], both_learnt["projector"]) > 3
-    assert moved_alike(one["before"], learnt["backbone"], both_learnt["backbone"]) > 10
-    assert both_learnt["loss"] == pytest.approx(learnt["loss"], rel=1e-3)
+    learned, both_learned = one["extractor"], two["extractor"]
+    assert moved_alike(learned["before"], learned["projector"], both_learned["projector"]) > 3
+    assert moved_alike(one["before"], learned["backbone"], both_learned["backbone"]) > 10
+    assert both_learned["loss"] == pytest.approx(learned["loss"], rel=1e-3)
     for row, other in zip(one["history"], two["history"], strict=True):
         assert other["train_loss"] == pytest.approx(row["train_loss"], rel=1e-3)
         assert other["val_accuracy"] == pytest.approx(row["val_accuracy"], abs=0.02)
@@ -153,7 +153,7 @@ def until(process: subprocess.Popen[str], start: str) -> None:
     raise AssertionError(f"it ended before {start!r}: {process.communicate()[1]}")
 
 
-def test_a_signal_to_one_ends_both_at_a_checkpoint_and_two_go_on_to_what_one_reaches(
+def test_a_signal_to_one_ends_both_at_a_checkpoint_and_two_resume_to_the_result_of_one(
     tmp_path: Path, cache: Path, trained: Finished
 ) -> None:
     # So little memory that the images stay outside.
@@ -173,15 +173,15 @@ def test_a_signal_to_one_ends_both_at_a_checkpoint_and_two_go_on_to_what_one_rea
         said = [process.communicate(timeout=60) for process in (leader, follower)]
         assert "  1/2 " not in said[0][0], "it ends before the epoch does"
     assert (leader.returncode, follower.returncode) == (143, 143)
-    assert "the same command goes on from here" in said[0][1]
+    assert "the same command resumes from here" in said[0][1]
     assert "Traceback" not in said[0][1] + said[1][1]
     folder = tmp_path / ".runs" / "digits-scratch-100"
     assert (folder / "checkpoint.pt").exists()
     assert len(list(folder.rglob("*tfevents*"))) == 1, "one process writes"
     done = finished(tmp_path, cache, *TORCHRUN, "-m", "labelcurve", *command)
     assert done.code == 0, done.stderr
-    assert "(--memory-gb): read while they are used" in done.stdout
-    assert re.search(r"going on at epoch \d\.\d from .*checkpoint\.pt", done.stdout)
+    assert "(--memory-gb): streamed from the disk" in done.stdout
+    assert re.search(r"resuming at epoch \d\.\d from .*checkpoint\.pt", done.stdout)
     assert done.stdout.count("published ") == done.stdout.count("  2/2 ") == 1
     (entry,) = done.document["bundles"]
     alone = trained.document["bundles"][1]
@@ -204,7 +204,7 @@ def test_a_process_that_is_killed_ends_the_other_with_one_message(
         follower.kill()
         _, stderr = leader.communicate(timeout=60)
     assert leader.returncode == 1
-    assert "error: one of the 2 processes ended without a word" in stderr
+    assert "error: one of the 2 processes ended without an error" in stderr
     assert "Traceback" not in stderr
     assert [path.name for path in tmp_path.iterdir()] == [".a.checkpoint"]
 

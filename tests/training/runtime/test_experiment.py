@@ -6,9 +6,7 @@ from typing import Any
 
 import pytest
 from mlflow import MlflowClient
-from tensorboard.backend.event_processing.event_accumulator import (  # type: ignore[import-untyped]
-    EventAccumulator,
-)
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from labelcurve.bundle.errors import LabelcurveError
 from labelcurve.bundle.manifest import Epoch
@@ -88,7 +86,7 @@ def test_runs_of_one_experiment_lie_together() -> None:
     assert len(client.search_runs([experiment.experiment_id])) == 2
 
 
-def test_an_interrupted_run_goes_on_in_its_own() -> None:
+def test_an_interrupted_run_continues_its_own() -> None:
     first = Tracking("labels", "a", {"seed": 0})
     first.epoch(ROW)
     with pytest.raises(Stopped), first:
@@ -127,7 +125,7 @@ def test_a_server_that_is_not_there_is_an_error_before_the_training(
         Tracking("labels", "a", {})
 
 
-def test_a_store_that_goes_away_is_said_once_and_training_goes_on(tmp_path: Path) -> None:
+def test_a_store_that_fails_is_reported_once_and_training_continues(tmp_path: Path) -> None:
     said: list[str] = []
     with Tracking("labels", "a", {}, say=said.append) as run:
         (tmp_path / "mlruns").rename(tmp_path / "gone")
@@ -135,13 +133,13 @@ def test_a_store_that_goes_away_is_said_once_and_training_goes_on(tmp_path: Path
         run.epoch(ROW)
     (message,) = said
     assert message.startswith("MLflow cannot be written")
-    assert message.endswith("the run goes on without it")
+    assert message.endswith("the run continues without it")
 
 
 def test_train_keeps_a_run_of_each_model_through_an_interruption(
     tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.chdir(tmp_path)  # what MLflow leaves where it stands
+    monkeypatch.chdir(tmp_path)  # files that MLflow leaves in the working directory
     plan = options(
         tmp_path / "models", cache, epochs=2, checkpoint_seconds=0.0, mlflow="labels", **PLAIN
     )
@@ -190,7 +188,7 @@ def test_tensorboard_reads_a_scalar_for_each_figure_and_epoch(tmp_path: Path) ->
     assert [(event.step, event.value) for event in accuracy] == [(1, 0.25), (2, 0.5), (3, 0.75)]
 
 
-def test_an_epoch_can_be_read_while_the_run_goes_on(tmp_path: Path) -> None:
+def test_an_epoch_can_be_read_during_the_run(tmp_path: Path) -> None:
     with EventWriter(tmp_path) as writer:
         writer.write(epoch(1))
         assert len(events(tmp_path).Scalars("train_loss")) == 1

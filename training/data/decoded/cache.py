@@ -175,7 +175,7 @@ def _fill(folder: Path, source: Source, size: int, memory: int, say: Say) -> Non
             say(
                 f"{source.name}: {needed / 1e9:,.1f} GB of decoded images do not fit into "
                 f"{folder.parent} ({free / 1e9:,.1f} GB free) nor into memory: they are decoded "
-                "again in each epoch. Another folder, --cache, would spare that"
+                "again in each epoch. Another folder (--cache) would avoid that"
             )
         failures = {
             split: decode(folder, split, rows, size, source.name, say, memory=memory, keep=keep)
@@ -198,7 +198,7 @@ def _check_unchanged(source: Source) -> None:
         listing = "\n".join(f"  {path}" for path in changed[:LISTED])
         raise DataError(
             f"{source.name}: {counted(len(changed), 'file')} changed while being read:\n{listing}\n"
-            "Give the same command again when nothing writes there any more"
+            "Run the same command again once nothing writes there any more"
         )
 
 

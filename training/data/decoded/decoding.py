@@ -42,7 +42,7 @@ def decode(
 ) -> list[tuple[int, str]]:
     """Decodes a split, in threads, and writes it in the order of its digests.
 
-    The order of SHA-256 is the same whatever the names, folders and file format, and as good as
+    The order of SHA-256 is the same whatever the names, folders and file format, and effectively
     random. Rows are distributed over files by the first digits of their digest, then
     each of these is sorted in memory.
 

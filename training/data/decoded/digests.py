@@ -63,11 +63,11 @@ class Digests:
 
     def __getitem__(self, wanted: slice | Index) -> NDArray[np.void]:
         try:
-            # Mapped for this alone: what was looked at would count as memory as long as it is.
+            # Mapped for this call alone: pages once read count as memory while they are mapped.
             whole: NDArray[np.void] = np.load(self.file, mmap_mode="r")
         except (OSError, ValueError) as error:
             raise DataError(
-                f"{self.file} cannot be read any more ({error}): give the same command again"
+                f"{self.file} cannot be read any more ({error}): run the same command again"
             ) from error
         return np.array(whole[wanted if self.rows is None else self.rows[wanted]])
 

@@ -70,7 +70,7 @@ class Stored:
     memory: int
     """Bytes that images may take."""
     place: str
-    """The place that they are read from, in words."""
+    """Where they are read from, in words."""
     rows: Index | None = None
     """[N] The rows of the whole that these images are; None means all."""
 
@@ -229,7 +229,7 @@ class _File:
         except OSError as error:
             raise DataError(
                 f"{self.path} cannot be read any more ({error.strerror}): give the same command "
-                "again. Of several machines, all must see --cache under the same path"
+                "again. With several machines, all must see --cache under the same path"
             ) from error
         try:
             for part, where in zip(np.split(ascending, cuts), np.split(order, cuts), strict=True):
@@ -249,7 +249,7 @@ class _File:
             got = os.preadv(descriptor, [buffer[done:].data], offset + done)
             if not got:
                 raise DataError(
-                    f"{self.path} was cut off while it was read: give the same command again"
+                    f"{self.path} was cut off while it was read: run the same command again"
                 )
             done += got
         return buffer
@@ -304,7 +304,7 @@ class _Encoded:
         except ImageError as error:
             raise DataError(
                 f"{self.source.where(row)} changed while it was in use: {error}. Put it back and "
-                "give the same command again"
+                "run the same command again"
             ) from error
 
 

@@ -107,7 +107,7 @@ def note(seen: dict[str, set[str]], row: Mapping[str, Any]) -> None:
 def like_a_split(name: str) -> bool:
     """Returns whether a column's name says that it marks test rows: `fold`, `is_valid`, `train`.
 
-    Such a column is not read, and not to be ignored either.
+    Such a column is not read, but must not be silently ignored either.
     """
     found = of_folder(name)
     return bool(_LIKE_A_SPLIT.search(name.strip().lower()) or (found and not found[1]))
@@ -119,7 +119,7 @@ def several_splits(cells: Iterable[str]) -> bool:
 
 
 def check_others(file: Path, seen: Mapping[str, set[str]], label: str | None) -> None:
-    """Refuses a table with a column of splits that is not called so, as `Usage` in FER2013.
+    """Refuses a table whose column of splits has another name, as `Usage` in FER2013.
 
     Args:
         file: the table, for messages.
@@ -183,7 +183,7 @@ def _means_label(name: str) -> bool:
 
 
 def features(schema: Any) -> Mapping[str, Mapping[str, Any]]:
-    """The features by column, as `datasets` writes them; empty where it has not."""
+    """The features by column, as `datasets` writes them; empty where there are none."""
     try:
         found = json.loads(schema.metadata[b"huggingface"])["info"]["features"]
     except (KeyError, TypeError, ValueError):

@@ -52,7 +52,7 @@ def folder(path: Path, say: Say, layout: Layout = "auto", out: Path | None = Non
     if len(class_names) < 2:
         raise DataError(
             f"{shown(path)}: one class folder, {class_names[0]!r}: at least two are needed, "
-            f"one folder a class with its images inside{table_search.mentioned(root)}"
+            f"one folder per class with its images inside{table_search.mentioned(root)}"
         )
     _leave_repeated(found)
     _report_masks(shown(path), found, say)
@@ -141,7 +141,7 @@ def _check_known(path: Path, splits: dict[str, Classes]) -> None:
 
 
 def _leave_repeated(found: Arranged) -> None:
-    """Leaves out what is there twice, since a link leads to a folder that is read anyway.
+    """Leaves out the links to folders that are read anyway.
 
     Raises:
         DataError: it would be in two classes or splits.

@@ -17,7 +17,7 @@ LISTED = 5
 
 
 def files_below(path: Path) -> list[Path]:
-    """The Parquet files at any depth, but what is hidden, in order.
+    """The Parquet files at any depth, except hidden ones, in order.
 
     Links to folders are followed after all else, and no folder is read twice.
     """
@@ -86,7 +86,7 @@ def by_split(path: Path, say: Say) -> tuple[dict[str, list[Path]], list[LeftOut]
 
 
 def _report_configurations(path: Path, say: Say) -> None:
-    """The card of a Hub's data set may assign files to splits otherwise than their names do."""
+    """Warns of a data set card of the Hub, which may assign files to splits by other rules."""
     try:
         card = (path / "README.md").read_text(encoding="utf-8", errors="replace")
     except OSError:

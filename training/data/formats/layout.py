@@ -197,12 +197,12 @@ def _classes(root: Folder, folders: dict[str, Folder], found: Arranged, say: Say
     if not classes:
         kinds = ", ".join(f"{worded(n, reason)}" for n, reason in _few(found.left_out))
         raise DataError(
-            f"{shown(root.path)} holds no class folder: it should hold one folder a class with its "
-            f"images inside ({', '.join(sorted(SUFFIXES))}), or Parquet files with a column "
+            f"{shown(root.path)} holds no class folder: it should hold one folder per class with "
+            f"its images inside ({', '.join(sorted(SUFFIXES))}), or Parquet files with a column "
             "`image` and a column `label`"
             + (f". Found: {kinds}" if kinds else "")
-            + ". A table says the classes of images that lie together (--data labels.csv); from "
-            f"images without classes `labelcurve pretrain --unlabelled` learns{mentioned(root)}"
+            + ". For images that lie together, a table gives the classes (--data labels.csv); "
+            f"`labelcurve pretrain --unlabelled` trains on images without classes{mentioned(root)}"
         )
     return {name: sorted(classes[name]) for name in sorted(classes)}
 

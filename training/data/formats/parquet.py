@@ -218,7 +218,7 @@ def _joined_unlabelled(
 
 
 def _labelled_only(rows: Rows) -> tuple[Rows, list[LeftOut]]:
-    """Test rows with a label; the others can prove nothing."""
+    """Test rows with a label; the others cannot be scored."""
     there = np.flatnonzero(rows.labels != UNLABELLED)
     if len(there) == len(rows.labels):
         return rows, []

@@ -44,7 +44,7 @@ PARTS = IMAGES | frozenset(
 """Words in the names of folders that hold a part of the images, each with a number."""
 
 EXPECTED = (
-    "Expected is one folder a class with its images inside (cat/1.jpg), or such folders in train/ "
+    "Expected: one folder per class with its images inside (cat/1.jpg), or such folders in train/ "
     "and test/ (train/cat/1.jpg), or a table: --data labels.csv with the columns path and label"
 )
 

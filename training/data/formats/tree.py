@@ -27,7 +27,7 @@ SYSTEM = {
         "files in system folders",
     ),
 }
-"""Folders that a system puts there, in lower case, and how their files are called."""
+"""Folders that a system puts there, in lower case, and what their files are called."""
 
 SYSTEM_FILES = frozenset(("thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r"))
 
@@ -74,7 +74,7 @@ class Folder:
 
 
 def scan(root: Path, say: Say, out: Path | None = None) -> Folder:
-    """Reads a folder; links are followed, but those that lead back up.
+    """Reads a folder; links are followed, except those that lead back up.
 
     A link to an image that leads nowhere is kept: decoding reports it as unreadable.
 

@@ -106,7 +106,9 @@ def test_what_is_no_visible_image_is_left_out_with_its_reason(tmp_path: Path) ->
 
 
 def test_an_empty_folder_says_what_it_should_hold(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="holds no class folder: it should hold one folder a class"):
+    with pytest.raises(
+        DataError, match="holds no class folder: it should hold one folder per class"
+    ):
         opened(tmp_path)
 
 
@@ -247,7 +249,7 @@ def test_a_link_that_leads_nowhere_is_an_unreadable_image(tmp_path: Path) -> Non
         source.splits["train"].read(2)
 
 
-def test_a_pipe_among_the_images_is_unreadable_and_nobody_waits_for_it(tmp_path: Path) -> None:
+def test_a_pipe_among_the_images_is_unreadable_and_does_not_block(tmp_path: Path) -> None:
     write_folder(tmp_path, rows(0, 1), TWO)
     os.mkfifo(tmp_path / "cat" / "00009.png")
     found = folder(tmp_path, print).splits["train"]

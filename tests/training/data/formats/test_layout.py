@@ -13,7 +13,7 @@ from labelcurve.training.data.formats.tree import scan
 
 
 def make(root: Path, *folders: str, n: int = 2) -> Path:
-    """Folders with empty image files; what they hold is looked at later."""
+    """Folders with empty image files; their content is read later."""
     for folder in folders:
         (root / folder).mkdir(parents=True, exist_ok=True)
         for number in range(n):

@@ -123,7 +123,7 @@ def test_a_row_without_a_label_is_unlabelled_in_train_and_left_out_of_test(tmp_p
     ]
 
 
-def test_the_label_that_datasets_writes_for_a_hidden_one_is_none(tmp_path: Path) -> None:
+def test_the_label_that_datasets_writes_for_a_hidden_one_means_none(tmp_path: Path) -> None:
     write_parquet(tmp_path / "train.parquet", [*ROWS[:3], (-1, ROWS[3][1])])
     write_parquet(tmp_path / "test.parquet", [(-1, data) for _, data in ROWS[:2]])
     said: list[str] = []
@@ -218,7 +218,7 @@ def test_a_column_of_splits_is_not_passed_over_where_no_file_is_test(tmp_path: P
     assert set(parquet(tmp_path, silent).splits) == {"train", "test"}
 
 
-def test_a_column_of_splits_is_known_by_its_cells(tmp_path: Path) -> None:
+def test_a_column_of_splits_is_recognised_by_its_cells(tmp_path: Path) -> None:
     n = len(ROWS)
     columns = {"image": [data for _, data in ROWS], "label": LABELS, "by": ["Ann"] * n}
     write_table(tmp_path / "a.parquet", columns)

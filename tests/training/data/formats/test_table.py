@@ -302,7 +302,7 @@ def test_other_files_beside_the_images_are_counted(tmp_path: Path) -> None:
     ]
 
 
-def test_a_further_column_beside_a_split_is_no_second_one(tmp_path: Path) -> None:
+def test_a_further_column_next_to_a_split_is_not_a_second_one(tmp_path: Path) -> None:
     text = "path,label,split,fold\n" + "".join(
         f"photos/{i}.png,{label},{split},3\n"
         for i, (label, split) in enumerate([("cat", "train"), ("dog", "train"), ("dog", "test")])
