@@ -142,11 +142,15 @@ def test_a_file_without_its_weights_is_refused(
     torch.save({"fc.weight": Runs()}, "hostile.pth")
     torch.save([1, 2], "list.pth")
     Path("text.pth").write_text("no weights")
+    Path("hello.pth").write_text("hello\n")
+    Path("bytes.pth").write_bytes(b"\x80\x02u.")
     Path("text.safetensors").write_text("no weights")
     for file, message in (
         ("hostile.pth", "holds no plain state dict"),
         ("list.pth", "something other than a state dict"),
         ("text.pth", "holds no plain state dict"),
+        ("hello.pth", r"holds no plain state dict \(KeyError\)"),
+        ("bytes.pth", r"holds no plain state dict \(IndexError\)"),
         ("text.safetensors", "holds no plain state dict"),
         ("missing.pth", "No such file"),
     ):
