@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import warnings
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from io import BytesIO
 from math import ceil, inf
 from time import perf_counter
@@ -105,23 +106,29 @@ class Decoder:
                 f"large images are waiting to be decoded ({self._large} of them): try again",
                 retry_after=max(1, ceil(ahead)),
             )
-        asked, began = perf_counter(), 0.0
+        loop, asked, began = asyncio.get_running_loop(), perf_counter(), 0.0
 
         def work() -> NDArray[np.uint8]:
             nonlocal began
             began = perf_counter()
             return preprocess.prepare(data, size, max_memory=MAX_MEMORY)
 
-        self._large += 1
-        try:
-            pixels = await asyncio.get_running_loop().run_in_executor(self._pool, work)
-        finally:
+        def ended() -> None:
             self._large -= 1
-            if began:  # not where its client disconnected before a thread was free
+            if began:  # not where its client disconnected before a thread had time for it
                 seconds = perf_counter() - began
                 self._large_seconds += 0.2 * (seconds - self._large_seconds)
                 metrics.observe(metrics.DECODE, (seconds * 1000,))
-        return pixels, began - asked
+
+        def tell(_: Future[NDArray[np.uint8]]) -> None:
+            with suppress(RuntimeError):  # the loop is closed
+                loop.call_soon_threadsafe(ended)
+
+        self._large += 1
+        future = self._pool.submit(work)
+        # Not when this request ends: after its deadline the thread is still occupied.
+        future.add_done_callback(tell)
+        return await asyncio.wrap_future(future), began - asked
 
     @staticmethod
     def warm() -> None:

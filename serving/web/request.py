@@ -185,12 +185,34 @@ def _too_large(found: int, allowed: int) -> Problem:
     )
 
 
+def check_json(body: bytes, strings: int, objects: int, arrays: int) -> None:
+    """Refuses JSON of more parts than a request can need: parsed, each takes a hundred bytes.
+
+    Args:
+        body: that is not parsed yet.
+        strings: of them, keys included, this many are allowed.
+        objects: likewise.
+        arrays: likewise.
+
+    Raises:
+        Problem: 400, with what is allowed.
+    """
+    for what, mark, most in (
+        ("strings", b'"', 2 * strings),
+        ("objects", b"{", objects),
+        ("arrays", b"[", arrays),
+    ):
+        if body.count(mark) > most:
+            raise Problem(f"the JSON has more than {most:,} {mark.decode()}: too many {what}")
+
+
 def _from_json(body: bytes) -> Upload:
+    check_json(body, strings=32, objects=8, arrays=8)
     try:
         content = Inputs.model_validate_json(body)
     except ValidationError as error:
         first = error.errors(include_input=False, include_url=False)[0]
-        where = ".".join(str(part) for part in first["loc"]) or "the body"
+        where = ".".join(str(part)[:80] for part in first["loc"]) or "the body"
         raise Problem(
             f"{where}: {first['msg']}; expected "
             '{"inputs": "<base64 of an image>", "parameters": {"top_k": 5}}'

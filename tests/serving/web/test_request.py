@@ -159,7 +159,11 @@ def test_an_empty_body_is_malformed(client: httpx.Client) -> None:
         (b'{"inputs": "aGk=", "parameters": {"top_k": true}}', "parameters.top_k"),
         (b'{"inputs": "aGk=", "parameters": {"temperature": 2}}', "parameters.temperature"),
         (b'{"inputs": "aGk=", "parameters": {"function_to_apply": "none"}}', "function_to_apply"),
-        (b"[" * 100_000, "the body"),
+        (b"[" * 8, "the body"),
+        (b"[" * 100_000, "more than 8 [: too many arrays"),
+        (b'{"inputs": ""' + b', "k": 1' * 100 + b"}", 'more than 64 ": too many strings'),
+        (b'{"inputs": ' + b"{" * 100, "more than 8 {: too many objects"),
+        (b'{"inputs": "", "' + b"k" * 1_000 + b'": 1}', f"{'k' * 80}: Extra inputs"),
     ],
 )
 def test_malformed_json(client: httpx.Client, body: bytes, says: str) -> None:
