@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
 import socket
@@ -15,6 +16,7 @@ from PIL import Image
 
 from labelcurve.bundle.preprocess import MAX_BYTES, MAX_PIXELS
 from labelcurve.serving.models.decoder import INLINE_BYTES, INLINE_PIXELS, MAX_MEMORY
+from labelcurve.serving.web import request
 from labelcurve.serving.web.multipart import MAX_PARTS
 from tests.models import digit_png
 
@@ -276,3 +278,11 @@ def test_no_pickle_is_ever_loaded(client: httpx.Client) -> None:
     for kind in ("application/vnd.bentoml+pickle", "application/octet-stream"):
         response = client.post("/classify", content=pickled, headers={"content-type": kind})
         problem(response, 415)
+
+
+def test_large_bodies_are_parsed_in_a_thread() -> None:
+    def where(body: bytes) -> bool:
+        return threading.current_thread() is threading.main_thread()
+
+    assert asyncio.run(request._parsed(where, bytes(request.INLINE_BYTES)))
+    assert not asyncio.run(request._parsed(where, bytes(request.INLINE_BYTES + 1)))
