@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import warnings
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from io import BytesIO
@@ -32,6 +33,9 @@ warnings.filterwarnings("ignore", module=r"PIL\b")
 
 MAX_DECODING = 64
 """Large images that may wait for a thread of the decoder."""
+
+
+Pixels = NDArray[np.uint8]
 
 
 class Decoded(NamedTuple):
@@ -106,9 +110,9 @@ class Decoder:
                 f"large images are waiting to be decoded ({self._large} of them): try again",
                 retry_after=max(1, ceil(ahead)),
             )
-        loop, asked, began = asyncio.get_running_loop(), perf_counter(), 0.0
+        asked, began = perf_counter(), 0.0
 
-        def work() -> NDArray[np.uint8]:
+        def work() -> Pixels:
             nonlocal began
             began = perf_counter()
             return preprocess.prepare(data, size, max_memory=MAX_MEMORY)
@@ -120,15 +124,24 @@ class Decoder:
                 self._large_seconds += 0.2 * (seconds - self._large_seconds)
                 metrics.observe(metrics.DECODE, (seconds * 1000,))
 
-        def tell(_: Future[NDArray[np.uint8]]) -> None:
+        self._large += 1
+        # No name for the future: its exception would hold this frame, and that the file's bytes.
+        return await asyncio.wrap_future(self._submitted(work, ended)), began - asked
+
+    def _submitted(self, work: Callable[[], Pixels], ended: Callable[[], None]) -> Future[Pixels]:
+        """`ended` is called on the event loop when a thread is through with `work`.
+
+        That is later than the end of its request where that is given up at its deadline.
+        """
+        loop = asyncio.get_running_loop()
+
+        def tell(_: Future[Pixels]) -> None:
             with suppress(RuntimeError):  # the loop is closed
                 loop.call_soon_threadsafe(ended)
 
-        self._large += 1
         future = self._pool.submit(work)
-        # Not when this request ends: after its deadline the thread is still occupied.
         future.add_done_callback(tell)
-        return await asyncio.wrap_future(future), began - asked
+        return future
 
     @staticmethod
     def warm() -> None:
