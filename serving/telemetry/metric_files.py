@@ -53,15 +53,16 @@ class Values(MmapedDict):
         return list(self._read_all_values())
 
     def flush(self) -> None:
-        """Writes the file, where a value has changed.
+        """Writes the file, where a value has changed or a cleaner of /tmp has removed it.
 
         Raises:
             OSError: it cannot be written; readers see the previous values, or a part of the new
                 ones.
         """
         content = b"".join((struct.pack("i", self._used), bytes(4), self._m[8 : self._used]))
-        if content == self._written:
+        if content == self._written and self._path.exists():
             return
+        self._path.parent.mkdir(0o700, parents=True, exist_ok=True)
         descriptor = os.open(self._path, os.O_WRONLY | os.O_CREAT, 0o644)
         try:
             # The first four bytes hold the length: readers must not see them before the rest.
@@ -106,6 +107,11 @@ _damaged: set[str] = set()
 
 class Collector(MultiProcessCollector):
     """The metrics of all workers, summed; those of this process are current."""
+
+    def __init__(self, registry: CollectorRegistry, path: str) -> None:
+        """Registers itself; the folder may be missing until a worker writes to it."""
+        self._path = path
+        registry.register(self)
 
     def collect(self) -> Any:
         """The metrics, for a registry."""
