@@ -19,12 +19,15 @@ from typing import Any
 import prometheus_client.multiprocess
 import prometheus_client.values
 from prometheus_client import CollectorRegistry
-from prometheus_client.mmap_dict import MmapedDict
+from prometheus_client.mmap_dict import MmapedDict, mmap_key
 from prometheus_client.multiprocess import MultiProcessCollector
 
 logger = logging.getLogger("labelcurve")
 
 CAPACITY = 2**16
+
+READY = "labelcurve_workers_ready", "Workers whose models are loaded"
+"""Name and description of a gauge of the workers, which has a value even if there are none."""
 
 _NAME = re.compile(r"(counter|histogram|summary|gauge_[a-z]+)_\d+\.db")
 
@@ -131,6 +134,13 @@ def install() -> None:
     modules: tuple[Any, ...] = (prometheus_client.values, prometheus_client.multiprocess)
     for module in modules:
         module.MmapedDict = Values
+
+
+def export_no_worker(folder: str) -> None:
+    """Makes this process, which is no worker, export `READY` where no worker does."""
+    name, description = READY
+    values = Values(f"{folder}/gauge_livesum_0.db")
+    values.write_value(mmap_key(name, name, [], [], description), 0.0, 0.0)
 
 
 def flush() -> None:
