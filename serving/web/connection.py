@@ -23,7 +23,15 @@ import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from labelcurve.serving.telemetry import metrics
-from labelcurve.serving.telemetry.logs import ANSWERED, HEADER, REQUEST_ID, AccessLog, given, new_id
+from labelcurve.serving.telemetry.logs import (
+    ANSWERED,
+    HEADER,
+    PEER,
+    REQUEST_ID,
+    AccessLog,
+    given,
+    new_id,
+)
 from labelcurve.serving.web.access import HEADERS
 from labelcurve.serving.web.outlet import Outlet
 from labelcurve.serving.web.problems import MEDIA_TYPE, document
@@ -199,6 +207,7 @@ class Connection(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         """A request's first line begins."""
         super().on_message_begin()
+        cast("dict[str, Any]", self.scope)[PEER] = self.client
         self._reading = True
         # Not at the first bytes: empty lines between requests, which old clients send, do not
         # count.
