@@ -109,6 +109,7 @@ class Server:
     def leave(self) -> None:
         """Makes `/readyz` answer 503 and closes each connection with its next response."""
         self.app.leaving = self.connections.leaving = True
+        metrics.WORKERS_READY.set(0)
 
     def write_metrics(self) -> None:
         """Brings the metrics up to date."""
@@ -156,6 +157,7 @@ class Server:
         gc.freeze()
         gc.set_threshold(50_000, 20, 20)
         gc.enable()
+        metrics.WORKERS_READY.set(1)
         if run_dir:
             run_dir.ready()
         return True

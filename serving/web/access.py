@@ -19,6 +19,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Scope
 
+from labelcurve.bundle import files
 from labelcurve.bundle.errors import LabelcurveError
 from labelcurve.serving.web.problems import respond
 
@@ -91,7 +92,7 @@ def read_keys(path: Path) -> list[Key]:
 
 def _parse(path: Path) -> list[Key]:
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        lines = files.read(path).decode("utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise LabelcurveError(f"cannot read the API keys in {path}: {error}") from error
     keys = []

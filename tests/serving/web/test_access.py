@@ -84,6 +84,24 @@ def test_beyond_a_limit_retry_after_says_the_seconds_and_they_suffice(
     assert access.refusal(scope) is None
 
 
+def test_a_fifo_in_place_of_the_file_is_not_waited_for(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    file = tmp_path / "keys"
+    key = make_key(NewKey("alice", file))
+    access = Access(file)
+    file.unlink()
+    os.mkfifo(file)
+    access._looked = 0.0
+    headers = [(b"x-api-key", key.encode())]
+    scope = {"type": "http", "method": "POST", "path": "/classify", "headers": headers}
+    assert access.refusal(scope) is None
+    assert "it is a pipe" in caplog.text
+    assert "The previous keys remain valid" in caplog.text
+    with pytest.raises(LabelcurveError, match="it is a pipe"):
+        make_key(NewKey("bob", file))
+
+
 def test_every_answer_has_the_security_headers(client: httpx.Client) -> None:
     for path in ("/", "/models", "/none", "/classify"):
         headers = client.get(path).headers

@@ -19,7 +19,7 @@ from uvicorn.server import ServerState
 
 from labelcurve.bundle.preprocess import MAX_BYTES
 from labelcurve.serving.web.access import HEADERS
-from labelcurve.serving.web.connection import HEAD_BYTES, Connections
+from labelcurve.serving.web.connection import HEAD_BYTES, SPARE_SECONDS, Connections
 from tests.models import digit_png
 from tests.serving.conftest import Service, wait_for, was_read
 
@@ -273,15 +273,16 @@ def test_a_body_in_another_coding_is_refused(connect: Connect) -> None:
 
 def test_beyond_the_limit_of_connections_is_503(connect: Connect, impatient: Service) -> None:
     held = [connect() for _ in range(8)]
-    for connection in held:  # those that have sent nothing yet get little time
-        assert classified(connection)
+    for connection in held:  # an idle one would give way
+        connection.sendall(REQUEST[:-1])
+        wait_for(partial(was_read, connection))
     refusals = []
     for _ in range(20):
         surplus = connect()
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
             surplus.sendall(REQUEST)  # as clients do: the response still arrives
         refusals.append(received(surplus))
-    assert classified(held[0])
+    assert all(classified(connection, REQUEST[-1:]) for connection in held)
     for answer in refusals:
         assert answer.startswith(b"HTTP/1.1 503 ")
         assert b"retry-after: 1\r\n" in answer
@@ -467,8 +468,48 @@ class Pipe(asyncio.Transport):
     def close(self) -> None:
         self.closed = True
 
+    def can_write_eof(self) -> bool:
+        return False
+
     def get_write_buffer_size(self) -> int:
         return 0
+
+
+async def empty_answer(scope: Any, receive: Any, send: Any) -> None:
+    head = {"type": "http.response.start", "status": 200}
+    await send({**head, "headers": [(b"content-length", b"0")]})
+    await send({"type": "http.response.body"})
+
+
+def test_beyond_the_limit_the_connection_that_is_idle_longest_gives_way() -> None:
+    async def main() -> None:
+        config = uvicorn.Config(empty_answer, lifespan="off", log_config=None)
+        shared = Connections(4, head_seconds=1000)
+
+        async def connected(*sent: bytes) -> Pipe:
+            connection = shared.protocol(config=config, server_state=ServerState(), app_state={})
+            connection.connection_made(pipe := Pipe())
+            for part in sent:
+                connection.data_received(part)
+                await asyncio.gather(*connection.tasks)
+            for each in shared.idle:
+                shared.idle[each] -= SPARE_SECONDS
+            return pipe
+
+        unfinished = [await connected(), await connected(GET, GET[:9])]
+        oldest, other = await connected(GET), await connected(GET)
+        fresh = [await connected(GET)]
+        assert oldest.closed
+        assert not other.closed
+        fresh.append(await connected(GET[:9]))
+        assert other.closed
+        assert len(shared.everyone) == 4
+        last, refused = await connected(GET[:9]), await connected()
+        assert fresh[0].closed
+        assert refused.closed
+        assert not any(pipe.closed for pipe in (*unfinished, fresh[1], last))
+
+    asyncio.run(main())
 
 
 def test_silence_after_an_answer_ends_a_connection_and_a_request_does_not() -> None:
