@@ -31,7 +31,8 @@ from labelcurve.serving.telemetry.logs import AccessLog
 from labelcurve.serving.telemetry.requests import Traffic
 from labelcurve.serving.web.access import Access
 from labelcurve.serving.web.app import App
-from labelcurve.serving.web.connection import Connection, Connections, hide_invalid_requests
+from labelcurve.serving.web.connection import Connection, hide_invalid_requests
+from labelcurve.serving.web.connections import Connections
 from labelcurve.serving.web.middleware import Front, Gate
 from labelcurve.serving.web.problems import HANDLERS
 from labelcurve.serving.workers import bento, limits, loading
@@ -188,7 +189,7 @@ def server() -> Server:
 
 def connect(**options: Any) -> Connection:
     """Creates a connection; called by uvicorn."""
-    return server().connections.protocol(**options)
+    return Connection(server().connections, **options)
 
 
 class Routed(bentoml.Service):  # type: ignore[misc]
