@@ -76,7 +76,10 @@ class Server:
         for kind, handler in HANDLERS.items():
             asgi.add_exception_handler(kind, handler)
         paths = frozenset(("/classify", *(route.path for route in asgi.router.routes)))
-        access = Access(settings.api_keys, settings.workers)
+        run_dir = self.loading.run_dir
+        access = Access(
+            settings.api_keys, run_dir.path if run_dir and settings.workers > 1 else None
+        )
         inner: ASGIApp = Gate(access, self.app.classify, asgi)
         if settings.cors:
             inner = _cors(inner, settings.cors)
