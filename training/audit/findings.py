@@ -87,28 +87,36 @@ def collect(
 
 
 def _repeated(looked: Looked, judged: Judged) -> list[Finding]:
-    """Conflicts and duplicates: all images of a group but the one that is kept."""
-    alike = looked.alike()
-    order = np.argsort(alike, kind="stable")
-    parts = np.split(order, np.flatnonzero(np.diff(alike[order])) + 1)
-    similarity = {
-        (int(a), int(b)): float(s)
-        for (a, b), s in zip(looked.pairs.rows, looked.pairs.similarity, strict=True)
-    }
-    found = []
-    for part in parts:
+    """Conflicts and duplicates.
+
+    Of images with the same pixels, all but one are listed. Of a near-duplicate pair one is; a pair
+    of which a training image is listed already adds nothing, so that of a chain some image stays.
+    Two images that only a chain connects are not compared: they may show different things.
+    """
+    found: list[Finding] = []
+    order = np.argsort(looked.copies, kind="stable")
+    same = np.split(order, np.flatnonzero(np.diff(looked.copies[order])) + 1)
+    kept = np.arange(len(order))
+    for part in same:
         if len(part) > 1:
-            found += _group(looked, judged, part, similarity)
+            kept[part], listed = _group(looked, judged, part, 1.0)
+            found += listed
+    pairs, similarity = kept[looked.pairs.rows], looked.pairs.similarity
+    agree = looked.labels[pairs[:, 0]] == looked.labels[pairs[:, 1]]
+    gone: set[int] = set()
+    for each in np.lexsort((-similarity, agree)):  # conflicts first
+        if gone.isdisjoint(pairs[each].tolist()):
+            _, listed = _group(looked, judged, pairs[each], float(similarity[each]))
+            found += listed
+            # A test image stays in the test whatever is found.
+            gone |= {f.row for f in listed if not looked.tested[f.row]}
     return found
 
 
 def _group(
-    looked: Looked,
-    judged: Judged,
-    part: NDArray[np.int64],
-    similarity: dict[tuple[int, int], float],
-) -> list[Finding]:
-    """The findings of images with the same content."""
+    looked: Looked, judged: Judged, part: NDArray[np.int64], score: float
+) -> tuple[int, list[Finding]]:
+    """The image that is kept of some with the same content, and the findings of the others."""
     labels = looked.labels[part]
     classes = np.unique(labels)
     # Of the copies' labels, the one with most support from the copies and the head.
@@ -121,14 +129,13 @@ def _group(
     for row in map(int, part):
         if row == kept:
             continue
-        near = looked.copies[row] != looked.copies[kept]
-        score = similarity.get((min(row, kept), max(row, kept)), 0.9) if near else 1.0
+        near = bool(looked.copies[row] != looked.copies[kept])
         if looked.labels[row] != label:
-            found.append(Finding(row, "conflict", score, label, kept, bool(near)))
+            found.append(Finding(row, "conflict", score, label, kept, near))
         crosses = looked.tested[kept] and not looked.tested[row]
         kind = "in train and test" if crosses else "duplicate"
-        found.append(Finding(row, kind, score, None, kept, bool(near)))
-    return found
+        found.append(Finding(row, kind, score, None, kept, near))
+    return kept, found
 
 
 def reason(of: Sequence[Finding], name: Mapping[int, str], labels: Mapping[int, str]) -> str:

@@ -35,6 +35,8 @@ class Subset:
     """Rows held out at fraction 1, of which `val` is a part."""
     hash: str
     """SHA-256 over the digests of the rows in `train` and `val`."""
+    copied: int = 0
+    """Labels that are not in `train`, since a held-out image has the same pixels."""
 
 
 def counts(n: int, fraction: float) -> tuple[int, int]:
@@ -84,7 +86,8 @@ def subset(split: Split, class_names: tuple[str, ...], fraction: float, seed: in
         pool[order[:n_pool]] = True
         val[order[:n_val]] = True
         train[order[n_pool : n_pool + n_train]] = True
-    train &= ~_copied(split, train, pool)
+    copied = _copied(split, train, pool)
+    train &= ~copied
     rows_train, rows_val, rows_pool = (
         np.flatnonzero(these).astype(np.int32) for these in (train, val, pool)
     )
@@ -94,6 +97,7 @@ def subset(split: Split, class_names: tuple[str, ...], fraction: float, seed: in
         val=rows_val,
         val_pool=rows_pool,
         hash=rows_hash(split, rows_train, rows_val),
+        copied=int(copied.sum()),
     )
 
 

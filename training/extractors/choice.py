@@ -126,8 +126,9 @@ def _from_library(name: str, size: int) -> Extractor:
         found = torchvision_weights.read(name, size)
     card = found.card
     labels = "without" if card.objective == "self-supervised" else "with"
+    images = card.dataset if card.source else f"images that {card.dataset} does not name"
     said = f", license {card.license}" if card.license else ""
-    say(f"extractor: {name} {found.version}, trained {labels} labels on {card.dataset}{said}")
+    say(f"extractor: {name} {found.version}, trained {labels} labels on {images}{said}")
     return found
 
 

@@ -86,7 +86,10 @@ def run(options: AuditOptions, start: float | None = None) -> dict[str, Any]:
         "images": len(features) + len(images.unreadable),
         "doubtful": len(audited.doubts),
         "reasons": counts,
-        "first": [asdict(doubt) for doubt in audited.doubts[:10]],
+        "first": [
+            {name: getattr(doubt, name) for name in corrections.COLUMNS}
+            for doubt in audited.doubts[:10]
+        ],
         "accuracy": None if audited.effect is None else asdict(audited.effect),
         "seconds": round(seconds, 1),
     }

@@ -154,7 +154,7 @@ def _add(
         )
     kind = "training" if before else "held-out"
     say(f"  the same class on {agreement:.2%} of {len(pool):,} {kind} images")
-    quantize.check(precision, found, fp32, error)
+    quantize.check(precision, found, fp32, error, agreement)
     test = None if before or manifest.test is None else measure(runtime, images.test)[0]
     variant = Variant(
         precision=precision,

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from labelcurve.bundle.errors import LabelcurveError
+from labelcurve.bundle.preprocess import FORMATS
 from labelcurve.bundle.text import percent
 from labelcurve.training.data.split import Split
 
@@ -73,7 +74,7 @@ def write(
         try:
             temporary.chmod(0o755)
             (temporary / IMAGES).mkdir()
-            paths = [_link(temporary / IMAGES, i, split, one.row) for i, one in enumerate(found)]
+            paths = [_link(temporary, out, i, split, one.row) for i, one in enumerate(found)]
             table = _table(found, paths, class_names)
             (temporary / TABLE).write_text(table, encoding="utf-8", newline="")
             page = _page(found, paths, split, class_names)
@@ -86,16 +87,21 @@ def write(
         raise LabelcurveError(f"--out {out} cannot be written: {error.strerror}") from error
 
 
-def _link(folder: Path, i: int, split: Split, row: int) -> str:
-    """Links the file of a row, or writes its bytes; returns the path for the table."""
+def _link(temporary: Path, out: Path, i: int, split: Split, row: int) -> str:
+    """Links the file of a row, or writes its bytes; returns the absolute path for the table.
+
+    Rows of Parquet are no files, and a name that is not UTF-8 cannot be written into the table.
+    """
     where = Path(split.where(row))
-    name = f"{i + 1:04}-{where.name}" if where.is_file() else f"{i + 1:04}"
     if where.is_file():
         target = where.resolve()
-        (folder / name).symlink_to(target)
+        (temporary / IMAGES / f"{i + 1:04}-{where.name}").symlink_to(target)
         return str(target)
-    (folder / name).write_bytes(split.read(row))
-    return f"{IMAGES}/{name}"
+    data = split.read(row)
+    ending = str(Image.open(BytesIO(data), formats=FORMATS).format).lower()
+    name = f"{i + 1:04}-image.{ending}"
+    (temporary / IMAGES / name).write_bytes(data)
+    return str(out.resolve() / IMAGES / name)
 
 
 def _table(found: Sequence[Suggestion], paths: Sequence[str], class_names: tuple[str, ...]) -> str:

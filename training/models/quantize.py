@@ -20,6 +20,8 @@ Precision = Literal["int8", "fp16"]
 
 LOST_POINTS = 0.3
 """Points of validation accuracy that a variant may lose relative to fp32."""
+LEAST_AGREEMENT = 0.95
+"""Share of the held-out images that must get the class that fp32 gives them."""
 LEAST_GAIN = 1.1
 """Times fp32's images/s that INT8 must reach on the machine that makes it."""
 CALIBRATION_IMAGES = 256
@@ -73,17 +75,21 @@ def fp16(graph: bytes) -> bytes:
     return bytes(model.SerializeToString(deterministic=True))
 
 
-def check(precision: Precision, found: Metrics, fp32: Metrics, error: float) -> None:
-    """The gate, on the labelled validation images of the model's own fraction.
+def check(
+    precision: Precision, found: Metrics, fp32: Metrics, error: float, agreement: float
+) -> None:
+    """The gate, on the labelled validation images of the model's own fraction and on the agreement.
 
-    A few images cannot tell a loss from noise: one of 80 is more than a point. So a loss of twice
-    the standard error is allowed, where that is more than `LOST_POINTS`.
+    A few labels cannot tell a loss from noise: one of 80 is more than a point. So a loss of twice
+    the standard error is allowed, where that is more than `LOST_POINTS`. How many images get
+    another class than from fp32 needs no labels, so that more images tell it.
 
     Args:
         error: standard error of the difference of the two accuracies.
+        agreement: share of the held-out images with the same class.
 
     Raises:
-        ExportError: the variant loses more.
+        ExportError: the variant loses or changes more.
     """
     lost = (fp32.accuracy - found.accuracy) * 100
     most = max(LOST_POINTS, 200 * error)
@@ -92,6 +98,11 @@ def check(precision: Precision, found: Metrics, fp32: Metrics, error: float) -> 
             f"{precision} has {found.accuracy:.2%} where fp32 has {fp32.accuracy:.2%} on "
             f"{found.n:,} validation images: at most {most:.2g} points may be lost (the larger of "
             f"{LOST_POINTS} and twice the standard error of the difference)"
+        )
+    if agreement < LEAST_AGREEMENT:
+        raise ExportError(
+            f"{precision} gives only {agreement:.2%} of the held-out images the class that fp32 "
+            f"gives them: at least {LEAST_AGREEMENT:.0%} are needed"
         )
 
 

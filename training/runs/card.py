@@ -169,9 +169,12 @@ def _without_labels(m: Manifest) -> str:
     said = ""
     if m.extractor is not None and m.extractor.objective in ("supervised", "self-supervised"):
         labels = "with" if m.extractor.objective == "supervised" else "without"
+        images = f"images of `{m.extractor.dataset}`"
+        if m.extractor.source is None:
+            images = f"images that the file `{m.extractor.dataset}` does not name"
         said += (
             f"\n\nThe network began with third-party weights (`{m.extractor.version}`), trained "
-            f"{labels} labels on images of `{m.extractor.dataset}`. "
+            f"{labels} labels on {images}. "
             f"License of the weights: {m.extractor.license or 'not known'}; source: "
             f"{m.extractor.source or 'a file'}."
         )

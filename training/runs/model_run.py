@@ -17,6 +17,7 @@ from labelcurve.bundle import store
 from labelcurve.bundle.errors import DivergedError
 from labelcurve.bundle.machine import scheduled, waited_share
 from labelcurve.bundle.manifest import SHARED, Choice, Epoch, Teacher
+from labelcurve.bundle.text import counted
 from labelcurve.training.data.dataset import Data
 from labelcurve.training.data.decoded.stored import take
 from labelcurve.training.extractors import choice
@@ -177,7 +178,12 @@ class ModelRun:
         """Fine-tuning; on a pretrained backbone a linear head first, and the better of the two."""
         command, subset = self.command, self.cell.subset
         n = len(self.others)
-        more = f", and {n:,} other images without labels" if n else ""
+        more = f", and {counted(n, 'other image')} used without labels" if n else ""
+        if subset.copied:
+            more += (
+                f"; {counted(subset.copied, 'label')} not used, since held-out images have the "
+                "same pixels"
+            )
         say(
             f"\n{self.cell.name}: {len(subset.train):,} labels to train and {len(subset.val):,} to "
             f"validate{more}"

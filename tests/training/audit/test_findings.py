@@ -48,3 +48,25 @@ def test_the_table_is_in_the_order_of_the_kinds_then_of_the_scores() -> None:
     assert [[f.kind for f in of] for of in found] == [["blank"], ["dark", "label"], ["label"]]
     assert [of[0].row for of in found] == [2, 1, 0]
     assert found[1][1].score == 0.9
+
+
+def test_images_that_only_a_chain_connects_are_not_compared() -> None:
+    # 0 and 1 were matched, and 1 and 2, and 2 and 3; only the last two differ in their label.
+    pairs = Pairs(np.array([[0, 1], [1, 2], [2, 3]]), np.array([0.97, 0.95, 0.92]))
+    looked = Looked(np.array([0, 0, 0, 1]), np.zeros(4, bool), np.arange(4), pairs)
+    found = findings.collect(looked, judged([[0.9, 0.1]] * 3 + [[0.6, 0.4]], [False] * 4), {})
+    assert [[(f.row, f.kind, f.score, f.other) for f in of] for of in found] == [
+        [(3, "conflict", 0.92, 2), (3, "duplicate", 0.92, 2)],
+        [(1, "duplicate", 0.97, 0)],
+    ]
+
+
+def test_of_copies_the_one_that_is_kept_stands_for_them_in_a_pair() -> None:
+    pairs = Pairs(np.array([[0, 2]]), np.array([0.95]))
+    tested = np.array([False, True, False])
+    looked = Looked(np.zeros(3, int), tested, np.array([0, 0, 1]), pairs)
+    found = findings.collect(looked, judged([[0.9, 0.1]] * 3, [False] * 3), {})
+    assert [[(f.row, f.kind, f.score, f.other) for f in of] for of in found] == [
+        [(0, "in train and test", 1.0, 1)],
+        [(2, "in train and test", 0.95, 1)],
+    ]

@@ -160,6 +160,7 @@ def test_copies_of_held_out_images_do_not_train(tmp_path: Path) -> None:
     held_out = {row // 2 for row in found.val}
     assert held_out.isdisjoint({row // 2 for row in found.train})
     assert len(found.train) == 80 - 2 * len(held_out)
+    assert found.copied == 80 - len(found.train) - len(found.val) > 0
     tenth = fractions.subset(split, ("a", "b"), 0.5, 0)
     assert as_set(tenth.train) <= as_set(found.train)
 
@@ -168,6 +169,7 @@ def test_a_class_of_copies_alone_keeps_them(tmp_path: Path) -> None:
     split = with_copies(tmp_path, [0] * 20 + [1] * 4, [*range(20), 30, 30, 30, 30])
     found = fractions.subset(split, ("a", "b"), 1.0, 0)
     assert (split.labels[found.train] == 1).sum() == 3
+    assert found.copied == 0
 
 
 def test_copies_are_held_out_together(tmp_path: Path) -> None:

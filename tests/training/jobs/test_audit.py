@@ -86,6 +86,7 @@ def test_the_last_line_and_the_page_say_the_same(audited: Finished) -> None:
     document = audited.document
     assert document["doubtful"] == len(rows(audited)) == sum(document["reasons"].values())
     assert document["first"][0]["path"] == rows(audited)[0]["path"]
+    assert document["first"][0].keys() == rows(audited)[0].keys()
     accuracy = document["accuracy"]
     assert accuracy["n"] == 400 + COPIES + 1
     assert accuracy["learned_without"] > accuracy["as_it_is"]

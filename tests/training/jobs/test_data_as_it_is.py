@@ -46,6 +46,18 @@ def test_two_images_of_a_class_make_a_model_that_nothing_is_tested_on(
     assert (manifest.test, manifest.dataset.n_test) == (None, 0)
 
 
+def test_labels_of_copies_of_held_out_images_are_counted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = write_folder(tmp_path / "set", [row for row in rows(10) for _ in range(2)], TWO)
+    entry, _ = run(data, tmp_path / "cache", fraction=(1.0,))
+    assert (entry["n_labels_train"], entry["n_labels_val"]) == (24, 4)
+    assert (
+        "4 other images used without labels; 4 labels not used, since held-out images have the "
+        "same pixels\n"
+    ) in capsys.readouterr().out
+
+
 def test_images_without_labels_are_learned_from_and_models_below_are_no_class(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -58,7 +70,7 @@ def test_images_without_labels_are_learned_from_and_models_below_are_no_class(
     manifest = store.read(data / "models", name).manifest
     assert (manifest.n_unlabelled, manifest.dataset.n_train, manifest.dataset.n_test) == (12, 28, 4)
     assert manifest.dataset.left_out == {".txt": 1}
-    assert "12 other images without labels" in capsys.readouterr().out
+    assert "12 other images used without labels" in capsys.readouterr().out
     again, _ = run(data, tmp_path / "cache", fraction=(1.0,))
     assert again["version"] == entry["version"], "the models of the first run change nothing"
     assert "models: holds results of this program" in capsys.readouterr().out

@@ -29,6 +29,7 @@ def test_a_bundle_gets_both_variants_and_keeps_its_name(
     # Not a test of speed, nor of accuracy after two epochs.
     monkeypatch.setattr(quantize, "LEAST_GAIN", 0.0)
     monkeypatch.setattr(quantize, "LOST_POINTS", 100.0)
+    monkeypatch.setattr(quantize, "LEAST_AGREEMENT", 0.0)
     before = store.read(models, "digits-scratch-100")
     for precision in ("int8", "fp16"):
         document = quantize_job.run(
@@ -92,6 +93,7 @@ def test_a_bundle_that_cannot_be_used_is_skipped_and_the_others_are_not(
 ) -> None:
     monkeypatch.setattr(quantize, "LEAST_GAIN", 0.0)
     monkeypatch.setattr(quantize, "LOST_POINTS", 100.0)
+    monkeypatch.setattr(quantize, "LEAST_AGREEMENT", 0.0)
     damaged = store.read(models, "digits-scratch-10").path
     (damaged / store.GRAPH).write_bytes(b"half")
     options = QuantizeOptions(models=models, data="digits", cache=cache)
@@ -108,6 +110,7 @@ def test_a_bundle_of_other_images_is_skipped_and_the_others_are_not(
 ) -> None:
     monkeypatch.setattr(quantize, "LEAST_GAIN", 0.0)
     monkeypatch.setattr(quantize, "LOST_POINTS", 100.0)
+    monkeypatch.setattr(quantize, "LEAST_AGREEMENT", 0.0)
     old = store.read(models, "digits-scratch-10")
     dataset = old.manifest.dataset.model_copy(update={"hash": "0" * 64})
     stale = old.manifest.model_copy(update={"dataset": dataset})
@@ -123,6 +126,7 @@ def test_a_model_of_corrected_labels_needs_the_tables_of_its_training(
 ) -> None:
     monkeypatch.setattr(quantize, "LEAST_GAIN", 0.0)
     monkeypatch.setattr(quantize, "LOST_POINTS", 100.0)
+    monkeypatch.setattr(quantize, "LEAST_AGREEMENT", 0.0)
     data = write_folder(tmp_path / "digits", digit_rows(10))
     names = sorted(str(path.relative_to(data)) for path in data.rglob("*.png"))
     drop, relabel = tmp_path / "drop.csv", tmp_path / "relabel.csv"

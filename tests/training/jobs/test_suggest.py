@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import os
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +77,17 @@ def test_first_without_labels_then_with_them(pool: Path, cache: Path, tmp_path: 
     }
     chosen, random = (sum(values) / len(values) for values in sure.values())
     assert chosen < random, "less sure of those that it chose"
+
+
+def test_the_table_can_be_moved_although_a_name_is_not_utf_8(cache: Path, tmp_path: Path) -> None:
+    (tmp_path / "pool").mkdir()
+    for i in range(4):
+        name = os.fsdecode(b"caf\xe9.png") if i == 0 else f"{i}.png"
+        (tmp_path / "pool" / name).write_bytes(digit_png(i))
+    run(tmp_path / "pool", cache, tmp_path / "round1", n=4)
+    paths = [Path(row["path"]) for row in rows(tmp_path / "round1/suggest.csv")]
+    assert all(path.is_absolute() and path.suffix == ".png" for path in paths)
+    assert {path.read_bytes() for path in paths} == {digit_png(i) for i in range(4)}
 
 
 def test_a_model_says_what_it_is_unsure_of(

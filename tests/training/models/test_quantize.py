@@ -83,18 +83,28 @@ def metrics(accuracy: float) -> Metrics:
 
 
 def test_the_gate_allows_three_tenths_of_a_point() -> None:
-    quantize.check("int8", metrics(0.897), metrics(0.9), 0.0)
-    quantize.check("int8", metrics(0.95), metrics(0.9), 0.0)
+    quantize.check("int8", metrics(0.897), metrics(0.9), 0.0, 1.0)
+    quantize.check("int8", metrics(0.95), metrics(0.9), 0.0, 1.0)
     with pytest.raises(ExportError, match=r"89.60% where fp32 has 90.00% on 1,000 .* 0.3 points"):
-        quantize.check("int8", metrics(0.896), metrics(0.9), 0.0)
+        quantize.check("int8", metrics(0.896), metrics(0.9), 0.0, 1.0)
     with pytest.raises(ExportError):
-        quantize.check("fp16", metrics(0.9).model_copy(update={"loss": np.nan}), metrics(0.9), 0.0)
+        quantize.check(
+            "fp16", metrics(0.9).model_copy(update={"loss": np.nan}), metrics(0.9), 0.0, 1.0
+        )
 
 
 def test_the_gate_allows_what_may_be_chance() -> None:
-    quantize.check("int8", metrics(0.88), metrics(0.9), 0.01)
+    quantize.check("int8", metrics(0.88), metrics(0.9), 0.01, 1.0)
     with pytest.raises(ExportError, match=r"at most 1.8 points may be lost"):
-        quantize.check("int8", metrics(0.88), metrics(0.9), 0.009)
+        quantize.check("int8", metrics(0.88), metrics(0.9), 0.009, 1.0)
+
+
+def test_the_gate_refuses_other_classes_where_the_labels_are_too_few_to_tell() -> None:
+    # Of 12 labelled images two fewer are right, which may be chance.
+    few, fp32 = (metrics(right / 12).model_copy(update={"n": 12}) for right in (7, 9))
+    quantize.check("int8", few, fp32, 0.108, 0.95)
+    with pytest.raises(ExportError, match=r"only 84.85% of the held-out images .* at least 95%"):
+        quantize.check("int8", few, fp32, 0.108, 0.8485)
 
 
 def test_int8_that_gains_nothing_is_refused(digits: Data, graph: bytes) -> None:

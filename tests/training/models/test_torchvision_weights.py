@@ -79,10 +79,11 @@ def test_train_begins_with_them_and_the_export_is_the_same_function(
     assert manifest.extractor.dataset == "mobilenet.pth"
     assert manifest.parity.top1_agreement == 1.0
     assert manifest.parity.max_abs_diff < 1e-4
-    assert "trained with labels on mobilenet.pth" in capsys.readouterr().out
+    said = "trained with labels on images that mobilenet.pth does not name"
+    assert said in capsys.readouterr().out
     card = (bundle.path / "README.md").read_text()
     assert "third-party weights" in card
-    assert "trained with labels on images" in card
+    assert "trained with labels on images that the file `mobilenet.pth` does not name." in card
 
 
 def test_every_network_that_is_allowed_has_a_linear_classifier_to_replace() -> None:
@@ -142,11 +143,15 @@ def test_a_file_without_its_weights_is_refused(
     torch.save({"fc.weight": Runs()}, "hostile.pth")
     torch.save([1, 2], "list.pth")
     Path("text.pth").write_text("no weights")
+    Path("hello.pth").write_text("hello\n")
+    Path("bytes.pth").write_bytes(b"\x80\x02u.")
     Path("text.safetensors").write_text("no weights")
     for file, message in (
         ("hostile.pth", "holds no plain state dict"),
         ("list.pth", "something other than a state dict"),
         ("text.pth", "holds no plain state dict"),
+        ("hello.pth", r"holds no plain state dict \(KeyError\)"),
+        ("bytes.pth", r"holds no plain state dict \(IndexError\)"),
         ("text.safetensors", "holds no plain state dict"),
         ("missing.pth", "No such file"),
     ):

@@ -221,6 +221,7 @@ def test_a_variant_has_the_figures_of_the_model_before_too(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(quantize, "LOST_POINTS", 100.0)  # after one epoch
+    monkeypatch.setattr(quantize, "LEAST_AGREEMENT", 0.0)
     models = tmp_path / "models"
     models.mkdir()
     for name in ("digits8-scratch-100", "digits8-scratch-final"):

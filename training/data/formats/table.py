@@ -124,7 +124,7 @@ def _unlisted(file: Path, listed: set[Path]) -> list[LeftOut]:
     if common == Path(common.anchor):
         return []
     known = {path.resolve() for path in listed}
-    found = scan(common, lambda _: None)
+    found = scan(common, None)
     reason = "images that the table does not list"
     images = [LeftOut(shown(path), reason) for path in found.below() if path.resolve() not in known]
     used = {shown(path) for path in (*known, file.resolve())}
@@ -238,7 +238,7 @@ def _elsewhere(file: Path, placed: Iterable[tuple[Path, Row]]) -> str:
     names = {re.split(r"[/\\]", row.path)[-1].casefold() for _, row in placed}
     found = Counter(
         image.parent
-        for image in scan(file.parent, lambda _: None).below()
+        for image in scan(file.parent, None).below()
         if image.name.casefold() in names or image.stem.casefold() in names
     )
     if not found:

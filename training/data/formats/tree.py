@@ -73,23 +73,26 @@ class Folder:
         return bool(self.images) or any(self.folders.values())
 
 
-def scan(root: Path, say: Say, out: Path | None = None) -> Folder:
+def scan(root: Path, say: Say | None, out: Path | None = None) -> Folder:
     """Reads a folder; links are followed, except those that lead back up.
 
     A link to an image that leads nowhere is kept: decoding reports it as unreadable.
 
     Args:
         root: the folder.
-        say: receives a line for each folder of this program's results, which are not read.
+        say: receives a line for each folder of this program's results, which are not read. None
+            where a table names the images, so that those among results are no class.
         out: the folder that models are written to, if it lies below.
 
     Raises:
-        DataError: a folder cannot be read, or holds both images and models.
+        DataError: a folder cannot be read, or holds both images and models (unless `say` is None).
     """
     return _scan(root, frozenset(), None if out is None else out.resolve(), say)
 
 
-def _scan(path: Path, above: frozenset[tuple[int, int]], out: Path | None, say: Say) -> Folder:
+def _scan(
+    path: Path, above: frozenset[tuple[int, int]], out: Path | None, say: Say | None
+) -> Folder:
     found = Folder(path)
     try:
         status = path.stat()
@@ -107,8 +110,9 @@ def _scan(path: Path, above: frozenset[tuple[int, int]], out: Path | None, say: 
             elif (inner := place.stat()) and (inner.st_dev, inner.st_ino) in above:
                 found.others.append(LeftOut(shown(place), "links back to a folder above"))
             elif _is_output(place, out):
-                _check_output(place)
-                say(f"{shown(place)}: holds results of this program, not images: not read")
+                if say is not None:
+                    _check_output(place)
+                    say(f"{shown(place)}: holds results of this program, not images: not read")
             else:
                 found.folders[entry.name] = _scan(place, above, out, say)
         elif (reason := _reason(place)) is None:

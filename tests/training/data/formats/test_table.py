@@ -419,3 +419,18 @@ def test_the_fingerprint_changes_with_the_table_and_its_images(tmp_path: Path, c
     other = {"label": text.replace("dog,train", "cat,train"), "split": text.replace("train", "val")}
     changed, _ = opened(tmp_path / "a.csv", other.get(change, text))
     assert changed.fingerprint != source.fingerprint
+
+
+def test_images_among_results_are_no_concern_of_a_table(tmp_path: Path) -> None:
+    images(tmp_path, 4)
+    report = tmp_path / "runs" / "bench"
+    report.mkdir(parents=True)
+    for name in ("report.json", "report.html"):
+        (report / name).touch()
+    images(tmp_path, 1, "runs")
+    text = "path,label\nphotos/0.png,cat\nphotos/1.png,dog\nruns/0.png,dog\n"
+    source, _ = opened(tmp_path / "labels.csv", text)
+    assert len(source.splits["train"].labels) == 3
+    assert sum(i.reason == "images that the table does not list" for i in source.left_out) == 2
+    with pytest.raises(DataError, match="none of its images is there"):
+        opened(tmp_path / "labels.csv", "path,label\nno/0.png,cat\nno/1.png,dog\n")
