@@ -146,7 +146,7 @@ def _timings(
     saturations: dict[str, Saturation] = {}
     with TemporaryDirectory(prefix="labelcurve-null-") as folder, ExitStack() as stack:
         nothing = null_model.publish(Path(folder), bundles[-1]) if bench.null else None
-        say(f"Session latency by batch size, about {bench.latency_seconds:.0f} s")
+        say("Session latency by batch size")
         timed = [*bundles, nothing] if nothing else bundles
         times = latency.measure(
             timed, bench.latency_seconds, threads=bench.threads, device=bench.device, say=say

@@ -55,7 +55,8 @@ class Bench:
     null: bool = True
     """Also measure a model that does nothing: the overhead of the harness."""
     latency_seconds: Annotated[float, Within(0)] = 20.0
-    """Duration of the session latency measurement, all models and batch sizes together."""
+    """Duration of the session latency measurement, all models and batch sizes together; more where
+    three rounds of them take longer."""
     threads: Annotated[int, PerCore()] = 1
     """ONNX Runtime's threads in the latency measurement."""
     device: Literal["cpu", "cuda"] = "cpu"

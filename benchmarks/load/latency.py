@@ -56,9 +56,12 @@ def measure(
         )
         for bundle in bundles
     }
-    for name, session in sessions.items():
-        for batch in batches:
-            session.probabilities(images[name][:batch])
+    a_round = sum(
+        _calls(batch) * _times(session, images[name][:batch], 1)[0] / 1e3
+        for name, session in sessions.items()
+        for batch in batches
+    )
+    say(f"  about {max(seconds, MIN_ROUNDS * a_round):.0f} s, at least {MIN_ROUNDS} rounds")
     calls: dict[tuple[str, int], list[list[float]]] = {
         (name, batch): [] for name in sessions for batch in batches
     }
@@ -67,7 +70,7 @@ def measure(
     while rounds < MIN_ROUNDS or perf_counter() - start < seconds:
         for batch in batches:
             for name, session in sessions.items():
-                times = _times(session, images[name][:batch], max(2, CALLS // batch))
+                times = _times(session, images[name][:batch], _calls(batch))
                 calls[name, batch].append(times)
         rounds += 1
     say(f"  {rounds} rounds in {perf_counter() - start:.1f} s")
@@ -80,6 +83,11 @@ def measure(
         )
         for name in sessions
     }
+
+
+def _calls(batch: int) -> int:
+    """Calls of a batch size in a round."""
+    return max(2, CALLS // batch)
 
 
 def _times(session: Session, images: NDArray[Any], n: int) -> list[float]:

@@ -1,11 +1,15 @@
 from __future__ import annotations
 
+import re
+
 from labelcurve.benchmarks.load import latency
 from labelcurve.bundle.store import Bundle
 
 
 def test_every_model_and_batch_is_timed_in_the_same_rounds(bundles: list[Bundle]) -> None:
-    found = latency.measure(bundles, 0, batches=(1, 2, 16), threads=1, say=lambda _: None)
+    said: list[str] = []
+    found = latency.measure(bundles, 0, batches=(1, 2, 16), threads=1, say=said.append)
+    assert re.fullmatch(r"  about \d+ s, at least 3 rounds", said[0])
     assert list(found) == [bundle.name for bundle in bundles]
     for times in found.values():
         assert times.threads == 1
