@@ -1,12 +1,27 @@
-"""Atomic writes, and checks that files can be written."""
+"""Reads of regular files, atomic writes, and checks that files can be written."""
 
 from __future__ import annotations
 
+import errno
 import os
+import stat
 import tempfile
 from pathlib import Path
 
 from labelcurve.bundle.errors import LabelcurveError
+
+
+def read(path: Path) -> bytes:
+    """The content of a regular file, or of a link to one: reading others may never finish.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    mode = path.stat().st_mode
+    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+        message = "it is a pipe, a socket or a device, not a regular file"
+        raise OSError(errno.EINVAL, message, str(path))
+    return path.read_bytes()
 
 
 def replace(path: Path, content: bytes | memoryview) -> None:

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from labelcurve.bundle import pieces
 from labelcurve.bundle.errors import ImageTooLarge, UnreadableImage, UnsupportedImage
 from labelcurve.bundle.manifest import PREPROCESSING_VERSION
 
@@ -53,15 +54,9 @@ _OTHERS = {
 }
 """Signatures of other formats, named in the error message for a file that is not accepted."""
 
-_SCANS_END = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")
-"""The marker after a scan of a JPEG."""
-
-MAX_SCANS, MAX_SCANNED = 1_000, 2_000_000_000
-"""Scans of a JPEG, and scans times pixels: encoders write some ten. Each takes the time of a pass
-over all pixels, whatever its size, so that a small file could take minutes."""
-
-MAX_IDAT = 20_000
-"""Chunks of a PNG's pixels; 8 KB each is usual. Each takes time, even an empty one."""
+MAX_RLE_PIXELS = 4_000_000
+"""Pixels of a run-length encoded BMP, which Pillow decodes in Python: 0.4 s. Without such a limit a
+file of 1 KB could take seconds."""
 
 MAX_BYTES = 20 * 2**20
 MAX_PIXELS = 50_000_000
@@ -93,10 +88,11 @@ def decode(
     Raises:
         UnsupportedImage: not an image, or a format outside `FORMATS`.
         ImageTooLarge: more pixels than `max_pixels`, or more than `max_memory`.
-        UnreadableImage: truncated or corrupt.
+        UnreadableImage: truncated, corrupt, or in too many pieces (`bundle.pieces`).
     """
     if not data:
         raise UnsupportedImage("the file is empty: an image is needed")
+    pieces.check(data)
     try:
         image = Image.open(BytesIO(data), formats=FORMATS)
     except Exception as error:  # Pillow's plugins raise almost anything on malformed headers
@@ -118,13 +114,18 @@ def decode(
             f"not an image that can be read ({len(data)} bytes): allowed are {', '.join(FORMATS)}"
         ) from error
     width, height = image.size
+    if image.format == "MPO":  # a JPEG with further pictures behind the first
+        image.format = "JPEG"
+    if image.tile and image.tile[0][0] == "bmp_rle":
+        max_pixels = min(max_pixels, MAX_RLE_PIXELS)
     if width * height > max_pixels:
         raise ImageTooLarge(
             f"{width} x {height} pixels, {width * height:,} in all: at most {max_pixels:,} allowed",
             found=width * height,
             allowed=max_pixels,
         )
-    _check_pieces(data, image.format, width * height)
+    if image.format == "JPEG":
+        pieces.check_scans(data, width * height)
     try:
         if size is not None:
             image.draft(image.mode, (2 * size, 2 * size))
@@ -143,44 +144,6 @@ def decode(
         raise UnreadableImage(
             f"the {image.format} image is truncated or corrupt: {error}"
         ) from error
-
-
-def _check_pieces(data: bytes, kind: str | None, pixels: int) -> None:
-    """Refuses files in so many pieces that decoding them takes long, whatever their size.
-
-    Raises:
-        UnreadableImage: how many there are, and what is allowed.
-    """
-    if kind == "PNG" and (found := data.count(b"IDAT")) > MAX_IDAT:
-        raise UnreadableImage(
-            f"the PNG image has its pixels in {found:,} chunks: at most {MAX_IDAT:,} are allowed"
-        )
-    few = 30
-    if kind == "JPEG" and data.count(b"\xff\xda") > few:  # an upper bound, at hardly any cost
-        most = min(MAX_SCANS, max(few, MAX_SCANNED // max(1, pixels)))
-        found = _n_scans(data, most)
-        if found > most:
-            raise UnreadableImage(
-                f"the JPEG image has more than {most} scans: not more are allowed at this size"
-            )
-
-
-def _n_scans(data: bytes, most: int) -> int:
-    """Scans of a JPEG up to its end, counted to one more than `most`."""
-    found, at = 0, 2
-    while found <= most and (start := data.find(b"\xff", at)) >= 0 and start + 4 <= len(data):
-        marker = data[start + 1]
-        if marker == 0xD9:  # end of the image: what follows is not decoded
-            break
-        if marker in (0x00, 0x01, 0xFF) or 0xD0 <= marker <= 0xD8:  # without a length
-            at = start + (1 if marker == 0xFF else 2)
-            continue
-        at = start + 2 + int.from_bytes(data[start + 2 : start + 4])
-        if marker == 0xDA:
-            found += 1
-            end = _SCANS_END.search(data, at)
-            at = end.start() if end else len(data)
-    return found
 
 
 def _memory(image: Image.Image, pixels: int) -> int:

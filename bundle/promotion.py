@@ -54,7 +54,7 @@ def read(root: Path) -> Default | None:
     """
     path = root / FILE
     try:
-        return Default.model_validate_json(path.read_bytes())
+        return Default.model_validate_json(files.read(path))
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:

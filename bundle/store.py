@@ -18,6 +18,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from labelcurve.bundle import files
 from labelcurve.bundle.errors import BundleError
 from labelcurve.bundle.manifest import PREPROCESSING_VERSION, SCHEMA_VERSION, Manifest, Run
 
@@ -230,8 +231,8 @@ def read(root: Path, name: str, version: str | None = None) -> Bundle:
     path = root / name / (version or _unlinked(root).get(name) or CURRENT)
     try:
         path = path.resolve(strict=True)
-        graph = (path / GRAPH).read_bytes()
-        manifest_bytes = (path / MANIFEST).read_bytes()
+        graph = files.read(path / GRAPH)
+        manifest_bytes = files.read(path / MANIFEST)
     except PermissionError as error:
         raise BundleError(
             f"cannot read the bundle {error.filename}: {error.strerror} for user {os.geteuid()}. "
@@ -274,7 +275,7 @@ def read_manifest(path: Path) -> Manifest:
         BundleError: it is missing, or does not follow the schema.
     """
     try:
-        content = (path / MANIFEST).read_bytes()
+        content = files.read(path / MANIFEST)
     except OSError as error:
         raise BundleError(f"cannot read {path / MANIFEST}: {error.strerror}") from error
     return _parse(path / MANIFEST, content)
@@ -295,7 +296,7 @@ def _parse(file: Path, content: bytes) -> Manifest:
 def read_run(path: Path) -> Run:
     """The `run.json` of the bundle in folder `path`."""
     try:
-        return Run.model_validate_json((path / RUN).read_bytes())
+        return Run.model_validate_json(files.read(path / RUN))
     except (OSError, ValidationError) as error:
         raise BundleError(f"cannot read {path / RUN}: {error}") from error
 
@@ -305,7 +306,7 @@ def _variants(path: Path, manifest: Manifest) -> dict[str, bytes]:
     for variant in manifest.variants:
         file = path / variant_file(variant.precision)
         try:
-            found[variant.precision] = file.read_bytes()
+            found[variant.precision] = files.read(file)
         except OSError as error:
             raise BundleError(f"cannot read {file}: {error.strerror}; publish it again") from error
         if hashlib.sha256(found[variant.precision]).hexdigest() != variant.graph_hash:
@@ -343,8 +344,8 @@ def _schema_of(manifest: bytes) -> object:
 def _intact(folder: Path) -> bool:
     """Returns whether the folder holds a complete bundle of the version in its name."""
     try:
-        manifest = (folder / MANIFEST).read_bytes()
-        found = version_of((folder / GRAPH).read_bytes(), manifest)
+        manifest = files.read(folder / MANIFEST)
+        found = version_of(files.read(folder / GRAPH), manifest)
         if found == folder.name:
             _variants(folder, Manifest.model_validate_json(manifest))
     except (OSError, BundleError, ValidationError):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import reprlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
@@ -149,7 +149,7 @@ class Model:
         self.provider = engine.provider
         """The provider of ONNX Runtime that it runs on."""
 
-    def predict(self, images: ImageLike | Sequence[ImageLike]) -> Predictions:
+    def predict(self, images: ImageLike | Iterable[ImageLike]) -> Predictions:
         """Classify images with the service's own preprocessing and session.
 
         Args:
@@ -160,13 +160,15 @@ class Model:
             LabelcurveError: an image cannot be used; it is named by its path or place.
             TypeError: it is of another type.
         """
-        several: Sequence[ImageLike]
+        several: list[ImageLike]
         if isinstance(images, str | Path | bytes | Image.Image):
             several = [images]
         elif isinstance(images, np.ndarray):
             several = list(images) if images.ndim == 4 else [images]
+        elif isinstance(images, Iterable) and not isinstance(images, Mapping | Set):
+            several = list(images)  # a column of a table in its own order, whatever its index says
         else:
-            several = images
+            raise TypeError(f"images of type {type(images).__name__}: allowed are one or several")
         for i, image in enumerate(several):
             if not isinstance(image, str | Path | bytes | Image.Image | np.ndarray):
                 raise TypeError(

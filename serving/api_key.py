@@ -26,7 +26,7 @@ class NewKey:
     file: Path = Path("api-keys")
     """File that `serve --api-keys` reads; a running `serve` picks the key up within a second."""
     rate: float = 0.0
-    """Limit in requests per second; 0 for none."""
+    """Limit in requests per second, over all workers; 0 for none."""
 
 
 def main(arguments: Sequence[str]) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import stat
 import sys
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
@@ -16,7 +15,7 @@ import numpy as np
 import tyro
 from numpy.typing import NDArray
 
-from labelcurve.bundle import command, preprocess
+from labelcurve.bundle import command, files, preprocess
 from labelcurve.bundle.acceptance import LEAST_WISHED, MOST_WISHED
 from labelcurve.bundle.errors import LabelcurveError
 from labelcurve.bundle.machine import cores
@@ -242,9 +241,7 @@ def _batch(
 
 def _pixels(path: Path, size: int) -> NDArray[np.uint8] | str:
     try:
-        if not stat.S_ISREG(path.stat().st_mode):  # reading it may never finish
-            return "it is a pipe, a socket or a device, not a regular file"
-        return preprocess.prepare(path.read_bytes(), size)
+        return preprocess.prepare(files.read(path), size)
     except OSError as error:
         return error.strerror or str(error)
     except LabelcurveError as error:

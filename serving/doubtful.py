@@ -144,7 +144,8 @@ class Doubtful:
 
     def _keep(self, image: bytes, answer: Answer) -> None:
         with Image.open(BytesIO(image), formats=FORMATS) as opened:
-            ending = (opened.format or "").lower()
+            kind = (opened.format or "").lower()
+        ending = "jpeg" if kind == "mpo" else kind  # a JPEG with further pictures behind the first
         digest = hashlib.sha256(image).hexdigest()[:32]
         file = self.folder / f"{digest}.{ending}"
         about = json.dumps({"file": file.name, **asdict(answer)}, ensure_ascii=False).encode()

@@ -31,7 +31,8 @@ from labelcurve.serving.telemetry.logs import AccessLog
 from labelcurve.serving.telemetry.requests import Traffic
 from labelcurve.serving.web.access import Access
 from labelcurve.serving.web.app import App
-from labelcurve.serving.web.connection import Connection, Connections, hide_invalid_requests
+from labelcurve.serving.web.connection import Connection, hide_invalid_requests
+from labelcurve.serving.web.connections import Connections
 from labelcurve.serving.web.middleware import Front, Gate
 from labelcurve.serving.web.problems import HANDLERS
 from labelcurve.serving.workers import bento, limits, loading
@@ -75,7 +76,10 @@ class Server:
         for kind, handler in HANDLERS.items():
             asgi.add_exception_handler(kind, handler)
         paths = frozenset(("/classify", *(route.path for route in asgi.router.routes)))
-        access = Access(settings.api_keys, settings.workers)
+        run_dir = self.loading.run_dir
+        access = Access(
+            settings.api_keys, run_dir.path if run_dir and settings.workers > 1 else None
+        )
         inner: ASGIApp = Gate(access, self.app.classify, asgi)
         if settings.cors:
             inner = _cors(inner, settings.cors)
@@ -109,6 +113,7 @@ class Server:
     def leave(self) -> None:
         """Makes `/readyz` answer 503 and closes each connection with its next response."""
         self.app.leaving = self.connections.leaving = True
+        metrics.WORKERS_READY.set(0)
 
     def write_metrics(self) -> None:
         """Brings the metrics up to date."""
@@ -156,6 +161,7 @@ class Server:
         gc.freeze()
         gc.set_threshold(50_000, 20, 20)
         gc.enable()
+        metrics.WORKERS_READY.set(1)
         if run_dir:
             run_dir.ready()
         return True
@@ -186,7 +192,7 @@ def server() -> Server:
 
 def connect(**options: Any) -> Connection:
     """Creates a connection; called by uvicorn."""
-    return server().connections.protocol(**options)
+    return Connection(server().connections, **options)
 
 
 class Routed(bentoml.Service):  # type: ignore[misc]

@@ -59,7 +59,8 @@ class Settings:
     """Seconds that a connection stays open after an answer: longer than proxies keep theirs, which
     would otherwise send a request just as it is closed."""
     connections: Annotated[int, Within(1)] = 4096
-    """Connections that each worker holds; beyond it they are closed with 503."""
+    """Connections that each worker holds; beyond it a new one takes the place of the one that has
+    been idle longest, or is closed with 503 where none is idle."""
     watch: Annotated[float, Within(0)] = 1.0
     """Seconds between checks of the models folder: a new `current` version is loaded in the
     background, then replaces the old one. 0 disables the checks."""

@@ -188,7 +188,7 @@ def test_links_lead_somewhere(document: str) -> None:
 
 
 def test_the_figures_of_photos_are_those_of_the_committed_results() -> None:
-    found = re.search(r"(\d+) % with 200 labels in place of (\d+), (\d+) % with 2,021 ", README)
+    found = re.search(r"(\d+) % with 200 labels instead of (\d+), (\d+) % with 2,021 ", README)
     assert found is not None
     results = ROOT / "benchmarks/results"
     few, many = (

@@ -261,6 +261,7 @@ class Catalogue:
         self._named = {**models, **{str(model): model for model in self.models}}
         self._choose_default()
         for model in self.models:
+            metrics.REFUSED.labels(model.name)  # 0 is exported, so that an increase is seen
             self._remember(model.name, model.version)
 
     def _scan(self) -> None:

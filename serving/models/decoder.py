@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import warnings
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from io import BytesIO
 from math import ceil, inf
 from time import perf_counter
@@ -31,6 +33,9 @@ warnings.filterwarnings("ignore", module=r"PIL\b")
 
 MAX_DECODING = 64
 """Large images that may wait for a thread of the decoder."""
+
+
+Pixels = NDArray[np.uint8]
 
 
 class Decoded(NamedTuple):
@@ -107,21 +112,36 @@ class Decoder:
             )
         asked, began = perf_counter(), 0.0
 
-        def work() -> NDArray[np.uint8]:
+        def work() -> Pixels:
             nonlocal began
             began = perf_counter()
             return preprocess.prepare(data, size, max_memory=MAX_MEMORY)
 
-        self._large += 1
-        try:
-            pixels = await asyncio.get_running_loop().run_in_executor(self._pool, work)
-        finally:
+        def ended() -> None:
             self._large -= 1
-            if began:  # not where its client disconnected before a thread was free
+            if began:  # not where its client disconnected before a thread had time for it
                 seconds = perf_counter() - began
                 self._large_seconds += 0.2 * (seconds - self._large_seconds)
                 metrics.observe(metrics.DECODE, (seconds * 1000,))
-        return pixels, began - asked
+
+        self._large += 1
+        # No name for the future: its exception would hold this frame, and that the file's bytes.
+        return await asyncio.wrap_future(self._submitted(work, ended)), began - asked
+
+    def _submitted(self, work: Callable[[], Pixels], ended: Callable[[], None]) -> Future[Pixels]:
+        """`ended` is called on the event loop when a thread is through with `work`.
+
+        That is later than the end of its request where that is given up at its deadline.
+        """
+        loop = asyncio.get_running_loop()
+
+        def tell(_: Future[Pixels]) -> None:
+            with suppress(RuntimeError):  # the loop is closed
+                loop.call_soon_threadsafe(ended)
+
+        future = self._pool.submit(work)
+        future.add_done_callback(tell)
+        return future
 
     @staticmethod
     def warm() -> None:

@@ -19,12 +19,15 @@ from typing import Any
 import prometheus_client.multiprocess
 import prometheus_client.values
 from prometheus_client import CollectorRegistry
-from prometheus_client.mmap_dict import MmapedDict
+from prometheus_client.mmap_dict import MmapedDict, mmap_key
 from prometheus_client.multiprocess import MultiProcessCollector
 
 logger = logging.getLogger("labelcurve")
 
 CAPACITY = 2**16
+
+READY = "labelcurve_workers_ready", "Workers whose models are loaded"
+"""Name and description of a gauge of the workers, which has a value even if there are none."""
 
 _NAME = re.compile(r"(counter|histogram|summary|gauge_[a-z]+)_\d+\.db")
 
@@ -53,15 +56,16 @@ class Values(MmapedDict):
         return list(self._read_all_values())
 
     def flush(self) -> None:
-        """Writes the file, where a value has changed.
+        """Writes the file, where a value has changed or a cleaner of /tmp has removed it.
 
         Raises:
             OSError: it cannot be written; readers see the previous values, or a part of the new
                 ones.
         """
         content = b"".join((struct.pack("i", self._used), bytes(4), self._m[8 : self._used]))
-        if content == self._written:
+        if content == self._written and self._path.exists():
             return
+        self._path.parent.mkdir(0o700, parents=True, exist_ok=True)
         descriptor = os.open(self._path, os.O_WRONLY | os.O_CREAT, 0o644)
         try:
             # The first four bytes hold the length: readers must not see them before the rest.
@@ -107,6 +111,11 @@ _damaged: set[str] = set()
 class Collector(MultiProcessCollector):
     """The metrics of all workers, summed; those of this process are current."""
 
+    def __init__(self, registry: CollectorRegistry, path: str) -> None:
+        """Registers itself; the folder may be missing until a worker writes to it."""
+        self._path = path
+        registry.register(self)
+
     def collect(self) -> Any:
         """The metrics, for a registry."""
         there = {p.name for p in Path(self._path).glob("*.db") if _NAME.fullmatch(p.name)}
@@ -125,6 +134,13 @@ def install() -> None:
     modules: tuple[Any, ...] = (prometheus_client.values, prometheus_client.multiprocess)
     for module in modules:
         module.MmapedDict = Values
+
+
+def export_no_worker(folder: str) -> None:
+    """Makes this process, which is no worker, export `READY` where no worker does."""
+    name, description = READY
+    values = Values(f"{folder}/gauge_livesum_0.db")
+    values.write_value(mmap_key(name, name, [], [], description), 0.0, 0.0)
 
 
 def flush() -> None:

@@ -116,6 +116,7 @@ CONNECTIONS_REFUSED = Counter(
     "Connections that were ended with an error before there was a request",
     ["http_response_code"],
 )
+WORKERS_READY = Gauge(*metric_files.READY, multiprocess_mode="livesum")
 
 LOG_LINES_DROPPED = Counter(
     "labelcurve_log_lines_dropped",

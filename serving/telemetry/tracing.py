@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from labelcurve.serving.telemetry.logs import PROBES, REQUEST_ID, timings
+from labelcurve.serving.telemetry.logs import PROBES, REQUEST_ID, client, timings
 
 if TYPE_CHECKING:
     from opentelemetry.trace import Span
@@ -93,8 +93,8 @@ class Traces:
         if scope["path"] in self._paths:
             name = f"{name} {scope['path']}"
             attributes |= {"http.route": scope["path"], "url.path": scope["path"]}
-        if scope.get("client"):
-            attributes["client.address"] = scope["client"][0]
+        if address := client(scope):
+            attributes["client.address"] = address
         if "user-agent" in headers:
             attributes["user_agent.original"] = headers["user-agent"][:256]
         context = self._propagator.extract(headers)

@@ -6,10 +6,14 @@ in requests per second (0 for none). Keys are 256 random bits, so a slow hash wo
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import hmac
 import logging
+import os
 import re
+import struct
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from math import ceil
 from pathlib import Path
@@ -19,6 +23,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Scope
 
+from labelcurve.bundle import files
 from labelcurve.bundle.errors import LabelcurveError
 from labelcurve.serving.web.problems import respond
 
@@ -45,6 +50,10 @@ LINE = re.compile(
 """One line of the file. More digits would make a rate that is infinite, or practically 0."""
 
 
+STATE = struct.Struct("dd")
+"""A token bucket in a file: requests left, and when that was."""
+
+
 @dataclass
 class Key:
     """One key, known by its hash alone, and the state of its token bucket."""
@@ -56,24 +65,41 @@ class Key:
     left: float = 0.0
     since: float = 0.0
 
-    def wait(self, share: float) -> float:
+    def wait(self, shared: Path | None = None) -> float:
         """Seconds until the next request is allowed; 0 if this one is.
 
-        A token bucket that holds the requests of one second.
-
         Args:
-            share: this process's share of the limit, 1 / workers.
+            shared: folder in which the workers keep the state of the buckets. Without it, or where
+                another worker holds the file, this process counts for itself: the event loop must
+                not wait.
         """
         if self.rate == 0:
             return 0.0
-        rate = self.rate * share
+        with ExitStack() as stack:
+            if shared:
+                with suppress(OSError):
+                    name = str(shared / f"rate-{self.digest.hex()}")
+                    file = os.open(name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+                    stack.callback(os.close, file)  # ends the lock, as does the end of the process
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    stack.callback(self._save, file)
+                    if len(state := os.read(file, STATE.size)) == STATE.size:
+                        self.left, self.since = STATE.unpack(state)
+            return self._take()
+
+    def _take(self) -> float:
+        """Takes a request from the bucket, which holds those of one second."""
         now = monotonic()
-        self.left = min(max(1.0, rate), self.left + (now - self.since) * rate)
+        self.left = min(max(1.0, self.rate), self.left + (now - self.since) * self.rate)
         self.since = now
         if self.left < 1:
-            return (1 - self.left) / rate
+            return (1 - self.left) / self.rate
         self.left -= 1
         return 0.0
+
+    def _save(self, file: int) -> None:
+        with suppress(OSError):  # a full disk
+            os.pwrite(file, STATE.pack(self.left, self.since), 0)
 
 
 def read_keys(path: Path) -> list[Key]:
@@ -91,7 +117,7 @@ def read_keys(path: Path) -> list[Key]:
 
 def _parse(path: Path) -> list[Key]:
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        lines = files.read(path).decode("utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise LabelcurveError(f"cannot read the API keys in {path}: {error}") from error
     keys = []
@@ -111,14 +137,18 @@ def _parse(path: Path) -> list[Key]:
 class Access:
     """Decides which requests are let through."""
 
-    def __init__(self, keys: Path | None = None, workers: int = 1) -> None:
+    def __init__(self, keys: Path | None = None, shared: Path | None = None) -> None:
         """Read the file of keys; without one, authentication is disabled.
+
+        Args:
+            keys: the file.
+            shared: a folder of all workers, if there are several: the limits are theirs together.
 
         Raises:
             LabelcurveError: as `read_keys`.
         """
         self._path = keys
-        self._share = 1 / workers
+        self._shared = shared
         self._keys = read_keys(keys) if keys else None
         self._stamp = self._stamped()
         self._looked = monotonic()
@@ -152,7 +182,7 @@ class Access:
                 f"{said}: Authorization: Bearer KEY, or X-API-Key: KEY",
                 {"WWW-Authenticate": "Bearer"},
             )
-        if wait := found.wait(self._share):
+        if wait := found.wait(self._shared):
             return respond(
                 request,
                 429,

@@ -23,8 +23,16 @@ import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from labelcurve.serving.telemetry import metrics
-from labelcurve.serving.telemetry.logs import ANSWERED, HEADER, REQUEST_ID, AccessLog, given, new_id
+from labelcurve.serving.telemetry.logs import (
+    ANSWERED,
+    HEADER,
+    PEER,
+    REQUEST_ID,
+    given,
+    new_id,
+)
 from labelcurve.serving.web.access import HEADERS
+from labelcurve.serving.web.connections import Connections
 from labelcurve.serving.web.outlet import Outlet
 from labelcurve.serving.web.problems import MEDIA_TYPE, document
 
@@ -55,41 +63,6 @@ OFFERS = frozenset((b"upgrade", b"http2-settings"))
 """Headers of a client that offers another protocol."""
 
 
-class Connections:
-    """The connections of this process, and their limits."""
-
-    def __init__(self, limit: int, head_seconds: float, log: AccessLog | None = None) -> None:
-        """None yet.
-
-        Args:
-            limit: how many may be open.
-            head_seconds: that a request's line and headers may take to arrive, and the rest of a
-                body that was answered before its end.
-            log: access log for the responses that are sent here, if enabled.
-        """
-        self.limit = limit
-        self.head_seconds = head_seconds
-        self.log = log
-        self.leaving = False
-        """Whether responses close their connections, because this process is about to stop."""
-        self.everyone: set[Connection] = set()
-        self.lingering: set[Connection] = set()
-        """Connections after their last response, which no longer count towards the limit."""
-
-    def protocol(self, **options: Any) -> Connection:
-        """Creates a connection; called by uvicorn."""
-        return Connection(self, **options)
-
-    async def sweep(self) -> None:
-        """Closes connections that exceed their time limits, about once a second."""
-        loop = asyncio.get_running_loop()
-        while True:
-            await asyncio.sleep(1)
-            now = loop.time()
-            for connection in [*self.everyone, *self.lingering]:
-                connection.check(now)
-
-
 class Connection(HttpToolsProtocol):
     """One connection of one client."""
 
@@ -99,8 +72,6 @@ class Connection(HttpToolsProtocol):
         self._shared = shared
         self._since: float | None = None
         """Start of the wait for a request's head, or of the silence before the first one."""
-        self._idle_since: float | None = None
-        """Start of the silence after a response."""
         self._rest_since: float | None = None
         """Start of reading the rest of a body that was answered before its end."""
         self._ended_at: float | None = None
@@ -128,7 +99,7 @@ class Connection(HttpToolsProtocol):
         shared = self._shared
         shared.everyone.add(self)
         self._since = self.loop.time()
-        if len(shared.everyone) > shared.limit:
+        if len(shared.everyone) > shared.limit and not shared.make_room():
             self._refuse(503, f"{shared.limit} connections are open: try again")
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -137,7 +108,7 @@ class Connection(HttpToolsProtocol):
         if self.cycle is not None:
             self.cycle.transport = self.transport  # not this object, which it would keep alive
         self._outlet = None
-        self._shared.everyone.discard(self)
+        self._shared.forget(self)
         self._shared.lingering.discard(self)
         scope = cast("dict[str, Any]", self.scope)  # which has keys of ours, too
         if scope and (task := scope.get(TASK)) and not self.cycle.response_complete:
@@ -178,10 +149,11 @@ class Connection(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         """A request's first line begins."""
         super().on_message_begin()
+        cast("dict[str, Any]", self.scope)[PEER] = self.client
         self._reading = True
         # Not at the first bytes: empty lines between requests, which old clients send, do not
         # count.
-        self._idle_since = None
+        self._shared.idle.pop(self, None)
         # Where it shares a packet with the previous request, its size there is unknown: not
         # counted.
         self._mixed = self._completed
@@ -218,7 +190,8 @@ class Connection(HttpToolsProtocol):
             named = coding[:80].decode("latin-1")
             self._fault = 501, f"Transfer-Encoding {named!r} is not accepted: allowed is chunked"
             raise ValueError
-        self._since = self._idle_since = None
+        self._since = None
+        self._shared.idle.pop(self, None)
         if self.parser.should_upgrade() and self.parser.get_method() != b"CONNECT":
             self._offered = True
             return
@@ -257,7 +230,7 @@ class Connection(HttpToolsProtocol):
         else:  # as uvicorn does, but without a timer for the silence that follows
             self.server_state.total_requests += 1
             self.flow.resume_reading()
-            self._idle_since = self.loop.time()
+            self._shared.idle[self] = self.loop.time()
         if self._refusal:
             self._refuse(*self._refusal)
         elif self.cycle.more_body and self.cycle.response_complete:
@@ -351,7 +324,7 @@ class Connection(HttpToolsProtocol):
         if self._ended_at is not None:
             return
         shared = self._shared
-        shared.everyone.discard(self)
+        shared.forget(self)
         self._ended_at = self._heard_at = self.loop.time()
         self._bytes = 0
         if len(shared.lingering) < LINGERING and self.transport.can_write_eof():
@@ -360,6 +333,16 @@ class Connection(HttpToolsProtocol):
             self.flow.resume_reading()
         else:
             self.transport.close()
+
+    def is_idle(self) -> bool:
+        """Whether it had a response, all of which is sent, and no request has begun since."""
+        return (
+            self in self._shared.idle
+            and self._since is None
+            and self._rest_since is None
+            and not self.transport.is_closing()
+            and not self.transport.get_write_buffer_size()
+        )
 
     def check(self, now: float) -> None:
         """Closes the connection if a time limit is exceeded."""
@@ -391,7 +374,7 @@ class Connection(HttpToolsProtocol):
                 self._outlet, self._rest_since = None, now
             else:
                 self.transport.abort()
-        elif self._idle_since is not None and now - self._idle_since > self.timeout_keep_alive:
+        elif now - self._shared.idle.get(self, now) > self.timeout_keep_alive:
             self.transport.close()
         if unread == 0 or unread != self._unread:
             self._unread, self._unread_since = unread, now

@@ -13,6 +13,7 @@ import binascii
 import json
 import struct
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, Literal
 
 import numpy as np
@@ -22,6 +23,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from labelcurve.serving.errors import Problem
 from labelcurve.serving.models.model import Model
 from labelcurve.serving.web.multipart import MAX_PARTS
+from labelcurve.serving.web.request import check_json
 
 HEADER_LENGTH = "inference-header-content-length"
 
@@ -97,11 +99,14 @@ def parse(body: bytes, header_length: str | None, size: int) -> Inference:
             found=length,
             allowed=JSON_BYTES,
         )
+    head = body[:length]
+    # Nested, each pixel is an array of at least eight bytes, the comma after it included.
+    check_json(head, strings=1_000, objects=100, arrays=64 + length // 6)
     try:
-        content = InferenceRequest.model_validate_json(body[:length])
+        content = InferenceRequest.model_validate_json(head)
     except ValidationError as error:
         first = error.errors(include_input=False, include_url=False)[0]
-        where = ".".join(str(part) for part in first["loc"]) or "the body"
+        where = ".".join(str(part)[:80] for part in first["loc"]) or "the body"
         raise Problem(f"{where}: {first['msg']}") from error
     (tensor,) = content.inputs
     n = tensor.shape[0]
@@ -131,7 +136,9 @@ def _binary(tensor: InputTensor, rest: bytes) -> bytes | None:
             raise Problem("images: data, or binary_data_size and as many bytes after the JSON")
         return None
     if size != len(rest) or tensor.data is not None:
-        raise Problem(f"images: binary_data_size {size!r}, and {len(rest)} bytes after the JSON")
+        raise Problem(
+            f"images: binary_data_size {str(size)[:80]!r}, and {len(rest)} bytes after the JSON"
+        )
     return rest
 
 
@@ -146,13 +153,24 @@ def _pixels(tensor: InputTensor, binary: bytes | None, size: int) -> list[NDArra
         if binary is not None:
             flat = np.frombuffer(binary, np.uint8)
         else:
-            values = np.asarray(tensor.data)
-            if values.dtype.kind not in "iu" or values.min() < 0 or values.max() > 255:
-                raise ValueError("whole numbers from 0 to 255 are expected")
-            flat = values.astype(np.uint8)
+            flat = np.frombuffer(_whole_numbers(tensor.data or []), np.uint8)
         return list(flat.reshape(expected))
     except ValueError as error:
         raise Problem(f"images: {error}") from error
+
+
+def _whole_numbers(data: list[Any]) -> bytes:
+    """A byte for each number of nested lists.
+
+    Raises:
+        ValueError: something else is among them.
+    """
+    for _ in range(3):
+        if {type(item) for item in data} == {list}:
+            data = list(chain.from_iterable(data))
+    if {type(item) for item in data} != {int} or not 0 <= min(data) <= max(data) <= 255:
+        raise ValueError("whole numbers from 0 to 255 are expected")
+    return bytes(data)
 
 
 def _decoded(data: list[Any] | None) -> list[bytes]:

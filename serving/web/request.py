@@ -5,9 +5,11 @@ Nothing in a body is ever fetched, opened or unpickled: a body is image bytes, o
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import binascii
-from typing import Literal, NamedTuple
+from collections.abc import Callable
+from typing import Literal, NamedTuple, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.requests import ClientDisconnect
@@ -20,10 +22,15 @@ from labelcurve.serving.web import multipart
 MAX_OVERHEAD = 64 * 2**10
 """Bytes that JSON or multipart may add to the image bytes (for base64, in addition to a third)."""
 
+INLINE_BYTES = 2**20
+"""Bodies up to this size are parsed on the event loop. Twenty times as many take 0.5 s at worst."""
+
 MAX_TOP_K = 999_999_999
 
 MAX_HELD = 256 * 2**20
 """Bytes of the bodies that a worker holds at the same time."""
+
+T = TypeVar("T")
 
 _HEADERS = frozenset((b"content-encoding", b"content-length", b"content-type"))
 
@@ -116,16 +123,23 @@ async def read(scope: Scope, receive: Receive, claim: Claim) -> Upload:
     kind = content_type.partition(";")[0].strip().lower()
     if kind == "application/json":
         limit = MAX_BYTES * 4 // 3 + MAX_OVERHEAD
-        return _from_json(await read_body(receive, announced, limit, claim))
+        return await _parsed(_from_json, await read_body(receive, announced, limit, claim))
     if kind.startswith("multipart/"):
         body = await read_body(receive, announced, MAX_BYTES + MAX_OVERHEAD, claim)
-        return _from_multipart(multipart.parse(body, content_type))
+        return _from_multipart(
+            await _parsed(lambda body: multipart.parse(body, content_type), body)
+        )
     body = await read_body(receive, announced, MAX_BYTES, claim)
     if not body:
         raise Problem("the body is empty: send the bytes of an image")
     if not kind and body.startswith(b"{"):  # as versions 0.28 to 0.35 of the Hub's client send it
-        return _from_json(body)
+        return await _parsed(_from_json, body)
     return Upload([body], several=False, top_k=None)
+
+
+async def _parsed(parse: Callable[[bytes], T], body: bytes) -> T:
+    """What `parse` makes of a body: in a thread, where that would delay other requests."""
+    return await asyncio.to_thread(parse, body) if len(body) > INLINE_BYTES else parse(body)
 
 
 def check_encoding(scope: Scope) -> None:
@@ -185,12 +199,34 @@ def _too_large(found: int, allowed: int) -> Problem:
     )
 
 
+def check_json(body: bytes, strings: int, objects: int, arrays: int) -> None:
+    """Refuses JSON of more parts than a request can need: parsed, each takes a hundred bytes.
+
+    Args:
+        body: that is not parsed yet.
+        strings: of them, keys included, this many are allowed.
+        objects: likewise.
+        arrays: likewise.
+
+    Raises:
+        Problem: 400, with what is allowed.
+    """
+    for what, mark, most in (
+        ("strings", b'"', 2 * strings),
+        ("objects", b"{", objects),
+        ("arrays", b"[", arrays),
+    ):
+        if body.count(mark) > most:
+            raise Problem(f"the JSON has more than {most:,} {mark.decode()}: too many {what}")
+
+
 def _from_json(body: bytes) -> Upload:
+    check_json(body, strings=32, objects=8, arrays=8)
     try:
         content = Inputs.model_validate_json(body)
     except ValidationError as error:
         first = error.errors(include_input=False, include_url=False)[0]
-        where = ".".join(str(part) for part in first["loc"]) or "the body"
+        where = ".".join(str(part)[:80] for part in first["loc"]) or "the body"
         raise Problem(
             f"{where}: {first['msg']}; expected "
             '{"inputs": "<base64 of an image>", "parameters": {"top_k": 5}}'

@@ -39,6 +39,7 @@ def serve(port: int, host: str, family: int, folder: str) -> None:
         OSError: the port cannot be listened on.
     """
     metric_files.install()
+    metric_files.export_no_worker(folder)
     metrics = make_wsgi_app(metric_files.registry(folder))
 
     def app(environ: dict[str, Any], start: Callable[..., Any]) -> Any:

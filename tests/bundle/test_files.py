@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import tempfile
 from pathlib import Path
 
@@ -16,6 +17,15 @@ def test_the_new_content_takes_the_place_of_the_old(tmp_path: Path) -> None:
         assert path.read_bytes() == content
     assert [each.name for each in tmp_path.iterdir()] == ["a"]
     assert path.stat().st_mode & 0o777 == 0o644
+
+
+def test_a_link_to_a_regular_file_is_read_and_a_fifo_is_not_waited_for(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"content")
+    (tmp_path / "link").symlink_to("a")
+    assert files.read(tmp_path / "link") == b"content"
+    os.mkfifo(tmp_path / "fifo")
+    with pytest.raises(OSError, match="a pipe, a socket or a device, not a regular file"):
+        files.read(tmp_path / "fifo")
 
 
 def test_a_write_that_is_interrupted_leaves_the_old_file_and_no_other(

@@ -400,37 +400,40 @@ def test_a_format_that_is_not_read_is_called_by_its_name(data: bytes, kind: str)
     )
 
 
-def scans(image: Image.Image, n: int) -> bytes:
-    """A progressive JPEG with one of its scans repeated, until there are `n`."""
-    data = encoded(image, "JPEG", progressive=True)
-    # The last one refines a bit of one channel: it may come any number of times.
-    start, end = data.rfind(b"\xff\xda"), data.rfind(b"\xff\xd9")
-    there = data.count(b"\xff\xda")
-    return data[:end] + data[start:end] * (n - there) + data[end:]
+def mpo(data: bytes) -> bytes:
+    """A JPEG with a second picture behind it, as some cameras write them."""
+    file = BytesIO()
+    two = [Image.new("RGB", (8, 8)), Image.new("RGB", (8, 8))]
+    two[0].save(file, "MPO", save_all=True, append_images=two[1:])
+    both = file.getvalue()
+    start = both.index(b"\xff\xe2")
+    index = both[start : start + 2 + int.from_bytes(both[start + 2 : start + 4])]
+    return data[:2] + index + data[2:] + encoded(two[1], "JPEG")
 
 
-def test_a_jpeg_of_very_many_scans_is_refused_before_they_are_decoded() -> None:
-    small, large = Image.new("L", (64, 64)), Image.new("L", (4_000, 4_000))
-    assert preprocess.decode(scans(small, preprocess.MAX_SCANS)).size == (64, 64)
-    with pytest.raises(UnreadableImage, match="more than 1000 scans"):
-        preprocess.decode(scans(small, preprocess.MAX_SCANS + 1))
+def test_a_jpeg_with_further_pictures_is_a_jpeg() -> None:
+    plain = encoded(photo(), "JPEG", progressive=True)
+    two = mpo(plain)
+    with Image.open(BytesIO(two)) as opened:
+        assert opened.format == "MPO"
+    assert np.array_equal(preprocess.prepare(two, 32), preprocess.prepare(plain, 32))
+    for data in (plain, two):
+        with pytest.raises(ImageTooLarge, match=r"this kind of JPEG .* MB to decode"):
+            preprocess.prepare(data, 32, max_memory=1_000_000)
+    few = mpo(encoded(Image.new("L", (4_000, 4_000)), "JPEG", progressive=True))
+    end = few.index(b"\xff\xd9")
+    start = few.rfind(b"\xff\xda", 0, end)
     with pytest.raises(UnreadableImage, match="more than 125 scans"):
-        preprocess.decode(scans(large, 126))
+        preprocess.decode(few[:end] + few[start:end] * 126 + few[end:])
 
 
-def test_what_looks_like_scans_behind_the_image_or_in_its_metadata_does_not_count() -> None:
-    plain = encoded(photo(), "JPEG", progressive=True, exif=b"Exif\0\0" + b"\xff\xda" * 2_000)
-    assert preprocess.decode(plain + b"\xff\xda" * 2_000).size == (640, 427)
+def test_a_run_length_encoded_bmp_may_have_fewer_pixels() -> None:
+    def bmp(width: int) -> bytes:
+        start, pixels = 14 + 40 + 1024, b"\x01\x01\0\0\0\1"
+        head = struct.pack("<2sIHHI", b"BM", start + len(pixels), 0, 0, start)
+        about = struct.pack("<IiiHHIIiiII", 40, width, 1, 1, 8, 1, len(pixels), 0, 0, 0, 0)
+        return head + about + bytes(1024) + pixels
 
-
-def test_a_png_in_very_many_chunks_is_refused() -> None:
-    data = encoded(quarters())
-    start = data.index(b"IDAT") - 4
-    empty = struct.pack(">I", 0) + b"IDAT" + struct.pack(">I", zlib.crc32(b"IDAT"))
-
-    def pieces(n: int) -> bytes:
-        return data[:start] + empty * (n - 1) + data[start:]
-
-    assert preprocess.decode(pieces(preprocess.MAX_IDAT)).size == (16, 16)
-    with pytest.raises(UnreadableImage, match="in 20,001 chunks: at most 20,000"):
-        preprocess.decode(pieces(preprocess.MAX_IDAT + 1))
+    assert preprocess.decode(bmp(1_000)).size == (1_000, 1)
+    with pytest.raises(ImageTooLarge, match="at most 4,000,000 allowed"):
+        preprocess.decode(bmp(preprocess.MAX_RLE_PIXELS + 1))

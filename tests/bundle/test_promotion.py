@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -119,6 +120,12 @@ def test_a_copy_without_links_keeps_all_of_its_models(root: Path) -> None:
 def test_another_content_is_refused_with_the_remedy(tmp_path: Path, content: str) -> None:
     (tmp_path / FILE).write_text(content)
     with pytest.raises(BundleError, match="labelcurve models promote NAME"):
+        read(tmp_path)
+
+
+def test_a_fifo_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / FILE)
+    with pytest.raises(BundleError, match=f"cannot read .*/{FILE}: it is a pipe"):
         read(tmp_path)
 
 

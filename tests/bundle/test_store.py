@@ -3,6 +3,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -178,6 +179,15 @@ def test_a_file_of_another_user_is_named(root: Path, monkeypatch: pytest.MonkeyP
 def test_a_missing_file_is_named(root: Path, file: str) -> None:
     (root / "digits-10" / "current" / file).unlink()
     with pytest.raises(BundleError, match=r"cannot read the bundle .*digits-10.*No such file"):
+        store.read(root, "digits-10")
+
+
+@pytest.mark.parametrize("file", [store.GRAPH, store.MANIFEST])
+def test_a_fifo_is_not_waited_for(root: Path, file: str) -> None:
+    path = root / "digits-10" / store.CURRENT / file
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(BundleError, match="it is a pipe"):
         store.read(root, "digits-10")
 
 

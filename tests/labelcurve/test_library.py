@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import fields
 from io import BytesIO
 from pathlib import Path
@@ -20,6 +21,7 @@ import labelcurve
 from labelcurve.benchmarks.options import Bench
 from labelcurve.bundle import preprocess
 from labelcurve.bundle.errors import BundleError, ImageError, MissingExtra
+from labelcurve.bundle.options import PerCore
 from labelcurve.training.options import Options
 from tests.labelcurve.test_extras import MISSING
 from tests.models import digit_png
@@ -119,6 +121,35 @@ def test_an_image_that_cannot_be_used_is_named(
         model.predict([digit_png(0), image])
 
 
+class Column:
+    """As a table's: iterates in order, and `[i]` is the row of that label."""
+
+    def __init__(self, values: list[bytes]) -> None:
+        self._values = values
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def __iter__(self) -> Iterator[bytes]:
+        return iter(self._values)
+
+    def __getitem__(self, label: int) -> bytes:
+        return self._values[-1 - label]
+
+
+def test_images_are_answered_in_the_order_in_which_they_come(model: labelcurve.Model) -> None:
+    files = [digit_png(i) for i in range(4)]
+    expected = model.predict(files).probabilities
+    for images in (iter(files), tuple(files), Column(files), (file for file in files)):
+        assert np.array_equal(model.predict(images).probabilities, expected)
+
+
+@pytest.mark.parametrize("images", [None, 3, {b"a": b"b"}, {b"a"}])
+def test_what_has_no_order_is_refused(model: labelcurve.Model, images: Any) -> None:
+    with pytest.raises(TypeError, match=f"images of type {type(images).__name__}: allowed are"):
+        model.predict(images)
+
+
 def test_a_file_that_is_not_there_is_named(model: labelcurve.Model, tmp_path: Path) -> None:
     with pytest.raises(labelcurve.LabelcurveError, match=r"nowhere\.png: No such file"):
         model.predict(tmp_path / "nowhere.png")
@@ -194,8 +225,8 @@ def test_an_option_of_train_that_is_of_another_kind_is_named(
         ({"model": 3}, "model=3: allowed are strings and None"),
         ({"device": "gpu"}, "device='gpu': allowed are 'auto', 'cuda', 'cpu'"),
         ({"threads": "2"}, "threads='2': allowed are whole numbers and None"),
-        ({"threads": -3}, "--threads -3: allowed are 1 and more"),
-        ({"threads": 0}, "--threads 0: allowed are 1 and more"),
+        ({"threads": -3}, f"--threads -3: allowed are {PerCore()}"),
+        ({"threads": 0}, f"--threads 0: allowed are {PerCore()}"),
     ],
 )
 def test_an_argument_of_load_that_is_of_another_kind_is_named(

@@ -9,11 +9,12 @@ import shutil
 import stat
 from collections.abc import Callable, Iterator
 from functools import partial
-from io import StringIO
+from io import BytesIO, StringIO
 from pathlib import Path
 
 import httpx
 import pytest
+from PIL import Image
 
 from labelcurve.bundle.errors import LabelcurveError
 from labelcurve.serving import doubtful
@@ -157,6 +158,18 @@ def test_the_folder_is_bounded_in_images_and_bytes(
     assert sum(path.stat().st_size for path in folder.iterdir()) <= 1500
     assert f"{folder} holds 3 images" in caplog.text
     assert "label and remove some, or allow more" in caplog.text
+
+
+def test_a_jpeg_with_further_pictures_is_kept_under_a_name_that_train_reads(
+    open_folder: Callable[..., Doubtful], folder: Path
+) -> None:
+    file, two = BytesIO(), [Image.new("RGB", (8, 8)), Image.new("RGB", (8, 8))]
+    two[0].save(file, "MPO", save_all=True, append_images=two[1:])
+    keeper = open_folder()
+    keeper.offer(file.getvalue(), ANSWER)
+    keeper.close()
+    (kept,) = images(folder)
+    assert kept.suffix == ".jpeg"
 
 
 def test_the_last_answer_to_an_image_counts(

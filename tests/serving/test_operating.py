@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from dataclasses import fields
 from pathlib import Path
@@ -12,7 +13,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from labelcurve.serving.settings import Settings
 from labelcurve.serving.telemetry import metrics
-from labelcurve.serving.web import openapi
+from labelcurve.serving.web import connection, openapi
 from tests.models import digit_png
 
 DOCUMENT = (Path(__file__).parents[2] / "docs/operating.md").read_text()
@@ -56,4 +57,11 @@ def test_every_error_is_there() -> None:
         for status in operation["responses"]
         if status >= "400"
     }
-    assert set(rows("Errors")) == described | {"405", "431", "500"}
+    source = inspect.getsource(connection)
+    early = set(re.findall(r"(?:_refuse\(|_interrupt\(|_fault = )(\d{3})\b", source))
+    assert {"400", "503"} <= early
+    assert set(rows("Errors")) == described | early | {"405", "500"}
+    (metric,) = re.findall(
+        r"^\| `labelcurve_connections_refused_total` .*$", DOCUMENT, re.MULTILINE
+    )
+    assert set(re.findall(r"\((\d{3})\)", metric)) == early

@@ -289,7 +289,7 @@ def test_a_signal_ends_it_and_leaves_no_half_bundle(
         process.wait()
     assert process.returncode == code
     assert "stopped; bundles already published are kept" in stderr
-    assert "goes on from here" in stderr
+    assert "resumes from here" in stderr
     assert "Traceback" not in stderr
     assert [entry.name for entry in tmp_path.iterdir()] == [".runs"]
 

@@ -47,7 +47,10 @@ class TargetLabels:
     accuracy: float
     value: int | None
     low: int | None
+    """0 where fewer labels than were measured may do."""
     high: int | None
+    fewest: bool = False
+    """Whether `value` and `high` are the fewest labels measured, which may be too many."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +65,9 @@ class Advice:
     n_labels: int
     more: int
     accuracy_now: Estimate
-    """The same whatever `more` is."""
+    """The same whatever `more` is; measured where the curve is not fit for a forecast."""
+    n_now: int
+    """Labels that it is with: all, or the most that were measured."""
     accuracy_then: Estimate
     """As sampled; see `then`."""
     gain: Estimate
@@ -114,7 +119,8 @@ def advise(
         answer=answer,
         n_labels=n,
         more=more,
-        accuracy_now=_now(points),
+        accuracy_now=_measured(points) if unfit else _now(points),
+        n_now=int(points.sizes[-1]) if unfit else n,
         accuracy_then=estimate(then),
         gain=found,
         least_gain=least_gain,
@@ -139,10 +145,13 @@ def estimate(samples: Floats) -> Estimate:
 
 
 def _now(points: Points) -> Estimate:
-    """The accuracy with the labels there are; with too few sizes for a curve that of the last."""
-    if len(points.sizes) >= FEWEST_SIZES:
-        # Sampled alone: samples joint with another number of labels vary with that number.
-        return estimate(1 - forecast(points, (points.n,))[:, 0])
+    """The accuracy with the labels there are."""
+    # Sampled alone: samples joint with another number of labels vary with that number.
+    return estimate(1 - forecast(points, (points.n,))[:, 0])
+
+
+def _measured(points: Points) -> Estimate:
+    """The accuracy at the largest size measured, where the curve is not fit for more."""
     value = 1 - float(points.errors[-1])
     half = DEVIATIONS * float(np.sqrt(points.covariance[-1, -1]))
     return Estimate(value, max(value - half, 0.0), min(value + half, 1.0))
@@ -210,7 +219,8 @@ def _check(points: Points) -> str | None:
         return None
     expected = estimate(1 - forecast(before, (top,))[:, 0])
     measured = 1 - float(points.errors[-1])
-    if expected.low <= measured <= expected.high:
+    slack = 0.5 / points.n  # half an image: of none wrong, no interval holds the accuracy 1
+    if expected.low - slack <= measured <= expected.high + slack:
         return None
     return (
         f"from up to {before.sizes[-1]:,.0f} labels the curve forecasts {expected.low * 100:.1f} "
@@ -233,9 +243,11 @@ def _would_tell(n: int, more: int, gain: Estimate, least_gain: float) -> str:
             f"{counted(more, 'label')} would be bought"
         )
     return (
-        f"no smaller sample, since the gain is too close to the {plain(least_gain)} points from "
-        "which it pays; decide by what the whole interval is worth, or set another bar with "
-        "--least-gain, or with --price-per-label and --value-per-point"
+        f"no smaller sample, since with fewer than {counted(more, 'label')} more the gain "
+        f"({one(gain.low)} to {one(gain.high)} points) could still be above or below the "
+        f"{plain(least_gain)} points from which it pays; decide by what the whole interval is "
+        "worth, or set another bar with --least-gain, or with --price-per-label and "
+        "--value-per-point"
     )
 
 
@@ -246,7 +258,10 @@ def labels_for(points: Points, accuracy: float) -> TargetLabels:
     there = samples >= accuracy
     first = np.where(there.any(axis=1), grid[there.argmax(axis=1)], np.inf)
     low, value, high = np.percentile(first, INTERVAL, method="nearest")
-    return TargetLabels(accuracy, *map(_named, (value, low, high)))
+    if low == grid[0]:
+        low = 0.0
+    fewest = bool(high == grid[0])
+    return TargetLabels(accuracy, _named(value), _named(low), _named(high), fewest)
 
 
 def _named(labels: float) -> int | None:

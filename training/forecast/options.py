@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import isfinite
 from pathlib import Path
 from typing import Annotated
 
@@ -66,6 +67,11 @@ class PlanOptions(EmbeddingOptions, _Question):
             raise LabelcurveError(
                 f"--value-per-point {shown(self.value_per_point)} and --least-gain "
                 f"{shown(self.least_gain)} both say from which gain labels pay: give one of them"
+            )
+        if not isfinite(self.bar):
+            raise LabelcurveError(
+                f"--price-per-label {shown(self.price_per_label or 0)} and --value-per-point "
+                f"{shown(self.value_per_point or 0)}: labels would pay from no finite gain"
             )
         if self.out.suffix not in (".html", ".htm") or self.out.is_dir():
             raise LabelcurveError(f"--out {self.out}: allowed is a file name in .html")

@@ -50,8 +50,8 @@ def page(
         details: names and values of how it was measured.
     """
     title = f"{counted(advice.more, 'more label')}? {advice.answer.capitalize()}."
-    n, total = advice.n_labels, advice.n_labels + advice.more
-    rows = [_row(f"Accuracy with {n:,} labels", advice.accuracy_now)]
+    total = advice.n_labels + advice.more
+    rows = [_row(f"Accuracy with {advice.n_now:,} labels", advice.accuracy_now)]
     if advice.failed_check is None:
         rows.append(_row(f"Accuracy with {total:,} labels", advice.then))
         gain = advice.gain

@@ -237,7 +237,11 @@ def _target(target: TargetLabels) -> str:
     share = f"{target.accuracy * 100:g} %"
     if target.value is None:
         text = f"{share} takes more than {REACH:g} times these labels, or cannot be reached"
-        return text if target.low is None else f"{text}; {target.low:,} are the fewest possible"
+        if target.low is None:
+            return text
+        return f"{share} most likely{text.removeprefix(share)}; it takes at least {target.low:,}"
+    if target.fewest:
+        return f"{share} takes {target.value:,} labels, the fewest measured, or fewer"
     most = "no upper bound is known" if target.high is None else f"at most {target.high:,}"
-    least = "" if target.low is None else f"at least {target.low:,}, "
+    least = "" if not target.low else f"at least {target.low:,}, "
     return f"{share} takes about {target.value:,} labels ({least}{most})"

@@ -17,6 +17,7 @@ from labelcurve.serving.models.catalogue import Catalogue
 from labelcurve.serving.models.device import Device
 from labelcurve.serving.models.model import Model
 from labelcurve.serving.settings import Settings
+from labelcurve.serving.telemetry import metrics
 from tests.models import publish_digits
 from tests.permissions import forbidden, public_copy
 
@@ -90,6 +91,14 @@ def test_every_model_is_there_and_described(digits_models: Path) -> None:
     assert {d["provider"] for d in described} == {"CPUExecutionProvider"}
     assert [d["versions"] for d in described] == [[d["version"]] for d in described]
     assert [d["refused"] for d in described] == [None] * 3
+
+
+def test_refusals_are_exported_before_the_first_one(digits_models: Path) -> None:
+    metrics.REFUSED.clear()
+    loaded(digits_models).close()
+    (metric,) = metrics.REFUSED.collect()
+    counted = {s.labels["model"]: s.value for s in metric.samples if s.name.endswith("_total")}
+    assert counted == {"digits-10": 0, "digits-50": 0, "digits-100": 0}
 
 
 def test_find(digits_models: Path) -> None:

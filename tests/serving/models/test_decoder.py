@@ -58,6 +58,35 @@ def test_large_images_wait_for_a_thread_and_small_ones_for_none(
     assert all(found.pixels[0].shape == (16, 16, 3) for found in (first, second, small))
 
 
+def test_a_request_given_up_occupies_its_thread_to_the_end(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    began, go_on = threading.Event(), threading.Event()
+
+    def prepared(data: bytes, size: int, **limits: int) -> NDArray[np.uint8]:
+        began.set()
+        assert go_on.wait(60)
+        return np.zeros((size, size, 3), np.uint8)
+
+    monkeypatch.setattr(preprocess, "prepare", prepared)
+
+    async def run() -> None:
+        decoder = Decoder(1)
+        first, queued = (asyncio.ensure_future(decoder._in_thread(LARGE, 16, 9)) for _ in range(2))
+        await asyncio.to_thread(began.wait, 60)
+        first.cancel()
+        queued.cancel()
+        await asyncio.gather(first, queued, return_exceptions=True)
+        await asyncio.sleep(0)
+        assert decoder._large == 1  # the one that no thread had begun takes none
+        go_on.set()
+        await decoder._in_thread(LARGE, 16, 9)
+        assert decoder._large == 0
+        assert decoder._large_seconds > 0
+
+    asyncio.run(run())
+
+
 def test_a_wait_that_would_be_too_long_is_refused_before_it_begins() -> None:
     async def run() -> None:
         decoder = Decoder(1)

@@ -2,11 +2,14 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import struct
 from pathlib import Path
 
 import pytest
+from prometheus_client import generate_latest
 
+from labelcurve.serving.telemetry import metric_files
 from labelcurve.serving.telemetry.metric_files import CAPACITY, Values
 
 KEY = '["a_total", "a_total", {"path": "%s"}, "help"]'
@@ -57,12 +60,27 @@ def test_it_grows(kept: Values) -> None:
 def test_what_has_not_changed_is_not_written_again(kept: Values) -> None:
     put(kept, KEY % "a", 1.0)
     kept.flush()
-    kept._path.unlink()
+    kept._path.write_bytes(b"")
     kept.flush()
-    assert not kept._path.exists()
+    assert kept._path.read_bytes() == b""
     put(kept, KEY % "a", 2.0)
     kept.flush()
     assert others(kept) == {KEY % "a": 2.0}
+
+
+def test_a_folder_that_a_cleaner_removed_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    metric_files.install()
+    monkeypatch.setattr(metric_files, "_own", {})
+    folder = tmp_path / "labelcurve-x" / "metrics"
+    kept = Values(str(folder / "counter_3.db"))
+    put(kept, KEY % "a", 1.0)
+    kept.flush()
+    shutil.rmtree(folder.parent)
+    assert b'a_total{path="a"} 1.0\n' in generate_latest(metric_files.registry(str(folder)))
+    kept.flush()
+    assert others(kept) == {KEY % "a": 1.0}
 
 
 def test_a_full_disk_is_an_error_and_loses_nothing(kept: Values) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import fcntl
 import os
 import subprocess
 from collections.abc import Callable
@@ -44,16 +45,34 @@ def test_a_wrong_line_is_named_and_every_way_to_write_a_rate_is_read(tmp_path: P
         read_keys(file)
 
 
-def test_the_limit_of_a_key_is_shared_by_the_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_limit_of_a_key_is_shared_by_the_workers(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     now = 100.0
     monkeypatch.setattr("labelcurve.serving.web.access.monotonic", lambda: now)
-    key = Key("alice", b"", rate=4)
-    assert [key.wait(0.5) > 0 for _ in range(3)] == [False, False, True]
-    assert key.wait(0.5) == pytest.approx(0.5)
-    now += 0.6
-    assert [key.wait(0.5) > 0 for _ in range(2)] == [False, True]
-    free = Key("bob", b"", rate=0)
-    assert not any(free.wait(0.5) for _ in range(100))
+    one, other = (Key("alice", b"a", rate=4) for _ in range(2))
+    assert [key.wait(tmp_path) > 0 for key in [one, other, one, other, one]] == [False] * 4 + [True]
+    assert other.wait(tmp_path) == pytest.approx(0.25)
+    now += 1  # over one connection, to one worker
+    assert [one.wait(tmp_path) > 0 for _ in range(5)] == [False] * 4 + [True]
+    assert other.wait(tmp_path) > 0
+    free = Key("bob", b"b", rate=0)
+    assert not any(free.wait(tmp_path) for _ in range(100))
+
+
+def test_a_limit_that_cannot_be_shared_is_kept_by_each_worker(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("labelcurve.serving.web.access.monotonic", lambda: 100.0)
+    key, other = (Key("alice", b"a", rate=2) for _ in range(2))
+    assert key.wait(tmp_path) == 0
+    (file,) = tmp_path.iterdir()
+    with file.open() as held:  # as by a worker that is stopped
+        fcntl.flock(held, fcntl.LOCK_EX)
+        assert [key.wait(tmp_path) > 0 for _ in range(2)] == [False, True]
+    assert [other.wait(tmp_path / "gone") > 0 for _ in range(3)] == [False, False, True]
+    file.write_bytes(b"")
+    assert other.wait(tmp_path) > 0
 
 
 @pytest.mark.parametrize(("rate", "seconds"), [(0.1, 10), (0.4, 3), (2.0, 1), (1000.0, 1)])
@@ -82,6 +101,24 @@ def test_beyond_a_limit_retry_after_says_the_seconds_and_they_suffice(
     assert access.refusal(scope) is not None
     now += seconds
     assert access.refusal(scope) is None
+
+
+def test_a_fifo_in_place_of_the_file_is_not_waited_for(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    file = tmp_path / "keys"
+    key = make_key(NewKey("alice", file))
+    access = Access(file)
+    file.unlink()
+    os.mkfifo(file)
+    access._looked = 0.0
+    headers = [(b"x-api-key", key.encode())]
+    scope = {"type": "http", "method": "POST", "path": "/classify", "headers": headers}
+    assert access.refusal(scope) is None
+    assert "it is a pipe" in caplog.text
+    assert "The previous keys remain valid" in caplog.text
+    with pytest.raises(LabelcurveError, match="it is a pipe"):
+        make_key(NewKey("bob", file))
 
 
 def test_every_answer_has_the_security_headers(client: httpx.Client) -> None:

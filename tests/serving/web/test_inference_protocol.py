@@ -186,3 +186,39 @@ def test_tritons_client_works_unchanged(service: Service, client: httpx.Client) 
         assert found.as_numpy("labels") is None
     finally:
         asked.close()
+
+
+def request(data: Any, **more: Any) -> bytes:
+    tensor = {"name": "images", "datatype": "UINT8", "shape": [1, 8, 8, 3], "data": data}
+    return json.dumps({"inputs": [tensor], **more}).encode()
+
+
+@pytest.mark.parametrize(
+    ("body", "says"),
+    [
+        (request(["a" * 1_000_000] + [""] * 500), "whole numbers from 0 to 255"),
+        (request(["a"] + [""] * 2_000), 'more than 2,000 ": too many strings'),
+        (request([[[[1]]] * 9] * 30_000), r"more than [0-9,]+ \[: too many arrays"),
+        (request([{}] * 200), "more than 100 {: too many objects"),
+        (request([True] * 192), "whole numbers"),
+        (request([1.0] * 192), "whole numbers"),
+        (request([256] + [0] * 191), "whole numbers"),
+        (request([-1] + [0] * 191), "whole numbers"),
+        (request([10**30] + [0] * 191), "whole numbers"),
+        (request([]), "whole numbers"),
+        (request([[1, 2], 3]), "whole numbers"),
+        (request([[[[[1]]]]] * 9), "whole numbers"),
+        (request([0] * 191), "reshape"),
+        (request(None, parameters={"x" * 20: 1}), "data, or binary_data_size"),
+    ],
+)
+def test_tensors_of_anything_but_bytes_are_refused(body: bytes, says: str) -> None:
+    with pytest.raises(Problem, match=says):
+        parse(body, None, 8)
+
+
+def test_a_nested_tensor_of_the_most_pixels_is_taken() -> None:
+    zeros = np.zeros((2, 224, 224, 3), np.uint8)
+    tensor = {"name": "images", "datatype": "UINT8", "shape": list(zeros.shape)}
+    body = json.dumps({"inputs": [{**tensor, "data": zeros.tolist()}]}, separators=(",", ":"))
+    assert len(parse(body.encode(), None, 224).pixels) == 2

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
 import socket
@@ -15,6 +16,7 @@ from PIL import Image
 
 from labelcurve.bundle.preprocess import MAX_BYTES, MAX_PIXELS
 from labelcurve.serving.models.decoder import INLINE_BYTES, INLINE_PIXELS, MAX_MEMORY
+from labelcurve.serving.web import request
 from labelcurve.serving.web.multipart import MAX_PARTS
 from tests.models import digit_png
 
@@ -159,7 +161,11 @@ def test_an_empty_body_is_malformed(client: httpx.Client) -> None:
         (b'{"inputs": "aGk=", "parameters": {"top_k": true}}', "parameters.top_k"),
         (b'{"inputs": "aGk=", "parameters": {"temperature": 2}}', "parameters.temperature"),
         (b'{"inputs": "aGk=", "parameters": {"function_to_apply": "none"}}', "function_to_apply"),
-        (b"[" * 100_000, "the body"),
+        (b"[" * 8, "the body"),
+        (b"[" * 100_000, "more than 8 [: too many arrays"),
+        (b'{"inputs": ""' + b', "k": 1' * 100 + b"}", 'more than 64 ": too many strings'),
+        (b'{"inputs": ' + b"{" * 100, "more than 8 {: too many objects"),
+        (b'{"inputs": "", "' + b"k" * 1_000 + b'": 1}', f"{'k' * 80}: Extra inputs"),
     ],
 )
 def test_malformed_json(client: httpx.Client, body: bytes, says: str) -> None:
@@ -272,3 +278,11 @@ def test_no_pickle_is_ever_loaded(client: httpx.Client) -> None:
     for kind in ("application/vnd.bentoml+pickle", "application/octet-stream"):
         response = client.post("/classify", content=pickled, headers={"content-type": kind})
         problem(response, 415)
+
+
+def test_large_bodies_are_parsed_in_a_thread() -> None:
+    def where(body: bytes) -> bool:
+        return threading.current_thread() is threading.main_thread()
+
+    assert asyncio.run(request._parsed(where, bytes(request.INLINE_BYTES)))
+    assert not asyncio.run(request._parsed(where, bytes(request.INLINE_BYTES + 1)))

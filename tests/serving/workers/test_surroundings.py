@@ -87,8 +87,15 @@ def test_pauses_grow_and_have_an_end() -> None:
 def test_while_workers_die_at_once_clients_get_503_and_the_service_comes_back(
     start_service: Start, digits_models: Path
 ) -> None:
-    service = start_service(digits_models)
+    port = free_port()
+    service = start_service(digits_models, "--metrics-port", str(port))
     service.wait_until_ready()
+
+    def ready() -> float:
+        text = httpx.get(f"http://127.0.0.1:{port}/metrics", timeout=30).text
+        return float(text.split("\nlabelcurve_workers_ready ")[1].split()[0])
+
+    wait_for(lambda: ready() == 1)
     for row in (1, 2, 3):
         wait_for(lambda: len(service.workers()) == 1)
         for pid in service.workers():
@@ -100,10 +107,12 @@ def test_while_workers_die_at_once_clients_get_503_and_the_service_comes_back(
     assert answer.headers["retry-after"] == "2"
     assert answer.headers["connection"] == "close"
     assert answer.headers["x-content-type-options"] == "nosniff"
+    assert ready() == 0
     problem = answer.json()
     assert problem["request_id"] == answer.headers["x-request-id"]
     assert problem["detail"] == "the service is being started again: try again"
     wait_for(lambda: status(service, "/readyz") == 200)
+    wait_for(lambda: ready() == 1)
     assert service.stop() == 0
 
 

@@ -86,7 +86,7 @@ def test_fine_tuning_follows_where_time_is_given_and_the_better_is_published(
     said = capsys.readouterr().out
     line = next(line for line in said.splitlines() if "the linear head has" in line)
     # Two validation images hardly tell them apart: of equals the linear head.
-    found = re.search(r"has ([\d.]+) .*fine-tuning ([\d.]+) .* by more than ([\d.]+), ", line)
+    found = re.search(r"has ([\d.]+) .*fine-tuning ([\d.]+) .* must exceed ([\d.]+), ", line)
     assert found is not None
     linear, tuned, margin = map(float, found.groups())
     manifest = store.read(tmp_path / "models", "pictures-tf_efficientnet_lite0-50").manifest

@@ -10,6 +10,7 @@ import pytest
 from labelcurve.training.forecast import advice as module
 from labelcurve.training.forecast.advice import (
     Estimate,
+    TargetLabels,
     advise,
     one,
     plain,
@@ -51,7 +52,7 @@ def test_a_bar_at_the_gain_itself_cannot_be_told() -> None:
     assert unsure.answer == "cannot tell"
     assert unsure.probability == pytest.approx(0.5, abs=0.05)
     assert unsure.would_tell is not None
-    assert "too close" in unsure.would_tell
+    assert "fewer than 2,000 labels more the gain (" in unsure.would_tell
 
 
 def test_a_curve_that_bends_fails_its_check_and_no_forecast_is_given() -> None:
@@ -65,6 +66,8 @@ def test_a_curve_that_bends_fails_its_check_and_no_forecast_is_given() -> None:
     assert first.startswith("No forecast is given, since the curve fails its check: from up to 225")
     assert second.startswith("They cost 100.00 (0.05 a label). The measurements hold")
     assert third.startswith("What would settle it: label about 400 more")
+    assert advice.accuracy_now.value == 1 - errors[-1]  # not what the law makes of it
+    assert advice.n_now == 720
     failed = Points(SIZES, errors, 0.002**2 * np.eye(7), 800)
     assert advise(failed, 2000, target=0.9).target is None
     assert advise(failed, 300).would_tell == (
@@ -168,3 +171,21 @@ def test_the_labels_that_would_settle_it_are_further_ones() -> None:
     assert module._would_tell(800, 80, Estimate(4.0, 0.2, 7.8), 2.0) == (
         "no smaller sample, since that takes about 80 more labels, and 80 labels would be bought"
     )
+
+
+def test_where_nothing_is_wrong_nothing_can_be_gained() -> None:
+    errors = np.array([0.02, 0.01, 0.0, 0.0, 0.0, 0.0, 0.0])
+    perfect = Points(SIZES, errors, (0.5 / 800) ** 2 * np.eye(7), 800)
+    advice = advise(perfect, 2000)
+    assert advice.failed_check is None
+    assert advice.answer == "no"
+
+
+def test_a_target_that_the_fewest_labels_reach_is_not_said_to_need_them() -> None:
+    target = advise(points(), 2000, target=0.3).target
+    assert target == TargetLabels(0.3, rounded(SIZES[0]), 0, rounded(SIZES[0]), fewest=True)
+    wide = Points(SIZES, points().errors, 0.03**2 * np.eye(7), 800)
+    near = advise(wide, 2000, target=0.52).target
+    assert near is not None
+    assert near.low == 0
+    assert not near.fewest

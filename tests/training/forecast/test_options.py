@@ -33,6 +33,10 @@ def test_arguments_become_options() -> None:
             {"value_per_point": 5.0, "price_per_label": 1.0, "least_gain": 2.0},
             "--value-per-point 5 and --least-gain 2 both say .* give one of them",
         ),
+        (
+            {"value_per_point": 1e-300, "price_per_label": 1e300},
+            "--price-per-label 1e.300 and --value-per-point 1e-300: labels would pay from no",
+        ),
         ({"least_gain": -2.0}, "--least-gain -2: allowed are 0 to 100 points"),
         ({"target": 90.0}, r"--target 90: allowed are values between 0 and 1 \(0.9 is 90 %\)"),
     ],

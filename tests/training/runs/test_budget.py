@@ -154,7 +154,7 @@ def test_too_few_epochs_are_warned_of_with_the_minutes_that_would_do(clock: Cloc
     assert budget.warnings(10, 5.0) == ()
     (few,) = budget.warnings(10, 2.5)
     assert few == (
-        "2.50 epochs: --max-minutes 1 ended the training before it had 5, the fewest of the "
+        "2.50 epochs: --max-minutes 1 ended the training before it had 5, the minimum of the "
         "recipe, so expect less of this model. With --max-minutes 2 it has some 5 epochs"
     )
     assert Budget(clock.now, None, [1.0], 0, 0).warnings(10, 0.5) == ()
