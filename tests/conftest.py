@@ -50,19 +50,23 @@ LONG = (
 
 
 SLOW = (
-    *("test_readme", "test_photos_page", "deploy", "labelcurve", "bundle/test_cuda"),
+    *("test_readme", "test_labelling", "test_photos_page", "deploy", "labelcurve"),
+    *("bundle/test_cuda", "bundle/test_promotion"),
     *(f"benchmarks/{name}" for name in ("test_cli", "test_demo", "test_render", "resilience")),
     *(f"benchmarks/{name}" for name in ("load/test_lo", "report/test_p", "training_runs")),
-    *(f"serving/test_{name}" for name in ("classify", "cli", "selftest", "service")),
+    *(f"benchmarks/{name}" for name in ("backtest/test_d", "harness/test_pr", "peers/test_job")),
+    *(f"serving/test_{name}" for name in ("classify", "cli", "doubtful", "lifecycle")),
+    *(f"serving/{name}" for name in ("test_selftest", "test_service", "models/test_catalogue")),
     *(f"serving/telemetry/test_{name}" for name in ("logs", "monitoring", "tracing")),
     *(f"serving/page/test_{name}" for name in ("browser", "documentation")),
     *(f"serving/{name}" for name in ("workers", "web/test_access")),
     *(f"serving/web/test_{name}" for name in ("app", "connection", "huggingface", "memory")),
-    *(f"serving/web/test_{name}" for name in ("mutations", "schemathesis")),
-    *(f"training/{name}" for name in ("test_cli", "extractors", "forecast", "models", "runtime")),
+    *(f"serving/web/test_{name}" for name in ("mutations", "nginx", "schemathesis")),
+    *(f"training/{name}" for name in ("test_cli", "extractors", "forecast", "models", "runs")),
+    *("training/runtime", "training/jobs/test_audit"),
     *(f"training/jobs/test_{name}" for name in ("classes", "faults", "outside")),
     *(f"training/jobs/test_{name}" for name in "pqst"),
-    *(f"training/learning/test_{name}" for name in ("compilation", "finetune", "p")),
+    *(f"training/learning/test_{name}" for name in ("compilation", "finetune", "l", "p", "t")),
 )
 """Tests below these start processes, train or draw plots: `make check` leaves them out."""
 
