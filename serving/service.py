@@ -26,13 +26,13 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from labelcurve.bundle.errors import LabelcurveError
+from labelcurve.serving.connections.connection import Connection, hide_invalid_requests
+from labelcurve.serving.connections.shared import Connections
 from labelcurve.serving.telemetry import logs, metric_files, metrics, tracing
 from labelcurve.serving.telemetry.logs import AccessLog
 from labelcurve.serving.telemetry.requests import Traffic
 from labelcurve.serving.web.access import Access
 from labelcurve.serving.web.app import App
-from labelcurve.serving.web.connection import Connection, hide_invalid_requests
-from labelcurve.serving.web.connections import Connections
 from labelcurve.serving.web.middleware import Front, Gate
 from labelcurve.serving.web.problems import HANDLERS
 from labelcurve.serving.workers import bento, limits, loading

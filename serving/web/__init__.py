@@ -1,1 +1,1 @@
-"""HTTP: routes, middleware, connections, requests, problems, access."""
+"""HTTP: routes, middleware, requests, problems, access."""

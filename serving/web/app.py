@@ -22,6 +22,7 @@ from labelcurve.bundle.errors import ImageError
 from labelcurve.bundle.machine import cores
 from labelcurve.bundle.preprocess import MAX_BYTES
 from labelcurve.serving import page
+from labelcurve.serving.connections.connection import TASK
 from labelcurve.serving.deadline import Clock, Deadline
 from labelcurve.serving.doubtful import Answer, Doubtful, table
 from labelcurve.serving.errors import Overloaded, Problem
@@ -34,7 +35,6 @@ from labelcurve.serving.models.model import Model
 from labelcurve.serving.settings import Settings
 from labelcurve.serving.telemetry.tracing import Traces
 from labelcurve.serving.web import inference_protocol, query, request
-from labelcurve.serving.web.connection import TASK
 from labelcurve.serving.web.request import MAX_OVERHEAD, Bodies, Claim, Upload
 from labelcurve.serving.web.verdicts import Row, Verdict, Verdicts
 

@@ -7,8 +7,8 @@ import contextlib
 import os
 import socket
 
+from labelcurve.serving.connections.connection import problem
 from labelcurve.serving.telemetry.logs import new_id
-from labelcurve.serving.web.connection import problem
 
 SECONDS = 2.0
 """Time limit for sending a request, and again for reading the response."""

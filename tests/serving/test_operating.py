@@ -11,9 +11,10 @@ import httpx
 from prometheus_client.metrics import MetricWrapperBase
 from prometheus_client.parser import text_string_to_metric_families
 
+from labelcurve.serving.connections import connection
 from labelcurve.serving.settings import Settings
 from labelcurve.serving.telemetry import metrics
-from labelcurve.serving.web import connection, openapi
+from labelcurve.serving.web import openapi
 from tests.models import digit_png
 
 DOCUMENT = (Path(__file__).parents[2] / "docs/operating.md").read_text()

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from labelcurve.serving.telemetry.logs import AccessLog
 
 if TYPE_CHECKING:
-    from labelcurve.serving.web.connection import Connection
+    from labelcurve.serving.connections.connection import Connection
 
 SPARE_SECONDS = 1.0
 """Silence after which a connection gives way to a new one: a busy client sends again before that,

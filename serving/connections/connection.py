@@ -22,6 +22,8 @@ from typing import Any, cast
 import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from labelcurve.serving.connections.outlet import Outlet
+from labelcurve.serving.connections.shared import Connections
 from labelcurve.serving.telemetry import metrics
 from labelcurve.serving.telemetry.logs import (
     ANSWERED,
@@ -32,8 +34,6 @@ from labelcurve.serving.telemetry.logs import (
     new_id,
 )
 from labelcurve.serving.web.access import HEADERS
-from labelcurve.serving.web.connections import Connections
-from labelcurve.serving.web.outlet import Outlet
 from labelcurve.serving.web.problems import MEDIA_TYPE, document
 
 TASK = "labelcurve.task"

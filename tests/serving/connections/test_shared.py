@@ -6,8 +6,8 @@ from typing import Any
 import uvicorn
 from uvicorn.server import ServerState
 
-from labelcurve.serving.web.connection import Connection
-from labelcurve.serving.web.connections import SPARE_SECONDS, Connections
+from labelcurve.serving.connections.connection import Connection
+from labelcurve.serving.connections.shared import SPARE_SECONDS, Connections
 
 GET = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
 

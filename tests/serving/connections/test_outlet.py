@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import socket
 
-from labelcurve.serving.web.outlet import Outlet
+from labelcurve.serving.connections.outlet import Outlet
 from tests.serving.conftest import Service
 
 

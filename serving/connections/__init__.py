@@ -1,0 +1,1 @@
+"""HTTP connections: their limits, and the order of what they are answered."""
