@@ -71,7 +71,7 @@ class Pretraining(Optimisation):
     """Side of a view over the side of the image."""
     temperature: float = 0.2
     extendable: bool = False
-    """Keeps the state from before the decay, so that a later run can go on from there."""
+    """Keeps the state from before the decay, so that a later run can resume from there."""
 
 
 def extendable(recipe: Pretraining) -> Pretraining:

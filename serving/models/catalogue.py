@@ -166,11 +166,13 @@ class Catalogue:
             try:
                 await asyncio.to_thread(self._scan)
             except BundleError as error:
-                self._warn("", f"{error}; what is loaded goes on")
+                self._warn("", f"{error}; what is loaded is still served")
                 return
             current = {n: f.current for n, f in self._found.items() if f.current}
             if not current:
-                self._warn("", f"no model left in {self._serving.root}: the last ones go on")
+                self._warn(
+                    "", f"no model left in {self._serving.root}: the last ones are still served"
+                )
                 return
             self._warned.pop("", None)
             self.warn_of_unlinked()
@@ -192,7 +194,7 @@ class Catalogue:
         served = {model.name for model in self.models}
         for name, found in self._found.items():
             if found.error:
-                left = "what is loaded goes on" if name in served else "it is not served"
+                left = "what is loaded is still served" if name in served else "it is not served"
                 self._warn(name, f"{name} cannot be read: {found.error}; {left}")
             elif found.current is None:
                 self._warn(

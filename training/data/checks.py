@@ -232,7 +232,7 @@ def unchanged(given: str, checked: Split) -> list[bytes]:
         if not same:
             raise DataError(
                 f"--data {given} changed during the run: {where}: {why}. Nothing was "
-                "published. Put it back and run the same command again, which goes on from the "
+                "published. Put it back and run the same command again, which resumes from the "
                 "checkpoint; or give it with --fresh to train on the images as they are now"
             )
         files.append(file)

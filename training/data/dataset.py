@@ -276,7 +276,7 @@ def _report_unreadable(name: str, unreadable: list[Unreadable], skip: bool, say:
     if not skip:
         raise DataError(
             f"{name}: {counted(len(unreadable), 'image')} cannot be read:\n{listing}\n"
-            "Repair or remove them, or go on without them with --skip-unreadable"
+            "Repair or remove them, or continue without them with --skip-unreadable"
         )
     say(f"{name}: {counted(len(unreadable), 'unreadable image')} left out:\n{listing}")
 

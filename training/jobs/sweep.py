@@ -1,6 +1,6 @@
 """The grid data x fraction x seed as independent jobs on Ray, on this machine or on a cluster.
 
-Each job is one `train`. A job whose worker or machine dies runs again and goes on from its
+Each job is one `train`. A job whose worker or machine dies runs again and resumes from its
 checkpoint, where `--out` is a volume that all machines see.
 """
 

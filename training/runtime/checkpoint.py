@@ -162,7 +162,7 @@ class Checkpoint:
         if found["key"] != self._key:
             raise LabelcurveError(
                 f"{self.path} is the checkpoint of an interrupted run with other arguments: "
-                f"{'; '.join(differences(found['key'], self._key))}. Give those to go on with it, "
+                f"{'; '.join(differences(found['key'], self._key))}. Give those to resume it, "
                 "or start over with --fresh"
             )
         return found

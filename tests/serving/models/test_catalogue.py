@@ -333,7 +333,7 @@ def test_folders_that_cannot_be_read_are_warned_of_once_and_change_nothing(
 
         follow(catalogue, forbid, check, check)
     assert [record.message for record in caplog.records] == [
-        "digits-50 cannot be read: Permission denied; what is loaded goes on",
+        "digits-50 cannot be read: Permission denied; what is loaded is still served",
         "lost+found cannot be read: Permission denied; it is not served",
     ]
 

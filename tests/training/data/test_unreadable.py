@@ -10,7 +10,7 @@ from tests.training.data.test_dataset import TRAIN, loaded
 from tests.training.sets import write_folder, write_parquet
 
 
-def spoil(root: Path) -> list[Path]:
+def corrupt(root: Path) -> list[Path]:
     """Makes three images of a folder unreadable, each in its own way."""
     files = sorted(root.rglob("*.png"))
     files[3].write_bytes(b"")
@@ -21,7 +21,7 @@ def spoil(root: Path) -> list[Path]:
 
 def test_unreadable_images_are_listed_with_their_reason(tmp_path: Path) -> None:
     write_folder(tmp_path / "set", TRAIN)
-    bad = spoil(tmp_path / "set")
+    bad = corrupt(tmp_path / "set")
     with pytest.raises(DataError, match="set: 3 images cannot be read") as error:
         loaded(tmp_path / "set", tmp_path / "cache")
     lines = str(error.value).splitlines()
@@ -33,7 +33,7 @@ def test_unreadable_images_are_listed_with_their_reason(tmp_path: Path) -> None:
 
 def test_unreadable_images_can_be_skipped_and_are_counted(tmp_path: Path) -> None:
     write_folder(tmp_path / "set", TRAIN)
-    bad = spoil(tmp_path / "set")
+    bad = corrupt(tmp_path / "set")
     found, said = loaded(tmp_path / "set", tmp_path / "cache", skip_unreadable=True)
     assert len(found.train) + len(found.test) == 97
     (line,) = [line for line in said if line.startswith("set: 3 unreadable images left out:")]
@@ -57,7 +57,7 @@ def test_a_list_of_many_unreadable_images_is_cut(tmp_path: Path) -> None:
 
 def test_from_the_cache_unreadable_images_are_named_where_they_are_now(tmp_path: Path) -> None:
     write_folder(tmp_path / "old", TRAIN)
-    spoil(tmp_path / "old")
+    corrupt(tmp_path / "old")
     loaded(tmp_path / "old", tmp_path / "cache", skip_unreadable=True)
     (tmp_path / "old").rename(tmp_path / "new")
     with pytest.raises(DataError) as error:
@@ -75,7 +75,7 @@ def test_in_parquet_unreadable_images_are_named_by_row(tmp_path: Path) -> None:
 
 def test_without_labels_unreadable_images_are_listed_too(tmp_path: Path) -> None:
     write_folder(tmp_path / "set", TRAIN)
-    bad = spoil(tmp_path / "set")
+    bad = corrupt(tmp_path / "set")
     with pytest.raises(DataError, match="set: 3 images cannot be read") as error:
         loaded(tmp_path / "set", tmp_path / "cache", labelled=False)
     assert all(str(path) in str(error.value) for path in bad)

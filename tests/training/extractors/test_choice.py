@@ -194,7 +194,7 @@ def test_a_checkpoint_that_another_pretraining_left_is_no_dead_end_for_train(
     found = from_cache(some, tmp_path)
     assert found is not None
     assert found.card.runs[-1].epochs == 1
-    assert theirs.read_bytes() == before, "`pretrain` goes on from it all the same"
+    assert theirs.read_bytes() == before, "`pretrain` resumes from it all the same"
 
 
 @pytest.mark.parametrize("n", [300, 1_442, 50_000, 10_000_000])

@@ -97,7 +97,7 @@ def test_no_label_outside_the_fraction_and_none_of_test_reaches_the_model(
         for name, images in (("seeing", digits), ("blind", blind))
     )
     assert first.graph == second.graph
-    assert first.manifest.n_unlabelled > 1_000, "the others did teach"
+    assert first.manifest.n_unlabelled > 1_000, "the others were used"
     assert (first.manifest.extractor is None) is (extractor == "none")
     assert first.manifest.test != second.manifest.test, "the other labels are measured against"
     without_test = [b.manifest.model_copy(update={"test": None}) for b in (first, second)]
@@ -118,22 +118,22 @@ def test_a_label_of_the_fraction_does_reach_the_model(
 
 
 @pytest.mark.parametrize(
-    ("fraction", "more", "teach"),
+    ("fraction", "more", "used"),
     [(0.2, {}, True), (0.2, {"no_unlabelled": True}, False), (1.0, {}, False)],
     ids=["other images", "--no-unlabelled", "all labels"],
 )
 @pytest.mark.usefixtures("teaching")
 def test_other_images_teach_below_a_fraction_of_1_unless_they_must_not(
-    tmp_path: Path, cache: Path, digits: Data, fraction: float, more: dict[str, Any], teach: bool
+    tmp_path: Path, cache: Path, digits: Data, fraction: float, more: dict[str, Any], used: bool
 ) -> None:
     train.run(options(tmp_path, cache, fraction=(fraction,), **more))
     (name,) = published(tmp_path)
     bundle = store.read(tmp_path, name)
     subset = fractions.subset(digits.train, digits.class_names, fraction, 0)
     others = len(digits.train) - len(subset.train) - len(subset.val)
-    assert bundle.manifest.n_unlabelled == (others if teach else 0)
+    assert bundle.manifest.n_unlabelled == (others if used else 0)
     said = "other training images used as unlabelled data"
-    assert (said in (bundle.path / "README.md").read_text()) is teach
+    assert (said in (bundle.path / "README.md").read_text()) is used
 
 
 def test_validation_images_do_not_teach(

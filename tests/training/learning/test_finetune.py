@@ -124,13 +124,13 @@ def test_an_earlier_epoch_that_validates_better_is_not_taken(digits: Data) -> No
     train, val = labelled(digits, 1.0)
     shown = Labelled(val.images, val.labels.copy())
 
-    def spoil(row: Epoch) -> None:
+    def corrupt(row: Epoch) -> None:
         """From the second epoch on half of the validation labels are wrong."""
         rows = slice(0, len(shown.labels) // 2)
         shown.labels[rows] = (val.labels[rows] + 5) % 10
 
     plan = replace(RECIPE, epochs=3, ema=0.0)
-    control = Control(on_epoch=spoil)
+    control = Control(on_epoch=corrupt)
     result = finetune.finetune(network(), Examples(train, shown), plan, FP32_CPU, 0, control)
     accuracies = [row.val_accuracy or 0.0 for row in result.history]
     assert accuracies[0] == max(accuracies) > accuracies[-1] + 0.1
