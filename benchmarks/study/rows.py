@@ -162,8 +162,8 @@ def noise(full: Sequence[Row]) -> float | None:
     return None if spread is None else 2 * spread * (1 + 1 / len(full)) ** 0.5 * 100
 
 
-def read_as(path: Path, schema: type[_Schema]) -> _Schema:
-    """Read a result.
+def read_as(path: Path, schema: type[_Schema], remedy: str = "") -> _Schema:
+    """Read a result; `remedy` ends the message where it does not follow the schema.
 
     Raises:
         LabelcurveError: it cannot be read, or does not follow the schema.
@@ -173,7 +173,9 @@ def read_as(path: Path, schema: type[_Schema]) -> _Schema:
     except OSError as error:
         raise LabelcurveError(f"cannot read {path}: {error.strerror}") from error
     except ValidationError as error:
-        raise LabelcurveError(f"{path} does not follow this release's schema: {error}") from error
+        raise LabelcurveError(
+            f"{path} does not follow this release's schema{remedy or f': {error}'}"
+        ) from error
 
 
 def read(path: Path) -> Study:
@@ -182,12 +184,4 @@ def read(path: Path) -> Study:
     Raises:
         LabelcurveError: it cannot be read, or does not follow the schema.
     """
-    try:
-        return Study.model_validate_json(path.read_bytes())
-    except OSError as error:
-        raise LabelcurveError(f"cannot read {path}: {error.strerror}") from error
-    except ValidationError as error:
-        raise LabelcurveError(
-            f"{path} is not a study.json of this release ({error.error_count()} fields differ): "
-            "move it away, or choose another file with --out"
-        ) from error
+    return read_as(path, Study, ": move it away, or choose another file with --out")

@@ -107,7 +107,10 @@ def test_every_row_of_the_plan_has_a_bundle_of_its_own() -> None:
 def test_what_is_not_a_study_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "study.json"
     path.write_text("{}")
-    with pytest.raises(LabelcurveError, match=r"study.json is not a study.json"):
+    with pytest.raises(
+        LabelcurveError,
+        match=r"study.json does not follow this release.*: move it away, or choose another",
+    ):
         rows.read(path)
     for wrong in (0.7, 2.0):
         with pytest.raises(LabelcurveError, match=rf"--fraction {wrong:g}: allowed are 0.05, 0.1"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from io import BytesIO
 
 import numpy as np
@@ -30,18 +31,24 @@ def crops() -> NDArray[np.uint8]:
     return np.stack(found)
 
 
-def as_jpeg(image: Image.Image) -> Image.Image:
+def as_jpeg(image: Image.Image, quality: int) -> Image.Image:
     buffer = BytesIO()
-    image.save(buffer, "JPEG", quality=70)
+    image.save(buffer, "JPEG", quality=quality)
     return Image.open(buffer).convert("RGB")
 
 
 CHANGES: dict[str, Callable[[Image.Image], Image.Image]] = {
     "crop": lambda i: i.crop((8, 0, SIDE, SIDE - 8)).resize(i.size),
-    "JPEG": as_jpeg,
+    "JPEG": partial(as_jpeg, quality=70),
+    "strong JPEG": partial(as_jpeg, quality=30),
     "brightness": lambda i: ImageEnhance.Brightness(i).enhance(0.6),
     "mirror": lambda i: i.transpose(Image.Transpose.FLIP_LEFT_RIGHT),
 }
+
+
+FOUND = dict.fromkeys(CHANGES, 0.85) | {"strong JPEG": 0.65}
+"""Share of the changed copies that are found, at least: quality 30 blurs the colours of parts with
+little contrast (docs/log.md)."""
 
 
 @pytest.mark.parametrize("change", CHANGES)
@@ -51,7 +58,7 @@ def test_a_changed_copy_correlates_and_another_part_of_the_photo_does_not(
     changed = np.stack([np.asarray(CHANGES[change](Image.fromarray(crop))) for crop in crops])
     one, other = duplicates.colour(crops), duplicates.colour(changed)
     same = duplicates.correlation(one, other, duplicates.FINE)
-    assert (same >= LEAST_CORRELATION).mean() > 0.85
+    assert (same >= LEAST_CORRELATION).mean() > FOUND[change]
     different = duplicates.correlation(one, np.roll(other, 1, axis=0), duplicates.FINE)
     assert (different < LEAST_CORRELATION).all()
 
