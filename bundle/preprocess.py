@@ -146,6 +146,12 @@ def decode(
         ) from error
 
 
+def ending(data: bytes) -> str:
+    """The end of a name for an image that `decode` takes: `png`, `jpeg`, ..."""
+    with Image.open(BytesIO(data), formats=FORMATS) as image:
+        return "jpeg" if image.format == "MPO" else str(image.format).lower()
+
+
 def _memory(image: Image.Image, pixels: int) -> int:
     """Bytes that `load` and `_to_rgb` take at most, as measured with Pillow 11 to 13.
 

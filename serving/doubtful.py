@@ -16,17 +16,15 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from io import BytesIO, StringIO
+from io import StringIO
 from pathlib import Path
 from queue import SimpleQueue
 from threading import Thread
 from time import monotonic
 
-from PIL import Image
-
 from labelcurve.bundle import files
 from labelcurve.bundle.errors import LabelcurveError
-from labelcurve.bundle.preprocess import FORMATS
+from labelcurve.bundle.preprocess import ending
 
 logger = logging.getLogger("labelcurve")
 
@@ -143,11 +141,8 @@ class Doubtful:
             self._done += len(upload[0])
 
     def _keep(self, image: bytes, answer: Answer) -> None:
-        with Image.open(BytesIO(image), formats=FORMATS) as opened:
-            kind = (opened.format or "").lower()
-        ending = "jpeg" if kind == "mpo" else kind  # a JPEG with further pictures behind the first
         digest = hashlib.sha256(image).hexdigest()[:32]
-        file = self.folder / f"{digest}.{ending}"
+        file = self.folder / f"{digest}.{ending(image)}"
         about = json.dumps({"file": file.name, **asdict(answer)}, ensure_ascii=False).encode()
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         with _alone(self.folder):

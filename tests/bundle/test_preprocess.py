@@ -420,6 +420,10 @@ def test_a_jpeg_with_further_pictures_is_a_jpeg() -> None:
     for data in (plain, two):
         with pytest.raises(ImageTooLarge, match=r"this kind of JPEG .* MB to decode"):
             preprocess.prepare(data, 32, max_memory=1_000_000)
+    assert [preprocess.ending(data) for data in (plain, two, encoded(photo()))] == [
+        *("jpeg", "jpeg"),
+        "png",
+    ]
     few = mpo(encoded(Image.new("L", (4_000, 4_000)), "JPEG", progressive=True))
     end = few.index(b"\xff\xd9")
     start = few.rfind(b"\xff\xda", 0, end)

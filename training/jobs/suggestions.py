@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from labelcurve.bundle.errors import LabelcurveError
-from labelcurve.bundle.preprocess import FORMATS
+from labelcurve.bundle.preprocess import ending
 from labelcurve.bundle.text import percent
 from labelcurve.training.data.split import Split
 
@@ -98,8 +98,7 @@ def _link(temporary: Path, out: Path, i: int, split: Split, row: int) -> str:
         (temporary / IMAGES / f"{i + 1:04}-{where.name}").symlink_to(target)
         return str(target)
     data = split.read(row)
-    ending = str(Image.open(BytesIO(data), formats=FORMATS).format).lower()
-    name = f"{i + 1:04}-image.{ending}"
+    name = f"{i + 1:04}-image.{ending(data)}"
     (temporary / IMAGES / name).write_bytes(data)
     return str(out.resolve() / IMAGES / name)
 
