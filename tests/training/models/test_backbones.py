@@ -10,6 +10,7 @@ from torch import nn
 from labelcurve.training.data.dataset import Data
 from labelcurve.training.models.backbones import (
     ConvNet,
+    Convolution,
     Group,
     Mirrored,
     Network,
@@ -215,3 +216,34 @@ def test_pooling_before_and_after_the_norm_are_the_same(size: int) -> None:
         expected = F.gelu(group.norm2(group.conv2(F.gelu(group.norm1(pooled)))))
     assert found.shape == (5, 6, max(1, size // 2), max(1, size // 2))
     assert torch.allclose(found, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(("height", "width"), [(1, 1), (2, 2), (3, 3), (2, 5), (5, 5)])
+def test_the_gradient_for_small_maps_is_that_of_a_convolution(height: int, width: int) -> None:
+    torch.manual_seed(0)
+    own = Convolution(16, 24)
+    x = torch.randn(6, 16, height, width).contiguous(memory_format=torch.channels_last)
+    x.requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16):
+        out = own(x.bfloat16())
+    assert type(out.grad_fn).__name__ == "_ProductBackward"
+    gradient = torch.randn_like(out)
+    found = torch.autograd.grad(out, [x, own.weight], gradient)
+    # In float32, so that a figure of bfloat16 is compared with the exact one.
+    exact = F.conv2d(x, own.weight, padding=1)
+    for got, expected in zip(
+        found, torch.autograd.grad(exact, [x, own.weight], gradient.float()), strict=True
+    ):
+        assert got.dtype == expected.dtype
+        assert got.shape == expected.shape
+        assert float((got - expected).norm() / expected.norm()) < 0.01
+    assert float((out.float() - exact).detach().norm() / exact.detach().norm()) < 0.01
+
+
+@pytest.mark.parametrize(("size", "dtype"), [(6, torch.bfloat16), (3, torch.float32)])
+def test_other_maps_have_the_gradient_of_torch(size: int, dtype: torch.dtype) -> None:
+    conv = Convolution(4, 4).to(dtype)
+    out = conv(torch.randn(2, 4, size, size, dtype=dtype))
+    assert type(out.grad_fn).__name__ == "ConvolutionBackward0"
+    conv.eval()  # as it is exported
+    assert type(conv(torch.randn(2, 4, 3, 3, dtype=dtype)).grad_fn).__name__ != "_ProductBackward"
