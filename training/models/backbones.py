@@ -24,7 +24,7 @@ EMPTY = 1e-9
 """A direction with this share of the largest variance, or less, holds no signal (fp32's digits)."""
 
 
-SMALL = 5
+SMALL = 7
 """Maps of at most so many pixels on a side take `_Product`'s gradient."""
 
 
@@ -125,8 +125,8 @@ class Convolution(nn.Conv2d):
 class _Product(torch.autograd.Function):
     """A 3 x 3 convolution; the gradient of its weights is one product of matrices.
 
-    oneDNN's takes 5 times as long for maps of 3 x 3 pixels with AMX, 2 times for 5 x 5, and no
-    longer for larger ones (docs/log.md).
+    With AMX oneDNN's takes 5 times as long for maps of 3 x 3 pixels, 2 times for 5 x 5, 1.3 times
+    for 7 x 7 and less for larger ones; without AMX the two are even (docs/log.md).
     """
 
     @staticmethod

@@ -218,7 +218,7 @@ def test_pooling_before_and_after_the_norm_are_the_same(size: int) -> None:
     assert torch.allclose(found, expected, atol=1e-5)
 
 
-@pytest.mark.parametrize(("height", "width"), [(1, 1), (2, 2), (3, 3), (2, 5), (5, 5)])
+@pytest.mark.parametrize(("height", "width"), [(1, 1), (2, 2), (3, 3), (2, 5), (7, 7)])
 def test_the_gradient_for_small_maps_is_that_of_a_convolution(height: int, width: int) -> None:
     torch.manual_seed(0)
     own = Convolution(16, 24)
@@ -240,7 +240,7 @@ def test_the_gradient_for_small_maps_is_that_of_a_convolution(height: int, width
     assert float((out.float() - exact).detach().norm() / exact.detach().norm()) < 0.01
 
 
-@pytest.mark.parametrize(("size", "dtype"), [(6, torch.bfloat16), (3, torch.float32)])
+@pytest.mark.parametrize(("size", "dtype"), [(8, torch.bfloat16), (3, torch.float32)])
 def test_other_maps_have_the_gradient_of_torch(size: int, dtype: torch.dtype) -> None:
     conv = Convolution(4, 4).to(dtype)
     out = conv(torch.randn(2, 4, size, size, dtype=dtype))
