@@ -100,8 +100,8 @@ class LabelOptions:
     """The same table: the training images in it get the label in the column `suggested`, where
     there is one."""
     no_unlabelled: Flag = False
-    """Do not learn from images without labels, the training images outside the fraction among
-    them."""
+    """Leave images without labels, the training images outside the fraction among them, out of the
+    linear head of few labelled photos and out of distillation."""
     no_test: Flag = False
     """Do not read the test split: for tuning."""
     no_final: Flag = False

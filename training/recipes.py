@@ -149,20 +149,11 @@ class Recipe(Optimisation):
     plateau_patience: int = 3
     backbone_lr: float = 1.0
     """Factor on the learning rates of the backbone; the classifier has them as they are."""
-    consistency: float = 0.0
-    """Weight of the loss on images without labels; 0 leaves them out. In distillation they have
-    the weight of labelled ones."""
+    unlabelled: bool = False
+    """Whether a network also learns what its teacher answers to images without labels."""
     propagation: bool = False
     """Whether the linear head also learns from images without labels, by label propagation
     (`training.models.propagation`)."""
-    unlabelled_ratio: int = 1
-    """Images without labels for each labelled one of a batch."""
-    unlabelled_from: float = 0.0
-    """Share of the run after which they take part."""
-    confidence: float = 0.0
-    """The teacher's smallest probability for an image to count."""
-    sharpening: float = 1.0
-    """Divides the teacher's logits."""
 
 
 def recipe(
@@ -174,7 +165,7 @@ def recipe(
         preset: `reference` is the reference experiment's fine-tuning (docs/reference.md).
         n_labels: labelled training images.
         flip: whether mirrored images keep their class.
-        unlabelled: whether there are images without labels to learn from.
+        unlabelled: whether there are images without labels, from which a linear head learns.
         extractor: `timm:NAME[=FILE]` or `torchvision:NAME[=FILE]` sets the network, whose last
             stages learn on random crops, at a lower learning rate than the classifier.
     """
@@ -190,8 +181,6 @@ def recipe(
         )
     # At least some 16 steps an epoch, so that few labels still make a run.
     batch_size = min(128, max(16, 2 ** round(math.log2(max(1, n_labels / 16)))))
-    # With as many unlabelled images, which the teacher also sees, a batch takes twice the time.
-    cost = 2 if unlabelled else 1
     plan = Recipe(
         backbone="convnet",
         optimizer="muon",
@@ -200,17 +189,13 @@ def recipe(
         schedule="linear",
         warmup=0.1,
         decay=0.9,
-        epochs=min(40, max(5, round(work(n_labels) / (cost * n_labels)))),
+        epochs=min(40, max(5, round(work(n_labels) / n_labels))),
         patience=0,
         batch_size=batch_size,
         label_smoothing=0.1,
-        crop=4,
+        crop=2,
         flip=flip,
-        cutout=8,
         ema=0.9,
-        consistency=1.0 if unlabelled else 0.0,
-        unlabelled_from=0.2,
-        confidence=0.8,
     )
     if extractor.startswith(LIBRARIES):
         return replace(
@@ -226,7 +211,6 @@ def recipe(
             area=0.35,
             view_share=5 / 7,
             fixed_stages=0.75,
-            consistency=0.0,
             propagation=unlabelled and n_labels < TUNED_FROM,
         )
     return plan
@@ -245,7 +229,7 @@ def distillation(backbone: Backbone, n_images: int, *, flip: bool, unlabelled: b
     return replace(
         plan,
         backbone=backbone,
-        consistency=1.0 if unlabelled else 0.0,
+        unlabelled=unlabelled,
         fixed_stages=0.0,
     )
 

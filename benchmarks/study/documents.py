@@ -36,7 +36,6 @@ NETWORKS = (
 """Label, variant without and variant with pretraining."""
 ABLATIONS = {
     "scratch": "the extractor",
-    "no-unlabelled": "unlabelled images (twice the epochs instead)",
     "no-muon": "Muon (SGD at 0.1 instead)",
     "no-ema": "averaged weights",
     "no-label-smoothing": "label smoothing",

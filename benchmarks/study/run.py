@@ -51,7 +51,6 @@ VARIANTS: Mapping[str, Variant] = {
     "scratch": Variant({"extractor": "none"}),
     "reference": Variant({"preset": "reference"}),
     "reference-scratch": Variant({"preset": "reference", "extractor": "none"}),
-    "no-unlabelled": Variant({"no_unlabelled": True}),
     # As in the earlier recipe (docs/log.md, 2026-11-23), which was tuned for another network.
     "no-muon": Variant(changes={"optimizer": "sgd", "lr": 0.1, "weight_decay": 1e-3}),
     "no-ema": Variant(changes={"ema": 0.0}),
@@ -158,7 +157,7 @@ def differs(place: Place, manifest: Manifest) -> str | None:
         variant.options.get("preset", "default"),
         manifest.n_labels_train,
         flip=True,
-        unlabelled=place.fraction < 1 and not variant.options.get("no_unlabelled", False),
+        unlabelled=False,
     )
     wanted = {**asdict(plan), **variant.changes}
     return next((key for key in wanted if manifest.recipe.get(key) != wanted[key]), None)

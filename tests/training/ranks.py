@@ -29,9 +29,7 @@ from labelcurve.training.runtime.device import FP32_CPU
 from tests.training.learning.test_finetune import RECIPE, labelled, network
 
 # Without random changes to the images, the number of processes must not matter.
-PLAIN = replace(
-    RECIPE, crop=0, cutout=0, epochs=2, consistency=1.0, unlabelled_ratio=2, confidence=0.0
-)
+PLAIN = replace(RECIPE, crop=0, cutout=0, epochs=2)
 
 
 class Shades(Views):
@@ -49,7 +47,7 @@ def tuned(digits: Data) -> Any:
     return distributed.together(
         finetune.finetune,
         network(),
-        Examples(train, val, digits.train.images[600:900]),
+        Examples(train, val),
         recipe,
         FP32_CPU,
         0,

@@ -58,13 +58,6 @@ def test_more_labels_are_more_work_and_less_for_each() -> None:
     assert each == sorted(each, reverse=True)
 
 
-def test_images_without_labels_take_the_place_of_epochs() -> None:
-    alone, together = planned(4_500), planned(4_500, unlabelled=True)
-    assert alone.consistency == 0
-    assert together.consistency > 0
-    assert together.epochs == pytest.approx(alone.epochs / 2, abs=1)
-
-
 @pytest.mark.parametrize("size", [8, 32, 224])
 @pytest.mark.parametrize("n_images", [20, 200, 1_442, 50_000, 1_000_000])
 def test_pretraining_fits_any_number_of_images(n_images: int, size: int) -> None:

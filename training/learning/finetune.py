@@ -1,4 +1,4 @@
-"""Fine-tunes a network on labelled images and, with consistency losses, on unlabelled ones."""
+"""Fine-tunes a network on labelled images, or on the answers of a teacher."""
 
 from __future__ import annotations
 
@@ -26,7 +26,6 @@ from labelcurve.training.models.backbones import Network, predict_logits
 from labelcurve.training.models.linear_head import LinearHead
 from labelcurve.training.recipes import Recipe
 from labelcurve.training.runtime import distributed
-from labelcurve.training.runtime.checkpoint import mix
 from labelcurve.training.runtime.console import EPOCHS, epoch
 from labelcurve.training.runtime.device import Device
 from labelcurve.training.runtime.memory import more_parts
@@ -49,8 +48,6 @@ class Examples:
     train: Labelled
     val: Labelled
     """Judges each epoch; with the schedule `plateau` it chooses one. Else it may be empty."""
-    unlabelled: Images | None = None
-    """uint8 [M, H, W, 3], for the consistency loss of the recipe."""
     answers: NDArray[np.float32] | None = None
     """A teacher's probabilities of the images of `train`, [N, K], used as targets in place of their
     labels."""
@@ -120,8 +117,6 @@ class _Position:
     """Number of correctly classified images of the epoch, a scalar."""
     in_epoch: int = 0
     """Steps."""
-    taught: int = 0
-    """Batches of unlabelled images."""
     micro_batches: int = 1
     epoch_began: float = 0.0
     """Start of the epoch in seconds of training."""
@@ -151,7 +146,7 @@ class _Finetuning:
         seed: int,
         control: Control,
     ) -> None:
-        train, val, unlabelled = examples.train, examples.val, examples.unlabelled
+        train, val = examples.train, examples.val
         self._network, self._recipe, self._device = network, recipe, device
         self._control = control
         self._labelled = Crops(
@@ -165,16 +160,6 @@ class _Finetuning:
         if distributed.size() > 1:
             rows = np.arange(len(val.images))[distributed.part(len(val.images))]
             self._own_val = take(val.images, rows)
-        self._others: Crops | None = None
-        if unlabelled is not None and len(unlabelled) and recipe.consistency > 0:
-            self._others = Crops(
-                unlabelled,
-                recipe.unlabelled_ratio * self._labelled.batch,
-                recipe.crop,
-                mix(seed, 1),
-                device,
-                control.say,
-            )
         self.steps = self._labelled.steps
         self.optimizers = Optimizers(
             [(network.backbone, recipe.backbone_lr), (network.classifier, 1.0)],
@@ -192,8 +177,6 @@ class _Finetuning:
         zero = torch.zeros((), device=device.device)
         self.at = _Position(loss=zero, correct=zero.clone())
         self.history: list[Epoch] = []
-        self._teach = False
-        """Whether the current step uses unlabelled images."""
         self._best_state: dict[str, Any] = {}
 
     def pause(self, loop: Loop, progress: float) -> bool:
@@ -220,14 +203,8 @@ class _Finetuning:
         cutout = round(recipe.cutout * images.shape[-1] / 32)
         images = augment.cutout(images, cutout, generator)
         batch = Batch(images, self._targets[rows], labelled.batch)
-        self._teach = self._others is not None and progress >= recipe.unlabelled_from
-        if self._others is not None and self._teach:
-            batch.n_others = self._others.batch
-            _, batch.others = self._others.draw(self.at.taught, recipe.flip, generator)
-            views = network.normalise(batch.others)
-            batch.views = augment.cutout(views, cutout, generator)
         figures = accumulate(
-            network, self._judged, batch, self.at.micro_batches, recipe, self._device
+            network, batch, self.at.micro_batches, recipe.label_smoothing, self._device
         )
         distributed.total_gradients(network, *figures)
         return figures
@@ -244,7 +221,6 @@ class _Finetuning:
         self.at.loss += loss * self._labelled.batch
         self.at.correct += correct
         self.at.in_epoch += 1
-        self.at.taught += self._teach
 
     def check(self) -> float:
         """The mean training loss of the epoch so far."""

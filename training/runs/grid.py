@@ -47,7 +47,7 @@ class Cell:
     def others(self, n: int) -> Index:
         """Rows of the `n` training images that the model neither learns from with labels nor
         validates on: the same as if all others had come without labels (`--unlabelled`)."""
-        if self.recipe.consistency == 0 and not self.recipe.propagation:
+        if not self.recipe.unlabelled and not self.recipe.propagation:
             return np.zeros(0, np.int32)
         left = np.ones(n, bool)
         left[self.subset.train] = left[self.subset.val] = False

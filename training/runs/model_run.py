@@ -19,7 +19,6 @@ from labelcurve.bundle.machine import scheduled, waited_share
 from labelcurve.bundle.manifest import SHARED, Choice, Epoch, Teacher
 from labelcurve.bundle.text import counted
 from labelcurve.training.data.dataset import Data
-from labelcurve.training.data.decoded.stored import take
 from labelcurve.training.extractors import choice
 from labelcurve.training.learning import finetune
 from labelcurve.training.learning.batches import reading
@@ -212,12 +211,7 @@ class ModelRun:
         """The training and the validation images."""
         images, subset = self.command.images, self.cell.subset
         train, val = images.train.take(subset.train), images.train.take(subset.val)
-        consistent = self.cell.recipe.consistency > 0
-        return Examples(
-            Labelled(train.images, train.labels),
-            Labelled(val.images, val.labels),
-            take(images.train.images, self.others) if consistent else None,
-        )
+        return Examples(Labelled(train.images, train.labels), Labelled(val.images, val.labels))
 
     def tune(
         self, network: Network, budget: Budget, run: Tracking, examples: Examples

@@ -18,10 +18,9 @@ from labelcurve.training.data.fractions import Subset
 from labelcurve.training.data.source import UNLABELLED
 from labelcurve.training.extractors import choice
 from labelcurve.training.jobs import train
-from labelcurve.training.learning import finetune
 from labelcurve.training.models import export, extractor
 from labelcurve.training.options import Options
-from labelcurve.training.recipes import Recipe, recipe
+from labelcurve.training.recipes import recipe
 from labelcurve.training.runs import grid
 from tests.training.sets import digit_rows, write_folder
 
@@ -62,24 +61,13 @@ def trained_on(
 
 
 @pytest.fixture
-def teaching(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Uses unlabelled images from the start, even where the teacher is not confident."""
-
-    def plan(*arguments: Any, **options: Any) -> Recipe:
-        own = recipe(*arguments, **options)
-        return replace(own, confidence=0.0, unlabelled_from=0.0, ema=0.5)
-
-    monkeypatch.setattr("labelcurve.training.runs.grid.recipe", plan)
-
-
-@pytest.fixture
 def briefly(monkeypatch: pytest.MonkeyPatch) -> None:
     """Makes `train` pretrain for one epoch."""
     monkeypatch.setattr(choice, "SHORT_IMAGES", 1)
 
 
 @pytest.mark.parametrize("extractor", ["none", "auto"])
-@pytest.mark.usefixtures("teaching", "briefly")
+@pytest.mark.usefixtures("briefly")
 def test_no_label_outside_the_fraction_and_none_of_test_reaches_the_model(
     tmp_path: Path, digits: Data, extractor: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -97,7 +85,6 @@ def test_no_label_outside_the_fraction_and_none_of_test_reaches_the_model(
         for name, images in (("seeing", digits), ("blind", blind))
     )
     assert first.graph == second.graph
-    assert first.manifest.n_unlabelled > 1_000, "the others were used"
     assert (first.manifest.extractor is None) is (extractor == "none")
     assert first.manifest.test != second.manifest.test, "the other labels are measured against"
     without_test = [b.manifest.model_copy(update={"test": None}) for b in (first, second)]
@@ -117,49 +104,6 @@ def test_a_label_of_the_fraction_does_reach_the_model(
     assert first.graph != second.graph
 
 
-@pytest.mark.parametrize(
-    ("fraction", "more", "used"),
-    [(0.2, {}, True), (0.2, {"no_unlabelled": True}, False), (1.0, {}, False)],
-    ids=["other images", "--no-unlabelled", "all labels"],
-)
-@pytest.mark.usefixtures("teaching")
-def test_other_images_teach_below_a_fraction_of_1_unless_they_must_not(
-    tmp_path: Path, cache: Path, digits: Data, fraction: float, more: dict[str, Any], used: bool
-) -> None:
-    train.run(options(tmp_path, cache, fraction=(fraction,), **more))
-    (name,) = published(tmp_path)
-    bundle = store.read(tmp_path, name)
-    subset = fractions.subset(digits.train, digits.class_names, fraction, 0)
-    others = len(digits.train) - len(subset.train) - len(subset.val)
-    assert bundle.manifest.n_unlabelled == (others if used else 0)
-    said = "other training images used as unlabelled data"
-    assert (said in (bundle.path / "README.md").read_text()) is used
-
-
-def test_validation_images_do_not_teach(
-    tmp_path: Path, digits: Data, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    seen: list[Any] = []
-    real = finetune.finetune
-
-    def spy(*arguments: Any, **more: Any) -> finetune.Result:
-        seen.append(arguments[1].unlabelled)
-        return real(*arguments, **more)
-
-    monkeypatch.setattr(finetune, "finetune", spy)
-    plan = recipe("default", 200, flip=False, unlabelled=False)
-    monkeypatch.setattr(
-        "labelcurve.training.runs.grid.recipe", lambda *_, **__: replace(plan, consistency=1.0)
-    )
-    subset = fractions.subset(digits.train, digits.class_names, 0.2, 0)
-    trained_on(digits, options(tmp_path, tmp_path), subset, monkeypatch)
-    unlabelled = {image.tobytes() for image in seen[0]}
-    for rows in (subset.val, subset.train):
-        kept = [image.tobytes() for image in digits.train.images[rows]]
-        assert unlabelled.isdisjoint(kept)
-    assert unlabelled.isdisjoint(image.tobytes() for image in digits.test.images)
-
-
 def test_a_fraction_of_the_labels_is_as_few_labels_and_other_images_without(
     digits: Data, tmp_path: Path
 ) -> None:
@@ -175,9 +119,13 @@ def test_a_fraction_of_the_labels_is_as_few_labels_and_other_images_without(
         for images, fraction in ((digits, 0.2), (few, 1.0))
     ]
     assert cells[0].recipe == cells[1].recipe
-    assert cells[0].recipe.consistency > 0
     assert len(cells[0].subset.train) == len(cells[1].subset.train)
-    first, second = (cell.others(len(digits.train)) for cell in cells)
+    # As from photos, whose linear head learns from the others, too.
+    first, second = (
+        replace(cell, recipe=replace(cell.recipe, propagation=True)).others(len(digits.train))
+        for cell in cells
+    )
+    assert len(first) == len(digits.train) - len(tenth.train) - len(tenth.val)
     assert np.array_equal(first, second)
 
 

@@ -14,24 +14,16 @@ from labelcurve.training.runtime.device import FP32_CPU
 from tests.training.learning.test_finetune import RECIPE, network
 
 
-def batch(others: bool) -> Batch:
-    random = torch.Generator().manual_seed(0)
-    pixels = torch.randint(0, 256, (12, 3, 8, 8), generator=random, dtype=torch.uint8)
-    return Batch(
-        images=pixels[:6].float() / 255,
-        targets=torch.arange(6),
-        n=6,
-        n_others=6,
-        others=pixels[6:] if others else None,
-        views=pixels[6:].float() / 255 if others else None,
-    )
+def batch() -> Batch:
+    images = torch.rand(6, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    return Batch(images=images, targets=torch.arange(6), n=6)
 
 
 def gradients(
     net: Network, plan: Recipe, given: Batch, parts: int = 1
 ) -> tuple[float, float, Tensor]:
     net.zero_grad()
-    loss, correct = accumulate(net, net, given, parts, plan, FP32_CPU)
+    loss, correct = accumulate(net, given, parts, plan.label_smoothing, FP32_CPU)
     found = [p.grad.flatten() for p in net.parameters() if p.grad is not None]
     return float(loss), float(correct), torch.cat(found)
 
@@ -39,23 +31,11 @@ def gradients(
 @pytest.mark.parametrize("parts", [2, 4])
 def test_parts_of_a_batch_add_up_to_the_whole(parts: int) -> None:
     net = network().eval()  # whose batch norms look at no batch
-    loss, correct, whole = gradients(net, RECIPE, batch(others=False))
-    again, told, summed = gradients(net, RECIPE, batch(others=False), parts)
+    loss, correct, whole = gradients(net, RECIPE, batch())
+    again, told, summed = gradients(net, RECIPE, batch(), parts)
     assert again == pytest.approx(loss, rel=1e-5)
     assert told == correct
     assert torch.allclose(summed, whole, atol=1e-6)
-
-
-def test_of_other_images_those_count_of_which_the_teacher_is_sure() -> None:
-    plan = replace(RECIPE, consistency=1.0)
-    net = network()
-    state = {name: value.clone() for name, value in net.state_dict().items()}
-    losses = []
-    for confidence in (0.0, 1.1):
-        net.load_state_dict(state)
-        losses.append(gradients(net, replace(plan, confidence=confidence), batch(others=True))[0])
-    sure, unsure = losses
-    assert sure > unsure > 0
 
 
 def transparent() -> Network:
@@ -76,48 +56,17 @@ def test_the_loss_of_labels_is_smoothed_cross_entropy(smoothing: float) -> None:
         images=torch.cat([pixel(2, 1, 0), pixel(0, 0, 0)]), targets=torch.tensor([0, 2]), n=2
     )
     net = transparent()
-    plan = replace(RECIPE, label_smoothing=smoothing)
-    loss, correct = accumulate(net, net, given, 1, plan, FP32_CPU)
+    loss, correct = accumulate(net, given, 1, smoothing, FP32_CPU)
     surprise = math.log(math.e**2 + math.e + 1) - 2  # of class 0; 1 and 2 more for the others
     first = (1 - smoothing) * surprise + smoothing * (surprise + 1)
     assert float(loss) == pytest.approx((first + math.log(3)) / 2)
     assert float(correct) == 1
 
 
-@pytest.mark.parametrize(
-    ("sharpening", "confidence", "counts"),
-    [
-        (1.0, 0.57, True),  # e / (e + 2) = 0.576
-        (1.0, 0.58, False),
-        (0.5, 0.78, True),  # e**2 / (e**2 + 2) = 0.787
-        (0.5, 0.79, False),
-    ],
-)
-def test_the_sharpened_guess_of_the_teacher_is_the_target_where_it_is_sure(
-    sharpening: float, confidence: float, counts: bool
-) -> None:
-    given = Batch(
-        images=pixel(0, 0, 0),
-        targets=torch.tensor([1]),
-        n=1,
-        n_others=1,
-        others=torch.tensor([255, 0, 0], dtype=torch.uint8).view(1, 3, 1, 1),
-        views=pixel(0, 1, 0),
-    )
-    net = transparent()
-    plan = replace(
-        RECIPE, consistency=3.0, sharpening=sharpening, confidence=confidence, label_smoothing=0.0
-    )
-    loss, _ = accumulate(net, net, given, 1, plan, FP32_CPU)
-    second = 1 / (math.exp(1 / sharpening) + 2)  # the teacher's probability of class 1
-    student = math.log(math.e + 2) - second  # cross-entropy of the view's logits 0, 1, 0
-    assert float(loss) == pytest.approx(math.log(3) + 3 * student * counts, rel=1e-5)
-
-
 def test_a_teacher_that_is_sure_of_the_label_is_the_label() -> None:
     net = network().eval()
     plan = replace(RECIPE, label_smoothing=0.0)
-    hard = batch(others=False)
+    hard = batch()
     soft = replace(hard, targets=torch.eye(10)[hard.targets])
     loss, correct, found = gradients(net, plan, soft)
     expected, told, plain = gradients(net, plan, hard)

@@ -122,7 +122,6 @@ def test_where_they_do(n: int, others: int, more: dict[str, Any], reads: bool) -
     if reads:
         assert len(own.others(n + others + 10)) == others
         assert own.n_images(n + others + 10) == n, "an epoch of fine-tuning has the labelled ones"
-        assert own.recipe.consistency == 0
 
 
 def test_of_many_images_some_teach_evenly_spread() -> None:
