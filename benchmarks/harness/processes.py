@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import ctypes
+import json
+import os
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import psutil
+
+from labelcurve.bundle.errors import LabelcurveError
 
 _libc = ctypes.CDLL(None)
 
@@ -25,10 +29,36 @@ def labelcurve(*arguments: str) -> tuple[str, ...]:
     return sys.executable, "-P", "-m", "labelcurve", *arguments
 
 
+def trained(arguments: Sequence[str], **environment: str) -> subprocess.Popen[str]:
+    """Start a command of training outside the repository: a commit would change the manifest."""
+    return subprocess.Popen(
+        arguments,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"GIT_DIR": os.devnull} | environment,
+    )
+
+
+def document(process: subprocess.Popen[str], seconds: float) -> tuple[dict[str, Any], str]:
+    """Wait for a command; return the JSON document that it ends with, and all that it printed.
+
+    Raises:
+        LabelcurveError: it failed.
+    """
+    try:
+        stdout, stderr = process.communicate(timeout=seconds)
+    finally:
+        process.kill()
+    if process.returncode:
+        raise LabelcurveError(f"a command failed: {stderr.strip()}")
+    return json.loads(stdout.splitlines()[-1]), stdout
+
+
 def _follow() -> None:
-    """Deliver SIGTERM to the child when this process dies."""
-    pr_set_pdeathsig = 1
-    _libc.prctl(pr_set_pdeathsig, signal.SIGTERM)
+    """Deliver SIGTERM to the child when this process dies: PR_SET_PDEATHSIG."""
+    _libc.prctl(1, signal.SIGTERM)
 
 
 @contextmanager
@@ -78,10 +108,12 @@ def stop(process: subprocess.Popen[bytes]) -> None:
             process.kill()
             process.wait()
         for relative in family:
-            if relative.pid != process.pid:
-                _signal(relative, signal.SIGTERM)
+            with suppress(psutil.NoSuchProcess):
+                if relative.pid != process.pid:
+                    relative.terminate()
         for relative in _running(family, PATIENCE / 2):
-            _signal(relative, signal.SIGKILL)
+            with suppress(psutil.NoSuchProcess):
+                relative.kill()
         _running(family, PATIENCE / 2)
 
 
@@ -132,13 +164,6 @@ def is_running(process: psutil.Process) -> bool:
         return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
         return False
-
-
-def _signal(process: psutil.Process, number: signal.Signals) -> None:
-    try:
-        process.send_signal(number)
-    except psutil.NoSuchProcess:
-        return
 
 
 @contextmanager

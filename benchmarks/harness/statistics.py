@@ -28,6 +28,15 @@ def estimate(value: float, samples: NDArray[np.float64]) -> Estimate:
     return Estimate(value=float(value), low=float(low), high=float(high))
 
 
+def spread(name: str, values: Sequence[float] | NDArray[np.float64]) -> dict[str, float | None]:
+    """Mean and standard deviation (n - 1) of a figure, to four digits; None of too few values."""
+    n = len(values)
+    return {
+        name: round(float(np.mean(values)), 4) if n else None,
+        f"{name}_std": round(float(np.std(values, ddof=1)), 4) if n > 1 else None,
+    }
+
+
 def weighted_f1(confusion: NDArray[np.int64]) -> NDArray[np.float64]:
     """F1 weighted by class frequency, float64 [...], of int64 [..., K, K], true classes by row."""
     right = np.diagonal(confusion, axis1=-2, axis2=-1)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import re
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
@@ -12,7 +11,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-from labelcurve.benchmarks.harness.provenance import here
+from labelcurve.benchmarks.harness.provenance import here, save
 from labelcurve.bundle.errors import LabelcurveError
 
 IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif")
@@ -184,7 +183,5 @@ def images(folder: Path, least: int, most: int) -> list[bytes]:
 
 def write_result(path: Path, result: dict[str, Any]) -> None:
     """Write a result and its provenance as JSON."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    content = {**result, "provenance": here().model_dump()}
-    path.write_text(json.dumps(content, indent=2) + "\n")
+    save(path, {**result, "provenance": here().model_dump()})
     print(f"{path}: written")

@@ -23,12 +23,11 @@ from typing import Any
 
 import numpy as np
 import psutil
-import tyro
 from PIL import Image
 
 from labelcurve.benchmarks.harness import server
 from labelcurve.benchmarks.harness.processes import cpu_seconds, tree
-from labelcurve.benchmarks.harness.provenance import check_out
+from labelcurve.benchmarks.harness.provenance import parsed
 from labelcurve.benchmarks.resilience import client as http
 from labelcurve.benchmarks.resilience import leaks, versions
 from labelcurve.benchmarks.resilience.client import Answer, Client
@@ -257,8 +256,7 @@ def _summary(samples: Sequence[dict[str, float]], latencies: list[float]) -> dic
 
 def main(arguments: Sequence[str]) -> None:
     """The command `python -m benchmarks.resilience.soak`."""
-    options = tyro.cli(Options, args=arguments, prog="python -m benchmarks.resilience.soak")
-    check_out(options.out)
+    options = parsed(Options, arguments)
     try:
         with TemporaryDirectory() as folder:
             root, log = Path(folder, "models"), options.out.with_suffix(".log")

@@ -10,12 +10,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Final, Literal
+from typing import Annotated, Literal
 
 import tyro
-from pydantic import BaseModel, ConfigDict
 
-from labelcurve.benchmarks.harness.provenance import check_out
+from labelcurve.benchmarks.harness.provenance import parsed
+from labelcurve.benchmarks.record import Record
 from labelcurve.benchmarks.study import rows
 from labelcurve.bundle import command, files
 from labelcurve.bundle.errors import LabelcurveError
@@ -23,13 +23,10 @@ from labelcurve.training.models import extractor
 from labelcurve.training.models.extractor import Extractor
 
 RESULT = Path(__file__).resolve().parents[1] / "results" / "extractors.json"
-SCHEMA_VERSION: Final = 1
 
 
-class Row(BaseModel):
+class Row(Record):
     """An extractor."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     version: str
     dataset: str
@@ -47,12 +44,10 @@ class Row(BaseModel):
     git_commit: str | None
 
 
-class Extractors(BaseModel):
+class Extractors(Record):
     """All rows, by the images seen."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    schema_version: Literal[1] = SCHEMA_VERSION
+    schema_version: Literal[1] = 1
     rows: tuple[Row, ...]
 
 
@@ -97,10 +92,9 @@ def row(found: Extractor) -> Row:
 
 def main(arguments: Sequence[str]) -> None:
     """The command `python -m benchmarks.study.extractors`."""
-    options = tyro.cli(Options, args=arguments, prog="python -m benchmarks.study.extractors")
+    options = parsed(Options, arguments)
     if not options.files:
         raise LabelcurveError("FILE: name one extractor or more, as `pretrain --out` wrote them")
-    check_out(options.out)
     known = rows.read_as(options.out, Extractors).rows if options.out.exists() else ()
     found = {each.version: each for each in known}
     for path in options.files:

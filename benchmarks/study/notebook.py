@@ -29,11 +29,11 @@ import tyro
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from labelcurve.benchmarks.harness.provenance import check_out, conditions, write
+from labelcurve.benchmarks.harness.provenance import conditions, parsed, save, write
 from labelcurve.bundle import command
 from labelcurve.bundle.errors import LabelcurveError
 from labelcurve.training.data import dataset
-from labelcurve.training.data.dataset import Data
+from labelcurve.training.data.dataset import Data, Split
 from labelcurve.training.data.source import Index
 from labelcurve.training.learning.metrics import scores
 from labelcurve.training.models.backbones import Network, build
@@ -164,14 +164,12 @@ def split_test(data: Data) -> tuple[Part, Part]:
 
     rows = np.arange(len(data.test))
     val, test = train_test_split(rows, test_size=TEST_SHARE, random_state=SPLIT_SEED)
-    return _part(data.test.images[val], data.test.labels[val]), _part(
-        data.test.images[test], data.test.labels[test]
-    )
+    return _part(data.test, val), _part(data.test, test)
 
 
-def _part(images: Any, labels: Index) -> Part:
-    pixels = torch.from_numpy(np.array(images)).permute(0, 3, 1, 2).contiguous()
-    return Part(pixels, torch.from_numpy(np.array(labels)).long())
+def _part(split: Split, rows: Index) -> Part:
+    pixels = torch.from_numpy(np.array(split.images[rows])).permute(0, 3, 1, 2).contiguous()
+    return Part(pixels, torch.from_numpy(split.labels[rows]).long())
 
 
 def logits(network: Network, images: Tensor) -> Tensor:
@@ -208,7 +206,7 @@ def train(data: Data, fraction: float, seed: int, options: Options) -> dict[str,
     """Train and evaluate one network; its row of the document."""
     torch.manual_seed(seed)
     random = np.random.default_rng([seed, 1])
-    train_part = _part(data.train.images[np.arange(len(data.train))], data.train.labels)
+    train_part = _part(data.train, np.arange(len(data.train)))
     val, test = split_test(data)
     network = build("reference", data.train.images, len(data.class_names))
     initialise(network)
@@ -220,14 +218,13 @@ def train(data: Data, fraction: float, seed: int, options: Options) -> dict[str,
     seen = np.zeros(len(train_part.labels), bool)
     first = kept(len(seen), shards, random)
     began = time.monotonic()
-    epochs = 0
-    for epoch in range(EPOCHS):
+    for epoch in range(1, EPOCHS + 1):
         if options.draw == "once":
             # The same images in another order.
             rows = random.permutation(np.concatenate(first))
             batches = np.split(rows, range(BATCH, len(rows), BATCH))
         else:
-            batches = first if epoch == 0 else kept(len(seen), shards, random)
+            batches = first if epoch == 1 else kept(len(seen), shards, random)
         network.train()
         losses = []
         for rows in batches:
@@ -239,10 +236,9 @@ def train(data: Data, fraction: float, seed: int, options: Options) -> dict[str,
             loss.backward()
             optimizer.step()
             losses.append(float(loss.detach()))
-        epochs += 1
         val_loss = float(F.cross_entropy(logits(network, val.images), val.labels))
         say(
-            f"{fraction:g} {options.draw} seed {seed} epoch {epochs:2d}  loss {np.mean(losses):.4f}"
+            f"{fraction:g} {options.draw} seed {seed} epoch {epoch:2d}  loss {np.mean(losses):.4f}"
             f"  val {val_loss:.4f}  {time.monotonic() - began:5.0f} s"
         )
         if plateau.over(val_loss):
@@ -251,7 +247,7 @@ def train(data: Data, fraction: float, seed: int, options: Options) -> dict[str,
     return {
         **_key(fraction, seed, options),
         **figures,
-        "epochs": epochs,
+        "epochs": epoch,
         "batches": len(first),
         "images_an_epoch": int(sum(map(len, first))),
         "images_seen": int(seen.sum()),
@@ -285,7 +281,6 @@ def _key(fraction: float, seed: int, options: Options) -> dict[str, Any]:
 
 def run(options: Options) -> dict[str, Any]:
     """Train what `--out` does not hold yet and write the document after each run."""
-    check_out(options.out)
     rows: list[dict[str, Any]] = []
     if options.out is not None and options.out.exists():
         rows = json.loads(options.out.read_text())["results"]
@@ -301,16 +296,16 @@ def run(options: Options) -> dict[str, Any]:
             if any(key.items() <= row.items() for row in rows):
                 continue
             row = train(data, fraction, seed, options)
-            conditioned = conditions(__file__, ("labelcurve", "torch", "numpy"))
+            conditioned = conditions("labelcurve", "torch", "numpy")
             rows.append({**row, "threads": torch.get_num_threads(), **conditioned})
             if options.out is not None:
-                options.out.write_text(json.dumps(document, indent=1) + "\n")
+                save(options.out, document)
     return document
 
 
 def main(arguments: Sequence[str]) -> None:
     """The command `python -m benchmarks.study.notebook`."""
-    options = tyro.cli(Options, args=arguments, prog="python -m benchmarks.study.notebook")
+    options = parsed(Options, arguments)
     write(options.out, run(options))
 
 

@@ -16,17 +16,16 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import tyro
 from PIL import Image
 
-from labelcurve.benchmarks.harness.provenance import check_out, conditions, write
+from labelcurve.benchmarks.harness.provenance import conditions, parsed, write
 from labelcurve.bundle import command
 from labelcurve.training.data import dataset
 from labelcurve.training.data.decoded.stored import Images
@@ -60,32 +59,11 @@ class Streaming:
     """Internal: the stage that this process runs, the data and the cache."""
 
 
-@dataclass(frozen=True)
-class Figure:
-    """Memory and time of one process."""
-
-    images: int
-    stage: str
-    decoded_bytes: int
-    """Size of the decoded training images."""
-    file_bytes: int
-    read: int
-    """Number of images read."""
-    seconds: float
-    opened_bytes: int
-    """Resident memory once the data set is open, before the first batch."""
-    peak_bytes: int
-    """Peak resident memory of the process."""
-
-
 def main(arguments: Sequence[str]) -> None:
     """The command `python -m benchmarks.training_runs.streaming`."""
-    options = tyro.cli(
-        Streaming, args=arguments, prog="python -m benchmarks.training_runs.streaming"
-    )
-    check_out(options.out)
+    options = parsed(Streaming, arguments)
     if options.stage is not None:
-        print(json.dumps(asdict(_read(options, *options.stage))))
+        print(json.dumps(_read(options, *options.stage)))
         return
     figures = []
     for n in options.images:
@@ -95,20 +73,20 @@ def main(arguments: Sequence[str]) -> None:
             generate(folder, n, options.image_size)
             for stage in STAGES:
                 figure = _in_process(options, stage, folder, Path(scratch) / "cache")
+                opened, peak = figure["opened_bytes"] / 1e6, figure["peak_bytes"] / 1e6
                 print(
-                    f"{n:>9,} {stage:7} peak {figure.peak_bytes / 1e6:7,.0f} MB, opened with "
-                    f"{figure.opened_bytes / 1e6:7,.0f} MB; {figure.read:,} images in "
-                    f"{figure.seconds:,.0f} s",
+                    f"{n:>9,} {stage:7} peak {peak:7,.0f} MB, opened with {opened:7,.0f} MB; "
+                    f"{figure['read']:,} images in {figure['seconds']:,.0f} s",
                     flush=True,
                 )
                 figures.append(figure)
     document = {
-        **conditions(__file__, ("torch", "pyarrow", "pillow", "numpy")),
+        **conditions("torch", "pyarrow", "pillow", "numpy"),
         "image_size": options.image_size,
         "memory_gb": options.memory_gb,
         "batch": BATCH,
         "per_group": PER_GROUP,
-        "figures": [asdict(figure) for figure in figures],
+        "figures": figures,
     }
     write(options.out, document)
 
@@ -146,16 +124,20 @@ def _jpeg(row: int, size: int) -> bytes:
     return buffer.getvalue()
 
 
-def _in_process(options: Streaming, stage: Stage, folder: Path, cache: Path) -> Figure:
+def _in_process(options: Streaming, stage: Stage, folder: Path, cache: Path) -> dict[str, Any]:
     command = [sys.executable, "-P", "-m", "labelcurve.benchmarks.training_runs.streaming"]
     command += ["--image-size", str(options.image_size), "--memory-gb", str(options.memory_gb)]
     command += ["--stage", stage, str(folder), str(cache)]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-    return Figure(**json.loads(done.stdout.splitlines()[-1]))
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
 
 
-def _read(options: Streaming, stage: Stage, folder: Path, cache: Path) -> Figure:
-    """Open the data set, read an epoch of it and measure memory; runs in a separate process."""
+def _read(options: Streaming, stage: Stage, folder: Path, cache: Path) -> dict[str, Any]:
+    """Open the data set, read an epoch of it and measure memory; runs in a separate process.
+
+    Memory is resident: once the data set is open, before the first batch, and at its peak.
+    """
     memory, size = int(options.memory_gb * 1e9), options.image_size
     if stage == "anew":  # as on a disk without space for the decoded images
         for file in cache.glob("pixels/*/*-images.npy"):
@@ -169,16 +151,16 @@ def _read(options: Streaming, stage: Stage, folder: Path, cache: Path) -> Figure
         since = time.perf_counter()
         read = sum(len(index) for index in _epoch(learn.images))
         seconds = time.perf_counter() - since
-    return Figure(
-        images=len(found.train) + len(found.test),
-        stage=stage,
-        decoded_bytes=found.train.images.nbytes,
-        file_bytes=sum(path.stat().st_size for path in folder.iterdir()),
-        read=read,
-        seconds=seconds,
-        opened_bytes=opened,
-        peak_bytes=_resident("VmHWM"),
-    )
+    return {
+        "images": len(found.train) + len(found.test),
+        "stage": stage,
+        "decoded_bytes": found.train.images.nbytes,
+        "file_bytes": sum(path.stat().st_size for path in folder.iterdir()),
+        "read": read,
+        "seconds": seconds,
+        "opened_bytes": opened,
+        "peak_bytes": _resident("VmHWM"),
+    }
 
 
 def _epoch(images: Images) -> Iterator[Sequence[int]]:
