@@ -41,9 +41,9 @@ class Sampler:
 
     def look(self) -> None:
         """Add a sample: the time, CPU seconds, images and batches so far."""
-        cpu = cpu_seconds(self._server.pid) if self._server.pid is not None else None
-        images, batches = batch_counts(self._server.url, self._model)
-        self._rows.append((time.time(), np.nan if cpu is None else cpu, images, batches))
+        cpu = cpu_seconds(self._server.pid)
+        counts = batch_counts(self._server.url, self._model)
+        self._rows.append((time.time(), np.nan if cpu is None else cpu, *counts))
 
     def between(self, begin: float, end: float) -> tuple[float | None, float | None]:
         """Busy cores and mean images per batch between two moments; None where unknown."""
@@ -114,45 +114,33 @@ def measure(
     Raises:
         LabelcurveError: locust measured nothing.
     """
-    sampler = Sampler(server, model)
+
+    def run(options: Sequence[str], length: float, rate: float | None = None) -> Iterator[Step]:
+        sampler = Sampler(server, model)
+        with sampler.looking():
+            record, _ = load.run(server, folder, model, options, length)
+        requests = load.requests(record)
+        whole = {"begin": record["spawned"], "end": record["stopping"]}
+        whole["cpu_seconds"] = record["cpu_seconds"]
+        for mark in [whole] if rate else record["steps"]:
+            begin, end = mark["begin"], mark["end"]
+            busy, batch = sampler.between(begin, end)
+            found = step(
+                requests, begin, end, users=mark.get("users"), rate=rate,
+                client_cpu=mark["cpu_seconds"] / (end - begin), server_cpu=busy, batch=batch,
+            )  # fmt: skip
+            say(f"  {model}: {describe(found)}")
+            yield found
+
     options = ["--steps", ",".join(map(str, users)), "--step-seconds", f"{seconds:g}"]
-    with sampler.looking():
-        length = len(users) * (seconds + SECONDS_A_STEP)
-        record, _ = load.run(server, folder, model, options, length)
-    requests = load.requests(record)
-    steps = []
-    for mark in record["steps"]:
-        begin, end = mark["begin"], mark["end"]
-        busy, batch = sampler.between(begin, end)
-        client = mark["cpu_seconds"] / (end - begin)
-        steps.append(
-            step(
-                requests, begin, end,
-                users=int(mark["users"]), client_cpu=client, server_cpu=busy, batch=batch,
-            )
-        )  # fmt: skip
-        say(f"  {model}: {describe(steps[-1])}")
+    steps = list(run(options, len(users) * (seconds + SECONDS_A_STEP)))
     at = knee(steps)
-    rates = []
     best = max((found.requests_per_s for found in steps), default=0.0)
+    rates: list[Step] = []
     for share in shares if best else ():
         rate = round(share * best, 1)
-        sampler = Sampler(server, model)
-        arguments = ["--users", "1", "--spawn-rate", "1", "--rate", str(rate)]
-        with sampler.looking():
-            record, _ = load.run(
-                server, folder, model, [*arguments, "--measure", f"{seconds:g}"], seconds
-            )
-        begin, end = record["spawned"], record["stopping"]
-        busy, batch = sampler.between(begin, end)
-        client = record["cpu_seconds"] / (end - begin)
-        rates.append(
-            step(
-                load.requests(record), begin, end,
-                rate=rate, client_cpu=client, server_cpu=busy, batch=batch,
-            )
-        )  # fmt: skip
-        say(f"  {model}: {describe(rates[-1])}")
+        options = ["--users", "1", "--spawn-rate", "1", "--rate", str(rate)]
+        rates += run([*options, "--measure", f"{seconds:g}"], seconds, rate)
     return Saturation(
         model=model,
         steps=tuple(steps),
