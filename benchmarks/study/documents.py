@@ -116,10 +116,7 @@ def tables(results: Path) -> dict[tuple[str, str], str]:
             **values,
         ),
         ("docs/results.md", "study"): render(
-            "results",
-            ablations=ABLATIONS,
-            noise=rows.noise(study.group("default", 0.1)),
-            **values,
+            "results", ablations=ABLATIONS, noise=rows.noise(study.group("default", 0.1)), **values
         ),
     }
     if notebook:
