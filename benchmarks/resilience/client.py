@@ -48,8 +48,10 @@ class Client(asyncio.Protocol):
         self._since = 0.0
 
     @classmethod
-    async def connect(cls, port: int) -> Client:
-        """Connect to 127.0.0.1."""
+    async def connect(cls, port: int, before: Client | None = None) -> Client:
+        """Connect to 127.0.0.1, unless the connection `before` is still open."""
+        if before is not None and before.open:
+            return before
         _, client = await asyncio.get_running_loop().create_connection(cls, "127.0.0.1", port)
         return client
 
@@ -133,8 +135,7 @@ async def closed_loop(
         while not until():
             number = (number + 1) % len(requests)
             try:
-                if client is None or not client.open:
-                    client = await Client.connect(port)
+                client = await Client.connect(port, client)
                 answer: Answer | ConnectionError = await client.ask(requests[number])
             except ConnectionError as error:
                 answer = error

@@ -257,8 +257,7 @@ class Proxy:
             while idle and (client is None or not client.open):
                 client = idle.pop()
             try:
-                if client is None or not client.open:
-                    client = await Client.connect(port)
+                client = await Client.connect(port, client)
             except OSError:
                 self.retries += 1
                 self._ready[port] = False

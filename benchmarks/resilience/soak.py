@@ -63,12 +63,7 @@ class Soak:
     """Traffic against a service that is ready, and its measurements."""
 
     def __init__(
-        self,
-        images: Sequence[bytes],
-        port: int,
-        pid: int,
-        seconds: float,
-        files: Sequence[bytes] = (),
+        self, images: Sequence[bytes], port: int, pid: int, seconds: float, files: Sequence[bytes]
     ) -> None:
         self.kinds = bad_requests(images[0])
         self.kinds += [("a file", request, ANY_REFUSAL) for request in files]
@@ -92,8 +87,7 @@ class Soak:
                 await asyncio.sleep(due - now)
             due = max(due + period, time.monotonic() - 1)
             try:
-                if client is None or not client.open:
-                    client = await Client.connect(self.port)
+                client = await Client.connect(self.port, client)
                 answer = await client.ask(http.post(random.choice(self.images)))
             except ConnectionError as error:
                 self.statuses["good"]["connection"] += 1
@@ -248,10 +242,8 @@ def _summary(samples: Sequence[dict[str, float]], latencies: list[float]) -> dic
             "change": round(late / early - 1, 4),
             "max": round(max(s[key] for s in samples), 1),
         }
-    ordered = sorted(latencies)
-    for share in (50, 99):
-        found[f"p{share}_ms"] = round(ordered[len(ordered) * share // 100] * 1000, 2)
-    return found
+    p50, p99 = np.percentile(latencies, (50, 99)) * 1000
+    return found | {"p50_ms": round(p50, 2), "p99_ms": round(p99, 2)}
 
 
 def main(arguments: Sequence[str]) -> None:
