@@ -67,13 +67,8 @@ def compare(a: str, b: str, right_a: NDArray[np.bool_], right_b: NDArray[np.bool
     """McNemar's exact test of two models on the same images.
 
     Under the null hypothesis each discordant pair is a fair coin flip. The interval of the
-    difference is normal, for paired samples.
-
-    Args:
-        a: name of the first model.
-        b: name of the second.
-        right_a: bool [N], which images the first classifies correctly.
-        right_b: bool [N].
+    difference is normal, for paired samples. The models are given by name and by the images that
+    they classify correctly, bool [N].
     """
     n = len(right_a)
     only_a = int(np.sum(right_a & ~right_b))
@@ -100,32 +95,23 @@ def comparisons(
 ) -> tuple[Comparison, ...]:
     """Compare each number of labels with the next, and each variant with the default.
 
-    The lowest seed represents its fraction.
-
-    Args:
-        models: every model of the report.
-        right: bool [N] by model name.
+    The lowest seed represents its fraction; `right` is bool [N] by model name.
     """
     first: dict[tuple[str, int], str] = {}
     for model in sorted(models, key=lambda m: m.seed):
         first.setdefault((model.variant, model.n_labels), model.name)
-    found = []
+    pairs: list[tuple[str, str]] = []
     variants = sorted({variant for variant, _ in first}, key=lambda v: (v != "default", v))
     for variant in variants:
         labels = sorted(n for v, n in first if v == variant)
-        pairs = list(pairwise(labels))
-        if len(labels) > 2:
-            pairs.append((labels[0], labels[-1]))
-        for few, many in pairs:
-            a, b = first[variant, few], first[variant, many]
-            found.append(compare(a, b, right[a], right[b]))
+        names = [first[variant, n] for n in labels]
+        pairs += pairwise(names)
+        if len(names) > 2:
+            pairs.append((names[0], names[-1]))
         if variant != variants[0]:
-            for n in labels:
-                other = first.get((variants[0], n))
-                if other is not None:
-                    a = first[variant, n]
-                    found.append(compare(a, other, right[a], right[other]))
-    return tuple(found)
+            others = (first.get((variants[0], n)) for n in labels)
+            pairs += [(a, b) for a, b in zip(names, others, strict=True) if b is not None]
+    return tuple(compare(a, b, right[a], right[b]) for a, b in pairs)
 
 
 def pack(right: NDArray[np.bool_]) -> str:

@@ -43,11 +43,7 @@ def cut(
 ) -> tuple[Window, ...]:
     """Cut a stretch of time into equal windows; a request belongs to the one in which it ended.
 
-    Args:
-        requests: those that ended between `begin` and `end`, failed ones included.
-        begin: seconds since the epoch.
-        end: seconds since the epoch.
-        n: number of windows.
+    All requests ended between `begin` and `end`, in seconds since the epoch; some may have failed.
     """
     seconds = (end - begin) / n
     found = []

@@ -57,11 +57,8 @@ def main() -> None:
 def write(out: Path, begun: Provenance, rows: Sequence[dict[str, Any]]) -> None:
     """Writes the result so far: the next draw may be interrupted.
 
-    Args:
-        out: file to write.
-        begun: conditions before the first write, which changes a tracked file: the commit is that
-            of the code alone.
-        rows: draws so far.
+    `begun` are the conditions before the first write, which changes a tracked file: the commit is
+    that of the code alone.
     """
     made = provenance.here().model_copy(update={"git_commit": begun.git_commit})
     document = {"provenance": made.model_dump(), "summary": list(summary(rows)), "rows": rows}

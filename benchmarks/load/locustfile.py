@@ -161,15 +161,11 @@ class Steps(LoadTestShape):
         if self.mark is None and self.runner.user_count == users:
             self.mark = (now, recorder.cpu_seconds())
         if self.mark is not None and now - self.mark[0] >= options.step_seconds:
-            cpu = recorder.cpu_seconds() - self.mark[1]
-            recorder.steps.append(
-                {"users": users, "begin": self.mark[0], "end": now, "cpu_seconds": cpu}
-            )
-            self.mark = None
-            self.index += 1
-            if self.index == len(steps):
-                return None
-        return steps[self.index], float(max(steps))
+            begin, cpu = self.mark[0], recorder.cpu_seconds() - self.mark[1]
+            recorder.steps.append({"users": users, "begin": begin, "end": now, "cpu_seconds": cpu})
+            self.index, self.mark = self.index + 1, None
+            return self.tick()
+        return users, float(max(steps))
 
 
 _recorders: dict[Environment, Recorder] = {}
@@ -185,18 +181,19 @@ def _prepare(environment: Environment, runner: Any, **_: Any) -> None:
         sys.exit(
             "error: --rate and --steps exclude each other: one sets the arrivals, one the users"
         )
+    if isinstance(runner, WorkerRunner):
+        return
 
     def begin(**_: Any) -> None:
         # A worker knows only its own users, and gets this with the master's options.
         options.all_users = runner.target_user_count
 
-    if not isinstance(runner, WorkerRunner):
-        environment.events.test_start.add_listener(begin)
-    if options.measure and not isinstance(runner, WorkerRunner):
-        # --run-time counts from the launch, so that a slow start would shorten what is measured.
-        def end(**_: Any) -> None:
-            gevent.spawn_later(options.measure, runner.quit)
+    def end(**_: Any) -> None:
+        gevent.spawn_later(options.measure, runner.quit)
 
+    environment.events.test_start.add_listener(begin)
+    if options.measure:
+        # --run-time counts from the launch, so that a slow start would shorten what is measured.
         environment.events.spawning_complete.add_listener(end)
 
 
@@ -241,12 +238,8 @@ def fault(
 ) -> str | None:
     """Say what is wrong with an answer; None when it is correct.
 
-    Args:
-        status: HTTP status, 0 without an answer.
-        body: the answer's body.
-        served: the answer's `X-Model-Name`.
-        asked: the model that was asked for, empty for the default.
-        classes: class names by model name, as `GET /models` gives them.
+    `served` is its `X-Model-Name`, `asked` the model that was asked for, empty for the default;
+    class names are by model name, as `GET /models` gives them.
     """
     if status != 200:
         return f"status {status}"
@@ -319,11 +312,7 @@ class Client(FastHttpUser):
         self.under_way.join(timeout=max(0.0, (self.environment.stop_timeout or 0) - 0.5))
 
     def send(self, context: dict[str, float]) -> None:
-        """Send a request and check the answer.
-
-        Args:
-            context: passed on to locust's request event.
-        """
+        """Send a request and check the answer; the context is for locust's request event."""
         raise NotImplementedError
 
     def classify(

@@ -54,12 +54,10 @@ class Gallery:
 def galleries(
     bundles: Sequence[Bundle], data: Data, predictions: Mapping[str, Predictions]
 ) -> tuple[Gallery, ...]:
-    """Choose corrected, broken, most confidently wrong, and random images.
+    """Choose corrected, broken, most confidently wrong, and random test images.
 
-    Args:
-        bundles: fewest labels first; of several variants the default alone is shown.
-        data: its test split.
-        predictions: by bundle name.
+    Bundles come fewest labels first; of several variants the default alone is shown. Predictions
+    are by bundle name.
     """
     shown = _shown(bundles)
     truth = data.test.labels

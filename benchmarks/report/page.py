@@ -54,12 +54,7 @@ DRAWN: Mapping[str, Draw] = {
 
 
 def write(out: Path, report: Report, shown: Sequence[Gallery] = ()) -> dict[str, Path]:
-    """Write report.html, report.md, report.json and plots/, each file atomically.
-
-    Args:
-        out: folder; made when it is missing.
-        report: the figures.
-        shown: test images for the HTML page.
+    """Write report.html, report.md, report.json and plots/ to a folder, each file atomically.
 
     Returns:
         Paths by kind: html, md, json.

@@ -73,20 +73,13 @@ def row(found: Extractor) -> Row:
             f"{found.path} has no k-NN accuracy and no linear probe: `pretrain` evaluates an "
             "extractor where there are labels, and time left (--max-minutes)"
         )
-    last = card.runs[-1]
+    of_card = ("dataset", "objective", "n_images", "knn", "probe", "n_held_out")
     return Row(
+        **{name: getattr(card, name) for name in of_card},
+        **{name: getattr(card.runs[-1], name) for name in ("hardware", "precision", "git_commit")},
         version=found.version,
-        dataset=card.dataset,
-        objective=card.objective,
         hours=round(card.seconds / 3600, 3),
         views_seen=sum(run.views_seen for run in card.runs),
-        n_images=card.n_images,
-        knn=card.knn,
-        probe=card.probe,
-        n_held_out=card.n_held_out,
-        hardware=last.hardware,
-        precision=last.precision,
-        git_commit=last.git_commit,
     )
 
 
@@ -102,7 +95,7 @@ def main(arguments: Sequence[str]) -> None:
         found[new.version] = new
         print(f"{path}: {new.hours:.2f} h, k-NN {new.knn:.4f}, linear probe {new.probe:.4f}")
     result = Extractors(rows=tuple(sorted(found.values(), key=lambda each: each.views_seen)))
-    files.replace(options.out, f"{result.model_dump_json(indent=1)}\n".encode())
+    files.write_out(options.out, f"{result.model_dump_json(indent=1)}\n")
 
 
 if __name__ == "__main__":

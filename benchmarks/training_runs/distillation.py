@@ -82,11 +82,7 @@ class Split:
 
 
 class Study:
-    """The networks and the photos.
-
-    Args:
-        options: of the command.
-    """
+    """The networks and the photos."""
 
     def __init__(self, options: Distillation) -> None:
         self.options = options

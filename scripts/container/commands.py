@@ -40,13 +40,8 @@ def four(engine: Engine, report: Report, page: Page, photo: Path) -> None:
             container = done.stdout.strip().splitlines()[-1]
         with report.attempt(page.ask):
             # The container has no network but its own loopback, and no port of this machine.
-            inside = [
-                "nsenter",
-                f"--net=/proc/{pid(engine, container)}/ns/net",
-                "sh",
-                "-c",
-                page.ask,
-            ]
+            network = f"--net=/proc/{pid(engine, container)}/ns/net"
+            inside = ["nsenter", network, "sh", "-c", page.ask]
             done = engine.execute(inside, timeout=200, folder=folder)
             said = tail(done.stdout + done.stderr + logs(engine, container))
             answer = json.loads(done.stdout) if done.returncode == 0 else []
