@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -27,7 +26,7 @@ from labelcurve.benchmarks.record import (
     Saturation,
 )
 from labelcurve.benchmarks.report import page
-from labelcurve.bundle import store
+from labelcurve.bundle import files, store
 from labelcurve.bundle.errors import BundleError, LabelcurveError
 from labelcurve.bundle.manifest import SHARED
 from labelcurve.bundle.store import Bundle
@@ -54,7 +53,8 @@ def run(
         LabelcurveError: models, data or service cannot be used.
     """
     bench.check()
-    writable(bench.out)
+    files.check_out(bench.out)
+    bench.out.mkdir(parents=True, exist_ok=True)
     bundles = _chosen(bench, say)
     service = server.running(bench.url) if bench.url and bench.load else None
     if service:
@@ -304,22 +304,6 @@ def _loads(
                     say=say,
                 )
     return loads, saturations
-
-
-def writable(folder: Path) -> None:
-    """Make the output folder now, not after minutes of measuring.
-
-    Raises:
-        LabelcurveError: it cannot be made or written.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise LabelcurveError(
-            f"--out {folder} cannot be made ({error.strerror}): choose another folder"
-        ) from error
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise LabelcurveError(f"--out {folder} cannot be written: choose another folder")
 
 
 def _chosen(bench: Bench, say: Callable[[str], None]) -> list[Bundle]:

@@ -21,6 +21,7 @@ from labelcurve.bundle import cuda, files
 from labelcurve.bundle.command import answer
 from labelcurve.bundle.errors import LabelcurveError
 from labelcurve.bundle.machine import cores, cpu_name, git_commit, versions
+from labelcurve.bundle.options import check
 
 PACKAGES = ("labelcurve", "onnxruntime", "bentoml", "locust", "numpy", "pillow", "scikit-learn")
 MACHINE_PATH = re.compile(r"(?:^|(?<=[=,;\s'\"(\[])|(?<=:)(?!//))(?:file://|~[\w.-]*|\.\.)?/(?!\s)")
@@ -72,6 +73,7 @@ def parsed(kind: type[Options], arguments: Sequence[str] | None = None) -> Optio
         LabelcurveError: an option is wrong, or the result could not be written after the work.
     """
     options = tyro.cli(kind, args=arguments, prog=" ".join(_program()))
+    check(options)
     check_out(getattr(options, "out", None))
     return options
 

@@ -46,8 +46,8 @@ def weighted_f1(confusion: NDArray[np.int64]) -> NDArray[np.float64]:
     return result
 
 
-def bootstrap_f1(confusion: NDArray[np.int64], resamples: int = RESAMPLES) -> NDArray[np.float64]:
-    """Bootstrap the weighted F1, float64 [resamples], of a confusion matrix int64 [K, K].
+def bootstrap_f1(confusion: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Bootstrap the weighted F1, float64 [RESAMPLES], of a confusion matrix int64 [K, K].
 
     Drawing images is drawing cells of the matrix.
     """
@@ -55,9 +55,9 @@ def bootstrap_f1(confusion: NDArray[np.int64], resamples: int = RESAMPLES) -> ND
     cells = np.nonzero(confusion)
     counts = confusion[cells]
     total = int(counts.sum())
-    found = np.empty(resamples)
+    found = np.empty(RESAMPLES)
     drawn = np.zeros_like(confusion)
-    for index in range(resamples):
+    for index in range(RESAMPLES):
         drawn[cells] = random.multinomial(total, counts / total)
         found[index] = weighted_f1(drawn)
     return found

@@ -137,10 +137,10 @@ def measure(
     }
 
 
-def write_images(folder: Path, data: Data, n: int = N_IMAGES) -> dict[int, str]:
-    """Write the original bytes of `n` random test images; return file name by row."""
+def write_images(folder: Path, data: Data) -> dict[int, str]:
+    """Write the original bytes of some random test images; return file name by row."""
     folder.mkdir(parents=True)
-    rows = np.random.default_rng(0).permutation(len(data.test.labels))[:n]
+    rows = np.random.default_rng(0).permutation(len(data.test.labels))[:N_IMAGES]
     names = {}
     for row in rows.tolist():
         content = data.test.read(row)

@@ -21,11 +21,10 @@ from PIL import Image
 
 from labelcurve.benchmarks.harness import null_model, processes, provenance
 from labelcurve.benchmarks.harness.server import free_port
-from labelcurve.benchmarks.job import writable
 from labelcurve.benchmarks.peers import limit, servers, table, wrk
 from labelcurve.benchmarks.peers.record import Limit, Peer, Peers, Series, Turn
 from labelcurve.benchmarks.peers.servers import Request, Server
-from labelcurve.bundle import command, options, store
+from labelcurve.bundle import command, files, options, store
 from labelcurve.bundle.errors import LabelcurveError
 from labelcurve.bundle.machine import cores
 from labelcurve.bundle.options import Within
@@ -316,7 +315,8 @@ def check(bench: BenchPeers) -> None:
             f"--only {', '.join(sorted(unknown))}: no such peer; there are {', '.join(names)}"
         )
     options.check(bench)
-    writable(bench.out)
+    files.check_out(bench.out)
+    bench.out.mkdir(parents=True, exist_ok=True)
 
 
 def main(arguments: Sequence[str]) -> None:

@@ -7,7 +7,7 @@ import io
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from time import perf_counter
 from zipfile import BadZipFile
@@ -148,9 +148,7 @@ def _write(path: Path, predictions: Predictions) -> None:
     with suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
         buffer = io.BytesIO()
-        np.savez_compressed(
-            buffer, **{f.name: getattr(predictions, f.name) for f in fields(Predictions)}
-        )
+        np.savez_compressed(buffer, **asdict(predictions))
         files.replace(path, buffer.getbuffer())
 
 

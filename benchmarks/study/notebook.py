@@ -28,10 +28,12 @@ import torch.nn.functional as F
 import tyro
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from labelcurve.benchmarks.harness.provenance import conditions, parsed, save, write
 from labelcurve.bundle import command
 from labelcurve.bundle.errors import LabelcurveError
+from labelcurve.bundle.options import Within
 from labelcurve.training.data import dataset
 from labelcurve.training.data.dataset import Data, Split
 from labelcurve.training.data.source import Index
@@ -56,9 +58,9 @@ class Options:
 
     data: str = "cifar10"
     """As for `labelcurve train`."""
-    fraction: Annotated[tuple[float, ...], tyro.conf.UseAppendAction] = ()
+    fraction: Annotated[tuple[float, ...], tyro.conf.UseAppendAction, Within(0, 1, above=True)] = ()
     """Share of the batches that are kept; may be repeated. By default 0.1, 0.5 and 1."""
-    seeds: int = 1
+    seeds: Annotated[int, Within(1)] = 1
     """Runs of each fraction, with seeds from 0."""
     draw: Literal["anew", "once"] = "anew"
     """When the kept images are drawn: each epoch, as in the notebook, or before the first one."""
@@ -69,18 +71,6 @@ class Options:
     """As for `labelcurve train`."""
     out: Path | None = None
     """Also write the JSON document to this file."""
-
-    def __post_init__(self) -> None:
-        """Validate.
-
-        Raises:
-            LabelcurveError: names the flag, the value and what is allowed.
-        """
-        for fraction in self.fraction:
-            if not 0 < fraction <= 1:
-                raise LabelcurveError(f"--fraction {fraction:g}: allowed are 1, 1/2, 1/3, ...")
-        if self.seeds < 1:
-            raise LabelcurveError(f"--seeds {self.seeds}: allowed are 1 and more")
 
 
 @dataclass(frozen=True)
@@ -183,22 +173,21 @@ class Plateau:
     """Keras's `ReduceLROnPlateau` and `EarlyStopping` on the validation loss."""
 
     def __init__(self, optimizer: torch.optim.Optimizer) -> None:
-        self._optimizer = optimizer
-        self._best = self._best_of_all = float("inf")
-        self._waits = self._stale = 0
+        self._rate = ReduceLROnPlateau(
+            optimizer,
+            factor=0.5,
+            patience=PLATEAU - 1,  # Keras acts in that epoch, torch after it
+            threshold=MIN_DELTA,
+            threshold_mode="abs",
+            min_lr=SMALLEST_LR,
+        )
+        self._best, self._stale = float("inf"), 0
 
     def over(self, loss: float) -> bool:
         """Called after each epoch: halves the learning rate if due; returns whether to stop."""
-        self._waits += 1
-        if loss < self._best - MIN_DELTA:
-            self._best, self._waits = loss, 0
-        elif self._waits >= PLATEAU:
-            self._waits = 0
-            for group in self._optimizer.param_groups:
-                group["lr"] = max(SMALLEST_LR, group["lr"] / 2)
-        self._stale += 1
-        if loss < self._best_of_all:
-            self._best_of_all, self._stale = loss, 0
+        self._rate.step(loss)
+        self._stale = 0 if loss < self._best else self._stale + 1
+        self._best = min(self._best, loss)
         return self._stale >= PATIENCE
 
 

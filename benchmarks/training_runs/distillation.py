@@ -34,7 +34,7 @@ from labelcurve.training.models.extractor import Extractor
 from labelcurve.training.models.features import features
 from labelcurve.training.models.latency import p50_ms
 from labelcurve.training.models.linear_head import fit_linear
-from labelcurve.training.recipes import TUNED_FROM, distillation, recipe
+from labelcurve.training.recipes import TUNED_FROM, distillation
 from labelcurve.training.runs import frozen
 from labelcurve.training.runtime.device import FP32_CPU, hardware
 
@@ -138,12 +138,8 @@ class Study:
         linear = self.head(split, factor)
         if len(split.train) < TUNED_FROM:
             return linear
-        extractor, n = self.options.extractor, len(split.train)
-        plan = recipe("default", n, flip=True, unlabelled=False, extractor=extractor)
         train, val = self._of(split.train), self._of(split.val)
-        network = frozen.tunable(linear, plan, train.images)
-        tuned = finetune(network, Examples(train, val), plan, FP32_CPU, split.number, SPEAKING)
-        return frozen.better(linear, tuned, val, n)
+        return photos.tuned(linear, train, val, self.options.extractor, split.number)
 
     def distilled(self, split: Split, answers: NDArray[np.float32], rows: Rows) -> Result:
         """The smaller network, which learns the teacher's answers to `rows`.

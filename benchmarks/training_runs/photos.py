@@ -27,7 +27,7 @@ from labelcurve.benchmarks.harness.provenance import conditions, parsed, write
 from labelcurve.bundle import command
 from labelcurve.training.data import dataset
 from labelcurve.training.data.dataset import Data
-from labelcurve.training.learning.finetune import Examples, Labelled, finetune
+from labelcurve.training.learning.finetune import Examples, Labelled, Result, finetune
 from labelcurve.training.learning.loop import Control
 from labelcurve.training.learning.metrics import scores
 from labelcurve.training.models import export, quantize, timm_weights
@@ -171,16 +171,22 @@ def _tuned(photos: Embedded, extractor: str) -> dict[str, Any]:
         head = fit_linear(photos.features[rows], classes[rows], len(images.class_names))
         linear = frozen.result(deepcopy(photos.network), head, 0.0)
         train, val = (Labelled(pixels[part], classes[part]) for part in (rows, held))
-        plan = recipe("default", len(rows), flip=True, unlabelled=False, extractor=extractor)
-        network = frozen.tunable(linear, plan, train.images)
-        tuned = finetune(network, Examples(train, val), plan, FP32_CPU, seed, SPEAKING)
-        best = frozen.better(linear, tuned, val, len(rows))
+        best = tuned(linear, train, val, extractor, seed)
         found = judged(predict_logits(best.network, pixels[test], FP32_CPU), classes[test])
-        about = {"penalty": head.penalty, "balanced": head.balanced, "tuned": best is tuned}
+        about = {"penalty": head.penalty, "balanced": head.balanced, "tuned": best is not linear}
         figures.append({"n_labels": len(learn), **found, **about})
         print(f"fine-tuned, split {seed}: {found['accuracy']:.4f}", flush=True)
     spent = round((time.process_time() - since) / SPLITS, 1)
     return {**over_splits(figures, labels="all", features="fine-tuned"), "cpu_seconds": spent}
+
+
+def tuned(linear: Result, train: Labelled, val: Labelled, extractor: str, seed: int) -> Result:
+    """Fine-tune from a linear head, as `train` does: the better of the two on `val`."""
+    n = len(train.labels)
+    plan = recipe("default", n, flip=True, unlabelled=False, extractor=extractor)
+    network = frozen.tunable(linear, plan, train.images)
+    found = finetune(network, Examples(train, val), plan, FP32_CPU, seed, SPEAKING)
+    return frozen.better(linear, found, val, n)
 
 
 def splits_of(classes: NDArray[np.int32]) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:

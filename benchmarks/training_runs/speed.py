@@ -8,13 +8,12 @@ stdout is one JSON document.
 
 from __future__ import annotations
 
-import math
 import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
@@ -23,7 +22,7 @@ from torch import Tensor, nn
 
 from labelcurve.benchmarks.harness.provenance import conditions, parsed, write
 from labelcurve.bundle import command
-from labelcurve.bundle.errors import LabelcurveError
+from labelcurve.bundle.options import Within
 from labelcurve.training.learning import augment
 from labelcurve.training.learning.augment import Views
 from labelcurve.training.learning.objectives import Contrastive
@@ -39,23 +38,12 @@ class Speed:
 
     device: Literal["auto", "cuda", "cpu"] = "auto"
     """As for `train`."""
-    seconds: float = 5.0
+    seconds: Annotated[float, Within(0, above=True)] = 5.0
     """Duration of each measurement; there are three of each kind, in turn."""
-    image_size: int = 32
+    image_size: Annotated[int, Within(8, 1024, note="pixels")] = 32
     """Side of the images in pixels."""
     out: Path | None = None
     """File for the JSON document, such as benchmarks/results/speed.json."""
-
-    def __post_init__(self) -> None:
-        """Validate.
-
-        Raises:
-            LabelcurveError: names the option, the value and what is allowed.
-        """
-        if not 0 < self.seconds < math.inf:
-            raise LabelcurveError(f"--seconds {self.seconds:g}: allowed are numbers above 0")
-        if not 8 <= self.image_size <= 1024:
-            raise LabelcurveError(f"--image-size {self.image_size}: allowed are 8 to 1024 pixels")
 
 
 ROUNDS = 3
