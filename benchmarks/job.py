@@ -39,12 +39,7 @@ from labelcurve.training.data.sources import Selection
 def run(
     bench: Bench, say: Callable[[str], None], command: Sequence[str] | None = None
 ) -> tuple[Report, dict[str, Path]]:
-    """Measure and write the report.
-
-    Args:
-        bench: the options.
-        say: receives progress, line by line.
-        command: what to name as the command; None takes the arguments of this process.
+    """Measure and write the report, which names `command`, by default that of this process.
 
     Returns:
         The report, and its files by kind.

@@ -9,15 +9,9 @@ from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 
+from labelcurve.benchmarks.backtest import populations
 from labelcurve.benchmarks.backtest.draws import HEADER, HELD_OUT, Draw, draw, row
-from labelcurve.benchmarks.backtest.populations import (
-    Population,
-    Sources,
-    derived,
-    embed,
-    populations,
-    semi_supervised,
-)
+from labelcurve.benchmarks.backtest.populations import Population, Sources, embed
 from labelcurve.benchmarks.harness import provenance
 from labelcurve.bundle import files
 from labelcurve.bundle.text import table
@@ -71,12 +65,12 @@ def main() -> None:
 def _populations(options: Options) -> list[Population]:
     if options.unlabelled and options.trashnet is not None:
         cache, network = options.cache or default_cache(), options.trashnet_extractor
-        return semi_supervised(
+        return populations.semi_supervised(
             embed("trashnet", options.trashnet, network, cache, size=224, most=options.images),
             embed("cifar10-96px", options.cifar10, network, cache, size=96, most=FEWER),
         )
-    cifar10, *others = populations(options, options.images)
-    return [cifar10, *derived(cifar10), *others]
+    cifar10, *others = populations.populations(options, options.images)
+    return [cifar10, *populations.derived(cifar10), *others]
 
 
 def _numbers(images: int) -> Sequence[tuple[int, int]]:

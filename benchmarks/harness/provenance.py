@@ -54,14 +54,11 @@ def here(command: Sequence[str] | None = None) -> Provenance:
 
 def conditions(*packages: str) -> dict[str, Any]:
     """Describe the conditions of a measurement of training code, with versions of `packages`."""
+    made = here()
     return {
-        "command": shown([*_program(), *sys.argv[1:]]),
-        "cpu": cpu_name(),
-        "cores": cores(),
-        "gpu": ", ".join(cuda.names()) or None,
+        **made.model_dump(include={"command", "cpu", "cores", "gpu", "git_commit"}),
         "load_average": round(os.getloadavg()[0], 1),
-        "date": datetime.now(UTC).date().isoformat(),
-        "git_commit": git_commit(Path(__file__)),
+        "date": made.date[:10],
         "packages": versions(packages),
     }
 

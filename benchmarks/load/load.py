@@ -23,17 +23,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from labelcurve.benchmarks.harness import windows
 from labelcurve.benchmarks.harness.processes import child, cpu_seconds, memory_mb
 from labelcurve.benchmarks.harness.server import Server
-from labelcurve.benchmarks.harness.windows import (
-    BUSY,
-    N_WINDOWS,
-    Request,
-    alike,
-    cut,
-    percentiles,
-    stable,
-)
+from labelcurve.benchmarks.harness.windows import BUSY, N_WINDOWS, Request
 from labelcurve.benchmarks.quality.accuracy import Predictions
 from labelcurve.benchmarks.record import Load, Stage
 from labelcurve.bundle.errors import LabelcurveError
@@ -104,14 +97,8 @@ def measure(
 ) -> dict[str, Load]:
     """Load each model in turn; return load by model name.
 
-    Args:
-        servers: the service of each model.
-        folder: as `images_for` gives it, with `checked`.
-        checked: number of images whose answers are compared with the offline prediction, by model.
-        users: clients at a time.
-        seconds: load for each model, divided among the rounds.
-        rounds: turns of each model.
-        say: receives progress.
+    Folder and numbers of checked images are those of `images_for`; the seconds of each model are
+    divided among the rounds.
 
     Raises:
         LabelcurveError: locust measured nothing.
@@ -166,14 +153,7 @@ def write_expected(
 def run(
     server: Server, folder: Path, name: str, options: Sequence[str], seconds: float
 ) -> tuple[dict[str, Any], float | None]:
-    """Run the locustfile once.
-
-    Args:
-        server: where to.
-        folder: as `images_for` gives it.
-        name: the model.
-        options: of locust and the locustfile: how many clients, how long, which rate.
-        seconds: how long that will take.
+    """Run the locustfile once, with options that take about so many seconds.
 
     Returns:
         What `recorder.Recorder` wrote, and the CPU seconds of the service, if they can be seen.
@@ -247,7 +227,7 @@ def summarise(
     n_sent = sum(done.n_sent for done in rounds)
     # A round is a window; of fewer rounds than the rule needs, each is cut.
     parts = 1 if len(rounds) >= N_WINDOWS else N_WINDOWS
-    windows = [w for done in rounds for w in cut(done.requests, done.begin, done.end, parts)]
+    parted = [w for done in rounds for w in windows.cut(done.requests, done.begin, done.end, parts)]
     return Load(
         users=users,
         same_machine=local,
@@ -260,15 +240,15 @@ def summarise(
         requests_per_s=len(latencies) / seconds,
         requests_per_s_low=min(rates),
         requests_per_s_high=max(rates),
-        **percentiles(latencies),
+        **windows.percentiles(latencies),
         client_cpu=sum(done.client_seconds for done in rounds) / seconds,
         server_cpu_ms=(
             sum(server) / n_sent * 1e3 if len(server) == len(rounds) and n_sent else None
         ),
         stages=stages([request for done in rounds for request in done.requests]),
-        windows=tuple(windows),
+        windows=tuple(parted),
         # Of two rounds the last three windows are one: the other must be like it.
-        stable=stable(windows) and (len(rates) >= N_WINDOWS or alike(rates)),
+        stable=windows.stable(parted) and (len(rates) >= N_WINDOWS or windows.alike(rates)),
         server_memory_mb=server_memory_mb,
     )
 

@@ -114,13 +114,10 @@ class _Run:
                 self.say(f"  {name}: {self.peers[name].error}")
 
     def measure(self, name: str, models: Path, graph: Path, names: Sequence[str]) -> list[Series]:
-        """Load all servers over one model.
+        """Load all servers over the model `null` or `real`.
 
-        Args:
-            name: `null` or `real`.
-            models: folder of bundles with this model alone, for this service.
-            graph: its ONNX file, for the peers.
-            names: its classes; empty for the null model, which every server answers alike.
+        This service gets a folder of bundles with it alone, the peers its ONNX file. The names of
+        its classes are empty for the null model, which every server answers alike.
         """
         bench = self.bench
         clients = bench.null_clients if name == "null" else bench.clients
@@ -185,7 +182,8 @@ class _Run:
             started += ["--port", str(port), "--threads", str(cores()), "--device", "cpu"]
         else:
             interpreter, folder = self.interpreters[server.name], servers.FOLDER
-            started = servers.command(server, interpreter, port)
+            words = (str(port) if word == "PORT" else word for word in server.arguments)
+            started = [str(interpreter), *words]
             environment = servers.environment(interpreter, graph, port, cores())
         output = stack.enter_context(log.open("wb"))
         process = stack.enter_context(

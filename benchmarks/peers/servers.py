@@ -132,11 +132,6 @@ def python(server: Server, cache: Path, say: Callable[[str], None]) -> Path:
     return interpreter
 
 
-def command(server: Server, interpreter: Path, port: int) -> list[str]:
-    """Build the command that starts the peer in `FOLDER`."""
-    return [str(interpreter), *(str(port) if part == "PORT" else part for part in server.arguments)]
-
-
 def environment(interpreter: Path, graph: Path, port: int, threads: int) -> dict[str, str]:
     """Environment of a peer's process: its own commands first, and none of our variables."""
     ours = {"VIRTUAL_ENV", "PYTHONPATH", "PYTHONHOME"}

@@ -84,16 +84,11 @@ class Part:
 
 
 def kept(n: int, shards: int, random: np.random.Generator) -> list[NDArray[np.int64]]:
-    """The batches of an epoch: `shuffle(500).batch(256).shard(shards, 0)` of tf.data.
+    """The batches of an epoch of `n` images: `shuffle(500).batch(256).shard(shards, 0)` of tf.data.
 
     The buffer holds 500 images in the order of the files; one of them, at random, is handed on and
-    the next takes its place. Every batch whose number divides by `shards` is kept.
-
-    Args:
-        n: images.
-
-    Returns:
-        Rows, each int64 [B]; the last batch may be smaller.
+    the next takes its place. Every batch whose number divides by `shards` is kept: rows, each
+    int64 [B]; the last may be smaller.
     """
     order = np.empty(n, np.int64)
     buffer = list(range(min(WINDOW, n)))

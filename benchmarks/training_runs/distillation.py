@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from labelcurve.benchmarks.harness.provenance import conditions, parsed, write
+from labelcurve.benchmarks.harness.provenance import parsed, write
 from labelcurve.benchmarks.training_runs import photos
 from labelcurve.benchmarks.training_runs.photos import SPEAKING
 from labelcurve.bundle import command
@@ -36,7 +36,7 @@ from labelcurve.training.models.latency import p50_ms
 from labelcurve.training.models.linear_head import fit_linear
 from labelcurve.training.recipes import TUNED_FROM, distillation
 from labelcurve.training.runs import frozen
-from labelcurve.training.runtime.device import FP32_CPU, hardware
+from labelcurve.training.runtime.device import FP32_CPU
 
 TEACHER, DISTILLED, LABELLED, ALONE = (
     "teacher",
@@ -200,14 +200,8 @@ def main(arguments: Sequence[str]) -> None:
     for labels, n in (("10%", options.splits), ("all", options.all_splits)):
         splits = [study.split(number, labels) for number in range(n)]
         figures += over_splits(splits, [_kept(study, split) for split in splits], times)
-    document = {
-        "hardware": hardware(FP32_CPU),
-        **conditions("torch", "timm", "scikit-learn", "onnxruntime", "numpy"),
-        **options.about(study.classes),
-        "factor": options.factor,
-        "figures": figures,
-    }
-    write(options.out, document)
+    document = {"factor": options.factor, "figures": figures}
+    write(options.out, options.about(study.classes) | document)
 
 
 def _kept(study: Study, split: Split) -> dict[str, dict[str, float]]:

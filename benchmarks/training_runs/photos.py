@@ -67,8 +67,10 @@ class Photos:
             raise SystemExit(f"--extractor {self.extractor}: allowed are {TIMM}NAME[=FILE]")
 
     def about(self, classes: NDArray[np.int32]) -> dict[str, Any]:
-        """The document's description of the photos and the network."""
+        """The document's description of the conditions, the photos and the network."""
         return {
+            "hardware": hardware(FP32_CPU),
+            **conditions("torch", "timm", "scikit-learn", "scipy", "onnxruntime", "numpy"),
             "data": self.data.name,
             "images": len(classes),
             "classes": int(classes.max()) + 1,
@@ -97,15 +99,9 @@ def main(arguments: Sequence[str]) -> None:
     found = embedded(options)
     kinds = (("last layer", found.last), ("last layer and maps", found.network.dim))
     figures = [_figure(found, labels, *kind) for kind in kinds for labels in LABELS]
-    document = {
-        "hardware": hardware(FP32_CPU),
-        **conditions("torch", "timm", "scikit-learn", "onnxruntime", "numpy"),
-        **options.about(found.labels),
-        "splits": SPLITS,
-        **_cost(found),
-        "figures": [*figures, _tuned(found, options.extractor)],
-    }
-    write(options.out, document)
+    figures.append(_tuned(found, options.extractor))
+    document = options.about(found.labels) | {"splits": SPLITS, **_cost(found)}
+    write(options.out, document | {"figures": figures})
 
 
 def embedded(options: Photos) -> Embedded:
@@ -204,12 +200,7 @@ def judged(logits: NDArray[np.float64], classes: NDArray[np.int32]) -> dict[str,
 
 
 def over_splits(rows: Sequence[Mapping[str, Any]], **about: str) -> dict[str, Any]:
-    """A figure: what was measured, split by split, and the accuracy's mean and deviation.
-
-    Args:
-        rows: of each split, its `accuracy` among others.
-        about: what is measured: the labels, the kind of model.
-    """
+    """A figure: what was measured, split by split, and the accuracy's mean and deviation."""
     found = {name: [row[name] for row in rows] for name in rows[0]}
     mean = statistics.fmean(found["accuracy"])
     std = statistics.stdev(found["accuracy"]) if len(rows) > 1 else 0.0

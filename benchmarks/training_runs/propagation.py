@@ -17,12 +17,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from labelcurve.benchmarks.harness.provenance import conditions, parsed, write
+from labelcurve.benchmarks.harness.provenance import parsed, write
 from labelcurve.benchmarks.training_runs import photos
 from labelcurve.bundle import command
-from labelcurve.training.models.linear_head import fit_linear
+from labelcurve.training.models.linear_head import LinearHead, fit_linear
 from labelcurve.training.models.propagation import Pool
-from labelcurve.training.runtime.device import FP32_CPU, hardware
 
 LABELS = ("10 a class", "10%", "25%", "50%")
 KINDS = ("labels alone", "with the others")
@@ -37,16 +36,9 @@ def main(arguments: Sequence[str]) -> None:
     """The command `python -m benchmarks.training_runs.propagation`."""
     options = parsed(Propagation, arguments)
     found = photos.embedded(options)
-    document = {
-        "hardware": hardware(FP32_CPU),
-        **conditions("torch", "timm", "scikit-learn", "scipy", "numpy"),
-        **options.about(found.labels),
-        "splits": photos.SPLITS,
-        "figures": [
-            figure for labels in LABELS for figure in figures(found.features, found.labels, labels)
-        ],
-    }
-    write(options.out, document)
+    made = [figures(found.features, found.labels, labels) for labels in LABELS]
+    document = {"splits": photos.SPLITS, "figures": [figure for both in made for figure in both]}
+    write(options.out, options.about(found.labels) | document)
 
 
 def figures(
@@ -93,7 +85,7 @@ def heads(
     more = pool.learned(head)
     learned = time.process_time()
 
-    def row(head: Any, seconds: float, n_unlabelled: int, refused: bool) -> dict[str, Any]:
+    def row(head: LinearHead, seconds: float, n_unlabelled: int, refused: bool) -> dict[str, Any]:
         return {
             "n_labels": len(labelled),
             "n_unlabelled": n_unlabelled,

@@ -97,24 +97,11 @@ def generate(folder: Path, n: int, size: int) -> None:
     test = max(CLASSES, n // 50)
     for split, first, last in (("test", 0, test), ("train", test, n)):
         for begin in range(first, last, PER_FILE):
+            rows = range(begin, min(last, begin + PER_FILE))
+            images = [{"bytes": file} for file in in_threads(lambda row: _jpeg(row, size), rows)]
+            table = pa.table({"image": images, "label": [row % CLASSES for row in rows]})
             path = folder / f"{split}-{begin:09d}.parquet"
-            end = min(last, begin + PER_FILE)
-            schema = pa.schema(
-                [("image", pa.struct([("bytes", pa.binary())])), ("label", pa.int64())]
-            )
-            with pq.ParquetWriter(path, schema, compression="none") as writer:
-                for start in range(begin, end, PER_GROUP):
-                    rows = range(start, min(end, start + PER_GROUP))
-                    files = list(in_threads(lambda row: _jpeg(row, size), rows))
-                    writer.write_table(
-                        pa.table(
-                            {
-                                "image": [{"bytes": file} for file in files],
-                                "label": [row % CLASSES for row in rows],
-                            },
-                            schema,
-                        )
-                    )
+            pq.write_table(table, path, row_group_size=PER_GROUP, compression="none")
 
 
 def _jpeg(row: int, size: int) -> bytes:
