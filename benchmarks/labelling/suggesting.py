@@ -76,16 +76,13 @@ def _all(sources: Sources) -> Iterator[Population]:
 def compare(population: Population, seed: int) -> dict[str, Any]:
     """Accuracy with suggested and with random labels, by labels a class."""
     order = np.random.default_rng([seed, 0]).permutation(len(population.labels))[:IMAGES]
-    test = order[: min(TEST, len(order) // 3)]
-    pool = order[len(test) :]
+    rows, n_test = np.arange(len(order)), min(TEST, len(order) // 3)
     features = standardise(population.features[order]) * np.float32(
         population.features.shape[1] ** 0.5
     )
     labels = population.labels[order]
-    place = np.empty(len(population.labels), np.int64)
-    place[order] = np.arange(len(order))
     return {
-        way: buy(features, labels, place[test], place[pool], seed, way)
+        way: buy(features, labels, rows[:n_test], rows[n_test:], seed, way)
         for way in ("suggested", "random")
     }
 

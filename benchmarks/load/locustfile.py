@@ -74,9 +74,8 @@ def _number(least: float, needed: str) -> Callable[[str], float]:
     return lambda text: float(check(text))
 
 
-_TINY = 1e-9
 _AT_LEAST_0 = _number(0, "a number of at least 0 is")
-_POSITIVE = _number(_TINY, "a number above 0 is")
+_POSITIVE = _number(1e-9, "a number above 0 is")
 _FOLDER = _checked(lambda text: images(text), len, "a folder of image files is")
 _FILE = _checked(
     lambda text: json.loads(Path(text).read_text()),

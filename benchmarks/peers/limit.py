@@ -21,9 +21,7 @@ SECONDS = 1.0
 def measure(graph: bytes, data: bytes) -> Limit:
     """Measure CPU time per image, of one thread.
 
-    Args:
-        graph: ONNX, uint8 [N, size, size, 3] to probabilities.
-        data: the image sent to the servers.
+    The graph is ONNX, uint8 [N, size, size, 3] to probabilities; `data` is the image as a file.
     """
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1

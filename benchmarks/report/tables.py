@@ -111,20 +111,17 @@ def unstable(models: Sequence[Model]) -> str:
     return UNSTABLE if any(m.load and m.load.stable is False for m in models) else ""
 
 
-COLUMNS = (
-    "Labels: training + validation; unlabelled: further training images used without their labels. "
-    "Balanced: mean recall over classes. "
-)
-"""Explains the columns."""
-
-
 def conditions(report: Report) -> str:
     """State the conditions of the figures: n, seeds, clients, hardware, versions, command."""
     seeds = sorted({len(group) for group in groups(report.models)})
     runs = "one seed"
     if seeds != [1]:
         runs = f"mean ± standard deviation over {' or '.join(map(str, seeds))} seeds"
-    text = f"{report.dataset.name}, {report.dataset.n_test:,} test images, {runs}. {COLUMNS}"
+    text = (
+        f"{report.dataset.name}, {report.dataset.n_test:,} test images, {runs}. Labels: training + "
+        "validation; unlabelled: further training images used without their labels. Balanced: mean "
+        "recall over classes. "
+    )
     if any(SHARED in training_time(group) for group in groups(report.models)):
         text += "Shared: the machine did other work meanwhile. "
     trained = sorted({model.trained_on for model in report.models})

@@ -13,7 +13,7 @@ import shutil
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -26,7 +26,7 @@ from PIL import Image
 from torch import nn
 
 from labelcurve.benchmarks.harness.provenance import conditions, parsed, write
-from labelcurve.benchmarks.training_runs.speed import finish
+from labelcurve.benchmarks.training_runs.speed import finish, quiet
 from labelcurve.bundle import command
 from labelcurve.bundle.machine import cores
 from labelcurve.training.data import dataset as data
@@ -131,7 +131,7 @@ def _figure(
     def load() -> tuple[Split, float]:
         since = time.perf_counter()
         found = data.load(
-            Selection(str(folder), labelled=False), size=size, cache=scratch, say=_quiet
+            Selection(str(folder), labelled=False), size=size, cache=scratch, say=quiet
         )
         return found.train, time.perf_counter() - since
 
@@ -151,7 +151,7 @@ def _figure(
     memory = int(2.5 * BATCH * 3 * size * size / WINDOW_SHARE)
     (file,) = (scratch / "pixels").glob("*/train-images.npy")
     order = np.load(file.with_name("train-rows.npy"))
-    rows = unlabelled(folder, _quiet).splits["train"]
+    rows = unlabelled(folder, quiet).splits["train"]
     kinds: tuple[Images, ...] = (
         split.images,
         in_file(file, memory),
@@ -192,7 +192,7 @@ def _train(
     optimizers = Optimizers([(network, 1.0)], plan, device.dtype)
     generator = torch.Generator(device.device)
     labels = torch.arange(BATCH, device=device.device) % CLASSES
-    batches = Batches(images, BATCH, round(plan.crop * size / 32), [0], device, _quiet)
+    batches = Batches(images, BATCH, round(plan.crop * size / 32), [0], device, quiet)
     assert (batches.resident is None) == isinstance(images, Stored)
     network.train()
 
@@ -205,12 +205,6 @@ def _train(
         loss.backward()
         optimizers.step()
 
-    return _timed(step, batches, device, seconds)
-
-
-def _timed(
-    step: Callable[[int], None], batches: Batches, device: Device, seconds: float
-) -> tuple[float, float]:
     step(0)
     finish(device)
     since, before, number = time.perf_counter(), batches.waited, 0
@@ -219,11 +213,7 @@ def _timed(
         step(number)
         finish(device)
     took = time.perf_counter() - since
-    return number * batches.batch / took, (batches.waited - before) / took
-
-
-def _quiet(_: str) -> None:
-    return
+    return number * BATCH / took, (batches.waited - before) / took
 
 
 if __name__ == "__main__":

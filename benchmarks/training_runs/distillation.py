@@ -144,10 +144,8 @@ class Study:
     def distilled(self, split: Split, answers: NDArray[np.float32], rows: Rows) -> Result:
         """The smaller network, which learns the teacher's answers to `rows`.
 
-        Args:
-            split: its labelled photos give the initial linear head.
-            answers: probabilities [N, K] of all photos.
-            rows: of them.
+        The labelled photos of the split give the initial linear head; the answers are probabilities
+        [N, K] of all photos.
         """
         factor = self.options.factor
         name = f"{self.options.extractor.partition('=')[0]}/{factor}"
@@ -221,12 +219,10 @@ def over_splits(
     measured: Sequence[dict[str, dict[str, float]]],
     times: dict[str, float],
 ) -> list[dict[str, Any]]:
-    """A figure for each kind of model.
+    """A figure for each kind of model, of splits at one number of labels.
 
-    Args:
-        splits: at one number of labels.
-        measured: of each, as `Study.models` gives it.
-        times: ms of one image, by kind; those that are not named take as long as the `student`.
+    What was measured is that of `Study.models`. `times` are ms of one image by kind; those that are
+    not named take as long as the `student`.
     """
     counts = [len(split.train) + len(split.val) for split in splits]
     found = []

@@ -44,13 +44,7 @@ def main(arguments: Sequence[str]) -> None:
 def figures(
     found: NDArray[np.float32], classes: NDArray[np.int32], labels: str
 ) -> list[dict[str, Any]]:
-    """The figures of both kinds at one number of labels.
-
-    Args:
-        found: features, float32 [N, D].
-        classes: [N]
-        labels: as for `photos.chosen_of`.
-    """
+    """The figures of both kinds, of features [N, D], at one number of `photos.chosen_of`."""
     rows = []
     for seed, (learn, test) in enumerate(photos.splits_of(classes)):
         labelled = photos.chosen_of(classes, learn, labels, seed)

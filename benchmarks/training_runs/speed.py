@@ -203,5 +203,9 @@ def finish(device: Device) -> None:
         torch.cuda.synchronize()
 
 
+def quiet(_: str) -> None:
+    """Receives progress and shows none."""
+
+
 if __name__ == "__main__":
     command.enter(main, extra="train")

@@ -26,6 +26,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from labelcurve.benchmarks.harness.provenance import conditions, parsed, write
+from labelcurve.benchmarks.training_runs.speed import quiet
 from labelcurve.bundle import command
 from labelcurve.training.data import dataset
 from labelcurve.training.data.decoded.stored import Images
@@ -130,7 +131,7 @@ def _read(options: Streaming, stage: Stage, folder: Path, cache: Path) -> dict[s
         for file in cache.glob("pixels/*/*-images.npy"):
             file.unlink()
     since = time.perf_counter()
-    found = dataset.load(str(folder), size=size, cache=cache, memory=memory, say=_quiet)
+    found = dataset.load(str(folder), size=size, cache=cache, memory=memory, say=quiet)
     opened, seconds, read = _resident("VmRSS"), time.perf_counter() - since, len(found.train)
     if stage != "decode":
         # As in `train`: a tenth is held out for validation.
@@ -151,7 +152,7 @@ def _read(options: Streaming, stage: Stage, folder: Path, cache: Path) -> dict[s
 
 
 def _epoch(images: Images) -> Iterator[Sequence[int]]:
-    batches = Batches(images, BATCH, 4, [0], FP32_CPU, _quiet)
+    batches = Batches(images, BATCH, 4, [0], FP32_CPU, quiet)
     assert batches.resident is None
     for number in range(batches.steps):
         _, padded, index = batches.draw(number)
@@ -165,10 +166,6 @@ def _resident(which: Literal["VmRSS", "VmHWM"]) -> int:
         if line.startswith(which):
             return int(line.split()[1]) * 1024
     raise RuntimeError("this benchmark needs Linux: /proc/self/status")
-
-
-def _quiet(_: str) -> None:
-    return
 
 
 if __name__ == "__main__":
