@@ -106,16 +106,15 @@ def derived(cifar10: Population) -> list[Population]:
 
 def semi_supervised(trashnet: Population, cifar10: Population) -> list[Population]:
     """Photos, with six classes, and with noisy labels; the unlabelled photos are used as well."""
-    noisy = [
-        replace(one, name=f"{one.name}-noisy-labels", labels=_noisy(one.labels))
-        for one in (trashnet, cifar10)
-    ]
+    noisy = []
+    for one in (trashnet, cifar10):
+        labels = _noisy(one.labels, np.random.default_rng(0))
+        noisy.append(replace(one, name=f"{one.name}-noisy-labels", labels=labels))
     found = [trashnet, cifar10, subset(cifar10, "animals", LIVING), *noisy]
     return [replace(one, pool=True) for one in found]
 
 
-def _noisy(labels: Index, random: np.random.Generator | None = None) -> Index:
-    random = np.random.default_rng(0) if random is None else random
+def _noisy(labels: Index, random: np.random.Generator) -> Index:
     wrong = random.random(len(labels)) < NOISE
     others = random.integers(0, int(labels.max()) + 1, len(labels))
     found: Index = np.where(wrong, others, labels)

@@ -32,11 +32,10 @@ Options = TypeVar("Options")
 
 
 def here(command: Sequence[str] | None = None) -> Provenance:
-    """Describe this machine and environment.
+    """Describe this machine and environment, and what reproduces the figures.
 
-    Args:
-        command: what reproduces the figures; None takes the command of this process. Of a path of
-            this machine only the last name is kept.
+    That is by default the command of this process. Of a path of this machine only the last name is
+    kept.
     """
     return Provenance(
         command=shown([*_program(), *sys.argv[1:]] if command is None else command),

@@ -136,11 +136,8 @@ class Steps(LoadTestShape):
     """Users step by step as --steps says, each for --step-seconds once its users are running."""
 
     abstract = not _given("--steps", "LABELCURVE_STEPS")
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.index = 0
-        self.mark: tuple[float, float] | None = None
+    index = 0
+    mark: tuple[float, float] | None = None
 
     def reset_time(self) -> None:
         """Reset: a run begins, perhaps not the first one on the web page."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import ceil
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -23,17 +22,12 @@ def confusions(report: Report) -> Figure:
     models, names = main_models(report), report.dataset.class_names
     if len(models) > 3:
         models = [models[0], models[len(models) // 2], models[-1]]
-    columns = min(3, len(models))
-    rows = ceil(len(models) / columns)
-    figure = Figure(figsize=(3.6 * columns, 3.7 * rows), layout="constrained")
-    panels = np.atleast_1d(figure.subplots(rows, columns)).ravel()
-    for axes in panels[len(models) :]:
-        axes.remove()
-    for index, (axes, model) in enumerate(zip(panels, models, strict=False)):
+    figure = Figure(figsize=(3.6 * len(models), 3.7), layout="constrained")
+    panels = np.atleast_1d(figure.subplots(1, len(models)))
+    for axes, model in zip(panels, models, strict=True):
         _confusion(axes, model, names, colour(report, model))
         axes.grid(visible=False)
-        if index % columns:
-            axes.set_ylabel("")
+    panels[0].set_ylabel("true")
     return figure
 
 
@@ -61,7 +55,6 @@ def _confusion(axes: Axes, model: Model, names: Sequence[str], hue: str) -> None
     axes.tick_params(length=0, labelsize=8)
     axes.set_title(model.name)
     axes.set_xlabel("predicted")
-    axes.set_ylabel("true")
     if k <= 12:
         size = 7 if counts.max() < 1000 else 6
         for row, column in zip(*np.nonzero(counts), strict=True):

@@ -97,7 +97,7 @@ def reference(report: Report) -> dict[str, Any]:
     published: dict[str, Any] = json.loads(PUBLISHED.read_text())
     curves = sorted(report.curves, key=lambda curve: curve.variant == "default")
     variants = [curve.variant for curve in curves]
-    both = {"default", "reference"} <= set(variants) or ("default" in variants and len(curves) > 1)
+    both = "default" in variants and len(curves) > 1
     rows = []
     for known in published["results"] if report.dataset.name == published["dataset"] else ():
         found = {

@@ -66,10 +66,6 @@ class Kill:
     """Whether every bundle visible after the kill was complete."""
 
 
-class TooFast(Exception):
-    """A run ended before its kill."""
-
-
 def run(options: Interruptions) -> list[Kill]:
     """Run all kills and print a row for each."""
     moments = random.Random(options.seed)
@@ -101,17 +97,16 @@ def one(base: Sequence[str], after: float, inside_a_write: bool, expected: dict[
     """Start a run, kill it and start it again; retry where it ended before the kill."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        try:
-            killed_after, unfinished = kill(base, folder, after, inside_a_write)
-        except TooFast:
+        killed = kill(base, folder, after, inside_a_write)
+        if killed is None:
             return one(base, after / 2, inside_a_write, expected)
         whole = _whole(folder / "models")
         versions, went_on = finish(base, folder)
     return Kill(
         of=base[0],
         inside_a_write=inside_a_write,
-        after_s=round(killed_after, 2),
-        unfinished=unfinished,
+        after_s=round(killed[0], 2),
+        unfinished=killed[1],
         went_on=went_on,
         same=versions == expected,
         whole=whole,
@@ -120,19 +115,15 @@ def one(base: Sequence[str], after: float, inside_a_write: bool, expected: dict[
 
 def kill(
     base: Sequence[str], folder: Path, after: float, inside_a_write: bool
-) -> tuple[float, tuple[str, ...]]:
-    """Start a run and kill it; return when, and the files that it was writing.
-
-    Raises:
-        TooFast: the run ended before.
-    """
+) -> tuple[float, tuple[str, ...]] | None:
+    """Start a run and kill it: when, and the files that it was writing; None if it ended before."""
     process = _start(base, folder)
     began = time.monotonic()
     try:
         time.sleep(after)
         while True:
             if process.poll() is not None:
-                raise TooFast
+                return None
             if not inside_a_write:
                 break
             if _unfinished(folder):
