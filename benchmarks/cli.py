@@ -22,7 +22,7 @@ from labelcurve.bundle.errors import LabelcurveError, near
 OTHERS = {
     "compare": "labelcurve.benchmarks.compare",
     "render": "labelcurve.benchmarks.render",
-    "peers": "labelcurve.benchmarks.peers.cli",
+    "peers": "labelcurve.benchmarks.peers.job",
 }
 
 

@@ -79,13 +79,10 @@ def pairs(a: Report, b: Report) -> list[Pair]:
 def _accuracy(a: Model, b: Model) -> Comparison | None:
     if a.accuracy.right is None or b.accuracy.right is None:
         return None
-    n = a.accuracy.n
-    return statistics.compare(
-        f"A {a.name}",
-        f"B {b.name}",
-        statistics.unpack(a.accuracy.right, n),
-        statistics.unpack(b.accuracy.right, n),
+    rights = (
+        statistics.unpack(right, a.accuracy.n) for right in (a.accuracy.right, b.accuracy.right)
     )
+    return statistics.compare(f"A {a.name}", f"B {b.name}", *rights)
 
 
 def ratio(a: Load | None, b: Load | None, figure: str) -> Estimate | None:
@@ -98,15 +95,11 @@ def ratio(a: Load | None, b: Load | None, figure: str) -> Estimate | None:
         if len(values) < 2 or not all(values):
             return None
         logs.append(np.log(values))
+    value = float(np.exp(logs[1].mean() - logs[0].mean()))
     if logs[0].var() == 0 and logs[1].var() == 0:
-        value = float(np.exp(logs[1].mean() - logs[0].mean()))
         return Estimate(value=value, low=value, high=value)
     interval = ttest_ind(logs[1], logs[0], equal_var=False).confidence_interval(0.95)
-    return Estimate(
-        value=float(np.exp(logs[1].mean() - logs[0].mean())),
-        low=float(np.exp(interval.low)),
-        high=float(np.exp(interval.high)),
-    )
+    return Estimate(value=value, low=float(np.exp(interval.low)), high=float(np.exp(interval.high)))
 
 
 def doubts(a: Report, b: Report) -> list[str]:
@@ -235,14 +228,9 @@ def main(arguments: Sequence[str]) -> None:
     options = tyro.cli(Compare, args=arguments, prog="labelcurve bench compare")
     a, b = read(options.a), read(options.b)
     print(markdown(a, b))
-    document = [
-        {
-            "a": pair.a.name,
-            "b": pair.b.name,
-            "accuracy": pair.accuracy.model_dump() if pair.accuracy else None,
-            "requests_per_s": pair.rate.model_dump() if pair.rate else None,
-            "p50": pair.p50.model_dump() if pair.p50 else None,
-        }
-        for pair in pairs(a, b)
-    ]
+    document = []
+    for pair in pairs(a, b):
+        found = {"accuracy": pair.accuracy, "requests_per_s": pair.rate, "p50": pair.p50}
+        figures = {name: value and value.model_dump() for name, value in found.items()}
+        document.append({"a": pair.a.name, "b": pair.b.name, **figures})
     command.answer({"pairs": document, "notes": doubts(a, b)})

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -27,7 +26,7 @@ from labelcurve.benchmarks.record import (
     Saturation,
 )
 from labelcurve.benchmarks.report import page
-from labelcurve.bundle import store
+from labelcurve.bundle import files, store
 from labelcurve.bundle.errors import BundleError, LabelcurveError
 from labelcurve.bundle.manifest import SHARED
 from labelcurve.bundle.store import Bundle
@@ -40,12 +39,7 @@ from labelcurve.training.data.sources import Selection
 def run(
     bench: Bench, say: Callable[[str], None], command: Sequence[str] | None = None
 ) -> tuple[Report, dict[str, Path]]:
-    """Measure and write the report.
-
-    Args:
-        bench: the options.
-        say: receives progress, line by line.
-        command: what to name as the command; None takes the arguments of this process.
+    """Measure and write the report, which names `command`, by default that of this process.
 
     Returns:
         The report, and its files by kind.
@@ -54,7 +48,8 @@ def run(
         LabelcurveError: models, data or service cannot be used.
     """
     bench.check()
-    writable(bench.out)
+    files.check_out(bench.out)
+    bench.out.mkdir(parents=True, exist_ok=True)
     bundles = _chosen(bench, say)
     service = server.running(bench.url) if bench.url and bench.load else None
     if service:
@@ -69,7 +64,7 @@ def run(
     accuracy.check(bundles, data)
     truth = data.test.labels
 
-    images = counted(len(truth), "test image")
+    null, images = null_model.NAME, counted(len(truth), "test image")
     say(f"Accuracy of {counted(len(bundles), 'model')} on {images}")
     predictions = accuracy.predict(bundles, data, bench.cache or default_cache(), say)
     scores = {b.name: accuracy.score(b, predictions[b.name], data) for b in bundles}
@@ -104,7 +99,9 @@ def run(
         curves=learning_curve.curves(models, right, bench.target, bench.price_per_label),
         comparisons=statistics.comparisons(models, right),
         saturation=saturations.get(leading(first).name),
-        null=_null(times, loads, saturations),
+        null=Null(latency=times[null], load=loads.get(null), saturation=saturations.get(null))
+        if null in times
+        else None,
         price_per_hour=bench.price_per_hour,
         price_per_label=bench.price_per_label,
         provenance=provenance.here(command),
@@ -121,15 +118,6 @@ def _robustness(
     images = counted(n, "test image")
     say(f"Robustness of {counted(len(bundles), 'model')} on {images}, under 15 corruptions")
     return robustness.measure(bundles, data, n, say)
-
-
-def _null(
-    times: dict[str, Latency], loads: dict[str, Load], saturations: dict[str, Saturation]
-) -> Null | None:
-    name = null_model.NAME
-    if name not in times:
-        return None
-    return Null(latency=times[name], load=loads.get(name), saturation=saturations.get(name))
 
 
 def _timings(
@@ -202,13 +190,7 @@ def one_seed(bundles: Sequence[Bundle]) -> list[Bundle]:
     lowest: dict[object, Bundle] = {}
     names = besides(bundles)
     for bundle in sorted(bundles, key=lambda b: b.manifest.seed):
-        manifest = bundle.manifest
-        key = (
-            manifest.preset,
-            manifest.extractor is None,
-            manifest.n_labels_train,
-            names[bundle.name],
-        )
+        key = (_preset(bundle), bundle.manifest.n_labels_train, names[bundle.name])
         lowest.setdefault(key, bundle)
     kept = {bundle.name for bundle in lowest.values()}
     return [bundle for bundle in bundles if bundle.name in kept]
@@ -227,32 +209,27 @@ def leading(bundles: Sequence[Bundle]) -> Bundle:
 def besides(bundles: Sequence[Bundle]) -> dict[str, str]:
     """Tell models of one preset apart: by network, mirroring and image size where there are
     several, and by name where a seed occurs twice."""
+    aspects: tuple[Callable[[Bundle], str], ...] = (
+        lambda b: b.manifest.backbone,
+        lambda b: "mirrored" if b.manifest.recipe.get("mirrored") else "",
+        lambda b: f"{b.manifest.preprocessing.size} px",
+    )
     found: dict[str, str] = {}
     for bundle in bundles:
         alike = [b for b in bundles if _preset(b) == _preset(bundle)]
         words = []
-        if len({b.manifest.backbone for b in alike}) > 1:
-            words.append(bundle.manifest.backbone)
-            alike = [b for b in alike if b.manifest.backbone == bundle.manifest.backbone]
-        if len({_mirrored(b) for b in alike}) > 1:
-            words += ["mirrored"] if _mirrored(bundle) else []
-            alike = [b for b in alike if _mirrored(b) == _mirrored(bundle)]
-        if len({b.manifest.preprocessing.size for b in alike}) > 1:
-            size = bundle.manifest.preprocessing.size
-            words.append(f"{size} px")
-            alike = [b for b in alike if b.manifest.preprocessing.size == size]
+        for aspect in aspects:
+            if len({aspect(b) for b in alike}) > 1:
+                words.append(aspect(bundle))
+                alike = [b for b in alike if aspect(b) == aspect(bundle)]
         if len({(b.manifest.n_labels_train, b.manifest.seed) for b in alike}) < len(alike):
             words.append(re.sub(r"(-[0-9.]+(e-[0-9]+)?)?(-s[0-9]+)?$", "", bundle.name))
-        found[bundle.name] = " ".join(words)
+        found[bundle.name] = " ".join(filter(None, words))
     return found
 
 
 def _preset(bundle: Bundle) -> tuple[str, bool]:
     return bundle.manifest.preset, bundle.manifest.extractor is None
-
-
-def _mirrored(bundle: Bundle) -> bool:
-    return bool(bundle.manifest.recipe.get("mirrored"))
 
 
 def _servers(
@@ -322,22 +299,6 @@ def _loads(
                     say=say,
                 )
     return loads, saturations
-
-
-def writable(folder: Path) -> None:
-    """Make the output folder now, not after minutes of measuring.
-
-    Raises:
-        LabelcurveError: it cannot be made or written.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise LabelcurveError(
-            f"--out {folder} cannot be made ({error.strerror}): choose another folder"
-        ) from error
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise LabelcurveError(f"--out {folder} cannot be written: choose another folder")
 
 
 def _chosen(bench: Bench, say: Callable[[str], None]) -> list[Bundle]:

@@ -17,17 +17,18 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from labelcurve.bundle.manifest import Choice, Epoch
 
-SCHEMA_VERSION: Final = 1
 SCHEMA: Final = Path(__file__).with_name("report.schema.json")
 
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
-class _Record(BaseModel):
+class Record(BaseModel):
+    """Part of a result: fixed, complete, without fields of another release."""
+
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
-class Provenance(_Record):
+class Provenance(Record):
     """Conditions of a measurement, to assess it and to repeat it."""
 
     command: str
@@ -46,7 +47,7 @@ class Provenance(_Record):
     packages: dict[str, str]
 
 
-class Estimate(_Record):
+class Estimate(Record):
     """A figure with a 95 % interval; the field says over what."""
 
     value: float
@@ -54,7 +55,7 @@ class Estimate(_Record):
     high: float
 
 
-class ClassScore(_Record):
+class ClassScore(Record):
     """Figures of one class; `support` counts its test images."""
 
     precision: float
@@ -63,7 +64,7 @@ class ClassScore(_Record):
     support: int
 
 
-class Bin(_Record):
+class Bin(Record):
     """Test images whose confidence lies in one bin."""
 
     n: int
@@ -72,7 +73,7 @@ class Bin(_Record):
     accuracy: float
 
 
-class Calibration(_Record):
+class Calibration(Record):
     """Calibration; intervals from a bootstrap over test images."""
 
     ece: Estimate
@@ -85,14 +86,14 @@ class Calibration(_Record):
     """The reliability diagram; empty bins are left out."""
 
 
-class Point(_Record):
+class Point(Record):
     """Accuracy of the most confident share of the test images."""
 
     coverage: Share
     accuracy: Share
 
 
-class Accepted(_Record):
+class Accepted(Record):
     """Answers accepted by the threshold for a target accuracy; all None without a threshold."""
 
     wished: Share
@@ -105,14 +106,14 @@ class Accepted(_Record):
     why_none: str | None = None
 
 
-class Accepting(_Record):
+class Accepting(Record):
     """Answers that are accepted without review (`bundle.acceptance`)."""
 
     levels: tuple[Accepted, ...]
     curve: tuple[Point, ...]
 
 
-class Shift(_Record):
+class Shift(Record):
     """Accuracy under one corruption."""
 
     kind: str
@@ -122,7 +123,7 @@ class Shift(_Record):
     """Clean minus corrupted accuracy on the same images; interval over test images, paired."""
 
 
-class Robustness(_Record):
+class Robustness(Record):
     """Accuracy under corruptions."""
 
     n: int
@@ -131,7 +132,7 @@ class Robustness(_Record):
     shifts: tuple[Shift, ...]
 
 
-class Accuracy(_Record):
+class Accuracy(Record):
     """A model on the whole test split, from file bytes through ONNX Runtime on the CPU.
 
     F1, precision and recall are weighted by class frequency.
@@ -197,7 +198,7 @@ class Accuracy(_Record):
         return self
 
 
-class BatchLatency(_Record):
+class BatchLatency(Record):
     """One ONNX Runtime call with a batch of `batch` images, in ms."""
 
     batch: int
@@ -215,7 +216,7 @@ class BatchLatency(_Record):
     """Whether the medians of the last three windows agree within 10 %."""
 
 
-class Latency(_Record):
+class Latency(Record):
     """Session latency by batch size; the models take turns in every round."""
 
     provider: str
@@ -224,7 +225,7 @@ class Latency(_Record):
     batches: Annotated[tuple[BatchLatency, ...], Field(min_length=1)]
 
 
-class Stage(_Record):
+class Stage(Record):
     """Time of answered requests in one stage, in ms, from `Server-Timing`; `other` is the rest of
     the client's latency."""
 
@@ -233,7 +234,7 @@ class Stage(_Record):
     p99_ms: float
 
 
-class Window(_Record):
+class Window(Record):
     """A window of the measured time."""
 
     seconds: float
@@ -242,7 +243,7 @@ class Window(_Record):
     p50_ms: float | None
 
 
-class Load(_Record):
+class Load(Record):
     """`POST /classify` with this model, in a closed loop of `users` clients."""
 
     users: int
@@ -280,7 +281,7 @@ class Load(_Record):
     resident set size."""
 
 
-class Step(_Record):
+class Step(Record):
     """A step of a growing number of clients, or of a growing rate."""
 
     users: int | None
@@ -304,7 +305,7 @@ class Step(_Record):
     stable: bool
 
 
-class Saturation(_Record):
+class Saturation(Record):
     """One model from a single client to saturation, and at fixed arrival rates."""
 
     model: str
@@ -316,7 +317,7 @@ class Saturation(_Record):
     rates: tuple[Step, ...] = ()
 
 
-class Null(_Record):
+class Null(Record):
     """The null model, which answers a constant like MLPerf's null backend."""
 
     latency: Latency
@@ -324,7 +325,7 @@ class Null(_Record):
     saturation: Saturation | None = None
 
 
-class Model(_Record):
+class Model(Record):
     """A bundle and its measurements."""
 
     name: str
@@ -376,7 +377,7 @@ class Model(_Record):
         return f"{found}, {self.besides}" if self.besides else found
 
 
-class Comparison(_Record):
+class Comparison(Record):
     """Two models on the same test images, compared by McNemar's exact test."""
 
     a: str
@@ -391,7 +392,7 @@ class Comparison(_Record):
     """Under the null hypothesis of equal accuracy; does not account for other seeds."""
 
 
-class CurvePoint(_Record):
+class CurvePoint(Record):
     """Models that differ only in the seed."""
 
     n_labels: int
@@ -404,14 +405,14 @@ class CurvePoint(_Record):
     """Whether no seed had the machine to itself."""
 
 
-class Forecast(_Record):
+class Forecast(Record):
     """Accuracy that the fitted curve forecasts for a number of labels."""
 
     n_labels: int
     accuracy: Estimate
 
 
-class Target(_Record):
+class Target(Record):
     """Number of labels that an accuracy needs; None where no number is enough."""
 
     accuracy: float
@@ -422,7 +423,7 @@ class Target(_Record):
     """The forecast in words, also where the curve gives no number."""
 
 
-class Check(_Record):
+class Check(Record):
     """Forecast of the largest fraction from the smaller ones."""
 
     fitted_up_to: int
@@ -438,7 +439,7 @@ class Check(_Record):
     """Whether the measured value lies in the interval."""
 
 
-class Curve(_Record):
+class Curve(Record):
     """The learning curve of a variant: a power law with a smooth departure from it.
 
     Parameters of the bare law, which reports of earlier releases have, are ignored.
@@ -460,7 +461,7 @@ class Curve(_Record):
     """Summary in words."""
 
 
-class Dataset(_Record):
+class Dataset(Record):
     """The data set whose test split was used."""
 
     name: str
@@ -469,10 +470,10 @@ class Dataset(_Record):
     class_names: tuple[str, ...]
 
 
-class Report(_Record):
+class Report(Record):
     """`report.json`."""
 
-    schema_version: Literal[1] = SCHEMA_VERSION
+    schema_version: Literal[1] = 1
     dataset: Dataset
     models: Annotated[tuple[Model, ...], Field(min_length=1)]
     """Fewest labels first."""

@@ -48,13 +48,10 @@ def renewed(report: Report, options: Render) -> Report:
         for model in report.models
         if model.accuracy.right is not None
     }
-    per_hour, per_label = (
-        old if new is None else new
-        for new, old in (
-            (options.price_per_hour, report.price_per_hour),
-            (options.price_per_label, report.price_per_label),
-        )
-    )
+    prices = {
+        name: getattr(report if getattr(options, name) is None else options, name)
+        for name in ("price_per_hour", "price_per_label")
+    }
     asked = options.target or tuple(
         dict.fromkeys(target.accuracy for curve in report.curves for target in curve.targets)
     )
@@ -62,12 +59,11 @@ def renewed(report: Report, options: Render) -> Report:
     return report.model_copy(
         update={
             "notes": (*report.notes, *options.note),
-            "curves": learning_curve.curves(report.models, right, asked, per_label),
+            "curves": learning_curve.curves(report.models, right, asked, prices["price_per_label"]),
             "comparisons": (
                 statistics.comparisons(report.models, right) if whole else report.comparisons
             ),
-            "price_per_hour": per_hour,
-            "price_per_label": per_label,
+            **prices,
         }
     )
 

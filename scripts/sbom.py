@@ -28,27 +28,15 @@ def main() -> None:
         project = metadata.version("labelcurve")
     except metadata.PackageNotFoundError:
         project = "unknown"
+    image = {"type": "container", "bom-ref": "image", "name": "labelcurve", "version": project}
+    system = {"type": "operating-system", "bom-ref": "os", "name": release["ID"]}
+    system["version"] = release.get("VERSION_ID", "unknown")
     document = {
         "bomFormat": "CycloneDX",
         "specVersion": "1.6",
         "version": 1,
-        "metadata": {
-            "component": {
-                "type": "container",
-                "bom-ref": "image",
-                "name": "labelcurve",
-                "version": project,
-            }
-        },
-        "components": [
-            {
-                "type": "operating-system",
-                "bom-ref": "os",
-                "name": release["ID"],
-                "version": release.get("VERSION_ID", "unknown"),
-            },
-            *parts,
-        ],
+        "metadata": {"component": image},
+        "components": [system, *parts],
         "dependencies": [{"ref": "image", "dependsOn": ["os", *(p["bom-ref"] for p in parts)]}],
     }
     name = uuid.uuid5(uuid.NAMESPACE_OID, json.dumps(document, sort_keys=True))
@@ -78,7 +66,7 @@ def debian(release: dict[str, str]) -> list[dict[str, Any]]:
 
 def python() -> list[dict[str, Any]]:
     """The distributions that this Python finds, each once, with the licence that it declares."""
-    found = {}
+    found: dict[str, dict[str, Any]] = {}
     for distribution in metadata.distributions():
         name = re.sub(r"[-_.]+", "-", distribution.name).lower()
         version = distribution.version

@@ -9,10 +9,9 @@ from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 
-import tyro
-
+from labelcurve.benchmarks.backtest import populations
 from labelcurve.benchmarks.backtest.draws import HEADER, HELD_OUT, Draw, draw, row
-from labelcurve.benchmarks.backtest.populations import Population, derived, embed, semi_supervised
+from labelcurve.benchmarks.backtest.populations import Population, Sources, embed
 from labelcurve.benchmarks.harness import provenance
 from labelcurve.bundle import files
 from labelcurve.bundle.text import table
@@ -29,15 +28,9 @@ FEWER = 4_500
 
 
 @dataclass(frozen=True)
-class Options:
+class Options(Sources):
     """Draws labels from data sets, forecasts with `plan`, and compares with the measured gain."""
 
-    cifar10: str = "cifar10"
-    """CIFAR-10, as for `train --data`."""
-    trashnet: str | None = None
-    """Folder of TrashNet; without it this data set is left out."""
-    trashnet_extractor: str = "auto"
-    """As for `train --extractor`, at 224 pixels."""
     unlabelled: bool = False
     """Draw from photos alone, those of TrashNet and of CIFAR-10 at 96 pixels, embedded by
     --trashnet-extractor; the truth is that of `train`, whose head also uses unlabelled images."""
@@ -45,24 +38,22 @@ class Options:
     """Draws per data set and number of labels."""
     images: int = 20_000
     """Maximum number of images of CIFAR-10."""
-    cache: Path | None = None
-    """As for `train`."""
     out: Path = Path("benchmarks/results/backtest.json")
     """File to write."""
 
 
 def main() -> None:
     """Runs the back-test; draws that the file already holds are kept."""
-    options = tyro.cli(Options, prog="python -m labelcurve.benchmarks.backtest")
+    options = provenance.parsed(Options)
     if options.unlabelled and options.trashnet is None:
         raise SystemExit("--unlabelled also needs --trashnet and --trashnet-extractor")
-    provenance.check_out(options.out)
-    found = _before(options.out)
+    before = json.loads(options.out.read_text())["draws"] if options.out.exists() else []
+    found = [Draw(**d) for d in before]
     have = {(d.population, d.n_labels, d.seed) for d in found}
-    populations = _populations(options)
+    drawn_from = _populations(options)
     for seed in range(options.draws):
         since = time.monotonic()
-        for population in populations:
+        for population in drawn_from:
             for n, more in _numbers(len(population.labels)):
                 if (population.name, n, seed) not in have:
                     found.append(draw(population, n, more, seed))
@@ -72,17 +63,14 @@ def main() -> None:
 
 
 def _populations(options: Options) -> list[Population]:
-    cache = options.cache or default_cache()
-    network, most = options.trashnet_extractor, options.images
-    photos = []
-    if options.trashnet is not None:
-        photos.append(embed("trashnet", options.trashnet, network, cache, size=224, most=most))
-    if options.unlabelled:
-        photos.append(embed("cifar10-96px", options.cifar10, network, cache, size=96, most=FEWER))
-        return semi_supervised(*photos)
-    cifar10 = embed("cifar10", options.cifar10, "auto", cache, size=32, most=most)
-    digits = embed("digits", "digits", "none", cache, size=None, most=most)
-    return [cifar10, *derived(cifar10), digits, *photos]
+    if options.unlabelled and options.trashnet is not None:
+        cache, network = options.cache or default_cache(), options.trashnet_extractor
+        return populations.semi_supervised(
+            embed("trashnet", options.trashnet, network, cache, size=224, most=options.images),
+            embed("cifar10-96px", options.cifar10, network, cache, size=96, most=FEWER),
+        )
+    cifar10, *others = populations.populations(options, options.images)
+    return [cifar10, *populations.derived(cifar10), *others]
 
 
 def _numbers(images: int) -> Sequence[tuple[int, int]]:
@@ -99,18 +87,8 @@ def rows(draws: Sequence[Draw]) -> list[list[str]]:
         return d.n_labels > FEW[0], d.population
 
     found = [row(key[1], list(group)) for key, group in groupby(sorted(draws, key=kind), key=kind)]
-    numbers = (
-        [d for d in draws if d.n_labels <= FEW[0]],
-        [d for d in draws if d.n_labels > FEW[0]],
-    )
-    found += [row("all", some) for some in numbers if some]
-    return found
-
-
-def _before(path: Path) -> list[Draw]:
-    if not path.exists():
-        return []
-    return [Draw(**d) for d in json.loads(path.read_text())["draws"]]
+    both = ([d for d in draws if kind(d)[0] is many] for many in (False, True))
+    return found + [row("all", some) for some in both if some]
 
 
 def _write(path: Path, draws: Sequence[Draw]) -> None:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict
 
 from labelcurve.benchmarks.backtest import truth
 from labelcurve.benchmarks.backtest.populations import Population
-from labelcurve.training.forecast import head, measurement
-from labelcurve.training.forecast.advice import Answer, Estimate, advise
+from labelcurve.benchmarks.record import Estimate, Record
+from labelcurve.training.forecast import advice, head, measurement
 
 BAR = 2.0
 """Gain in percentage points above which more labels pay."""
@@ -18,24 +18,8 @@ HELD_OUT = 700
 """Images held out to measure the truth where the rest is unlabelled data; else all others are."""
 
 
-class Interval(BaseModel):
-    """A median and its 95 % interval."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    value: float
-    low: float
-    high: float
-
-    def holds(self, truth: float) -> bool:
-        """Whether the truth lies inside."""
-        return self.low <= truth <= self.high
-
-
-class Draw(BaseModel):
+class Draw(Record):
     """Forecast and measured values; accuracies as shares, gains in percentage points."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     population: str
     n_labels: int
@@ -43,11 +27,11 @@ class Draw(BaseModel):
     seed: int
     held_out: int
     """Number of images on which accuracy was measured."""
-    answer: Answer
+    answer: advice.Answer
     failed_check: bool
-    now: Interval
-    then: Interval
-    gain: Interval
+    now: Estimate
+    then: Estimate
+    gain: Estimate
     true_now: float
     """Accuracy of the model trained on the present labels."""
     true_then: float
@@ -69,11 +53,7 @@ class Draw(BaseModel):
 def draw(population: Population, n_labels: int, more: int, seed: int) -> Draw:
     """Draw labels at random, forecast from the first `n_labels`, and train on all.
 
-    Args:
-        population: to draw from.
-        n_labels: now.
-        more: then.
-        seed: of the draw and of the measurement.
+    The seed is that of the draw and of the measurement.
     """
     features, labels = population.features, population.labels
     order = np.random.default_rng([seed, n_labels]).permutation(len(labels))
@@ -84,7 +64,7 @@ def draw(population: Population, n_labels: int, more: int, seed: int) -> Draw:
     measured = measurement.cross_validate(
         head.standardise(features[now]), labels[now], int(labels.max()) + 1, seed=seed
     )
-    advice = advise(measured.points(), more, BAR)
+    advised = advice.advise(measured.points(), more, BAR)
 
     def accuracy(n: int) -> float:
         train, others = order[:n], order[n:end]
@@ -98,38 +78,24 @@ def draw(population: Population, n_labels: int, more: int, seed: int) -> Draw:
         more=more,
         seed=seed,
         held_out=len(test),
-        answer=advice.answer,
-        failed_check=advice.failed_check is not None,
-        now=_interval(advice.accuracy_now),
-        then=_interval(advice.accuracy_then),
-        gain=_interval(advice.gain),
+        answer=advised.answer,
+        failed_check=advised.failed_check is not None,
+        now=_rounded(advised.accuracy_now),
+        then=_rounded(advised.accuracy_then),
+        gain=_rounded(advised.gain),
         true_now=accuracy(n_labels),
         true_then=accuracy(n_labels + more),
     )
 
 
-def _interval(estimate: Estimate) -> Interval:
-    return Interval(
-        value=round(estimate.value, 5), low=round(estimate.low, 5), high=round(estimate.high, 5)
-    )
+def _rounded(found: advice.Estimate) -> Estimate:
+    return Estimate(**{name: round(value, 5) for name, value in asdict(found).items()})
 
 
 HEADER = (
-    "population",
-    "labels",
-    "draws",
-    "truth inside",
-    "median error",
-    "mean error",
-    "median width",
-    "true gain",
-    "gain inside",
-    "error of the gain",
-    "yes",
-    "no",
-    "cannot tell",
-    "right",
-    "failed check",
+    *("population", "labels", "draws", "truth inside", "median error", "mean error"),
+    *("median width", "true gain", "gain inside", "error of the gain"),
+    *("yes", "no", "cannot tell", "right", "failed check"),
 )
 
 
@@ -149,12 +115,12 @@ def row(name: str, draws: Sequence[Draw]) -> list[str]:
         name,
         labels,
         str(len(draws)),
-        share([d.then.holds(d.true_then) for d in draws]),
+        share([d.then.low <= d.true_then <= d.then.high for d in draws]),
         f"{np.median(errors):.2f}",
         f"{np.mean(errors):.2f}" + (f" ± {np.std(errors, ddof=1):.2f}" if errors[1:] else ""),
         f"{np.median(widths):.1f}",
         f"{np.mean([d.true_gain for d in draws]):.1f}",
-        share([d.gain.holds(d.true_gain) for d in draws]),
+        share([d.gain.low <= d.true_gain <= d.gain.high for d in draws]),
         f"{np.median(gains):.2f}",
         *(share([d.answer == a for d in draws]) for a in ("yes", "no", "cannot tell")),
         share(right),

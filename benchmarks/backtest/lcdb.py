@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tyro
 
 from labelcurve.benchmarks.harness import provenance
 from labelcurve.training.forecast.law import DEPARTURES, Floats, Points, forecast
@@ -66,16 +65,15 @@ class Options:
 
 def main() -> None:
     """Runs the comparison."""
-    options = tyro.cli(Options, prog="python -m labelcurve.benchmarks.backtest.lcdb")
-    provenance.check_out(options.out)
+    options = provenance.parsed(Options)
     found = list(tasks(read(options.accuracies)))[:: options.every]
-    document: dict[str, Any] = provenance.conditions(__file__, ("labelcurve", "numpy"))
-    document |= {"lcdb": "0.1.0", "ratio": RATIO, "rows": []}
+    rows: list[dict[str, Any]] = []
     for name, some in (("all", found), ("linear", [task for task in found if task.linear])):
         for prior, departures in PRIORS.items():
-            document["rows"].append({"learners": name, "prior": prior, **judge(some, departures)})
-            print(document["rows"][-1], flush=True)
-    provenance.write(options.out, document)
+            rows.append({"learners": name, "prior": prior, **judge(some, departures)})
+            print(rows[-1], flush=True)
+    about = {"lcdb": "0.1.0", "ratio": RATIO, "rows": rows}
+    provenance.write(options.out, provenance.conditions("labelcurve", "numpy") | about)
 
 
 def judge(some: Sequence[Task], departures: Mapping[float, float]) -> dict[str, float]:

@@ -19,12 +19,7 @@ NAME = "null"
 
 
 def publish(root: Path, like: Bundle) -> Bundle:
-    """Publish the null model with the classes and the input size of another bundle.
-
-    Args:
-        root: folder of bundles that holds nothing else.
-        like: the bundle to resemble.
-    """
+    """Publish the null model in an empty folder, with the classes and input size of a bundle."""
     nothing = {"backbone": NAME, "preset": NAME, "n_parameters": 0, "test": None, "variants": ()}
     manifest = like.manifest.model_copy(update={"name": NAME, **nothing})
     graph = constant(like.manifest.preprocessing.size, len(like.manifest.class_names))
@@ -33,12 +28,7 @@ def publish(root: Path, like: Bundle) -> Bundle:
 
 
 def constant(size: int, k: int) -> bytes:
-    """Build a graph that gives every image the probabilities 1/K.
-
-    Args:
-        size: side of the images in pixels.
-        k: number of classes.
-    """
+    """Build a graph that gives every image, of `size` pixels a side, the probabilities 1/`k`."""
     value = numpy_helper.from_array(np.full(1, 1 / k, np.float32))
     nodes = [
         helper.make_node("Shape", ["images"], ["n"], start=0, end=1),

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import ctypes
+import json
+import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import psutil
+
+from labelcurve.bundle.errors import LabelcurveError
 
 _libc = ctypes.CDLL(None)
 
@@ -25,10 +30,62 @@ def labelcurve(*arguments: str) -> tuple[str, ...]:
     return sys.executable, "-P", "-m", "labelcurve", *arguments
 
 
+def trained(arguments: Sequence[str], **environment: str) -> subprocess.Popen[str]:
+    """Start a command of training outside the repository: a commit would change the manifest."""
+    return subprocess.Popen(
+        arguments,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"GIT_DIR": os.devnull} | environment,
+    )
+
+
+def document(process: subprocess.Popen[str], seconds: float) -> tuple[dict[str, Any], str]:
+    """Wait for a command; return the JSON document that it ends with, and all that it printed.
+
+    Raises:
+        LabelcurveError: it failed.
+    """
+    try:
+        stdout, stderr = process.communicate(timeout=seconds)
+    finally:
+        process.kill()
+    if process.returncode:
+        raise LabelcurveError(f"a command failed: {stderr.strip()}")
+    return json.loads(stdout.splitlines()[-1]), stdout
+
+
+def succeed(*command: str) -> None:
+    """Run a command to its end.
+
+    Raises:
+        LabelcurveError: it failed.
+    """
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        raise LabelcurveError(f"`{' '.join(command[:3])}` failed: {done.stderr.strip()[-800:]}")
+
+
+def environment(folder: Path, python: str, packages: Sequence[str]) -> Path:
+    """Make a virtual environment with packages; return its interpreter.
+
+    Raises:
+        LabelcurveError: uv is not installed, or the packages cannot be.
+    """
+    uv = shutil.which("uv", path=str(Path(sys.executable).parent)) or shutil.which("uv")
+    if uv is None:
+        raise LabelcurveError("no command `uv`, which makes the environments: pip install uv")
+    interpreter = folder / "bin" / "python"
+    succeed(uv, "venv", "--quiet", "--python", python, str(folder))
+    succeed(uv, "pip", "install", "--quiet", "--python", str(interpreter), *packages)
+    return interpreter
+
+
 def _follow() -> None:
-    """Deliver SIGTERM to the child when this process dies."""
-    pr_set_pdeathsig = 1
-    _libc.prctl(pr_set_pdeathsig, signal.SIGTERM)
+    """Deliver SIGTERM to the child when this process dies: PR_SET_PDEATHSIG."""
+    _libc.prctl(1, signal.SIGTERM)
 
 
 @contextmanager
@@ -41,13 +98,9 @@ def child(
 ) -> Iterator[subprocess.Popen[bytes]]:
     """Run a command in a new session, and stop it and its descendants on exit.
 
-    Ctrl-C in a terminal therefore reaches only this process, which stops the child in order.
-
-    Args:
-        arguments: the command.
-        output: destination of stdout and stderr: a file, or `subprocess.PIPE`.
-        environment: of the command; None inherits this process's.
-        folder: working directory; None inherits this process's.
+    Ctrl-C in a terminal therefore reaches only this process, which stops the child in order. Stdout
+    and stderr go to `output`, a file or `subprocess.PIPE`; environment and working folder are by
+    default those of this process.
     """
     process = subprocess.Popen(
         arguments,
@@ -78,15 +131,19 @@ def stop(process: subprocess.Popen[bytes]) -> None:
             process.kill()
             process.wait()
         for relative in family:
-            if relative.pid != process.pid:
-                _signal(relative, signal.SIGTERM)
+            with suppress(psutil.NoSuchProcess):
+                if relative.pid != process.pid:
+                    relative.terminate()
         for relative in _running(family, PATIENCE / 2):
-            _signal(relative, signal.SIGKILL)
+            with suppress(psutil.NoSuchProcess):
+                relative.kill()
         _running(family, PATIENCE / 2)
 
 
-def tree(pid: int) -> list[psutil.Process]:
-    """List the process `pid` and its descendants; empty when it is gone."""
+def tree(pid: int | None) -> list[psutil.Process]:
+    """List the process `pid` and its descendants; empty when it is unknown or gone."""
+    if pid is None:
+        return []
     try:
         root = psutil.Process(pid)
         return [root, *root.children(recursive=True)]
@@ -94,7 +151,7 @@ def tree(pid: int) -> list[psutil.Process]:
         return []
 
 
-def cpu_seconds(pid: int) -> float | None:
+def cpu_seconds(pid: int | None) -> float | None:
     """CPU time used by a process tree so far; None when it cannot be seen."""
     try:
         times = [process.cpu_times() for process in tree(pid)]
@@ -103,7 +160,7 @@ def cpu_seconds(pid: int) -> float | None:
     return sum(time.user + time.system for time in times) if times else None
 
 
-def memory_mb(pid: int) -> float | None:
+def memory_mb(pid: int | None) -> float | None:
     """Memory of a process tree in MB (1e6 bytes): proportional set size on Linux, else resident
     set size, which counts shared pages more than once. None when it cannot be seen."""
     total = 0
@@ -132,13 +189,6 @@ def is_running(process: psutil.Process) -> bool:
         return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
         return False
-
-
-def _signal(process: psutil.Process, number: signal.Signals) -> None:
-    try:
-        process.send_signal(number)
-    except psutil.NoSuchProcess:
-        return
 
 
 @contextmanager

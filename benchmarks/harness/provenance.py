@@ -11,39 +11,34 @@ import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import psutil
+import tyro
 
 from labelcurve.benchmarks.record import Provenance
-from labelcurve.bundle import cuda
+from labelcurve.bundle import cuda, files
 from labelcurve.bundle.command import answer
 from labelcurve.bundle.errors import LabelcurveError
 from labelcurve.bundle.machine import cores, cpu_name, git_commit, versions
+from labelcurve.bundle.options import check
 
-PACKAGES = (
-    "labelcurve",
-    "onnxruntime",
-    "bentoml",
-    "locust",
-    "numpy",
-    "pillow",
-    "scikit-learn",
-)
+PACKAGES = ("labelcurve", "onnxruntime", "bentoml", "locust", "numpy", "pillow", "scikit-learn")
 MACHINE_PATH = re.compile(r"(?:^|(?<=[=,;\s'\"(\[])|(?<=:)(?!//))(?:file://|~[\w.-]*|\.\.)?/(?!\s)")
 """Start of a path that is specific to one machine: absolute, below a home or above the working
 folder. URLs, fractions and paths below the working folder do not match."""
 
+Options = TypeVar("Options")
+
 
 def here(command: Sequence[str] | None = None) -> Provenance:
-    """Describe this machine and environment.
+    """Describe this machine and environment, and what reproduces the figures.
 
-    Args:
-        command: what reproduces the figures; None takes the command of this process. Of a path of
-            this machine only the last name is kept.
+    That is by default the command of this process. Of a path of this machine only the last name is
+    kept.
     """
     return Provenance(
-        command=shown(_command() if command is None else command),
+        command=shown([*_program(), *sys.argv[1:]] if command is None else command),
         date=datetime.now(UTC).isoformat(timespec="seconds"),
         git_commit=git_commit(Path(__file__)),
         cpu=cpu_name(),
@@ -56,29 +51,38 @@ def here(command: Sequence[str] | None = None) -> Provenance:
     )
 
 
-def conditions(file: str, packages: Sequence[str]) -> dict[str, Any]:
-    """Describe the conditions of a measurement of training code, and its command.
-
-    Args:
-        file: of the benchmark, whose commit is named.
-        packages: distributions whose versions are named.
-    """
+def conditions(*packages: str) -> dict[str, Any]:
+    """Describe the conditions of a measurement of training code, with versions of `packages`."""
+    made = here()
     return {
-        "command": shown(_command()),
-        "cpu": cpu_name(),
-        "cores": cores(),
-        "gpu": ", ".join(cuda.names()) or None,
+        **made.model_dump(include={"command", "cpu", "cores", "gpu", "git_commit"}),
         "load_average": round(os.getloadavg()[0], 1),
-        "date": datetime.now(UTC).date().isoformat(),
-        "git_commit": git_commit(Path(file)),
+        "date": made.date[:10],
         "packages": versions(packages),
     }
+
+
+def parsed(kind: type[Options], arguments: Sequence[str] | None = None) -> Options:
+    """Parse the options of a benchmark, the file `out` among them.
+
+    Raises:
+        LabelcurveError: an option is wrong, or the result could not be written after the work.
+    """
+    options = tyro.cli(kind, args=arguments, prog=" ".join(_program()))
+    check(options)
+    check_out(getattr(options, "out", None))
+    return options
+
+
+def save(out: Path, document: dict[str, Any]) -> None:
+    """Write a document as JSON, atomically."""
+    files.write_out(out, json.dumps(document, indent=1) + "\n")
 
 
 def write(out: Path | None, document: dict[str, Any]) -> None:
     """Write a document to a file, if there is one, and print it as the last line."""
     if out is not None:
-        out.write_text(json.dumps(document, indent=1) + "\n")
+        save(out, document)
     answer(document)
 
 
@@ -118,8 +122,8 @@ def _last_name(argument: str) -> str:
     return argument[: found.start()] + Path(argument[found.start() :]).name
 
 
-def _command() -> list[str]:
-    begin = [Path(sys.argv[0]).name]
-    if begin != ["labelcurve"] and (spec := sys.modules["__main__"].__spec__):
-        begin = ["python", "-m", spec.name.removesuffix(".__main__")]
-    return [*begin, *sys.argv[1:]]
+def _program() -> list[str]:
+    name = Path(sys.argv[0]).name
+    if name != "labelcurve" and (spec := sys.modules["__main__"].__spec__):
+        return ["python", "-m", spec.name.removesuffix(".__main__")]
+    return [name]

@@ -49,24 +49,18 @@ def started(
     say: Callable[[str], None] = lambda _: None,
     options: Sequence[str] = (),
 ) -> Iterator[Server]:
-    """Run `serve` over a folder of bundles on a free port of 127.0.0.1, and stop it.
-
-    Args:
-        models: the folder of bundles.
-        log: file for the service's output.
-        say: receives progress.
-        options: further options of `serve`.
+    """Run `serve`, with further options, on a free port of 127.0.0.1, and stop it.
 
     Raises:
         LabelcurveError: the service is not installed, ended, or was not ready in time.
     """
     port = free_port()
+    url = f"http://127.0.0.1:{port}"
     arguments = [*labelcurve("serve"), "--models", str(models), "--host", "127.0.0.1"]
-    arguments += ["--port", str(port), *options]
     log.parent.mkdir(parents=True, exist_ok=True)
     begin = time.monotonic()
+    arguments += ["--port", str(port), *options]
     with log.open("wb") as output, child(arguments, output) as process:
-        url = f"http://127.0.0.1:{port}"
         _wait(url, process, log)
         server = Server(url, process.pid, ready_s=time.monotonic() - begin)
         say(f"  serve is ready at {url} after {server.ready_s:.1f} s")

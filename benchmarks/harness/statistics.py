@@ -28,6 +28,15 @@ def estimate(value: float, samples: NDArray[np.float64]) -> Estimate:
     return Estimate(value=float(value), low=float(low), high=float(high))
 
 
+def spread(name: str, values: Sequence[float] | NDArray[np.float64]) -> dict[str, float | None]:
+    """Mean and standard deviation (n - 1) of a figure, to four digits; None of too few values."""
+    n = len(values)
+    return {
+        name: round(float(np.mean(values)), 4) if n else None,
+        f"{name}_std": round(float(np.std(values, ddof=1)), 4) if n > 1 else None,
+    }
+
+
 def weighted_f1(confusion: NDArray[np.int64]) -> NDArray[np.float64]:
     """F1 weighted by class frequency, float64 [...], of int64 [..., K, K], true classes by row."""
     right = np.diagonal(confusion, axis1=-2, axis2=-1)
@@ -37,8 +46,8 @@ def weighted_f1(confusion: NDArray[np.int64]) -> NDArray[np.float64]:
     return result
 
 
-def bootstrap_f1(confusion: NDArray[np.int64], resamples: int = RESAMPLES) -> NDArray[np.float64]:
-    """Bootstrap the weighted F1, float64 [resamples], of a confusion matrix int64 [K, K].
+def bootstrap_f1(confusion: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Bootstrap the weighted F1, float64 [RESAMPLES], of a confusion matrix int64 [K, K].
 
     Drawing images is drawing cells of the matrix.
     """
@@ -46,9 +55,9 @@ def bootstrap_f1(confusion: NDArray[np.int64], resamples: int = RESAMPLES) -> ND
     cells = np.nonzero(confusion)
     counts = confusion[cells]
     total = int(counts.sum())
-    found = np.empty(resamples)
+    found = np.empty(RESAMPLES)
     drawn = np.zeros_like(confusion)
-    for index in range(resamples):
+    for index in range(RESAMPLES):
         drawn[cells] = random.multinomial(total, counts / total)
         found[index] = weighted_f1(drawn)
     return found
@@ -58,13 +67,8 @@ def compare(a: str, b: str, right_a: NDArray[np.bool_], right_b: NDArray[np.bool
     """McNemar's exact test of two models on the same images.
 
     Under the null hypothesis each discordant pair is a fair coin flip. The interval of the
-    difference is normal, for paired samples.
-
-    Args:
-        a: name of the first model.
-        b: name of the second.
-        right_a: bool [N], which images the first classifies correctly.
-        right_b: bool [N].
+    difference is normal, for paired samples. The models are given by name and by the images that
+    they classify correctly, bool [N].
     """
     n = len(right_a)
     only_a = int(np.sum(right_a & ~right_b))
@@ -91,32 +95,23 @@ def comparisons(
 ) -> tuple[Comparison, ...]:
     """Compare each number of labels with the next, and each variant with the default.
 
-    The lowest seed represents its fraction.
-
-    Args:
-        models: every model of the report.
-        right: bool [N] by model name.
+    The lowest seed represents its fraction; `right` is bool [N] by model name.
     """
     first: dict[tuple[str, int], str] = {}
     for model in sorted(models, key=lambda m: m.seed):
         first.setdefault((model.variant, model.n_labels), model.name)
-    found = []
+    pairs: list[tuple[str, str]] = []
     variants = sorted({variant for variant, _ in first}, key=lambda v: (v != "default", v))
     for variant in variants:
         labels = sorted(n for v, n in first if v == variant)
-        pairs = list(pairwise(labels))
-        if len(labels) > 2:
-            pairs.append((labels[0], labels[-1]))
-        for few, many in pairs:
-            a, b = first[variant, few], first[variant, many]
-            found.append(compare(a, b, right[a], right[b]))
+        names = [first[variant, n] for n in labels]
+        pairs += pairwise(names)
+        if len(names) > 2:
+            pairs.append((names[0], names[-1]))
         if variant != variants[0]:
-            for n in labels:
-                other = first.get((variants[0], n))
-                if other is not None:
-                    a = first[variant, n]
-                    found.append(compare(a, other, right[a], right[other]))
-    return tuple(found)
+            others = (first.get((variants[0], n)) for n in labels)
+            pairs += [(a, b) for a, b in zip(names, others, strict=True) if b is not None]
+    return tuple(compare(a, b, right[a], right[b]) for a, b in pairs)
 
 
 def pack(right: NDArray[np.bool_]) -> str:

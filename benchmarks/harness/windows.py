@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from labelcurve.benchmarks.record import Step, Window
 
@@ -42,24 +43,15 @@ def cut(
 ) -> tuple[Window, ...]:
     """Cut a stretch of time into equal windows; a request belongs to the one in which it ended.
 
-    Args:
-        requests: those that ended between `begin` and `end`, failed ones included.
-        begin: seconds since the epoch.
-        end: seconds since the epoch.
-        n: number of windows.
+    All requests ended between `begin` and `end`, in seconds since the epoch; some may have failed.
     """
     seconds = (end - begin) / n
     found = []
     for index in range(n):
         low, high = begin + index * seconds, begin + (index + 1) * seconds
         # The last window has its end in it.
-        times = [
-            request.latency_ms
-            for request in requests
-            if request.error is None
-            and low <= request.end
-            and (request.end < high or index == n - 1)
-        ]
+        inside = [r for r in requests if low <= r.end and (r.end < high or index == n - 1)]
+        times = [request.latency_ms for request in inside if request.error is None]
         found.append(
             Window(
                 seconds=seconds,
@@ -90,6 +82,12 @@ def alike(values: Sequence[float]) -> bool:
     return bool(np.all(np.abs(np.asarray(values) - mean) <= TOLERANCE * mean))
 
 
+def percentiles(times: Sequence[float] | NDArray[np.float64]) -> dict[str, float | None]:
+    """p50, p95 and p99 in ms as fields of a record; None without times."""
+    found = np.percentile(times, (50, 95, 99)).tolist() if len(times) else [None] * 3
+    return dict(zip(("p50_ms", "p95_ms", "p99_ms"), found, strict=True))
+
+
 def step(
     requests: Sequence[Request],
     begin: float,
@@ -103,12 +101,8 @@ def step(
 ) -> Step:
     """Summarise the requests that ended between `begin` and `end`; at a fixed rate, those that were
     due then, however late they were answered."""
-    if rate is None:
-        inside = [request for request in requests if begin <= request.end <= end]
-    else:
-        inside = [request for request in requests if begin <= request.start <= end]
+    inside = [r for r in requests if begin <= (r.end if rate is None else r.start) <= end]
     times = [request.latency_ms for request in inside if request.error is None]
-    p50, p95, p99 = np.percentile(times, (50, 95, 99)) if times else (None,) * 3
     return Step(
         users=users,
         rate=rate,
@@ -116,9 +110,7 @@ def step(
         n=len(inside),
         errors=len(inside) - len(times),
         requests_per_s=len(times) / (end - begin),
-        p50_ms=p50,
-        p95_ms=p95,
-        p99_ms=p99,
+        **percentiles(times),
         batch=batch,
         client_cpu=client_cpu,
         server_cpu=server_cpu,

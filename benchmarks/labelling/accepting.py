@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tyro
 from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from labelcurve.benchmarks.backtest.populations import Population
+from labelcurve.benchmarks.backtest.populations import Population, Sources, populations
 from labelcurve.benchmarks.harness import provenance
-from labelcurve.benchmarks.labelling.populations import Sources, populations
-from labelcurve.bundle import acceptance, files
+from labelcurve.benchmarks.harness.statistics import spread
+from labelcurve.bundle import acceptance
 from labelcurve.bundle.manifest import HeldOut
 
 WISHED = (0.9, 0.95, 0.98, 0.99)
@@ -31,10 +29,9 @@ PENALTY = 0.01
 
 
 @dataclass(frozen=True)
-class Options:
+class Options(Sources):
     """Draws calibration images again and again and compares with all other images."""
 
-    sources: tyro.conf.OmitArgPrefixes[Sources] = field(default_factory=Sources)
     draws: int = 200
     """Draws of calibration images for each data set."""
     seed: int = 0
@@ -45,11 +42,10 @@ class Options:
 
 def main() -> None:
     """Runs the benchmark and writes its result."""
-    options = tyro.cli(Options, prog="python -m labelcurve.benchmarks.labelling.accepting")
-    provenance.check_out(options.out)
+    options = provenance.parsed(Options)
     thresholds: list[dict[str, Any]] = []
     sets: list[dict[str, Any]] = []
-    for population in populations(options.sources):
+    for population in populations(options):
         for n_train, n in SIZES.get(population.name, OTHERS):
             probabilities, labels = answers(population, n_train, options.seed)
             about = {
@@ -60,20 +56,18 @@ def main() -> None:
                 "accuracy": round(float((probabilities.argmax(1) == labels).mean()), 4),
             }
             draws = range(options.draws), n, options.seed
-            for wished in WISHED:
-                drawn = resamples(probabilities, labels, *draws)
-                thresholds.append(about | accepting(probabilities, labels, drawn, wished))
-                print(thresholds[-1], flush=True)
-            for wished in SETS:
-                drawn = resamples(probabilities, labels, *draws)
-                sets.append(about | naming(probabilities, labels, drawn, wished))
+            for judge, levels, rows in ((accepting, WISHED, thresholds), (naming, SETS, sets)):
+                for wished in levels:
+                    drawn = resamples(probabilities, labels, *draws)
+                    rows.append(about | judge(probabilities, labels, drawn, wished))
+                    print(rows[-1], flush=True)
     document = {
         "provenance": provenance.here().model_dump(),
         "draws": options.draws,
         "thresholds": thresholds,
         "sets": sets,
     }
-    files.replace(options.out, (json.dumps(document, indent=1) + "\n").encode())
+    provenance.save(options.out, document)
 
 
 def answers(
@@ -90,11 +84,7 @@ def answers(
 
 
 def resamples(
-    probabilities: NDArray[np.float32],
-    labels: NDArray[np.int64],
-    draws: range,
-    n: int,
-    seed: int,
+    probabilities: NDArray[np.float32], labels: NDArray[np.int64], draws: range, n: int, seed: int
 ) -> Iterator[HeldOut]:
     """Calibration images, drawn with replacement: all images are then the truth, exactly."""
     for draw in draws:
@@ -129,15 +119,11 @@ def accepting(
         "wished": wished,
         "missed": missed,
         "refused": refused,
-        "accuracy_accepted": _mean(accuracies),
-        "accuracy_accepted_std": _std(accuracies),
-        "coverage": _mean(coverage),
-        "coverage_std": _std(coverage),
-        "best_coverage": round(float((np.flatnonzero(best)[-1] + 1) / len(right)), 4)
-        if best.any()
-        else 0.0,
-        "forecast_bias": _mean(error),
-        "forecast_error": _mean(np.abs(error)),
+        **spread("accuracy_accepted", accuracies),
+        **spread("coverage", coverage),
+        "best_coverage": round(float(np.max(np.flatnonzero(best) + 1, initial=0)) / len(right), 4),
+        **spread("forecast_bias", error),
+        **spread("forecast_error", np.abs(error)),
     }
 
 
@@ -157,19 +143,9 @@ def naming(
         sizes.append(float((probabilities >= least).sum(1).clip(min=1).mean()))
     return {
         "wished": wished,
-        "covered": _mean(covered),
-        "covered_std": _std(covered),
-        "size": _mean(sizes),
-        "size_std": _std(sizes),
+        **spread("covered", covered),
+        **spread("size", sizes),
     }
-
-
-def _mean(values: Any) -> float | None:
-    return round(float(np.mean(values)), 4) if len(values) else None
-
-
-def _std(values: Any) -> float | None:
-    return round(float(np.std(values, ddof=1)), 4) if len(values) > 1 else None
 
 
 if __name__ == "__main__":

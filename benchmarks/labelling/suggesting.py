@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tyro
 from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression
 
-from labelcurve.benchmarks.backtest.populations import Population
+from labelcurve.benchmarks.backtest.populations import Population, Sources, populations, subset
 from labelcurve.benchmarks.harness import provenance
-from labelcurve.benchmarks.labelling.populations import Sources, populations
+from labelcurve.benchmarks.harness.statistics import spread
 from labelcurve.benchmarks.record import Provenance
-from labelcurve.bundle import files
 from labelcurve.training.forecast.head import standardise
 from labelcurve.training.learning import selection
 
@@ -33,10 +31,9 @@ SUBSETS = {"cifar10-animals": (2, 3, 4, 5, 6, 7), "digits-4-to-9": (4, 5, 6, 7, 
 
 
 @dataclass(frozen=True)
-class Options:
+class Options(Sources):
     """Buys labels in rounds, suggested and random ones, and trains on each."""
 
-    sources: tyro.conf.OmitArgPrefixes[Sources] = field(default_factory=Sources)
     seeds: int = 5
     """Draws of pool and test for each data set."""
     first_seed: int = 0
@@ -47,11 +44,10 @@ class Options:
 
 def main() -> None:
     """Runs the benchmark and writes its result."""
-    options = tyro.cli(Options, prog="python -m labelcurve.benchmarks.labelling.suggesting")
-    provenance.check_out(options.out)
+    options = provenance.parsed(Options)
     begun = provenance.here()
     rows: list[dict[str, Any]] = []
-    for population in _all(options.sources):
+    for population in _all(options):
         for seed in range(options.first_seed, options.first_seed + options.seeds):
             rows.append({"data": population.name, "seed": seed, **compare(population, seed)})
             print(json.dumps(rows[-1]), flush=True)
@@ -61,44 +57,32 @@ def main() -> None:
 def write(out: Path, begun: Provenance, rows: Sequence[dict[str, Any]]) -> None:
     """Writes the result so far: the next draw may be interrupted.
 
-    Args:
-        out: file to write.
-        begun: conditions before the first write, which changes a tracked file: the commit is that
-            of the code alone.
-        rows: draws so far.
+    `begun` are the conditions before the first write, which changes a tracked file: the commit is
+    that of the code alone.
     """
     made = provenance.here().model_copy(update={"git_commit": begun.git_commit})
-    document = {
-        "provenance": made.model_dump(),
-        "summary": list(summary(rows)),
-        "rows": rows,
-    }
-    files.replace(out, (json.dumps(document, indent=1) + "\n").encode())
+    document = {"provenance": made.model_dump(), "summary": list(summary(rows)), "rows": rows}
+    provenance.save(out, document)
 
 
 def _all(sources: Sources) -> Iterator[Population]:
     found = populations(sources)
     yield from found
     for name, classes in SUBSETS.items():
-        whole = next(p for p in found if p.name == name.split("-")[0])
-        rows = np.isin(whole.labels, classes)
-        labels = np.searchsorted(classes, whole.labels[rows])
-        yield Population(name, whole.features[rows], labels)
+        whole, _, part = name.partition("-")
+        yield subset(next(p for p in found if p.name == whole), part, classes)
 
 
 def compare(population: Population, seed: int) -> dict[str, Any]:
     """Accuracy with suggested and with random labels, by labels a class."""
     order = np.random.default_rng([seed, 0]).permutation(len(population.labels))[:IMAGES]
-    test = order[: min(TEST, len(order) // 3)]
-    pool = order[len(test) :]
+    rows, n_test = np.arange(len(order)), min(TEST, len(order) // 3)
     features = standardise(population.features[order]) * np.float32(
         population.features.shape[1] ** 0.5
     )
     labels = population.labels[order]
-    place = np.empty(len(population.labels), np.int64)
-    place[order] = np.arange(len(order))
     return {
-        way: buy(features, labels, place[test], place[pool], seed, way)
+        way: buy(features, labels, rows[:n_test], rows[n_test:], seed, way)
         for way in ("suggested", "random")
     }
 
@@ -156,15 +140,10 @@ def summary(rows: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
                 "data": name,
                 "labels_a_class": each,
                 "n": len(pairs),
-                **_figures("suggested", pairs[:, 0]),
-                **_figures("random", pairs[:, 1]),
-                **_figures("gain", pairs[:, 0] - pairs[:, 1]),
+                **spread("suggested", pairs[:, 0]),
+                **spread("random", pairs[:, 1]),
+                **spread("gain", pairs[:, 0] - pairs[:, 1]),
             }
-
-
-def _figures(name: str, values: NDArray[np.float64]) -> dict[str, float | None]:
-    std = round(float(values.std(ddof=1)), 4) if len(values) > 1 else None
-    return {name: round(float(values.mean()), 4), f"{name}_std": std}
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from labelcurve.benchmarks.harness.session import PROVIDERS, Device, Session
-from labelcurve.benchmarks.harness.windows import agree
+from labelcurve.benchmarks.harness.windows import agree, percentiles
 from labelcurve.benchmarks.record import BatchLatency, Latency
 from labelcurve.bundle.store import Bundle
 
@@ -37,24 +37,15 @@ def measure(
 ) -> dict[str, Latency]:
     """Time calls in rounds until `seconds` have passed, at least `MIN_ROUNDS` rounds.
 
-    Args:
-        bundles: the models, which take turns.
-        seconds: of all models and batch sizes together.
-        threads: ONNX Runtime's threads for one call.
-        device: on which the graphs run.
-        batches: batch sizes.
-        say: receives progress.
-
-    Returns:
-        Latency by bundle name.
+    The models take turns; the seconds are those of all models and batch sizes together, the threads
+    ONNX Runtime's for one call. Returns latency by bundle name.
     """
     random = np.random.default_rng(0)
     sessions = {bundle.name: Session(bundle, threads, device) for bundle in bundles}
+    sizes = {bundle.name: bundle.manifest.preprocessing.size for bundle in bundles}
     images = {
-        bundle.name: random.integers(
-            0, 256, (max(batches), *(2 * (bundle.manifest.preprocessing.size,)), 3), np.uint8
-        )
-        for bundle in bundles
+        name: random.integers(0, 256, (max(batches), size, size, 3), np.uint8)
+        for name, size in sizes.items()
     }
     a_round = sum(
         _calls(batch) * _times(session, images[name][:batch], 1)[0] / 1e3
@@ -103,13 +94,10 @@ def _summary(batch: int, rounds: list[list[float]]) -> BatchLatency:
     times = np.asarray(rounds).ravel()
     windows = np.array_split(np.asarray(rounds), min(WINDOWS, len(rounds)))
     medians = [float(np.median(window)) for window in windows]
-    p50, p95, p99 = (float(value) for value in np.percentile(times, (50, 95, 99)))
     return BatchLatency(
         batch=batch,
         n=len(times),
-        p50_ms=p50,
-        p95_ms=p95,
-        p99_ms=p99,
+        **percentiles(times),
         p50_low_ms=min(medians),
         p50_high_ms=max(medians),
         images_per_s=batch / float(times.mean()) * 1e3,

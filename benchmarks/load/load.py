@@ -23,9 +23,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from labelcurve.benchmarks.harness import windows
 from labelcurve.benchmarks.harness.processes import child, cpu_seconds, memory_mb
 from labelcurve.benchmarks.harness.server import Server
-from labelcurve.benchmarks.harness.windows import BUSY, N_WINDOWS, Request, alike, cut, stable
+from labelcurve.benchmarks.harness.windows import BUSY, N_WINDOWS, Request
 from labelcurve.benchmarks.quality.accuracy import Predictions
 from labelcurve.benchmarks.record import Load, Stage
 from labelcurve.bundle.errors import LabelcurveError
@@ -38,8 +39,6 @@ START_SECONDS = 60
 MARGIN = 0.01
 """Images whose two best classes are closer than this are not checked: other hardware may classify
 them differently."""
-
-
 STAGES = ("decode", "queue", "inference", "encode")
 _STAGE = re.compile(r"(\w+);dur=([\d.]+)")
 
@@ -59,8 +58,6 @@ class Round:
     """CPU time of the service over the whole run."""
     n_sent: int
     """Requests over the whole run."""
-    processes: int = 1
-    """Processes of the load generator."""
 
     @property
     def latencies(self) -> list[float]:
@@ -81,15 +78,11 @@ def images_for(
     with TemporaryDirectory(prefix="labelcurve-load-") as work:
         folder = Path(work)
         names = write_images(folder / "images", data)
-        yield (
-            folder,
-            {
-                name: write_expected(
-                    folder / f"{name}.expected.json", names, said, data.class_names
-                )
-                for name, said in predictions.items()
-            },
-        )
+        checked = {
+            name: write_expected(folder / f"{name}.expected.json", names, said, data.class_names)
+            for name, said in predictions.items()
+        }
+        yield folder, checked
 
 
 def measure(
@@ -102,19 +95,10 @@ def measure(
     rounds: int,
     say: Callable[[str], None] = print,
 ) -> dict[str, Load]:
-    """Load each model in turn.
+    """Load each model in turn; return load by model name.
 
-    Args:
-        servers: the service of each model.
-        folder: as `images_for` gives it.
-        checked: number of images whose answers are compared with the offline prediction, by model.
-        users: clients at a time.
-        seconds: load for each model, divided among the rounds.
-        rounds: turns of each model.
-        say: receives progress.
-
-    Returns:
-        Load by model name.
+    Folder and numbers of checked images are those of `images_for`; the seconds of each model are
+    divided among the rounds.
 
     Raises:
         LabelcurveError: locust measured nothing.
@@ -124,14 +108,9 @@ def measure(
     for number in range(rounds):
         # Back and forth, so that drift within a round favours none.
         for name in list(results)[:: 1 if number % 2 == 0 else -1]:
-            done = results[name]
-            record = run(
-                servers[name], folder, name,
-                ["--users", str(users), "--spawn-rate", str(users), "--measure", str(turn)],
-                turn,
-            )  # fmt: skip
-            done.append(read_round(*record))
-            last = done[-1]
+            options = ["--users", str(users), "--spawn-rate", str(users), "--measure", str(turn)]
+            last = read_round(*run(servers[name], folder, name, options, turn))
+            results[name].append(last)
             say(
                 f"  round {number + 1} of {rounds}  {name}: "
                 f"{len(last.latencies) / (last.end - last.begin):,.0f} requests/s, "
@@ -139,16 +118,16 @@ def measure(
             )
     return {
         name: summarise(
-            done, users, servers[name].local, checked.get(name, 0), memory(servers[name])
+            results[name], users, server.local, checked.get(name, 0), memory_mb(server.pid)
         )
-        for name, done in results.items()
+        for name, server in servers.items()
     }
 
 
-def write_images(folder: Path, data: Data, n: int = N_IMAGES) -> dict[int, str]:
-    """Write the original bytes of `n` random test images; return file name by row."""
+def write_images(folder: Path, data: Data) -> dict[int, str]:
+    """Write the original bytes of some random test images; return file name by row."""
     folder.mkdir(parents=True)
-    rows = np.random.default_rng(0).permutation(len(data.test.labels))[:n]
+    rows = np.random.default_rng(0).permutation(len(data.test.labels))[:N_IMAGES]
     names = {}
     for row in rows.tolist():
         content = data.test.read(row)
@@ -174,14 +153,7 @@ def write_expected(
 def run(
     server: Server, folder: Path, name: str, options: Sequence[str], seconds: float
 ) -> tuple[dict[str, Any], float | None]:
-    """Run the locustfile once.
-
-    Args:
-        server: where to.
-        folder: as `images_for` gives it.
-        name: the model.
-        options: of locust and the locustfile: how many clients, how long, which rate.
-        seconds: how long that will take.
+    """Run the locustfile once, with options that take about so many seconds.
 
     Returns:
         What `recorder.Recorder` wrote, and the CPU seconds of the service, if they can be seen.
@@ -198,15 +170,15 @@ def run(
     arguments += ["--images", str(folder / "images"), "--model", name, "--record", str(record)]
     if (expected := folder / f"{name}.expected.json").exists():
         arguments += ["--expected", str(expected)]
-    before = _cpu(server)
+    before = cpu_seconds(server.pid)
     with log.open("wb") as output, child(arguments, output) as process:
         try:
             status: int | None = process.wait(seconds + 2 * START_SECONDS)
         except subprocess.TimeoutExpired:
             status = None
-    after = _cpu(server)
+    after = cpu_seconds(server.pid)
+    tail = log.read_text(errors="replace")[-2000:]
     if not record.exists():
-        tail = log.read_text(errors="replace")[-2000:]
         raise LabelcurveError(
             f"the load test of {name} measured nothing: locust "
             f"{'did not end' if status is None else f'ended with status {status}'}\n{tail}"
@@ -215,7 +187,7 @@ def run(
     if not recorded["requests"]:
         raise LabelcurveError(
             f"no request to {server.url} for {name} was answered: the service may have ended. "
-            f"What locust said:\n{log.read_text(errors='replace')[-2000:]}"
+            f"What locust said:\n{tail}"
         )
     found = None if before is None or after is None else after - before
     return recorded, found
@@ -236,7 +208,6 @@ def read_round(record: Mapping[str, Any], server_seconds: float | None = None) -
         client_seconds=record["cpu_seconds"],
         server_seconds=server_seconds,
         n_sent=len(record["requests"]),
-        processes=record["processes"],
     )
 
 
@@ -252,12 +223,11 @@ def summarise(
     errors = [message for done in rounds for message in done.errors]
     rates = [len(done.latencies) / (done.end - done.begin) for done in rounds]
     seconds = sum(done.end - done.begin for done in rounds)
-    p50, p95, p99 = np.percentile(latencies, (50, 95, 99)) if len(latencies) else (None,) * 3
     server = [done.server_seconds for done in rounds if done.server_seconds is not None]
     n_sent = sum(done.n_sent for done in rounds)
     # A round is a window; of fewer rounds than the rule needs, each is cut.
     parts = 1 if len(rounds) >= N_WINDOWS else N_WINDOWS
-    windows = [w for done in rounds for w in cut(done.requests, done.begin, done.end, parts)]
+    parted = [w for done in rounds for w in windows.cut(done.requests, done.begin, done.end, parts)]
     return Load(
         users=users,
         same_machine=local,
@@ -270,17 +240,15 @@ def summarise(
         requests_per_s=len(latencies) / seconds,
         requests_per_s_low=min(rates),
         requests_per_s_high=max(rates),
-        p50_ms=p50,
-        p95_ms=p95,
-        p99_ms=p99,
+        **windows.percentiles(latencies),
         client_cpu=sum(done.client_seconds for done in rounds) / seconds,
         server_cpu_ms=(
             sum(server) / n_sent * 1e3 if len(server) == len(rounds) and n_sent else None
         ),
         stages=stages([request for done in rounds for request in done.requests]),
-        windows=tuple(windows),
+        windows=tuple(parted),
         # Of two rounds the last three windows are one: the other must be like it.
-        stable=stable(windows) and (len(rates) >= N_WINDOWS or alike(rates)),
+        stable=windows.stable(parted) and (len(rates) >= N_WINDOWS or windows.alike(rates)),
         server_memory_mb=server_memory_mb,
     )
 
@@ -322,15 +290,6 @@ def doubts(name: str, load: Load) -> list[str]:
     if not load.n:
         found.append(f"{name}: no request ended within the measured time")
     return found
-
-
-def _cpu(server: Server) -> float | None:
-    return None if server.pid is None else cpu_seconds(server.pid)
-
-
-def memory(server: Server) -> float | None:
-    """Memory of the service's processes in MB; None where it cannot be seen."""
-    return None if server.pid is None else memory_mb(server.pid)
 
 
 def unstable(loads: Mapping[str, Load]) -> list[str]:

@@ -74,9 +74,8 @@ def _number(least: float, needed: str) -> Callable[[str], float]:
     return lambda text: float(check(text))
 
 
-_TINY = 1e-9
 _AT_LEAST_0 = _number(0, "a number of at least 0 is")
-_POSITIVE = _number(_TINY, "a number above 0 is")
+_POSITIVE = _number(1e-9, "a number above 0 is")
 _FOLDER = _checked(lambda text: images(text), len, "a folder of image files is")
 _FILE = _checked(
     lambda text: json.loads(Path(text).read_text()),
@@ -137,11 +136,8 @@ class Steps(LoadTestShape):
     """Users step by step as --steps says, each for --step-seconds once its users are running."""
 
     abstract = not _given("--steps", "LABELCURVE_STEPS")
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.index = 0
-        self.mark: tuple[float, float] | None = None
+    index = 0
+    mark: tuple[float, float] | None = None
 
     def reset_time(self) -> None:
         """Reset: a run begins, perhaps not the first one on the web page."""
@@ -161,15 +157,11 @@ class Steps(LoadTestShape):
         if self.mark is None and self.runner.user_count == users:
             self.mark = (now, recorder.cpu_seconds())
         if self.mark is not None and now - self.mark[0] >= options.step_seconds:
-            cpu = recorder.cpu_seconds() - self.mark[1]
-            recorder.steps.append(
-                {"users": users, "begin": self.mark[0], "end": now, "cpu_seconds": cpu}
-            )
-            self.mark = None
-            self.index += 1
-            if self.index == len(steps):
-                return None
-        return steps[self.index], float(max(steps))
+            begin, cpu = self.mark[0], recorder.cpu_seconds() - self.mark[1]
+            recorder.steps.append({"users": users, "begin": begin, "end": now, "cpu_seconds": cpu})
+            self.index, self.mark = self.index + 1, None
+            return self.tick()
+        return users, float(max(steps))
 
 
 _recorders: dict[Environment, Recorder] = {}
@@ -185,18 +177,19 @@ def _prepare(environment: Environment, runner: Any, **_: Any) -> None:
         sys.exit(
             "error: --rate and --steps exclude each other: one sets the arrivals, one the users"
         )
+    if isinstance(runner, WorkerRunner):
+        return
 
     def begin(**_: Any) -> None:
         # A worker knows only its own users, and gets this with the master's options.
         options.all_users = runner.target_user_count
 
-    if not isinstance(runner, WorkerRunner):
-        environment.events.test_start.add_listener(begin)
-    if options.measure and not isinstance(runner, WorkerRunner):
-        # --run-time counts from the launch, so that a slow start would shorten what is measured.
-        def end(**_: Any) -> None:
-            gevent.spawn_later(options.measure, runner.quit)
+    def end(**_: Any) -> None:
+        gevent.spawn_later(options.measure, runner.quit)
 
+    environment.events.test_start.add_listener(begin)
+    if options.measure:
+        # --run-time counts from the launch, so that a slow start would shorten what is measured.
         environment.events.spawning_complete.add_listener(end)
 
 
@@ -241,12 +234,8 @@ def fault(
 ) -> str | None:
     """Say what is wrong with an answer; None when it is correct.
 
-    Args:
-        status: HTTP status, 0 without an answer.
-        body: the answer's body.
-        served: the answer's `X-Model-Name`.
-        asked: the model that was asked for, empty for the default.
-        classes: class names by model name, as `GET /models` gives them.
+    `served` is its `X-Model-Name`, `asked` the model that was asked for, empty for the default;
+    class names are by model name, as `GET /models` gives them.
     """
     if status != 200:
         return f"status {status}"
@@ -319,11 +308,7 @@ class Client(FastHttpUser):
         self.under_way.join(timeout=max(0.0, (self.environment.stop_timeout or 0) - 0.5))
 
     def send(self, context: dict[str, float]) -> None:
-        """Send a request and check the answer.
-
-        Args:
-            context: passed on to locust's request event.
-        """
+        """Send a request and check the answer; the context is for locust's request event."""
         raise NotImplementedError
 
     def classify(

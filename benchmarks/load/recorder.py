@@ -20,6 +20,10 @@ from labelcurve.benchmarks.harness.windows import BUSY, Request, knee, step
 CLASSIFY = "/classify"
 
 
+def _note(text: str) -> None:
+    print(f"NOTE: {text}", file=sys.stderr)
+
+
 class Recorder:
     """Records raw latencies, since locust rounds its percentiles.
 
@@ -127,10 +131,7 @@ class Recorder:
             return
         if self.spawned is None or self.stopping is None:
             if self.path:
-                print(
-                    f"NOTE: {self.path} is not written: the run ended before all users had started",
-                    file=sys.stderr,
-                )
+                _note(f"{self.path} is not written: the run ended before all users had started")
             return
         # The slowest of all: without them a growing queue would look short.
         now = time.time()
@@ -142,20 +143,17 @@ class Recorder:
         cpu = self.stopping[1] - self.spawned[1]
         processes = max(1, len(self.workers))
         if self.n_unsent:
-            print(
-                f"NOTE: the load generator could not send {self.n_unsent:,} requests that were "
-                "due at this rate: its own limit, not the service's. Use --processes, or a lower "
-                "--rate.",
-                file=sys.stderr,
+            _note(
+                f"the load generator could not send {self.n_unsent:,} requests that were due at "
+                "this rate: its own limit, not the service's. Use --processes, or a lower --rate."
             )
         answered = self.environment.stats.total
         nothing = answered.num_requests == answered.num_failures
         if seconds > 0 and cpu / seconds / processes > BUSY and not nothing:
-            print(
-                f"NOTE: the load generator kept {cpu / seconds:.2f} cores busy in {processes} "
+            _note(
+                f"the load generator kept {cpu / seconds:.2f} cores busy in {processes} "
                 "process(es): these figures are its own limit, not the service's. Use --processes, "
-                "several machines, or wrk.",
-                file=sys.stderr,
+                "several machines, or wrk."
             )
         if self.steps:
             self.show_steps()

@@ -30,50 +30,46 @@ SECONDS_A_STEP = 1.5
 """Overhead of a step: users start, locust polls once a second."""
 
 
-class Sampler:
-    """CPU time and batch sizes of a service, sampled twice a second."""
+Sample = tuple[float, float, float, float]
+"""The time, and CPU seconds, images and batches of a service until then; NaN where unknown."""
 
-    def __init__(self, server: Server, model: str) -> None:
-        self._server = server
-        self._model = model
-        self._end = Event()
-        self._rows: list[tuple[float, float, float, float]] = []
 
-    def look(self) -> None:
-        """Add a sample: the time, CPU seconds, images and batches so far."""
-        cpu = cpu_seconds(self._server.pid) if self._server.pid is not None else None
-        images, batches = batch_counts(self._server.url, self._model)
-        self._rows.append((time.time(), np.nan if cpu is None else cpu, images, batches))
+@contextmanager
+def sampled(server: Server, model: str) -> Iterator[list[Sample]]:
+    """Sample a service twice a second until the block ends."""
+    samples: list[Sample] = []
+    end = Event()
 
-    def between(self, begin: float, end: float) -> tuple[float | None, float | None]:
-        """Busy cores and mean images per batch between two moments; None where unknown."""
-        rows = np.asarray(self._rows)
-        if len(rows) < 2:
-            return None, None
-        cpu, images, batches = (
-            float(np.diff(np.interp((begin, end), rows[:, 0], rows[:, column]))[0])
-            for column in (1, 2, 3)
-        )
-        busy = None if np.isnan(cpu) else cpu / (end - begin)
-        return busy, images / batches if batches > 0 and not np.isnan(batches) else None
+    def look() -> None:
+        cpu = cpu_seconds(server.pid)
+        counts = batch_counts(server.url, model)
+        samples.append((time.time(), np.nan if cpu is None else cpu, *counts))
 
-    @contextmanager
-    def looking(self) -> Iterator[Sampler]:
-        """Sample until the block ends."""
+    def work() -> None:
+        while not end.wait(0.5):
+            look()
 
-        def work() -> None:
-            while not self._end.wait(0.5):
-                self.look()
+    look()
+    thread = Thread(target=work, daemon=True)
+    thread.start()
+    try:
+        yield samples
+    finally:
+        end.set()
+        thread.join()
+        look()
 
-        self.look()
-        thread = Thread(target=work, daemon=True)
-        thread.start()
-        try:
-            yield self
-        finally:
-            self._end.set()
-            thread.join()
-            self.look()
+
+def between(
+    samples: Sequence[Sample], begin: float, end: float
+) -> tuple[float | None, float | None]:
+    """Busy cores and mean images per batch between two moments; None where unknown."""
+    rows = np.asarray(samples)
+    cpu, images, batches = (
+        float(np.diff(np.interp((begin, end), rows[:, 0], column))[0]) for column in rows.T[1:]
+    )
+    busy = None if np.isnan(cpu) else cpu / (end - begin)
+    return busy, images / batches if batches > 0 and not np.isnan(batches) else None
 
 
 def batch_counts(url: str, model: str) -> tuple[float, float]:
@@ -100,59 +96,40 @@ def measure(
     seconds: float,
     say: Callable[[str], None] = print,
 ) -> Saturation:
-    """Step through numbers of clients, then through fixed rates.
+    """Step through numbers of clients, then through fixed rates, for so many seconds each.
 
-    Args:
-        server: serves the model.
-        folder: as `load.images_for` gives it.
-        model: its name.
-        users: clients of each step of the closed loop.
-        shares: fixed rates, as shares of the best rate of the closed loop.
-        seconds: of each step.
-        say: receives progress.
+    The fixed rates are given as shares of the best rate of the closed loop; `folder` is that of
+    `load.images_for`.
 
     Raises:
         LabelcurveError: locust measured nothing.
     """
-    sampler = Sampler(server, model)
+
+    def run(options: Sequence[str], length: float, rate: float | None = None) -> Iterator[Step]:
+        with sampled(server, model) as samples:
+            record, _ = load.run(server, folder, model, options, length)
+        requests = load.requests(record)
+        whole = {"begin": record["spawned"], "end": record["stopping"]}
+        whole["cpu_seconds"] = record["cpu_seconds"]
+        for mark in [whole] if rate else record["steps"]:
+            begin, end = mark["begin"], mark["end"]
+            busy, batch = between(samples, begin, end)
+            found = step(
+                requests, begin, end, users=mark.get("users"), rate=rate,
+                client_cpu=mark["cpu_seconds"] / (end - begin), server_cpu=busy, batch=batch,
+            )  # fmt: skip
+            say(f"  {model}: {describe(found)}")
+            yield found
+
     options = ["--steps", ",".join(map(str, users)), "--step-seconds", f"{seconds:g}"]
-    with sampler.looking():
-        length = len(users) * (seconds + SECONDS_A_STEP)
-        record, _ = load.run(server, folder, model, options, length)
-    requests = load.requests(record)
-    steps = []
-    for mark in record["steps"]:
-        begin, end = mark["begin"], mark["end"]
-        busy, batch = sampler.between(begin, end)
-        client = mark["cpu_seconds"] / (end - begin)
-        steps.append(
-            step(
-                requests, begin, end,
-                users=int(mark["users"]), client_cpu=client, server_cpu=busy, batch=batch,
-            )
-        )  # fmt: skip
-        say(f"  {model}: {describe(steps[-1])}")
+    steps = list(run(options, len(users) * (seconds + SECONDS_A_STEP)))
     at = knee(steps)
-    rates = []
     best = max((found.requests_per_s for found in steps), default=0.0)
+    rates: list[Step] = []
     for share in shares if best else ():
         rate = round(share * best, 1)
-        sampler = Sampler(server, model)
-        arguments = ["--users", "1", "--spawn-rate", "1", "--rate", str(rate)]
-        with sampler.looking():
-            record, _ = load.run(
-                server, folder, model, [*arguments, "--measure", f"{seconds:g}"], seconds
-            )
-        begin, end = record["spawned"], record["stopping"]
-        busy, batch = sampler.between(begin, end)
-        client = record["cpu_seconds"] / (end - begin)
-        rates.append(
-            step(
-                load.requests(record), begin, end,
-                rate=rate, client_cpu=client, server_cpu=busy, batch=batch,
-            )
-        )  # fmt: skip
-        say(f"  {model}: {describe(rates[-1])}")
+        options = ["--users", "1", "--spawn-rate", "1", "--rate", str(rate)]
+        rates += run([*options, "--measure", f"{seconds:g}"], seconds, rate)
     return Saturation(
         model=model,
         steps=tuple(steps),

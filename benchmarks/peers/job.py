@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from io import BytesIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -20,11 +21,10 @@ from PIL import Image
 
 from labelcurve.benchmarks.harness import null_model, processes, provenance
 from labelcurve.benchmarks.harness.server import free_port
-from labelcurve.benchmarks.job import writable
-from labelcurve.benchmarks.peers import limit, servers, wrk
+from labelcurve.benchmarks.peers import limit, servers, table, wrk
 from labelcurve.benchmarks.peers.record import Limit, Peer, Peers, Series, Turn
 from labelcurve.benchmarks.peers.servers import Request, Server
-from labelcurve.bundle import options, store
+from labelcurve.bundle import command, files, options, store
 from labelcurve.bundle.errors import LabelcurveError
 from labelcurve.bundle.machine import cores
 from labelcurve.bundle.options import Within
@@ -40,10 +40,10 @@ Clients = Annotated[tuple[int, ...], Within(1)]
 class BenchPeers:
     """Compares this service with others on this machine, over the same model and image.
 
-    Each has a separate environment, created once in the cache folder. All of them run at
-    the same time and are loaded in turn, once with a model that does nothing and once with the real
-    one. Writes peers.json and peers.md. Where stdout is no
-    terminal, and with --json, its last line is one JSON document.
+    Each has a separate environment, created once in the cache folder. All of them run at the same
+    time and are loaded in turn, once with a model that does nothing and once with the real one.
+    Writes peers.json and peers.md. Where stdout is no terminal, and with --json, its last line is
+    one JSON document.
     """
 
     models: Path = Path("models")
@@ -98,29 +98,26 @@ class _Run:
         """Make the environments of the peers."""
         cache = self.bench.cache or platformdirs.user_cache_path("labelcurve", appauthor=False)
         for server in (OWN, *servers.PEERS):
-            if server is not OWN and self.bench.only and server.name not in self.bench.only:
+            name = server.name
+            if server is not OWN and self.bench.only and name not in self.bench.only:
                 continue
-            self.peers[server.name] = Peer(
-                name=server.name, label=server.label, packages={}, ready_s={}, memory_mb={}
+            self.peers[name] = Peer(
+                name=name, label=server.label, packages={}, ready_s={}, memory_mb={}
             )
             if server is OWN:
                 continue
             try:
-                self.interpreters[server.name] = servers.python(server, cache, self.say)
-                found = servers.packages(server, self.interpreters[server.name])
-                self.update(server.name, packages=found)
+                self.interpreters[name] = servers.python(server, cache, self.say)
+                self.update(name, packages=servers.packages(server, self.interpreters[name]))
             except (LabelcurveError, subprocess.CalledProcessError) as failure:
-                self.update(server.name, error=f"not installed: {failure}")
-                self.say(f"  {server.name}: {self.peers[server.name].error}")
+                self.update(name, error=f"not installed: {failure}")
+                self.say(f"  {name}: {self.peers[name].error}")
 
     def measure(self, name: str, models: Path, graph: Path, names: Sequence[str]) -> list[Series]:
-        """Load all servers over one model.
+        """Load all servers over the model `null` or `real`.
 
-        Args:
-            name: `null` or `real`.
-            models: folder of bundles with this model alone, for this service.
-            graph: its ONNX file, for the peers.
-            names: its classes; empty for the null model, which every server answers alike.
+        This service gets a folder of bundles with it alone, the peers its ONNX file. The names of
+        its classes are empty for the null model, which every server answers alike.
         """
         bench = self.bench
         clients = bench.null_clients if name == "null" else bench.clients
@@ -181,15 +178,16 @@ class _Run:
         port = free_port(2)  # Triton takes another, for gRPC
         environment, folder = None, None
         if server is OWN:
-            command = [*processes.labelcurve("serve"), "--models", str(models)]
-            command += ["--port", str(port), "--threads", str(cores()), "--device", "cpu"]
+            started = [*processes.labelcurve("serve"), "--models", str(models)]
+            started += ["--port", str(port), "--threads", str(cores()), "--device", "cpu"]
         else:
             interpreter, folder = self.interpreters[server.name], servers.FOLDER
-            command = servers.command(server, interpreter, port)
+            words = (str(port) if word == "PORT" else word for word in server.arguments)
+            started = [str(interpreter), *words]
             environment = servers.environment(interpreter, graph, port, cores())
         output = stack.enter_context(log.open("wb"))
         process = stack.enter_context(
-            processes.child(command, output, environment=environment, folder=folder)
+            processes.child(started, output, environment=environment, folder=folder)
         )
         url = f"http://127.0.0.1:{port}"
         return _Running(server, url, process.pid, server.request(self.image)), process
@@ -315,4 +313,16 @@ def check(bench: BenchPeers) -> None:
             f"--only {', '.join(sorted(unknown))}: no such peer; there are {', '.join(names)}"
         )
     options.check(bench)
-    writable(bench.out)
+    files.check_out(bench.out)
+    bench.out.mkdir(parents=True, exist_ok=True)
+
+
+def main(arguments: Sequence[str]) -> None:
+    """The command `bench peers`."""
+    bench = tyro.cli(BenchPeers, args=arguments, prog="labelcurve bench peers")
+    result = run(bench, partial(print, flush=True))
+    text = table.markdown(result)
+    (bench.out / "peers.json").write_text(result.model_dump_json(indent=2) + "\n")
+    (bench.out / "peers.md").write_text(text)
+    print(f"\n{text}")
+    command.answer({"out": str(bench.out), "peers": [p.name for p in result.peers]})

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
+from functools import partial
 from statistics import median
 
 import numpy as np
@@ -19,9 +21,7 @@ SECONDS = 1.0
 def measure(graph: bytes, data: bytes) -> Limit:
     """Measure CPU time per image, of one thread.
 
-    Args:
-        graph: ONNX, uint8 [N, size, size, 3] to probabilities.
-        data: the image sent to the servers.
+    The graph is ONNX, uint8 [N, size, size, 3] to probabilities; `data` is the image as a file.
     """
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
@@ -33,16 +33,13 @@ def measure(graph: bytes, data: bytes) -> Limit:
     costs = {}
     for batch in BATCHES:
         images = np.ascontiguousarray(np.repeat(image[None], batch, 0))
-        costs[batch] = _cpu_ms(
-            lambda images=images: session.run(["probabilities"], {"images": images})
-        )
-        costs[batch] /= batch
+        call = partial(session.run, ["probabilities"], {"images": images})
+        costs[batch] = _cpu_ms(call) / batch
     best = min(costs, key=costs.__getitem__)
     return Limit(decode_ms=decode, inference_ms=costs[best], batch=best)
 
 
-def _cpu_ms(call: object) -> float:
-    assert callable(call)
+def _cpu_ms(call: Callable[[], object]) -> float:
     for _ in range(3):
         call()
     times, end = [], time.monotonic() + SECONDS

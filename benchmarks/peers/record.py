@@ -2,20 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Final, Literal
+from typing import Literal
 
-from pydantic import BaseModel, ConfigDict
-
-from labelcurve.benchmarks.record import Provenance
-
-SCHEMA_VERSION: Final = 1
+from labelcurve.benchmarks.record import Provenance, Record
 
 
-class _Record(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Turn(_Record):
+class Turn(Record):
     """One run of wrk against one server."""
 
     seconds: float
@@ -37,7 +29,7 @@ class Turn(_Record):
         return (self.n - self.errors) / self.seconds
 
 
-class Series(_Record):
+class Series(Record):
     """A server under one load, in all rounds."""
 
     server: str
@@ -46,7 +38,7 @@ class Series(_Record):
     turns: tuple[Turn, ...]
 
 
-class Peer(_Record):
+class Peer(Record):
     """A server, or the reason why it was left out."""
 
     name: str
@@ -59,7 +51,7 @@ class Peer(_Record):
     error: str | None = None
 
 
-class Limit(_Record):
+class Limit(Record):
     """Decoding and ONNX Runtime in a loop in one process: CPU milliseconds an image."""
 
     decode_ms: float
@@ -73,10 +65,10 @@ class Limit(_Record):
         return self.decode_ms + self.inference_ms
 
 
-class Peers(_Record):
+class Peers(Record):
     """`peers.json`."""
 
-    schema_version: Literal[1] = SCHEMA_VERSION
+    schema_version: Literal[1] = 1
     bundle: str
     """NAME@VERSION of the real model."""
     parameters: int
@@ -90,7 +82,7 @@ class Peers(_Record):
     provenance: Provenance
 
 
-class Finding(_Record):
+class Finding(Record):
     """A performance target of the service, and what was measured."""
 
     what: str
@@ -99,7 +91,7 @@ class Finding(_Record):
     kept: bool
 
 
-class Targets(_Record):
+class Targets(Record):
     """`targets.json`."""
 
     findings: tuple[Finding, ...]

@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,7 @@ from pathlib import Path
 import onnxruntime
 import PIL
 
-from labelcurve.bundle.errors import LabelcurveError
+from labelcurve.benchmarks.harness import processes
 
 FOLDER = Path(__file__).with_name("apps")
 BOUNDARY = "labelcurve-bench-peers"
@@ -121,31 +120,16 @@ def python(server: Server, cache: Path, say: Callable[[str], None]) -> Path:
     Raises:
         LabelcurveError: uv is not installed, or the packages cannot be installed.
     """
-    uv = shutil.which("uv", path=str(Path(sys.executable).parent)) or shutil.which("uv")
-    if uv is None:
-        raise LabelcurveError("no command `uv`, which makes the environments: pip install uv")
     requirements = (*server.requirements, *_COMMON)
     folder = cache / "peers" / server.name
     made = folder / "requirements.txt"
-    interpreter = folder / "bin" / "python"
     if made.exists() and made.read_text().split() == list(requirements):
-        return interpreter
+        return folder / "bin" / "python"
     say(f"  {server.name}: installing {', '.join(server.requirements)} in {folder}")
     shutil.rmtree(folder, ignore_errors=True)
-    for command in (
-        [uv, "venv", "--quiet", "--python", server.python, str(folder)],
-        [uv, "pip", "install", "--quiet", "--python", str(interpreter), *requirements],
-    ):
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode:
-            raise LabelcurveError(f"`{' '.join(command[:3])}` failed: {done.stderr.strip()[-800:]}")
+    interpreter = processes.environment(folder, server.python, requirements)
     made.write_text("\n".join(requirements))
     return interpreter
-
-
-def command(server: Server, interpreter: Path, port: int) -> list[str]:
-    """Build the command that starts the peer in `FOLDER`."""
-    return [str(interpreter), *(str(port) if part == "PORT" else part for part in server.arguments)]
 
 
 def environment(interpreter: Path, graph: Path, port: int, threads: int) -> dict[str, str]:

@@ -68,11 +68,7 @@ class Measurement:
         )
 
     def load(
-        self,
-        service: Server,
-        clients: int,
-        seconds: float,
-        request: servers.Request | None = None,
+        self, service: Server, clients: int, seconds: float, request: servers.Request | None = None
     ) -> Turn:
         """Load a service with wrk."""
         assert service.pid is not None

@@ -36,13 +36,8 @@ def found() -> str:
 def load(url: str, request: Request, work: Path, pid: int, clients: int, seconds: float) -> Turn:
     """Send `request` from `clients` connections, each of which waits for its answer.
 
-    Args:
-        url: of the server, without a path.
-        request: what is sent.
-        work: folder for the body.
-        pid: root of the server's processes, whose CPU time is measured.
-        clients: connections, all of one wrk thread.
-        seconds: of load.
+    One thread of wrk has them all. `url` is without a path, `work` a folder for the body, `pid` the
+    root of the server's processes, whose CPU time is measured.
 
     Raises:
         LabelcurveError: wrk is not installed, it measured nothing, or the server ended.

@@ -7,7 +7,7 @@ import io
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from time import perf_counter
 from zipfile import BadZipFile
@@ -32,8 +32,6 @@ from labelcurve.training.data.source import Index
 
 CHUNK = 256
 """Images decoded at a time; bounds memory."""
-
-
 FORMAT = 1
 """Version of the cached answers, part of their key."""
 
@@ -88,17 +86,8 @@ def predict(
 ) -> dict[str, Predictions]:
     """Run every bundle on the original bytes of every test image.
 
-    Predictions are cached by the versions of bundle, data, preprocessing and ONNX Runtime, and by
-    the processor.
-
-    Args:
-        bundles: the models.
-        data: its test split.
-        cache: folder of cached predictions; None caches nothing.
-        say: receives progress.
-
-    Returns:
-        Predictions by bundle name.
+    Predictions, by bundle name, are cached by the versions of bundle, data, preprocessing and ONNX
+    Runtime, and by the processor; without a folder `cache` they are not.
 
     Raises:
         DataError: the bytes of a test image cannot be used.
@@ -159,9 +148,7 @@ def _write(path: Path, predictions: Predictions) -> None:
     with suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
         buffer = io.BytesIO()
-        np.savez_compressed(
-            buffer, **{f.name: getattr(predictions, f.name) for f in fields(Predictions)}
-        )
+        np.savez_compressed(buffer, **asdict(predictions))
         files.replace(path, buffer.getbuffer())
 
 
@@ -206,8 +193,8 @@ def score(bundle: Bundle, predictions: Predictions, data: Data) -> Accuracy:
     accuracy = right / len(truth)
     interval = binomtest(right, len(truth)).proportion_ci(method="wilson")
     confusion = confusion_matrix(truth, predictions.labels, labels=classes)
-    f1 = estimate(report["weighted avg"]["f1-score"], bootstrap_f1(confusion))
     weighted = report["weighted avg"]
+    f1 = estimate(weighted["f1-score"], bootstrap_f1(confusion))
     said = bundle.manifest.test.accuracy if bundle.manifest.test else None
     return Accuracy(
         n=len(truth),

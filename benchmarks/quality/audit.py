@@ -19,12 +19,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tyro
 from cleanlab.filter import find_label_issues
 from numpy.typing import NDArray
 from PIL import Image, ImageEnhance
 
-from labelcurve.benchmarks.harness.provenance import check_out, conditions, write
+from labelcurve.benchmarks.harness.provenance import conditions, parsed, write
 from labelcurve.bundle import command
 from labelcurve.training.audit import duplicates, labels
 from labelcurve.training.data import dataset
@@ -43,7 +42,6 @@ DRAWN = 5_000
 """Images of CIFAR-10."""
 COPIED = 200
 """Images that are copied with each change."""
-PACKAGES = ("cleanlab", "numpy", "scikit-learn", "onnxruntime", "torch")
 
 
 @dataclass
@@ -79,26 +77,25 @@ Flip = Callable[[NDArray[np.int64], int, np.random.Generator], NDArray[np.int64]
 
 def main(arguments: Sequence[str]) -> None:
     """The command `python -m benchmarks.quality.audit`."""
-    options = tyro.cli(AuditBench, args=arguments, prog="python -m benchmarks.quality.audit")
-    check_out(options.out)
+    options = parsed(AuditBench, arguments)
     cifar10 = _embedded(str(options.cifar10), "auto", options.cache)
     half = len(cifar10.images.train) // 2
-    flips = [_flips(cifar10, np.arange(half, 2 * half), options.seeds, "CIFAR-10")]
-    copies = [_copies(cifar10, np.arange(half, 2 * half), "CIFAR-10")]
+    flips = _flips(cifar10, np.arange(half, 2 * half), options.seeds, "CIFAR-10")
+    copies = _copies(cifar10, np.arange(half, 2 * half), "CIFAR-10")
     if options.photos is not None:
         name = PHOTO_BACKBONE + ("" if options.weights is None else f"={options.weights}")
         photos = _embedded(str(options.photos), name, options.cache)
         n = len(photos.features)
-        flips.append(_flips(photos, np.arange(n), options.seeds, photos.images.name))
-        copies.append(_copies(photos, np.arange(len(photos.images.train)), photos.images.name))
+        flips += _flips(photos, np.arange(n), options.seeds, photos.images.name)
+        copies += _copies(photos, np.arange(len(photos.images.train)), photos.images.name)
     document = {
         "hardware": hardware(FP32_CPU),
-        **conditions(__file__, PACKAGES),
+        **conditions("cleanlab", "numpy", "scikit-learn", "onnxruntime", "torch"),
         "rate": RATE,
         "first": FIRST,
         "seeds": options.seeds,
-        "flips": [row for rows in flips for row in rows],
-        "copies": [row for rows in copies for row in rows],
+        "flips": flips,
+        "copies": copies,
     }
     write(options.out, document)
 
@@ -155,16 +152,8 @@ def _flips(data: Embedded, pool: NDArray[np.int64], seeds: int, name: str) -> li
         for method in draws[0]:
             values = [draw[method] for draw in draws]
             figures = {key: _figure([value[key] for value in values]) for key in values[0]}
-            found.append(
-                {
-                    "data": name,
-                    "kind": kind,
-                    "method": method,
-                    "n": n,
-                    "flipped": flipped,
-                    **figures,
-                }
-            )
+            about = {"data": name, "kind": kind, "method": method, "n": n, "flipped": flipped}
+            found.append({**about, **figures})
     return found
 
 
@@ -247,17 +236,13 @@ def _copies(data: Embedded, pool: NDArray[np.int64], name: str) -> list[dict[str
     found = []
     for change, changed in CHANGES.items():
         source = random.choice(len(rows), COPIED, replace=False)
-        copies = np.stack(
-            [
-                np.asarray(changed(Image.fromarray(originals[i]), random).convert("RGB"))
-                for i in source
-            ]
-        )
+        images = (changed(Image.fromarray(originals[i]), random) for i in source)
+        copies = np.stack([np.asarray(image.convert("RGB")) for image in images])
         there = _pairs(
             np.concatenate([features, data.embed(copies)]), np.concatenate([originals, copies])
         )
         planted = {(int(i), len(rows) + n) for n, i in enumerate(source)}
-        hashed = _hashed(originals[source], copies)
+        apart = (_hash(originals[source]) != _hash(copies)).sum(axis=1)
         found.append(
             {
                 "data": name,
@@ -266,23 +251,17 @@ def _copies(data: Embedded, pool: NDArray[np.int64], name: str) -> list[dict[str
                 "images": len(rows),
                 "found": len(planted & there) / COPIED,
                 "others": len({p for p in there - planted if p[1] < len(rows)}),
-                "hash": hashed,
+                "hash": float((apart <= 10).mean()),  # of 64 bits, the usual threshold
+                "before": len(before),
             }
         )
         print(found[-1], flush=True)
-    for row in found:
-        row["before"] = len(before)
     return found
 
 
 def _pairs(features: head.Rows, pixels: NDArray[np.uint8]) -> set[tuple[int, int]]:
     found = duplicates.near_duplicates(features, lambda rows: pixels[rows])
     return {(int(a), int(b)) for a, b in found.rows}
-
-
-def _hashed(first: NDArray[np.uint8], second: NDArray[np.uint8]) -> float:
-    """Share of pairs within 10 of 64 bits of the perceptual hash, the usual threshold."""
-    return float(((_hash(first) != _hash(second)).sum(axis=1) <= 10).mean())
 
 
 def _hash(pixels: NDArray[np.uint8]) -> NDArray[np.bool_]:

@@ -35,17 +35,11 @@ def measure(
         drawn = random.integers(0, n, n)
         eces[index] = _ece(place[drawn], gap[drawn])
         losses[index] = loss[drawn].mean()
-    bins = []
-    for number in range(BINS):
-        inside = place == number
-        if inside.any():
-            bins.append(
-                Bin(
-                    n=int(inside.sum()),
-                    confidence=float(confidence[inside].mean()),
-                    accuracy=float(right[inside].mean()),
-                )
-            )
+    full = [inside for number in range(BINS) if (inside := place == number).any()]
+    bins = [
+        Bin(n=int(b.sum()), confidence=float(confidence[b].mean()), accuracy=float(right[b].mean()))
+        for b in full
+    ]
     return Calibration(
         ece=estimate(_ece(place, gap), eces),
         nll=estimate(float(loss.mean()), losses),

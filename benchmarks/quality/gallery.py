@@ -54,12 +54,10 @@ class Gallery:
 def galleries(
     bundles: Sequence[Bundle], data: Data, predictions: Mapping[str, Predictions]
 ) -> tuple[Gallery, ...]:
-    """Choose corrected, broken, most confidently wrong, and random images.
+    """Choose corrected, broken, most confidently wrong, and random test images.
 
-    Args:
-        bundles: fewest labels first; of several variants the default alone is shown.
-        data: its test split.
-        predictions: by bundle name.
+    Bundles come fewest labels first; of several variants the default alone is shown. Predictions
+    are by bundle name.
     """
     shown = _shown(bundles)
     truth = data.test.labels
@@ -67,33 +65,33 @@ def galleries(
     first, last = shown[0].name, shown[-1].name
     rise = many.true_probability - few.true_probability
     right_few, right_many = few.right(truth), many.right(truth)
-    found = [
-        _gallery(
+    chosen = (
+        (
             "Corrected by more labels",
             f"{first} is wrong, {last} right; largest rise of the true class's probability.",
             _top(rise, ~right_few & right_many),
-            shown, data, predictions,
         ),
-        _gallery(
+        (
             "Broken by more labels",
             f"{first} is right, {last} wrong; largest fall of the true class's probability.",
             _top(-rise, right_few & ~right_many),
-            shown, data, predictions,
         ),
-        _gallery(
+        (
             "Most confident errors",
             f"Errors of {last} with the highest confidence. Some of the labels may be wrong.",
             _top(many.confidence, ~right_many),
-            shown, data, predictions,
         ),
-        _gallery(
+        (
             "At random",
             f"{N_EXAMPLES} of {len(truth):,}, drawn at random (seed 0).",
-            np.random.default_rng(0).permutation(len(truth))[:N_EXAMPLES],
-            shown, data, predictions,
+            np.random.default_rng(0).permutation(len(truth))[:N_EXAMPLES].tolist(),
         ),
-    ]  # fmt: skip
-    return tuple(gallery for gallery in found if gallery.examples)
+    )
+    return tuple(
+        Gallery(title, rule, tuple(_example(row, shown, data, predictions) for row in rows))
+        for title, rule, rows in chosen
+        if len(rows)
+    )
 
 
 def _shown(bundles: Sequence[Bundle]) -> list[Bundle]:
@@ -110,37 +108,24 @@ def _shown(bundles: Sequence[Bundle]) -> list[Bundle]:
     return found
 
 
-def _top(score: NDArray[np.float32], among: NDArray[np.bool_]) -> NDArray[np.int64]:
+def _top(score: NDArray[np.float32], among: NDArray[np.bool_]) -> list[int]:
     rows = np.flatnonzero(among)
-    return rows[np.argsort(-score[rows], kind="stable")][:N_EXAMPLES]
+    found: list[int] = rows[np.argsort(-score[rows], kind="stable")][:N_EXAMPLES].tolist()
+    return found
 
 
-def _gallery(
-    title: str,
-    rule: str,
-    rows: NDArray[np.int64],
-    bundles: Sequence[Bundle],
-    data: Data,
-    predictions: Mapping[str, Predictions],
-) -> Gallery:
+def _example(
+    row: int, bundles: Sequence[Bundle], data: Data, predictions: Mapping[str, Predictions]
+) -> Example:
     size = max(bundle.manifest.preprocessing.size for bundle in bundles)
-    found = []
-    for row in rows.tolist():
-        buffer = BytesIO()
-        Image.fromarray(prepare(data.test.read(row), size)).save(buffer, "PNG")
-        truth = int(data.test.labels[row])
-        answers = []
-        for bundle in bundles:
-            said = predictions[bundle.name]
-            label = int(said.labels[row])
-            answers.append(
-                Answer(
-                    bundle.name,
-                    data.class_names[label],
-                    float(said.confidence[row]),
-                    label == truth,
-                )
-            )
-        uri = f"data:image/png;base64,{b64encode(buffer.getvalue()).decode()}"
-        found.append(Example(row, uri, data.class_names[truth], tuple(answers)))
-    return Gallery(title, rule, tuple(found))
+    buffer = BytesIO()
+    Image.fromarray(prepare(data.test.read(row), size)).save(buffer, "PNG")
+    truth = int(data.test.labels[row])
+    answers = []
+    for bundle in bundles:
+        said = predictions[bundle.name]
+        label = int(said.labels[row])
+        confidence = float(said.confidence[row])
+        answers.append(Answer(bundle.name, data.class_names[label], confidence, label == truth))
+    uri = f"data:image/png;base64,{b64encode(buffer.getvalue()).decode()}"
+    return Example(row, uri, data.class_names[truth], tuple(answers))

@@ -8,7 +8,7 @@ over the fractions, and from the draw of the labels; `training.forecast.law` doe
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from math import hypot
 
 import numpy as np
@@ -126,12 +126,9 @@ def seed_spread(points: Sequence[CurvePoint]) -> float | None:
 def measure(
     groups: Sequence[Sequence[Model]], right: Mapping[str, NDArray[np.bool_]], spread: float | None
 ) -> Points:
-    """Mean errors over seeds by number of labels, with their covariance.
+    """Mean errors over seeds by number of labels, fewest first, with their covariance.
 
-    Args:
-        groups: models that differ only in the seed, fewest labels first.
-        right: bool [N] by model name.
-        spread: as `seed_spread` gives it.
+    `right` is bool [N] by model name, `spread` that of `seed_spread`.
     """
     # [N, F]: the share of a fraction's seeds that misclassify the image.
     wrong = np.stack(
@@ -153,8 +150,7 @@ def _forecasts(points: Points, labels: Sequence[float]) -> tuple[Forecast, ...]:
 
 
 def _estimate(samples: Floats) -> Estimate:
-    found = advice.estimate(samples)
-    return Estimate(value=found.value, low=found.low, high=found.high)
+    return Estimate(**asdict(advice.estimate(samples)))
 
 
 def _check(points: Points, spread: float | None) -> Check:
@@ -212,11 +208,8 @@ def _target(accuracy: float, measured: Points, points: Sequence[CurvePoint]) -> 
 def words(curve: Curve, at: float, unlabelled: Sequence[int], price: float | None) -> Iterator[str]:
     """Summarise a fitted curve in sentences; one that failed its check forecasts nothing.
 
-    Args:
-        curve: with its targets, forecasts and check.
-        at: accuracy of the curve at the most labels.
-        unlabelled: number of unlabelled images by fraction.
-        price: of a label.
+    `at` is the accuracy of the curve at the most labels, `price` that of a label; the numbers of
+    unlabelled images are by fraction.
     """
     check, most = curve.check, curve.points[-1]
     assert check is not None

@@ -78,21 +78,11 @@ KINDS: dict[str, dict[str, Corruption]] = {
 
 
 def measure(
-    bundles: Sequence[Bundle],
-    data: Data,
-    n: int,
-    say: Callable[[str], None] = print,
+    bundles: Sequence[Bundle], data: Data, n: int, say: Callable[[str], None] = print
 ) -> dict[str, Robustness]:
-    """Measure the accuracy of every bundle on corrupted test images.
+    """Measure the accuracy of every bundle, by name, on corrupted test images.
 
-    Args:
-        bundles: the models.
-        data: its test split.
-        n: number of test images, drawn at random (seed 0); all where there are fewer.
-        say: receives progress.
-
-    Returns:
-        Robustness by bundle name.
+    `n` of them are drawn at random (seed 0), or all where there are fewer.
     """
     rows = np.sort(np.random.default_rng(0).permutation(len(data.test.labels))[:n])
     truth = data.test.labels[rows]
@@ -107,12 +97,8 @@ def measure(
             images = list(pool.map(lambda row: decode(data.test.read(int(row))), some))
             for kind, level, corrupt in [("", "", _blur(0)), *settings]:
                 for size in sizes:
-                    corrupted = np.stack(
-                        [
-                            corrupt(image, size, int(row))
-                            for image, row in zip(images, some, strict=True)
-                        ]
-                    )
+                    pairs = zip(images, some, strict=True)
+                    corrupted = np.stack([corrupt(image, size, int(row)) for image, row in pairs])
                     for bundle in bundles:
                         if bundle.manifest.preprocessing.size == size:
                             answers = sessions[bundle.name].probabilities(corrupted).argmax(axis=1)

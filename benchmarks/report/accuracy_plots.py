@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import ceil
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -23,17 +22,12 @@ def confusions(report: Report) -> Figure:
     models, names = main_models(report), report.dataset.class_names
     if len(models) > 3:
         models = [models[0], models[len(models) // 2], models[-1]]
-    columns = min(3, len(models))
-    rows = ceil(len(models) / columns)
-    figure = Figure(figsize=(3.6 * columns, 3.7 * rows), layout="constrained")
-    panels = np.atleast_1d(figure.subplots(rows, columns)).ravel()
-    for axes in panels[len(models) :]:
-        axes.remove()
-    for index, (axes, model) in enumerate(zip(panels, models, strict=False)):
+    figure = Figure(figsize=(3.6 * len(models), 3.7), layout="constrained")
+    panels = np.atleast_1d(figure.subplots(1, len(models)))
+    for axes, model in zip(panels, models, strict=True):
         _confusion(axes, model, names, colour(report, model))
         axes.grid(visible=False)
-        if index % columns:
-            axes.set_ylabel("")
+    panels[0].set_ylabel("true")
     return figure
 
 
@@ -47,8 +41,13 @@ def _confusion(axes: Axes, model: Model, names: Sequence[str], hue: str) -> None
     cells[..., 3] = 0.85 * share**0.5
     if k <= 30:
         axes.pcolormesh(cells, edgecolors=grid_colour(), linewidth=0.3)
+        shown = [short(name) for name in names]
+        axes.set_xticks(np.arange(k) + 0.5, shown, rotation=90 if max(map(len, shown)) > 2 else 0)
+        axes.set_yticks(np.arange(k) + 0.5, shown)
     else:
         axes.imshow(cells, extent=(0, k, k, 0), interpolation="nearest")
+        axes.set_xticks([])
+        axes.set_yticks([])
     axes.set_aspect("equal")
     axes.set_xlim(0, k)
     axes.set_ylim(k, 0)
@@ -56,24 +55,13 @@ def _confusion(axes: Axes, model: Model, names: Sequence[str], hue: str) -> None
     axes.tick_params(length=0, labelsize=8)
     axes.set_title(model.name)
     axes.set_xlabel("predicted")
-    axes.set_ylabel("true")
-    if k <= 30:
-        shown = [short(name) for name in names]
-        axes.set_xticks(np.arange(k) + 0.5, shown, rotation=90 if max(map(len, shown)) > 2 else 0)
-        axes.set_yticks(np.arange(k) + 0.5, shown)
-    else:
-        axes.set_xticks([])
-        axes.set_yticks([])
     if k <= 12:
+        size = 7 if counts.max() < 1000 else 6
         for row, column in zip(*np.nonzero(counts), strict=True):
             axes.text(
-                column + 0.5,
-                row + 0.5,
-                str(counts[row, column]),
-                ha="center",
-                va="center",
-                fontsize=7 if counts.max() < 1000 else 6,
-            )
+                column + 0.5, row + 0.5, str(counts[row, column]), ha="center", va="center",
+                fontsize=size,
+            )  # fmt: skip
 
 
 def classes(report: Report) -> Figure:
@@ -107,18 +95,14 @@ def reliability(report: Report) -> Figure:
     for model in models:
         assert model.accuracy.calibration is not None
         bins, hue = model.accuracy.calibration.bins, colour(report, model)
-        x = [part.confidence for part in bins]
+        x, y, n = np.array([(part.confidence, part.accuracy, part.n) for part in bins]).T
         # A bin with few images says little: its mark is small, and no line connects it.
-        total = sum(part.n for part in bins)
-        full = [part for part in bins if part.n >= max(10, total / 500)]
-        diagram.plot(
-            [part.confidence for part in full], [part.accuracy for part in full], color=hue, lw=1.2
-        )
+        share, full = n / n.sum(), n >= max(10, n.sum() / 500)
+        diagram.plot(x[full], y[full], color=hue, lw=1.2)
         diagram.scatter(
-            x, [part.accuracy for part in bins], s=[8 + 300 * part.n / total for part in bins],
-            color=hue, alpha=0.8, linewidths=0, label=model.name,
-        )  # fmt: skip
-        counts.plot(x, [part.n / total for part in bins], ".-", color=hue)
+            x, y, s=8 + 300 * share, color=hue, alpha=0.8, linewidths=0, label=model.name
+        )
+        counts.plot(x, share, ".-", color=hue)
     diagram.set_title("right, over how sure (mark: share of images)")
     counts.set_title("share of images")
     for axes in (diagram, counts):

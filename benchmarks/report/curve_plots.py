@@ -26,15 +26,9 @@ def learning_curve(report: Report) -> Figure:
         below, above = [a.value - a.low for a in found], [a.high - a.value for a in found]
         values = [a.value for a in found]
         axes.errorbar(
-            labels,
-            values,
-            (below, above),
-            fmt=marker,
-            color=hue,
-            markersize=6,
-            capsize=3,
+            labels, values, (below, above), fmt=marker, color=hue, markersize=6, capsize=3,
             label=curve.variant,
-        )
+        )  # fmt: skip
         _fitted(axes, curve, hue)
     labels_seen = sorted({model.n_labels for model in report.models})
     doubled = [labels_seen[-1] * factor for factor in (2, 4)]

@@ -56,10 +56,11 @@ LONGEST = 24
 """Maximum length of a class name in a plot."""
 
 
-def _theme(ink: str, grid: str, paper: str) -> dict[str, Any]:
+@contextmanager
+def _themed(ink: str, grid: str, paper: str) -> Iterator[None]:
     inked = ("text.color", "axes.labelcolor", "axes.titlecolor", "xtick.color", "ytick.color")
     installed = set(font_manager.get_font_names())
-    return {
+    theme = {
         **_STYLE,
         "font.family": ["sans-serif", *(name for name in FONTS if name in installed)],
         **dict.fromkeys(inked, ink),
@@ -68,22 +69,20 @@ def _theme(ink: str, grid: str, paper: str) -> dict[str, Any]:
         "axes.facecolor": "none",
         "figure.facecolor": paper,
     }
+    with style.context(theme), warnings.catch_warnings():
+        # Glyphs that no installed font has are a box in a PNG, and no warning.
+        warnings.filterwarnings("ignore", "Glyph .* missing from font", UserWarning)
+        yield
 
 
 Draw = Callable[[Report], Figure]
 
 
 def svg(draw: Draw, report: Report, title: str) -> str:
-    """Render a plot as an `svg` element in the page's colours.
-
-    Args:
-        draw: makes the figure.
-        report: what it shows.
-        title: text alternative.
-    """
+    """Render a plot as an `svg` element in the page's colours, with `title` as its text."""
     buffer = StringIO()
     metadata: dict[str, Any] = {"Date": None, "Creator": None}
-    with style.context(_theme(INK, GRID, "none")), _any_letters():
+    with _themed(INK, GRID, "none"):
         draw(report).savefig(
             buffer, format="svg", metadata=metadata, bbox_inches="tight", pad_inches=0.05
         )
@@ -99,19 +98,11 @@ def svg(draw: Draw, report: Report, title: str) -> str:
 def png(draw: Draw, report: Report) -> bytes:
     """Render a plot as PNG on white."""
     buffer = BytesIO()
-    with style.context(_theme("#1c2024", "#d8dde2", "#ffffff")), _any_letters():
+    with _themed("#1c2024", "#d8dde2", "#ffffff"):
         draw(report).savefig(
             buffer, format="png", dpi=110, bbox_inches="tight", metadata={"Software": None}
         )
     return buffer.getvalue()
-
-
-@contextmanager
-def _any_letters() -> Iterator[None]:
-    """Ignore glyphs that no installed font has: a box in a PNG, and no warning."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph .* missing from font", UserWarning)
-        yield
 
 
 def grid_colour() -> str:

@@ -35,8 +35,8 @@ def classes(report: Report) -> list[Class]:
     found = []
     for name in report.dataset.class_names:
         scores = [model.accuracy.per_class[name] for model in models]
-        f1 = [score.f1 for score in scores]
-        found.append(Class(name, scores[0].support, f1, scores[-1].recall - scores[0].recall))
+        gain = scores[-1].recall - scores[0].recall
+        found.append(Class(name, scores[0].support, [score.f1 for score in scores], gain))
     return sorted(found, key=lambda row: -row.gain)
 
 
@@ -97,7 +97,7 @@ def reference(report: Report) -> dict[str, Any]:
     published: dict[str, Any] = json.loads(PUBLISHED.read_text())
     curves = sorted(report.curves, key=lambda curve: curve.variant == "default")
     variants = [curve.variant for curve in curves]
-    both = {"default", "reference"} <= set(variants) or ("default" in variants and len(curves) > 1)
+    both = "default" in variants and len(curves) > 1
     rows = []
     for known in published["results"] if report.dataset.name == published["dataset"] else ():
         found = {

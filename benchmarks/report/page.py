@@ -54,12 +54,7 @@ DRAWN: Mapping[str, Draw] = {
 
 
 def write(out: Path, report: Report, shown: Sequence[Gallery] = ()) -> dict[str, Path]:
-    """Write report.html, report.md, report.json and plots/, each file atomically.
-
-    Args:
-        out: folder; made when it is missing.
-        report: the figures.
-        shown: test images for the HTML page.
+    """Write report.html, report.md, report.json and plots/ to a folder, each file atomically.
 
     Returns:
         Paths by kind: html, md, json.
@@ -126,7 +121,7 @@ def _rendered(form: Literal["html", "md"], report: Report, shown: Sequence[Galle
     first, rest = (Markup(part) if form == "html" else part for part in body.split(APPENDIX))
     return found.get_template(f"page.{form}.j2").render(
         report=report,
-        title=title(report),
+        title=f"What labels buy on {report.dataset.name}",
         subtitle=subtitle(report),
         headings=re.findall(r"<h2>(.*?)</h2>", rest),
         first=first,
@@ -161,11 +156,6 @@ def _values(report: Report) -> dict[str, Any]:
 def _cells(row: Sequence[object], names: int) -> list[str]:
     """Cells of a row of Markdown; the first `names` are names from outside, which are escaped."""
     return [bars(escaped(str(c)) if i < names else str(c)) for i, c in enumerate(row)]
-
-
-def title(report: Report) -> str:
-    """Heading of the report."""
-    return f"What labels buy on {report.dataset.name}"
 
 
 def subtitle(report: Report) -> str:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullLocator
 
-from labelcurve.benchmarks.record import Report, Saturation
+from labelcurve.benchmarks.record import Report, Saturation, Step
 from labelcurve.benchmarks.report.drawing import COLOURS, colour, grid_colour, log_axis
-from labelcurve.benchmarks.report.tables import loaded, main_models
+from labelcurve.benchmarks.report.figures import loads
+from labelcurve.benchmarks.report.tables import main_models
 
 STAGE_COLOURS = {
     "decode": COLOURS[1],
@@ -32,14 +35,8 @@ def latency(report: Report) -> Figure:
         line = "o-" if hue else "x:"
         hue = hue or grid_colour()
         time.plot(sizes, [row.p50_ms for row in rows], line, color=hue, label=name)
-        time.fill_between(
-            sizes,
-            [row.p50_low_ms for row in rows],
-            [row.p50_high_ms for row in rows],
-            color=hue,
-            alpha=0.2,
-            linewidth=0,
-        )
+        low, high = [row.p50_low_ms for row in rows], [row.p50_high_ms for row in rows]
+        time.fill_between(sizes, low, high, color=hue, alpha=0.2, linewidth=0)
         if name != "null":
             rate.plot(sizes, [row.images_per_s for row in rows], line, color=hue)
     for axes in (time, rate):
@@ -58,15 +55,12 @@ def latency(report: Report) -> Figure:
 
 def stages(report: Report) -> Figure:
     """Plot the time of a request by stage, as the service reports it; the rest is `other`."""
-    rows = [(m.name, m.load) for m in loaded(report) if m.load and m.load.stages]
-    if report.null and report.null.load and report.null.load.stages:
-        rows.append(("null", report.null.load))
+    rows = [(name, load.stages) for name, load, _ in loads(report) if load.stages]
     figure = Figure(figsize=(9.2, 1.1 + 0.34 * len(rows)), layout="constrained")
     axes = figure.subplots()
-    for row, (_, load) in enumerate(reversed(rows)):
-        assert load is not None
+    for row, (_, found) in enumerate(reversed(rows)):
         left = 0.0
-        for name, stage in load.stages.items():
+        for name, stage in found.items():
             hue = STAGE_COLOURS.get(name, grid_colour())
             label = name if row == 0 else None
             axes.barh(row, stage.mean_ms, 0.68, left, color=hue, label=label, linewidth=0)
@@ -114,21 +108,18 @@ def _steps(
     rate.plot(users, [s.requests_per_s for s in steps], line, color=hue, label=name or found.model)
     if found.knee and not name:
         rate.axvline(found.knee, color=hue, linewidth=1, linestyle=":")
-    time.plot(users, [s.p50_ms or 0 for s in steps], line, color=hue)
-    time.plot(users, [s.p99_ms or 0 for s in steps], line, color=hue, alpha=0.45)
+    _latencies(time, users, steps, line, hue)
     if name:
         return
-    both.plot([s.requests_per_s for s in steps], [s.p50_ms or 0 for s in steps], line, color=hue)
-    both.plot(
-        [s.requests_per_s for s in steps],
-        [s.p99_ms or 0 for s in steps],
-        line,
-        color=hue,
-        alpha=0.45,
-    )
-    open_loop = [s for s in found.rates if s.p50_ms is not None]
-    if open_loop:
-        x = [s.rate or 0 for s in open_loop]
-        y50, y99 = ([getattr(s, key) for s in open_loop] for key in ("p50_ms", "p99_ms"))
-        both.plot(x, y50, "D-", color=COLOURS[0], label="fixed arrival rate")
-        both.plot(x, y99, "D-", color=COLOURS[0], alpha=0.45)
+    _latencies(both, [s.requests_per_s for s in steps], steps, line, hue)
+    if fixed := [s for s in found.rates if s.p50_ms is not None]:
+        rates = [s.rate or 0 for s in fixed]
+        _latencies(both, rates, fixed, "D-", COLOURS[0], "fixed arrival rate")
+
+
+def _latencies(
+    axes: Axes, x: Sequence[float], steps: Sequence[Step], line: str, hue: str, label: str = ""
+) -> None:
+    """p50 over `x`, and p99 paler."""
+    axes.plot(x, [s.p50_ms or 0 for s in steps], line, color=hue, label=label or None)
+    axes.plot(x, [s.p99_ms or 0 for s in steps], line, color=hue, alpha=0.45)

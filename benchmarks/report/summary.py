@@ -55,10 +55,7 @@ def findings(report: Report) -> list[str]:
     found += _variants(report, variant)
     if len(models) > 1:
         few, many = models[0], models[-1]
-        pair = next(
-            (c for c in report.comparisons if (c.a, c.b) == (few.name, many.name)),
-            None,
-        )
+        pair = next((c for c in report.comparisons if (c.a, c.b) == (few.name, many.name)), None)
         if pair:
             d = pair.difference
             several = max(len(seeds(report, model)) for model in (few, many)) > 1

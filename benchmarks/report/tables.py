@@ -13,24 +13,11 @@ from labelcurve.bundle.text import counted, duration, percent
 from labelcurve.training.forecast.advice import DEVIATIONS
 
 HEADER = (
-    "fraction",
-    "labels",
-    "unlabelled",
-    "accuracy",
-    "balanced",
-    "F1",
-    "training time",
-    "epochs",
-    "p50 ms",
-    "p99 ms",
-    "requests/s",
+    *("fraction", "labels", "unlabelled", "accuracy", "balanced", "F1"),
+    *("training time", "epochs", "p50 ms", "p99 ms", "requests/s"),
 )
-
-
 UNSTABLE = " (unstable)"
 """Marks a rate whose last windows differ by more than 10 %."""
-
-
 SHARED = " (shared)"
 """Marks a training time on a machine that did other work."""
 
@@ -124,20 +111,17 @@ def unstable(models: Sequence[Model]) -> str:
     return UNSTABLE if any(m.load and m.load.stable is False for m in models) else ""
 
 
-COLUMNS = (
-    "Labels: training + validation; unlabelled: further training images used without their labels. "
-    "Balanced: mean recall over classes. "
-)
-"""Explains the columns."""
-
-
 def conditions(report: Report) -> str:
     """State the conditions of the figures: n, seeds, clients, hardware, versions, command."""
     seeds = sorted({len(group) for group in groups(report.models)})
     runs = "one seed"
     if seeds != [1]:
         runs = f"mean ± standard deviation over {' or '.join(map(str, seeds))} seeds"
-    text = f"{report.dataset.name}, {report.dataset.n_test:,} test images, {runs}. {COLUMNS}"
+    text = (
+        f"{report.dataset.name}, {report.dataset.n_test:,} test images, {runs}. Labels: training + "
+        "validation; unlabelled: further training images used without their labels. Balanced: mean "
+        "recall over classes. "
+    )
     if any(SHARED in training_time(group) for group in groups(report.models)):
         text += "Shared: the machine did other work meanwhile. "
     trained = sorted({model.trained_on for model in report.models})
@@ -182,32 +166,23 @@ def pretraining_times(report: Report) -> str:
 def measured(report: Report) -> str:
     """State hardware, versions and date, without a full stop."""
     made = report.provenance
-    versions = ", ".join(
-        f"{name} {made.packages[name]}" for name in _SHOWN if name in made.packages
-    )
+    shown = ("onnxruntime", "onnxruntime-gpu", "bentoml", "locust")
+    versions = ", ".join(f"{name} {made.packages[name]}" for name in shown if name in made.packages)
     gpu = f", {made.gpu}" if made.gpu else ""
     return (
         f"Measured on {made.cpu}, {counted(made.cores, 'core')}{gpu}, Python {made.python}, "
-        f"{versions}, "
-        f"{made.date[:10]}"
+        f"{versions}, {made.date[:10]}"
     )
-
-
-_SHOWN = ("onnxruntime", "onnxruntime-gpu", "bentoml", "locust")
 
 
 def variants(report: Report) -> list[str]:
     """List the variants: default first, if it has two fractions, then by number of fractions."""
-    found = {model.variant for model in report.models}
-
-    def fractions(variant: str) -> int:
-        return len({model.n_labels for model in report.models if model.variant == variant})
 
     def place(variant: str) -> tuple[bool, int, str]:
-        n = fractions(variant)
+        n = len({model.n_labels for model in report.models if model.variant == variant})
         return not (variant == "default" and n > 1), -n, variant
 
-    return sorted(found, key=place)
+    return sorted({model.variant for model in report.models}, key=place)
 
 
 def main_models(report: Report) -> list[Model]:
@@ -223,8 +198,3 @@ def main_models(report: Report) -> list[Model]:
 def seeds(report: Report, model: Model) -> list[Model]:
     """List the models that differ from `model` only in the seed, and itself."""
     return next(g for g in groups(report.models) if any(each.name == model.name for each in g))
-
-
-def loaded(report: Report) -> list[Model]:
-    """List the models of the load test."""
-    return [model for model in report.models if model.load is not None]

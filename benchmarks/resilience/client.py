@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import re
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
@@ -12,7 +11,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-from labelcurve.benchmarks.harness.provenance import here
+from labelcurve.benchmarks.harness.provenance import here, save
 from labelcurve.bundle.errors import LabelcurveError
 
 IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif")
@@ -49,8 +48,10 @@ class Client(asyncio.Protocol):
         self._since = 0.0
 
     @classmethod
-    async def connect(cls, port: int) -> Client:
-        """Connect to 127.0.0.1."""
+    async def connect(cls, port: int, before: Client | None = None) -> Client:
+        """Connect to 127.0.0.1, unless the connection `before` is still open."""
+        if before is not None and before.open:
+            return before
         _, client = await asyncio.get_running_loop().create_connection(cls, "127.0.0.1", port)
         return client
 
@@ -134,8 +135,7 @@ async def closed_loop(
         while not until():
             number = (number + 1) % len(requests)
             try:
-                if client is None or not client.open:
-                    client = await Client.connect(port)
+                client = await Client.connect(port, client)
                 answer: Answer | ConnectionError = await client.ask(requests[number])
             except ConnectionError as error:
                 answer = error
@@ -184,7 +184,5 @@ def images(folder: Path, least: int, most: int) -> list[bytes]:
 
 def write_result(path: Path, result: dict[str, Any]) -> None:
     """Write a result and its provenance as JSON."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    content = {**result, "provenance": here().model_dump()}
-    path.write_text(json.dumps(content, indent=2) + "\n")
+    save(path, {**result, "provenance": here().model_dump()})
     print(f"{path}: written")

@@ -22,11 +22,10 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
-import tyro
 from PIL import Image
 
 from labelcurve.benchmarks.harness import server
-from labelcurve.benchmarks.harness.provenance import check_out
+from labelcurve.benchmarks.harness.provenance import parsed
 from labelcurve.benchmarks.resilience import client as http
 from labelcurve.benchmarks.resilience import guided, leaks
 from labelcurve.bundle import command, preprocess
@@ -167,8 +166,7 @@ async def over_http(port: int, pid: int, requests: int) -> dict[str, Any]:
 
 def main(arguments: Sequence[str]) -> None:
     """The command `python -m benchmarks.resilience.fuzz`."""
-    options = tyro.cli(Options, args=arguments, prog="python -m benchmarks.resilience.fuzz")
-    check_out(options.out)
+    options = parsed(Options, arguments)
     kind = "guided" if options.guided else "files" if options.files else "fuzz"
     out = options.out or RESULTS / f"{kind}.json"
     if options.guided:

@@ -104,22 +104,18 @@ def _sent(body: bytes, *headers: tuple[bytes, bytes]) -> Upload:
 
 def _upload(way: str, data: bytes) -> Upload:
     """Send an input in one of the `WAYS`."""
-    form = (b"content-type", b"multipart/form-data; boundary=x")
-    if way == "form":
-        return _sent(data, form)
-    if way == "form around an image":
-        return _sent(FORM % data, form)
-    if way == "json":
-        return _sent(data, (b"content-type", b"application/json"))
-    if way == "json around an image":
-        body = b'{"inputs": "%s"}' % base64.b64encode(data)
-        return _sent(body, (b"content-type", b"application/json"))
     if way == "headers":
         kind, _, rest = data.partition(b"\n")
         encoding, newline, body = rest.partition(b"\n")
         more = [(b"content-encoding", encoding)] if newline else []
         return _sent(body if newline else rest, (b"content-type", kind), *more)
-    return _sent(data)
+    if way == "form around an image":
+        data = FORM % data
+    if way == "json around an image":
+        data = b'{"inputs": "%s"}' % base64.b64encode(data)
+    kinds = {"form": b"multipart/form-data; boundary=x", "json": b"application/json"}
+    named = [(b"content-type", kind) for start, kind in kinds.items() if way.startswith(start)]
+    return _sent(data, *named)
 
 
 def fuzz(folder: Path, inputs: int) -> None:

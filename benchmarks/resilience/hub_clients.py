@@ -14,21 +14,20 @@ import shutil
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import closing, suppress
 from dataclasses import dataclass
-from io import BytesIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from threading import Thread
 from typing import Any
 
 import numpy as np
-import tyro
 from PIL import Image
 
 from labelcurve.benchmarks.harness import server
-from labelcurve.benchmarks.harness.provenance import check_out
+from labelcurve.benchmarks.harness.processes import environment, succeed
+from labelcurve.benchmarks.harness.provenance import parsed
 from labelcurve.benchmarks.resilience import client as http
 from labelcurve.bundle import command
 from labelcurve.bundle.errors import LabelcurveError
@@ -92,8 +91,8 @@ class Options:
     )
     """Versions of huggingface_hub; 0.17 is the first with this method."""
     javascript: tuple[str, ...] = (
-        *("1.8.0", "2.0.0", "2.6.4", "2.8.1", "3.0.0", "3.6.2", "3.15.0", "4.0.0", "4.5.3"),
-        "4.13.30",
+        *("1.8.0", "2.0.0", "2.6.4", "2.8.1", "3.0.0"),
+        *("3.6.2", "3.15.0", "4.0.0", "4.5.3", "4.13.30"),
     )
     """Versions of @huggingface/inference; none without npm."""
     out: Path = Path("benchmarks/results/clients.json")
@@ -158,14 +157,9 @@ def split(sent: bytes) -> list[bytes]:
 
 def python(version: str, folder: Path, script: Path) -> list[str]:
     """Install a version of the Python client; return the command that runs the example."""
-    uv = shutil.which("uv", path=str(Path(sys.executable).parent)) or shutil.which("uv")
-    if uv is None:
-        raise LabelcurveError("uv is not installed: it is in the extra dev")
     script.write_text(PYTHON_EXAMPLE)
-    _run(uv, "venv", "-q", "--python", sys.executable, str(folder / "env"))
-    interpreter = str(folder / "env/bin/python")
-    _run(uv, "pip", "install", "-q", "--python", interpreter, f"{PYTHON}=={version}")
-    return [interpreter, "-P", str(script)]
+    interpreter = environment(folder / "env", sys.executable, [f"{PYTHON}=={version}"])
+    return [str(interpreter), "-P", str(script)]
 
 
 def javascript(version: str, folder: Path, script: Path) -> list[str]:
@@ -173,22 +167,8 @@ def javascript(version: str, folder: Path, script: Path) -> list[str]:
     script = folder / "example.mjs"  # next to node_modules, where imports are resolved
     script.write_text(JAVASCRIPT_EXAMPLE)
     options = ("--silent", "--no-audit", "--no-fund", "--ignore-scripts")
-    _run("npm", "install", *options, "--prefix", str(folder), f"{JAVASCRIPT}@{version}")
+    succeed("npm", "install", *options, "--prefix", str(folder), f"{JAVASCRIPT}@{version}")
     return ["node", str(script)]
-
-
-def _run(*arguments: str) -> None:
-    done = subprocess.run(arguments, capture_output=True, text=True)
-    if done.returncode:
-        raise LabelcurveError(f"{' '.join(arguments)} failed:\n{done.stderr[-1000:]}")
-
-
-@contextmanager
-def recording(target: int) -> Iterator[Recorder]:
-    """Record what is sent to the port `target`."""
-    recorder = Recorder(target)
-    yield recorder
-    recorder.close()
 
 
 def trial(arguments: Sequence[str], recorder: Recorder, image: Path) -> dict[str, Any]:
@@ -206,8 +186,7 @@ def trial(arguments: Sequence[str], recorder: Recorder, image: Path) -> dict[str
 
 def main(arguments: Sequence[str]) -> None:
     """The command `python -m benchmarks.resilience.hub_clients`."""
-    options = tyro.cli(Options, args=arguments, prog="python -m benchmarks.resilience.hub_clients")
-    check_out(options.out)
+    options = parsed(Options, arguments)
     trials = [(PYTHON, version, python) for version in options.python]
     if shutil.which("npm"):
         trials += [(JAVASCRIPT, version, javascript) for version in options.javascript]
@@ -216,12 +195,10 @@ def main(arguments: Sequence[str]) -> None:
     found = []
     with TemporaryDirectory() as name:
         folder = Path(name)
-        image, pixels = BytesIO(), np.arange(64, dtype=np.uint8).reshape(8, 8)
-        Image.fromarray(pixels).save(image, "PNG")
-        (folder / "image.png").write_bytes(image.getvalue())
+        Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8)).save(folder / "image.png")
         with (
             server.started(options.models, folder / "log") as service,
-            recording(service.port) as recorder,
+            closing(Recorder(service.port)) as recorder,
         ):
             for number, (client, version, install) in enumerate(trials):
                 place = folder / str(number)

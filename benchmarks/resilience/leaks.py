@@ -49,8 +49,7 @@ async def by_kind(
             if number == first:
                 before = processes.memory_mb(pid) or 0.0
             try:
-                if client is None or not client.open:
-                    client = await Client.connect(port)
+                client = await Client.connect(port, client)
                 answer = await asyncio.wait_for(client.ask(request), SECONDS)
             except (ConnectionError, TimeoutError) as error:
                 unexpected[f"{kind}, {len(request)} bytes: {error or 'no answer'}"] += 1

@@ -23,12 +23,11 @@ from typing import Any
 
 import numpy as np
 import psutil
-import tyro
 from PIL import Image
 
 from labelcurve.benchmarks.harness import server
 from labelcurve.benchmarks.harness.processes import cpu_seconds, tree
-from labelcurve.benchmarks.harness.provenance import check_out
+from labelcurve.benchmarks.harness.provenance import parsed
 from labelcurve.benchmarks.resilience import client as http
 from labelcurve.benchmarks.resilience import leaks, versions
 from labelcurve.benchmarks.resilience.client import Answer, Client
@@ -64,12 +63,7 @@ class Soak:
     """Traffic against a service that is ready, and its measurements."""
 
     def __init__(
-        self,
-        images: Sequence[bytes],
-        port: int,
-        pid: int,
-        seconds: float,
-        files: Sequence[bytes] = (),
+        self, images: Sequence[bytes], port: int, pid: int, seconds: float, files: Sequence[bytes]
     ) -> None:
         self.kinds = bad_requests(images[0])
         self.kinds += [("a file", request, ANY_REFUSAL) for request in files]
@@ -93,8 +87,7 @@ class Soak:
                 await asyncio.sleep(due - now)
             due = max(due + period, time.monotonic() - 1)
             try:
-                if client is None or not client.open:
-                    client = await Client.connect(self.port)
+                client = await Client.connect(self.port, client)
                 answer = await client.ask(http.post(random.choice(self.images)))
             except ConnectionError as error:
                 self.statuses["good"]["connection"] += 1
@@ -249,16 +242,13 @@ def _summary(samples: Sequence[dict[str, float]], latencies: list[float]) -> dic
             "change": round(late / early - 1, 4),
             "max": round(max(s[key] for s in samples), 1),
         }
-    ordered = sorted(latencies)
-    for share in (50, 99):
-        found[f"p{share}_ms"] = round(ordered[len(ordered) * share // 100] * 1000, 2)
-    return found
+    p50, p99 = np.percentile(latencies, (50, 99)) * 1000
+    return found | {"p50_ms": round(p50, 2), "p99_ms": round(p99, 2)}
 
 
 def main(arguments: Sequence[str]) -> None:
     """The command `python -m benchmarks.resilience.soak`."""
-    options = tyro.cli(Options, args=arguments, prog="python -m benchmarks.resilience.soak")
-    check_out(options.out)
+    options = parsed(Options, arguments)
     try:
         with TemporaryDirectory() as folder:
             root, log = Path(folder, "models"), options.out.with_suffix(".log")

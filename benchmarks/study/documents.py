@@ -53,21 +53,14 @@ SERVICE = {
 }
 """Results of `benchmarks.resilience` and what the README calls them."""
 OPTIONAL = {
-    "extractors": "docs/results.md",
-    "decoding": "docs/scale.md",
-    "streaming": "docs/scale.md",
-    "cluster": "docs/scale.md",
-    "interruptions": "docs/operating-training.md",
-    "clients": "docs/guide.md",
-    "acceptance": "docs/labelling.md",
-    "suggest": "docs/labelling.md",
-    "audit": "docs/labels.md",
-    "backtest": "docs/plan.md",
-    "backtest-unlabelled": "docs/plan.md",
-    "lcdb": "docs/plan.md",
-    "photos": "docs/photos.md",
-    "distillation": "docs/photos.md",
-    "propagation": "docs/photos.md",
+    "docs/guide.md": ("clients",),
+    "docs/labelling.md": ("acceptance", "suggest"),
+    "docs/labels.md": ("audit",),
+    "docs/operating-training.md": ("interruptions",),
+    "docs/photos.md": ("photos", "distillation", "propagation"),
+    "docs/plan.md": ("backtest", "backtest-unlabelled", "lcdb"),
+    "docs/results.md": ("extractors",),
+    "docs/scale.md": ("decoding", "streaming", "cluster"),
 }
 """Results that a template of the same name shows, where they exist."""
 
@@ -96,13 +89,8 @@ def tables(results: Path) -> dict[tuple[str, str], str]:
     path = results / "notebook.json"
     notebook = _json(path)["results"] if path.exists() else []
     published = {row["fraction"]: row["accuracy"] for row in reference["results"]}
-    values = {
-        "study": study,
-        "reference": reference,
-        "published": published,
-        "notebook": notebook,
-        **rows.texts(),
-    }
+    values = {"study": study, "reference": reference, "published": published, **rows.texts()}
+    values["notebook"] = notebook
     found = {
         ("README.md", "results"): opening(rows.read_as(results / "cifar10.json", Report), values),
         ("docs/operating.md", "service"): _service(results / "service"),
@@ -115,19 +103,17 @@ def tables(results: Path) -> dict[tuple[str, str], str]:
             **values,
         ),
         ("docs/results.md", "study"): render(
-            "results",
-            ablations=ABLATIONS,
-            noise=rows.noise(study.group("default", 0.1)),
-            **values,
+            "results", ablations=ABLATIONS, noise=rows.noise(study.group("default", 0.1)), **values
         ),
     }
     if notebook:
         found["docs/reference.md", "notebook"] = render(
             "notebook", results=notebook, published=published
         )
-    for name, document in OPTIONAL.items():
-        if (path := results / f"{name}.json").exists():
-            found[document, name] = render(name, **_json(path))
+    for document, names in OPTIONAL.items():
+        for name in names:
+            if (path := results / f"{name}.json").exists():
+                found[document, name] = render(name, **_json(path))
     if all((results / f"{name}.json").exists() for name in ("peers", "targets")):
         peers = rows.read_as(results / "peers.json", Peers)
         found["docs/speed.md", "peers"] = peers_table.markdown(peers)

@@ -10,12 +10,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Final, Literal
+from typing import Annotated, Literal
 
 import tyro
-from pydantic import BaseModel, ConfigDict
 
-from labelcurve.benchmarks.harness.provenance import check_out
+from labelcurve.benchmarks.harness.provenance import parsed
+from labelcurve.benchmarks.record import Record
 from labelcurve.benchmarks.study import rows
 from labelcurve.bundle import command, files
 from labelcurve.bundle.errors import LabelcurveError
@@ -23,13 +23,10 @@ from labelcurve.training.models import extractor
 from labelcurve.training.models.extractor import Extractor
 
 RESULT = Path(__file__).resolve().parents[1] / "results" / "extractors.json"
-SCHEMA_VERSION: Final = 1
 
 
-class Row(BaseModel):
+class Row(Record):
     """An extractor."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     version: str
     dataset: str
@@ -47,12 +44,10 @@ class Row(BaseModel):
     git_commit: str | None
 
 
-class Extractors(BaseModel):
+class Extractors(Record):
     """All rows, by the images seen."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    schema_version: Literal[1] = SCHEMA_VERSION
+    schema_version: Literal[1] = 1
     rows: tuple[Row, ...]
 
 
@@ -78,29 +73,21 @@ def row(found: Extractor) -> Row:
             f"{found.path} has no k-NN accuracy and no linear probe: `pretrain` evaluates an "
             "extractor where there are labels, and time left (--max-minutes)"
         )
-    last = card.runs[-1]
+    of_card = ("dataset", "objective", "n_images", "knn", "probe", "n_held_out")
     return Row(
+        **{name: getattr(card, name) for name in of_card},
+        **{name: getattr(card.runs[-1], name) for name in ("hardware", "precision", "git_commit")},
         version=found.version,
-        dataset=card.dataset,
-        objective=card.objective,
         hours=round(card.seconds / 3600, 3),
         views_seen=sum(run.views_seen for run in card.runs),
-        n_images=card.n_images,
-        knn=card.knn,
-        probe=card.probe,
-        n_held_out=card.n_held_out,
-        hardware=last.hardware,
-        precision=last.precision,
-        git_commit=last.git_commit,
     )
 
 
 def main(arguments: Sequence[str]) -> None:
     """The command `python -m benchmarks.study.extractors`."""
-    options = tyro.cli(Options, args=arguments, prog="python -m benchmarks.study.extractors")
+    options = parsed(Options, arguments)
     if not options.files:
         raise LabelcurveError("FILE: name one extractor or more, as `pretrain --out` wrote them")
-    check_out(options.out)
     known = rows.read_as(options.out, Extractors).rows if options.out.exists() else ()
     found = {each.version: each for each in known}
     for path in options.files:
@@ -108,7 +95,7 @@ def main(arguments: Sequence[str]) -> None:
         found[new.version] = new
         print(f"{path}: {new.hours:.2f} h, k-NN {new.knn:.4f}, linear probe {new.probe:.4f}")
     result = Extractors(rows=tuple(sorted(found.values(), key=lambda each: each.views_seen)))
-    files.replace(options.out, f"{result.model_dump_json(indent=1)}\n".encode())
+    files.write_out(options.out, f"{result.model_dump_json(indent=1)}\n")
 
 
 if __name__ == "__main__":

@@ -28,12 +28,14 @@ import torch.nn.functional as F
 import tyro
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from labelcurve.benchmarks.harness.provenance import check_out, conditions, write
+from labelcurve.benchmarks.harness.provenance import conditions, parsed, save, write
 from labelcurve.bundle import command
 from labelcurve.bundle.errors import LabelcurveError
+from labelcurve.bundle.options import Within
 from labelcurve.training.data import dataset
-from labelcurve.training.data.dataset import Data
+from labelcurve.training.data.dataset import Data, Split
 from labelcurve.training.data.source import Index
 from labelcurve.training.learning.metrics import scores
 from labelcurve.training.models.backbones import Network, build
@@ -56,9 +58,9 @@ class Options:
 
     data: str = "cifar10"
     """As for `labelcurve train`."""
-    fraction: Annotated[tuple[float, ...], tyro.conf.UseAppendAction] = ()
+    fraction: Annotated[tuple[float, ...], tyro.conf.UseAppendAction, Within(0, 1, above=True)] = ()
     """Share of the batches that are kept; may be repeated. By default 0.1, 0.5 and 1."""
-    seeds: int = 1
+    seeds: Annotated[int, Within(1)] = 1
     """Runs of each fraction, with seeds from 0."""
     draw: Literal["anew", "once"] = "anew"
     """When the kept images are drawn: each epoch, as in the notebook, or before the first one."""
@@ -69,18 +71,6 @@ class Options:
     """As for `labelcurve train`."""
     out: Path | None = None
     """Also write the JSON document to this file."""
-
-    def __post_init__(self) -> None:
-        """Validate.
-
-        Raises:
-            LabelcurveError: names the flag, the value and what is allowed.
-        """
-        for fraction in self.fraction:
-            if not 0 < fraction <= 1:
-                raise LabelcurveError(f"--fraction {fraction:g}: allowed are 1, 1/2, 1/3, ...")
-        if self.seeds < 1:
-            raise LabelcurveError(f"--seeds {self.seeds}: allowed are 1 and more")
 
 
 @dataclass(frozen=True)
@@ -94,16 +84,11 @@ class Part:
 
 
 def kept(n: int, shards: int, random: np.random.Generator) -> list[NDArray[np.int64]]:
-    """The batches of an epoch: `shuffle(500).batch(256).shard(shards, 0)` of tf.data.
+    """The batches of an epoch of `n` images: `shuffle(500).batch(256).shard(shards, 0)` of tf.data.
 
     The buffer holds 500 images in the order of the files; one of them, at random, is handed on and
-    the next takes its place. Every batch whose number divides by `shards` is kept.
-
-    Args:
-        n: images.
-
-    Returns:
-        Rows, each int64 [B]; the last batch may be smaller.
+    the next takes its place. Every batch whose number divides by `shards` is kept: rows, each
+    int64 [B]; the last may be smaller.
     """
     order = np.empty(n, np.int64)
     buffer = list(range(min(WINDOW, n)))
@@ -164,14 +149,12 @@ def split_test(data: Data) -> tuple[Part, Part]:
 
     rows = np.arange(len(data.test))
     val, test = train_test_split(rows, test_size=TEST_SHARE, random_state=SPLIT_SEED)
-    return _part(data.test.images[val], data.test.labels[val]), _part(
-        data.test.images[test], data.test.labels[test]
-    )
+    return _part(data.test, val), _part(data.test, test)
 
 
-def _part(images: Any, labels: Index) -> Part:
-    pixels = torch.from_numpy(np.array(images)).permute(0, 3, 1, 2).contiguous()
-    return Part(pixels, torch.from_numpy(np.array(labels)).long())
+def _part(split: Split, rows: Index) -> Part:
+    pixels = torch.from_numpy(np.array(split.images[rows])).permute(0, 3, 1, 2).contiguous()
+    return Part(pixels, torch.from_numpy(split.labels[rows]).long())
 
 
 def logits(network: Network, images: Tensor) -> Tensor:
@@ -185,22 +168,21 @@ class Plateau:
     """Keras's `ReduceLROnPlateau` and `EarlyStopping` on the validation loss."""
 
     def __init__(self, optimizer: torch.optim.Optimizer) -> None:
-        self._optimizer = optimizer
-        self._best = self._best_of_all = float("inf")
-        self._waits = self._stale = 0
+        self._rate = ReduceLROnPlateau(
+            optimizer,
+            factor=0.5,
+            patience=PLATEAU - 1,  # Keras acts in that epoch, torch after it
+            threshold=MIN_DELTA,
+            threshold_mode="abs",
+            min_lr=SMALLEST_LR,
+        )
+        self._best, self._stale = float("inf"), 0
 
     def over(self, loss: float) -> bool:
         """Called after each epoch: halves the learning rate if due; returns whether to stop."""
-        self._waits += 1
-        if loss < self._best - MIN_DELTA:
-            self._best, self._waits = loss, 0
-        elif self._waits >= PLATEAU:
-            self._waits = 0
-            for group in self._optimizer.param_groups:
-                group["lr"] = max(SMALLEST_LR, group["lr"] / 2)
-        self._stale += 1
-        if loss < self._best_of_all:
-            self._best_of_all, self._stale = loss, 0
+        self._rate.step(loss)
+        self._stale = 0 if loss < self._best else self._stale + 1
+        self._best = min(self._best, loss)
         return self._stale >= PATIENCE
 
 
@@ -208,7 +190,7 @@ def train(data: Data, fraction: float, seed: int, options: Options) -> dict[str,
     """Train and evaluate one network; its row of the document."""
     torch.manual_seed(seed)
     random = np.random.default_rng([seed, 1])
-    train_part = _part(data.train.images[np.arange(len(data.train))], data.train.labels)
+    train_part = _part(data.train, np.arange(len(data.train)))
     val, test = split_test(data)
     network = build("reference", data.train.images, len(data.class_names))
     initialise(network)
@@ -220,14 +202,13 @@ def train(data: Data, fraction: float, seed: int, options: Options) -> dict[str,
     seen = np.zeros(len(train_part.labels), bool)
     first = kept(len(seen), shards, random)
     began = time.monotonic()
-    epochs = 0
-    for epoch in range(EPOCHS):
+    for epoch in range(1, EPOCHS + 1):
         if options.draw == "once":
             # The same images in another order.
             rows = random.permutation(np.concatenate(first))
             batches = np.split(rows, range(BATCH, len(rows), BATCH))
         else:
-            batches = first if epoch == 0 else kept(len(seen), shards, random)
+            batches = first if epoch == 1 else kept(len(seen), shards, random)
         network.train()
         losses = []
         for rows in batches:
@@ -239,10 +220,9 @@ def train(data: Data, fraction: float, seed: int, options: Options) -> dict[str,
             loss.backward()
             optimizer.step()
             losses.append(float(loss.detach()))
-        epochs += 1
         val_loss = float(F.cross_entropy(logits(network, val.images), val.labels))
         say(
-            f"{fraction:g} {options.draw} seed {seed} epoch {epochs:2d}  loss {np.mean(losses):.4f}"
+            f"{fraction:g} {options.draw} seed {seed} epoch {epoch:2d}  loss {np.mean(losses):.4f}"
             f"  val {val_loss:.4f}  {time.monotonic() - began:5.0f} s"
         )
         if plateau.over(val_loss):
@@ -251,7 +231,7 @@ def train(data: Data, fraction: float, seed: int, options: Options) -> dict[str,
     return {
         **_key(fraction, seed, options),
         **figures,
-        "epochs": epochs,
+        "epochs": epoch,
         "batches": len(first),
         "images_an_epoch": int(sum(map(len, first))),
         "images_seen": int(seen.sum()),
@@ -285,7 +265,6 @@ def _key(fraction: float, seed: int, options: Options) -> dict[str, Any]:
 
 def run(options: Options) -> dict[str, Any]:
     """Train what `--out` does not hold yet and write the document after each run."""
-    check_out(options.out)
     rows: list[dict[str, Any]] = []
     if options.out is not None and options.out.exists():
         rows = json.loads(options.out.read_text())["results"]
@@ -301,16 +280,16 @@ def run(options: Options) -> dict[str, Any]:
             if any(key.items() <= row.items() for row in rows):
                 continue
             row = train(data, fraction, seed, options)
-            conditioned = conditions(__file__, ("labelcurve", "torch", "numpy"))
+            conditioned = conditions("labelcurve", "torch", "numpy")
             rows.append({**row, "threads": torch.get_num_threads(), **conditioned})
             if options.out is not None:
-                options.out.write_text(json.dumps(document, indent=1) + "\n")
+                save(options.out, document)
     return document
 
 
 def main(arguments: Sequence[str]) -> None:
     """The command `python -m benchmarks.study.notebook`."""
-    options = tyro.cli(Options, args=arguments, prog="python -m benchmarks.study.notebook")
+    options = parsed(Options, arguments)
     write(options.out, run(options))
 
 

@@ -4,23 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Final, Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ValidationError
 
+from labelcurve.benchmarks.record import Record
 from labelcurve.bundle.errors import LabelcurveError
 from labelcurve.bundle.text import duration
-
-SCHEMA_VERSION: Final = 1
 
 _Schema = TypeVar("_Schema", bound=BaseModel)
 
 
-class Row(BaseModel):
+class Row(Record):
     """A model trained for the study, evaluated on the official test images."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     variant: str
     """A name in `benchmarks.study.run.VARIANTS`."""
@@ -62,12 +59,10 @@ class Row(BaseModel):
     """The command that reproduces the row."""
 
 
-class Study(BaseModel):
+class Study(Record):
     """All rows so far."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    schema_version: Literal[1] = SCHEMA_VERSION
+    schema_version: Literal[1] = 1
     rows: tuple[Row, ...]
     missing: tuple[str, ...]
     """Commands of the rows not trained yet."""

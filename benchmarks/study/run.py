@@ -11,7 +11,7 @@ from __future__ import annotations
 import shlex
 import sys
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -272,15 +272,13 @@ def run(options: Arguments, plan: Sequence[Place] = PLAN) -> Study:
 
 def _write(path: Path, rows: Mapping[Place, Row], plan: Sequence[Place]) -> Study:
     missing = tuple(command_of(place) for place in plan if place not in rows)
-    study = Study(rows=tuple(rows[place] for place in _sorted(rows)), missing=missing)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    files.replace(path, f"{study.model_dump_json(indent=1)}\n".encode())
-    return study
-
-
-def _sorted(rows: Iterable[Place]) -> list[Place]:
     order = list(VARIANTS)
-    return sorted(rows, key=lambda place: (order.index(place.variant), place.fraction, place.seed))
+    places = sorted(
+        rows, key=lambda place: (order.index(place.variant), place.fraction, place.seed)
+    )
+    study = Study(rows=tuple(rows[place] for place in places), missing=missing)
+    files.write_out(path, f"{study.model_dump_json(indent=1)}\n")
+    return study
 
 
 def main(arguments: Sequence[str]) -> None:

@@ -9,7 +9,6 @@ last line on stdout is one JSON document.
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import signal
@@ -25,10 +24,9 @@ from statistics import mean, stdev
 from typing import Any
 
 import psutil
-import tyro
 
-from labelcurve.benchmarks.harness.processes import labelcurve
-from labelcurve.benchmarks.harness.provenance import check_out, conditions, write
+from labelcurve.benchmarks.harness.processes import document, labelcurve, trained
+from labelcurve.benchmarks.harness.provenance import conditions, parsed, write
 from labelcurve.bundle import command
 from labelcurve.bundle.errors import LabelcurveError
 
@@ -65,6 +63,12 @@ other.kill_all_processes(check_alive=False, allow_graceful=False)
 cluster.head_node.kill_all_processes(check_alive=False, allow_graceful=False)
 """
 
+ENVIRONMENT = {
+    "PYTHONSAFEPATH": "1",  # torchrun starts its processes without -P
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # 127.0.0.1 stays 127.0.0.1
+}
+
 LONGEST = 1800.0
 """Time limit of a sweep in seconds."""
 
@@ -87,8 +91,8 @@ def processes(options: Options) -> dict[str, Any]:
     found: dict[str, list[float]] = {}
     with tempfile.TemporaryDirectory() as name:
         for number, start in (("one", labelcurve("train")), ("two", TORCHRUN)):
-            document = _finish(_start((*start, *given), Path(name), number))
-            found[number] = [bundle["test"]["accuracy"] for bundle in document["bundles"]]
+            ended = _finish(_start((*start, *given), Path(name), number))
+            found[number] = [bundle["test"]["accuracy"] for bundle in ended["bundles"]]
             print(f"{number}: {found[number]}", flush=True)
     differences = [two - one for one, two in zip(found["one"], found["two"], strict=True)]
     return {
@@ -149,30 +153,28 @@ def _cluster(folder: Path) -> Iterator[tuple[str, Any]]:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            env=_environment() | {"RAY_TMPDIR": short},
+            env=os.environ | ENVIRONMENT | {"RAY_TMPDIR": short},
             cwd=folder,
             start_new_session=True,
         )
-        assert process.stdin is not None
-        assert process.stdout is not None
-
+        given, said = process.stdin, process.stdout
+        assert given is not None
+        assert said is not None
         below: list[psutil.Process] = []
 
         def kill() -> None:
-            assert process.stdin is not None
-            assert process.stdout is not None
-            process.stdin.write("kill\n")
-            process.stdin.flush()
-            process.stdout.readline()
+            given.write("kill\n")
+            given.flush()
+            said.readline()
 
         try:
-            address = process.stdout.readline().strip()
+            address = said.readline().strip()
             if not address:
                 raise LabelcurveError("the cluster did not start")
             below += psutil.Process(process.pid).children(recursive=True)
             yield address, kill
         finally:
-            process.stdin.close()
+            given.close()
             try:
                 process.wait(30)
             except subprocess.TimeoutExpired:
@@ -202,27 +204,8 @@ def _listening(driver: int) -> list[str]:
 
 
 def _start(given: Sequence[str], folder: Path, name: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [
-            *given,
-            *("--out", str(folder / name), "--cache", str(folder / "cache")),
-        ],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=_environment(),
-    )
-
-
-def _environment() -> dict[str, str]:
-    # Without the repository: a commit made meanwhile would change the manifest.
-    return os.environ | {
-        "GIT_DIR": os.devnull,
-        "PYTHONSAFEPATH": "1",  # torchrun starts its processes without -P
-        "RAY_USAGE_STATS_ENABLED": "0",
-        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # 127.0.0.1 stays 127.0.0.1
-    }
+    places = ("--out", str(folder / name), "--cache", str(folder / "cache"))
+    return trained((*given, *places), **ENVIRONMENT)
 
 
 def _versions(document: dict[str, Any]) -> dict[str, str]:
@@ -230,28 +213,16 @@ def _versions(document: dict[str, Any]) -> dict[str, str]:
 
 
 def _finish(process: subprocess.Popen[str]) -> dict[str, Any]:
-    try:
-        stdout, stderr = process.communicate(timeout=LONGEST)
-    finally:
-        process.kill()
+    found, stdout = document(process, LONGEST)
     print(stdout, flush=True)
-    if process.returncode:
-        raise LabelcurveError(f"a command failed: {stderr.strip()}")
-    document: dict[str, Any] = json.loads(stdout.splitlines()[-1])
-    return document
+    return found
 
 
 def main(arguments: Sequence[str]) -> None:
     """The command `python -m benchmarks.training_runs.cluster`."""
-    prog = "python -m benchmarks.training_runs.cluster"
-    chosen = tyro.cli(Options, args=arguments, prog=prog)
-    check_out(chosen.out)
-    document = {
-        "processes": processes(chosen),
-        "cluster": lost_node(chosen),
-        **conditions(__file__, ("torch", "ray", "numpy")),
-    }
-    write(chosen.out, document)
+    chosen = parsed(Options, arguments)
+    found = {"processes": processes(chosen), "cluster": lost_node(chosen)}
+    write(chosen.out, {**found, **conditions("torch", "ray", "numpy")})
 
 
 if __name__ == "__main__":

@@ -13,20 +13,20 @@ import shutil
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
-import tyro
 from PIL import Image
 from torch import nn
 
-from labelcurve.benchmarks.harness.provenance import check_out, conditions, write
+from labelcurve.benchmarks.harness.provenance import conditions, parsed, write
+from labelcurve.benchmarks.training_runs.speed import finish, quiet
 from labelcurve.bundle import command
 from labelcurve.bundle.machine import cores
 from labelcurve.training.data import dataset as data
@@ -69,47 +69,9 @@ class Decoding:
     """File for the JSON document, such as benchmarks/results/decoding.json."""
 
 
-@dataclass(frozen=True)
-class Rate:
-    """Images a second."""
-
-    mean: float
-    low: float
-    high: float
-    n: int
-
-
-@dataclass(frozen=True)
-class Training:
-    """Training at one size with one network; waiting is a share of the time, 0 to 1."""
-
-    backbone: str
-    images_per_s: float
-    """Images in memory of the device."""
-    from_cache: float
-    """Images per second, read ahead from the cache of decoded pixels."""
-    waits_for_cache: float
-    anew: float
-    """Images per second, decoded again while the network trains."""
-    waits_for_decoding: float
-
-
-@dataclass(frozen=True)
-class Figure:
-    """One image size."""
-
-    image_size: int
-    decoding: Rate
-    """The first start: reading, decoding, sorting, writing."""
-    again: float
-    """Seconds of a later start, from the cache of decoded pixels."""
-    training: tuple[Training, ...]
-
-
 def main(arguments: Sequence[str]) -> None:
     """The command `python -m benchmarks.training_runs.decoding`."""
-    options = tyro.cli(Decoding, args=arguments, prog="python -m benchmarks.training_runs.decoding")
-    check_out(options.out)
+    options = parsed(Decoding, arguments)
     device = choose(options.device)
     with ExitStack() as stack:
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="labelcurve-")))
@@ -124,13 +86,13 @@ def main(arguments: Sequence[str]) -> None:
     document = {
         "hardware": hardware(device),
         "precision": device.precision.value,
-        **conditions(__file__, ("torch", "torchvision", "pillow", "numpy")),
+        **conditions("torch", "torchvision", "pillow", "numpy"),
         "photos": len(files),
         "file_bytes": file_bytes,
         "generated": options.data is None,
         "batch": BATCH,
         "seconds": options.seconds,
-        "figures": [asdict(figure) for figure in figures],
+        "figures": figures,
     }
     write(options.out, document)
 
@@ -156,11 +118,20 @@ def generate(folder: Path, n: int) -> None:
         list(pool.map(one, range(n)))
 
 
-def _figure(folder: Path, size: int, scratch: Path, options: Decoding, device: Device) -> Figure:
+def _figure(
+    folder: Path, size: int, scratch: Path, options: Decoding, device: Device
+) -> dict[str, Any]:
+    """Rates at one image size, in images a second.
+
+    `decoding` is the first start: reading, decoding, sorting, writing; `again` are the seconds of a
+    later one, from the cache. In `training` the images are in memory, read ahead from the cache, or
+    decoded again while the network trains; waiting is a share of the time, 0 to 1.
+    """
+
     def load() -> tuple[Split, float]:
         since = time.perf_counter()
         found = data.load(
-            Selection(str(folder), labelled=False), size=size, cache=scratch, say=_quiet
+            Selection(str(folder), labelled=False), size=size, cache=scratch, say=quiet
         )
         return found.train, time.perf_counter() - since
 
@@ -170,17 +141,17 @@ def _figure(folder: Path, size: int, scratch: Path, options: Decoding, device: D
         split, seconds = load()
         rates.append(len(split) / seconds)
     split, again = load()
-    rate = Rate(statistics.mean(rates), min(rates), max(rates), len(rates))
+    mean, low, high = statistics.mean(rates), min(rates), max(rates)
     print(
-        f"\n{size} px: decoded {rate.mean:,.1f} images/s ({rate.low:,.1f} to {rate.high:,.1f}, "
-        f"n = {rate.n}), a later start takes {again:.1f} s",
+        f"\n{size} px: decoded {mean:,.1f} images/s ({low:,.1f} to {high:,.1f}, "
+        f"n = {len(rates)}), a later start takes {again:.1f} s",
         flush=True,
     )
     # Windows of two batches, so that reading never stops.
     memory = int(2.5 * BATCH * 3 * size * size / WINDOW_SHARE)
     (file,) = (scratch / "pixels").glob("*/train-images.npy")
     order = np.load(file.with_name("train-rows.npy"))
-    rows = unlabelled(folder, _quiet).splits["train"]
+    rows = unlabelled(folder, quiet).splits["train"]
     kinds: tuple[Images, ...] = (
         split.images,
         in_file(file, memory),
@@ -188,18 +159,26 @@ def _figure(folder: Path, size: int, scratch: Path, options: Decoding, device: D
     )
     training = []
     for backbone in options.backbones:
-        (rate_resident, _), cache, anew = (
+        (resident, _), (cache, for_cache), (anew, for_decoding) = (
             _train(backbone, images, split, device, options.seconds) for images in kinds
         )
-        one = Training(backbone, rate_resident, *cache, *anew)
         print(
-            f"  {backbone:22} {one.images_per_s:8,.1f} images/s; from the cache "
-            f"{one.from_cache:8,.1f}, waits {one.waits_for_cache:6.1%}; decoded again "
-            f"{one.anew:8,.1f}, waits {one.waits_for_decoding:6.1%}",
+            f"  {backbone:22} {resident:8,.1f} images/s; from the cache {cache:8,.1f}, waits "
+            f"{for_cache:6.1%}; decoded again {anew:8,.1f}, waits {for_decoding:6.1%}",
             flush=True,
         )
-        training.append(one)
-    return Figure(size, rate, again, tuple(training))
+        training.append(
+            {
+                "backbone": backbone,
+                "images_per_s": resident,
+                "from_cache": cache,
+                "waits_for_cache": for_cache,
+                "anew": anew,
+                "waits_for_decoding": for_decoding,
+            }
+        )
+    decoding = {"mean": mean, "low": low, "high": high, "n": len(rates)}
+    return {"image_size": size, "decoding": decoding, "again": again, "training": training}
 
 
 def _train(
@@ -213,7 +192,7 @@ def _train(
     optimizers = Optimizers([(network, 1.0)], plan, device.dtype)
     generator = torch.Generator(device.device)
     labels = torch.arange(BATCH, device=device.device) % CLASSES
-    batches = Batches(images, BATCH, round(plan.crop * size / 32), [0], device, _quiet)
+    batches = Batches(images, BATCH, round(plan.crop * size / 32), [0], device, quiet)
     assert (batches.resident is None) == isinstance(images, Stored)
     network.train()
 
@@ -226,30 +205,15 @@ def _train(
         loss.backward()
         optimizers.step()
 
-    return _timed(step, batches, device, seconds)
-
-
-def _timed(
-    step: Callable[[int], None], batches: Batches, device: Device, seconds: float
-) -> tuple[float, float]:
     step(0)
-    _finish(device)
+    finish(device)
     since, before, number = time.perf_counter(), batches.waited, 0
     while time.perf_counter() - since < seconds:
         number += 1
         step(number)
-        _finish(device)
+        finish(device)
     took = time.perf_counter() - since
-    return number * batches.batch / took, (batches.waited - before) / took
-
-
-def _finish(device: Device) -> None:
-    if device.device.type == "cuda":
-        torch.cuda.synchronize()
-
-
-def _quiet(_: str) -> None:
-    return
+    return number * BATCH / took, (batches.waited - before) / took
 
 
 if __name__ == "__main__":

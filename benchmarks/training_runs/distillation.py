@@ -11,33 +11,32 @@ selection. The last line on stdout is one JSON document.
 from __future__ import annotations
 
 import json
-import statistics
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-import tyro
 from numpy.typing import NDArray
 
-from labelcurve.benchmarks.harness.provenance import conditions, write
+from labelcurve.benchmarks.harness.provenance import parsed, write
 from labelcurve.benchmarks.training_runs import photos
+from labelcurve.benchmarks.training_runs.photos import SPEAKING
 from labelcurve.bundle import command
 from labelcurve.training.data import dataset
 from labelcurve.training.data.dataset import Data
 from labelcurve.training.learning.finetune import Examples, Labelled, Result, finetune
-from labelcurve.training.learning.loop import Control
-from labelcurve.training.learning.metrics import scores, temperature
+from labelcurve.training.learning.metrics import temperature
 from labelcurve.training.models import export, timm_weights
 from labelcurve.training.models.backbones import Network, build, predict_logits
 from labelcurve.training.models.extractor import Extractor
 from labelcurve.training.models.features import features
 from labelcurve.training.models.latency import p50_ms
 from labelcurve.training.models.linear_head import fit_linear
-from labelcurve.training.recipes import TUNED_FROM, distillation, recipe
+from labelcurve.training.recipes import TUNED_FROM, distillation
 from labelcurve.training.runs import frozen
-from labelcurve.training.runtime.device import FP32_CPU, hardware
+from labelcurve.training.runtime.device import FP32_CPU
 
 TEACHER, DISTILLED, LABELLED, ALONE = (
     "teacher",
@@ -64,22 +63,6 @@ class Distillation(photos.Photos):
     interruption."""
 
 
-@dataclass(frozen=True)
-class Figure:
-    """One kind of model at one number of labels, over the splits."""
-
-    labels: str
-    """`all` or `10%`."""
-    kind: str
-    n_labels: tuple[int, ...]
-    accuracy: tuple[float, ...]
-    balanced_accuracy: tuple[float, ...]
-    mean: float
-    std: float
-    """Sample standard deviation over the splits, of the accuracy."""
-    p50_ms: float
-
-
 Rows = NDArray[np.int64]
 
 
@@ -99,11 +82,7 @@ class Split:
 
 
 class Study:
-    """The networks and the photos.
-
-    Args:
-        options: of the command.
-    """
+    """The networks and the photos."""
 
     def __init__(self, options: Distillation) -> None:
         self.options = options
@@ -159,25 +138,14 @@ class Study:
         linear = self.head(split, factor)
         if len(split.train) < TUNED_FROM:
             return linear
-        plan = recipe(
-            "default",
-            len(split.train),
-            flip=True,
-            unlabelled=False,
-            extractor=self.options.extractor,
-        )
         train, val = self._of(split.train), self._of(split.val)
-        network = frozen.tunable(linear, plan, train.images)
-        tuned = finetune(network, Examples(train, val), plan, FP32_CPU, split.number, SPEAKING)
-        return frozen.better(linear, tuned, val, len(split.train))
+        return photos.tuned(linear, train, val, self.options.extractor, split.number)
 
     def distilled(self, split: Split, answers: NDArray[np.float32], rows: Rows) -> Result:
         """The smaller network, which learns the teacher's answers to `rows`.
 
-        Args:
-            split: its labelled photos give the initial linear head.
-            answers: probabilities [N, K] of all photos.
-            rows: of them.
+        The labelled photos of the split give the initial linear head; the answers are probabilities
+        [N, K] of all photos.
         """
         factor = self.options.factor
         name = f"{self.options.extractor.partition('=')[0]}/{factor}"
@@ -200,7 +168,7 @@ class Study:
         mean = np.mean([each / each.sum(1, keepdims=True) for each in both], axis=0)
         return plain, mean.astype(np.float32)
 
-    def models(self, split: Split) -> dict[str, tuple[float, float]]:
+    def models(self, split: Split) -> dict[str, dict[str, float]]:
         """Accuracy and balanced accuracy of each kind of model on a split."""
         plain, answers = self.answers(split)
         everything = np.sort(np.concatenate([split.train, split.others]))
@@ -211,8 +179,7 @@ class Study:
         test = self.pixels[split.test]
         logits = {TEACHER: plain[split.test]}
         logits |= {k: predict_logits(m.network, test, FP32_CPU) for k, m in made.items()}
-        judged = {k: scores(found, self.classes[split.test]) for k, found in logits.items()}
-        found = {k: (m.accuracy, m.balanced_accuracy or 0.0) for k, m in judged.items()}
+        found = {k: photos.judged(each, self.classes[split.test]) for k, each in logits.items()}
         print(f"split {split.number}, {split.labels}: {found}", flush=True)
         return found
 
@@ -220,14 +187,9 @@ class Study:
         return Labelled(self.pixels[rows], self.classes[rows])
 
 
-SPEAKING = Control(say=lambda line: print(line, flush=True))
-
-
 def main(arguments: Sequence[str]) -> None:
     """The command `python -m benchmarks.training_runs.distillation`."""
-    prog = "python -m benchmarks.training_runs.distillation"
-    options = tyro.cli(Distillation, args=arguments, prog=prog)
-    options.check()
+    options = parsed(Distillation, arguments)
     if options.work is not None:
         options.work.mkdir(parents=True, exist_ok=True)
     study = Study(options)
@@ -235,18 +197,12 @@ def main(arguments: Sequence[str]) -> None:
     figures = []
     for labels, n in (("10%", options.splits), ("all", options.all_splits)):
         splits = [study.split(number, labels) for number in range(n)]
-        figures += _over_splits(splits, [_kept(study, split) for split in splits], times)
-    document = {
-        "hardware": hardware(FP32_CPU),
-        **conditions(__file__, ("torch", "timm", "scikit-learn", "onnxruntime", "numpy")),
-        **options.about(study.classes),
-        "factor": options.factor,
-        "figures": [asdict(figure) for figure in figures],
-    }
-    write(options.out, document)
+        figures += over_splits(splits, [_kept(study, split) for split in splits], times)
+    document = {"factor": options.factor, "figures": figures}
+    write(options.out, options.about(study.classes) | document)
 
 
-def _kept(study: Study, split: Split) -> dict[str, tuple[float, float]]:
+def _kept(study: Study, split: Split) -> dict[str, dict[str, float]]:
     """`Study.models`, or what an earlier command has measured."""
     work = study.options.work
     if work is None:
@@ -254,31 +210,27 @@ def _kept(study: Study, split: Split) -> dict[str, tuple[float, float]]:
     path = work / f"models-{split.number}-{split.labels}.json"
     if not path.exists():
         path.write_text(json.dumps(study.models(split)))
-    found: dict[str, tuple[float, float]] = json.loads(path.read_text())
+    found: dict[str, dict[str, float]] = json.loads(path.read_text())
     return found
 
 
-def _over_splits(
+def over_splits(
     splits: Sequence[Split],
-    measured: Sequence[dict[str, tuple[float, float]]],
+    measured: Sequence[dict[str, dict[str, float]]],
     times: dict[str, float],
-) -> list[Figure]:
-    figures = []
+) -> list[dict[str, Any]]:
+    """A figure for each kind of model, of splits at one number of labels.
+
+    What was measured is that of `Study.models`. `times` are ms of one image by kind; those that are
+    not named take as long as the `student`.
+    """
+    counts = [len(split.train) + len(split.val) for split in splits]
+    found = []
     for kind in measured[0]:
-        accuracy, balanced = zip(*(each[kind] for each in measured), strict=True)
-        figure = Figure(
-            labels=splits[0].labels,
-            kind=kind,
-            n_labels=tuple(len(split.train) + len(split.val) for split in splits),
-            accuracy=accuracy,
-            balanced_accuracy=balanced,
-            mean=statistics.fmean(accuracy),
-            std=statistics.stdev(accuracy) if len(accuracy) > 1 else 0.0,
-            p50_ms=times.get(kind, times["student"]),
-        )
-        print(f"{kind}, {figure.labels}: {figure.mean:.4f} ± {figure.std:.4f}", flush=True)
-        figures.append(figure)
-    return figures
+        rows = [{"n_labels": n, **each[kind]} for n, each in zip(counts, measured, strict=True)]
+        figure = photos.over_splits(rows, labels=splits[0].labels, kind=kind)
+        found.append({**figure, "p50_ms": times.get(kind, times["student"])})
+    return found
 
 
 if __name__ == "__main__":

@@ -10,8 +10,6 @@ document.
 
 from __future__ import annotations
 
-import json
-import os
 import random
 import signal
 import subprocess
@@ -21,10 +19,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import tyro
-
-from labelcurve.benchmarks.harness import provenance
-from labelcurve.benchmarks.harness.processes import labelcurve
+from labelcurve.benchmarks.harness import processes, provenance
 from labelcurve.bundle import command, store
 from labelcurve.bundle.errors import LabelcurveError
 
@@ -71,10 +66,6 @@ class Kill:
     """Whether every bundle visible after the kill was complete."""
 
 
-class TooFast(Exception):
-    """A run ended before its kill."""
-
-
 def run(options: Interruptions) -> list[Kill]:
     """Run all kills and print a row for each."""
     moments = random.Random(options.seed)
@@ -106,17 +97,16 @@ def one(base: Sequence[str], after: float, inside_a_write: bool, expected: dict[
     """Start a run, kill it and start it again; retry where it ended before the kill."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        try:
-            killed_after, unfinished = kill(base, folder, after, inside_a_write)
-        except TooFast:
+        killed = kill(base, folder, after, inside_a_write)
+        if killed is None:
             return one(base, after / 2, inside_a_write, expected)
         whole = _whole(folder / "models")
         versions, went_on = finish(base, folder)
     return Kill(
         of=base[0],
         inside_a_write=inside_a_write,
-        after_s=round(killed_after, 2),
-        unfinished=unfinished,
+        after_s=round(killed[0], 2),
+        unfinished=killed[1],
         went_on=went_on,
         same=versions == expected,
         whole=whole,
@@ -125,19 +115,15 @@ def one(base: Sequence[str], after: float, inside_a_write: bool, expected: dict[
 
 def kill(
     base: Sequence[str], folder: Path, after: float, inside_a_write: bool
-) -> tuple[float, tuple[str, ...]]:
-    """Start a run and kill it; return when, and the files that it was writing.
-
-    Raises:
-        TooFast: the run ended before.
-    """
+) -> tuple[float, tuple[str, ...]] | None:
+    """Start a run and kill it: when, and the files that it was writing; None if it ended before."""
     process = _start(base, folder)
     began = time.monotonic()
     try:
         time.sleep(after)
         while True:
             if process.poll() is not None:
-                raise TooFast
+                return None
             if not inside_a_write:
                 break
             if _unfinished(folder):
@@ -154,31 +140,17 @@ def kill(
 
 def finish(base: Sequence[str], folder: Path) -> tuple[dict[str, str], bool]:
     """Run to the end; return versions by name, and whether the run resumed."""
-    process = _start(base, folder)
-    try:
-        stdout, stderr = process.communicate(timeout=LONGEST)
-    finally:
-        process.kill()
-    if process.returncode:
-        raise LabelcurveError(f"{base[0]} failed: {stderr.strip()}")
-    document = json.loads(stdout.splitlines()[-1])
-    went_on = "resuming at epoch" in stdout or "was published before" in stdout
-    if "extractor" in document:
-        return {"extractor": document["extractor"]["version"]}, went_on
-    return {bundle["name"]: bundle["version"] for bundle in document["bundles"]}, went_on
+    found, said = processes.document(_start(base, folder), LONGEST)
+    went_on = "resuming at epoch" in said or "was published before" in said
+    if "extractor" in found:
+        return {"extractor": found["extractor"]["version"]}, went_on
+    return {bundle["name"]: bundle["version"] for bundle in found["bundles"]}, went_on
 
 
 def _start(base: Sequence[str], folder: Path) -> subprocess.Popen[str]:
     out = folder / ("models" if base[0] == "train" else "extractor.safetensors")
-    return subprocess.Popen(
-        labelcurve(*base, "--out", str(out), "--cache", str(folder / "cache")),
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        # Without the repository: a commit made meanwhile would change the manifest.
-        env=os.environ | {"GIT_DIR": os.devnull},
-    )
+    places = ("--out", str(out), "--cache", str(folder / "cache"))
+    return processes.trained(processes.labelcurve(*base, *places))
 
 
 def _unfinished(folder: Path) -> list[Path]:
@@ -195,7 +167,7 @@ def _whole(models: Path) -> bool:
     return True
 
 
-def document(kills: Sequence[Kill], argv: Sequence[str] | None) -> dict[str, object]:
+def document(kills: Sequence[Kill]) -> dict[str, object]:
     """Build the JSON document."""
     return {
         "interruptions": {
@@ -210,18 +182,15 @@ def document(kills: Sequence[Kill], argv: Sequence[str] | None) -> dict[str, obj
             if (chosen := [kill for kill in kills if kill.of == kind])
         },
         "commands": [f"labelcurve {' '.join(TRAIN)}", f"labelcurve {' '.join(PRETRAIN)}"],
-        "provenance": provenance.here(argv).model_dump(mode="json"),
+        "provenance": provenance.here().model_dump(mode="json"),
         "kills": [asdict(kill) for kill in kills],
     }
 
 
 def main(arguments: Sequence[str]) -> None:
     """The command `python -m benchmarks.training_runs.interruptions`."""
-    prog = "python -m benchmarks.training_runs.interruptions"
-    chosen = tyro.cli(Interruptions, args=arguments, prog=prog)
-    provenance.check_out(chosen.out)
-    found = document(run(chosen), None)
-    provenance.write(chosen.out, found)
+    chosen = provenance.parsed(Interruptions, arguments)
+    provenance.write(chosen.out, document(run(chosen)))
 
 
 if __name__ == "__main__":

@@ -11,38 +11,37 @@ INT8. The last line on stdout is one JSON document.
 
 from __future__ import annotations
 
+import re
 import statistics
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tyro
 from numpy.typing import NDArray
 
-from labelcurve.benchmarks.harness.provenance import check_out, conditions, write
+from labelcurve.benchmarks.harness.provenance import conditions, parsed, write
 from labelcurve.bundle import command
-from labelcurve.bundle.manifest import Metrics
 from labelcurve.training.data import dataset
 from labelcurve.training.data.dataset import Data
-from labelcurve.training.learning.finetune import Examples, Labelled, finetune
+from labelcurve.training.learning.finetune import Examples, Labelled, Result, finetune
 from labelcurve.training.learning.loop import Control
 from labelcurve.training.learning.metrics import scores
 from labelcurve.training.models import export, quantize, timm_weights
 from labelcurve.training.models.backbones import Network, build, predict_logits
 from labelcurve.training.models.features import features
 from labelcurve.training.models.latency import p50_ms
-from labelcurve.training.models.linear_head import LinearHead, fit_linear
+from labelcurve.training.models.linear_head import fit_linear
 from labelcurve.training.recipes import PHOTO_BACKBONE, TIMM, recipe
 from labelcurve.training.runs import frozen
 from labelcurve.training.runtime.device import FP32_CPU, hardware
 
 SPLITS = 5
-PER_CLASS = 10
-FRACTION = 0.1
+LABELS = ("all", "10%", "10 a class")
+SPEAKING = Control(say=lambda line: print(line, flush=True))
 TIMED = 100
 """Number of single images that are timed."""
 
@@ -62,48 +61,22 @@ class Photos:
     out: Path | None = None
     """File for the JSON document, such as benchmarks/results/photos.json."""
 
-    def check(self) -> None:
-        """Refuses what would fail after minutes.
-
-        Raises:
-            SystemExit: it is not a network of timm.
-            LabelcurveError: the file cannot be written.
-        """
-        check_out(self.out)
+    def __post_init__(self) -> None:
+        """Refuses what is not a network of timm."""
         if not self.extractor.startswith(TIMM):
             raise SystemExit(f"--extractor {self.extractor}: allowed are {TIMM}NAME[=FILE]")
 
     def about(self, classes: NDArray[np.int32]) -> dict[str, Any]:
-        """The document's description of the photos and the network."""
+        """The document's description of the conditions, the photos and the network."""
         return {
+            "hardware": hardware(FP32_CPU),
+            **conditions("torch", "timm", "scikit-learn", "scipy", "onnxruntime", "numpy"),
             "data": self.data.name,
             "images": len(classes),
             "classes": int(classes.max()) + 1,
             "extractor": self.extractor.partition("=")[0],
             "image_size": self.image_size,
         }
-
-
-@dataclass(frozen=True)
-class Figure:
-    """One number of labels, over the splits."""
-
-    labels: str
-    features: str
-    """`last layer` (the floor), `last layer and maps`, which `train` takes, or `fine-tuned`."""
-    n_labels: tuple[int, ...]
-    accuracy: tuple[float, ...]
-    balanced_accuracy: tuple[float, ...]
-    penalty: tuple[float, ...]
-    balanced: tuple[bool, ...]
-    """Whether classes had equal weight."""
-    mean: float
-    std: float
-    """Sample standard deviation over the splits, of the accuracy."""
-    cpu_seconds: float
-    """Mean CPU time of choosing and fitting one head, or of fine-tuning, too."""
-    tuned: tuple[bool, ...] = ()
-    """Whether fine-tuning was better than the head on the tenth."""
 
 
 @dataclass(frozen=True)
@@ -122,25 +95,13 @@ class Embedded:
 
 def main(arguments: Sequence[str]) -> None:
     """The command `python -m benchmarks.training_runs.photos`."""
-    options = tyro.cli(Photos, args=arguments, prog="python -m benchmarks.training_runs.photos")
-    options.check()
+    options = parsed(Photos, arguments)
     found = embedded(options)
-    figures = []
-    for name, width in (("last layer", found.last), ("last layer and maps", found.network.dim)):
-        for labels in ("all", f"{FRACTION:.0%}", f"{PER_CLASS} a class"):
-            figure = _figure(found, labels, name, width)
-            print(f"{name}, {labels}: {figure.mean:.4f} ± {figure.std:.4f}", flush=True)
-            figures.append(figure)
+    kinds = (("last layer", found.last), ("last layer and maps", found.network.dim))
+    figures = [_figure(found, labels, *kind) for kind in kinds for labels in LABELS]
     figures.append(_tuned(found, options.extractor))
-    document = {
-        "hardware": hardware(FP32_CPU),
-        **conditions(__file__, ("torch", "timm", "scikit-learn", "onnxruntime", "numpy")),
-        **options.about(found.labels),
-        "splits": SPLITS,
-        **_cost(found),
-        "figures": [asdict(figure) for figure in figures],
-    }
-    write(options.out, document)
+    document = options.about(found.labels) | {"splits": SPLITS, **_cost(found)}
+    write(options.out, document | {"figures": figures})
 
 
 def embedded(options: Photos) -> Embedded:
@@ -176,28 +137,28 @@ def _cost(found: Embedded) -> dict[str, Any]:
     }
 
 
-def _figure(photos: Embedded, labels: str, name: str, width: int) -> Figure:
-    rows, classes = photos.features[:, :width], photos.labels
-    n_classes = int(classes.max()) + 1
-    heads, found, counts = [], [], []
+def _figure(photos: Embedded, labels: str, name: str, width: int) -> dict[str, Any]:
+    """The head on the first `width` features: `last layer` is the floor, and `train` takes all."""
+    features, classes = photos.features[:, :width], photos.labels
+    rows = []
     since = time.process_time()
     for seed, (learn, test) in enumerate(splits_of(classes)):
         chosen = chosen_of(classes, learn, labels, seed)
-        head = fit_linear(rows[chosen], classes[chosen], n_classes)
-        heads.append(head)
-        counts.append(len(chosen))
-        found.append(scores(head.logits(rows[test]).astype(np.float64), classes[test]))
-    spent = time.process_time() - since
-    return _over_splits(labels, name, heads, found, counts, spent)
+        head = fit_linear(features[chosen], classes[chosen], int(classes.max()) + 1)
+        found = judged(head.logits(features[test]).astype(np.float64), classes[test])
+        about = {"penalty": head.penalty, "balanced": head.balanced}
+        rows.append({"n_labels": len(chosen), **found, **about})
+    spent = round((time.process_time() - since) / SPLITS, 1)
+    return {**over_splits(rows, labels=labels, features=name), "cpu_seconds": spent, "tuned": []}
 
 
-def _tuned(photos: Embedded, extractor: str) -> Figure:
+def _tuned(photos: Embedded, extractor: str) -> dict[str, Any]:
     """Fine-tuning at all labels, starting from the linear head, and the better of the two."""
     from sklearn.model_selection import train_test_split
 
     images, classes = photos.images, photos.labels
     pixels = np.concatenate([images.train.images, images.test.images])
-    heads, found, counts, won = [], [], [], []
+    figures = []
     since = time.process_time()
     for seed, (learn, test) in enumerate(splits_of(classes)):
         rows, held = train_test_split(
@@ -206,24 +167,22 @@ def _tuned(photos: Embedded, extractor: str) -> Figure:
         head = fit_linear(photos.features[rows], classes[rows], len(images.class_names))
         linear = frozen.result(deepcopy(photos.network), head, 0.0)
         train, val = (Labelled(pixels[part], classes[part]) for part in (rows, held))
-        plan = recipe("default", len(rows), flip=True, unlabelled=False, extractor=extractor)
-        tuned = finetune(
-            frozen.tunable(linear, plan, train.images),
-            Examples(train, val),
-            plan,
-            FP32_CPU,
-            seed,
-            Control(say=lambda line: print(line, flush=True)),
-        )
-        best = frozen.better(linear, tuned, val, len(rows))
-        logits = predict_logits(best.network, pixels[test], FP32_CPU)
-        heads.append(head)
-        found.append(scores(logits, classes[test]))
-        counts.append(len(learn))
-        won.append(best is tuned)
-        print(f"fine-tuned, split {seed}: {found[-1].accuracy:.4f}", flush=True)
-    spent = time.process_time() - since
-    return _over_splits("all", "fine-tuned", heads, found, counts, spent, won)
+        best = tuned(linear, train, val, extractor, seed)
+        found = judged(predict_logits(best.network, pixels[test], FP32_CPU), classes[test])
+        about = {"penalty": head.penalty, "balanced": head.balanced, "tuned": best is not linear}
+        figures.append({"n_labels": len(learn), **found, **about})
+        print(f"fine-tuned, split {seed}: {found['accuracy']:.4f}", flush=True)
+    spent = round((time.process_time() - since) / SPLITS, 1)
+    return {**over_splits(figures, labels="all", features="fine-tuned"), "cpu_seconds": spent}
+
+
+def tuned(linear: Result, train: Labelled, val: Labelled, extractor: str, seed: int) -> Result:
+    """Fine-tune from a linear head, as `train` does: the better of the two on `val`."""
+    n = len(train.labels)
+    plan = recipe("default", n, flip=True, unlabelled=False, extractor=extractor)
+    network = frozen.tunable(linear, plan, train.images)
+    found = finetune(network, Examples(train, val), plan, FP32_CPU, seed, SPEAKING)
+    return frozen.better(linear, found, val, n)
 
 
 def splits_of(classes: NDArray[np.int32]) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
@@ -234,40 +193,33 @@ def splits_of(classes: NDArray[np.int32]) -> Iterator[tuple[NDArray[np.int64], N
     return iter(splits.split(np.zeros((len(classes), 1)), classes))
 
 
-def _over_splits(
-    labels: str,
-    name: str,
-    heads: Sequence[LinearHead],
-    found: Sequence[Metrics],
-    counts: Sequence[int],
-    spent: float,
-    tuned: Sequence[bool] = (),
-) -> Figure:
-    accuracy = tuple(each.accuracy for each in found)
-    return Figure(
-        labels=labels,
-        features=name,
-        n_labels=tuple(counts),
-        accuracy=accuracy,
-        balanced_accuracy=tuple(each.balanced_accuracy or 0.0 for each in found),
-        penalty=tuple(head.penalty for head in heads),
-        balanced=tuple(head.balanced for head in heads),
-        mean=statistics.fmean(accuracy),
-        std=statistics.stdev(accuracy),
-        cpu_seconds=round(spent / SPLITS, 1),
-        tuned=tuple(tuned),
-    )
+def judged(logits: NDArray[np.float64], classes: NDArray[np.int32]) -> dict[str, float]:
+    """Accuracy and balanced accuracy of logits [N, K], given the classes [N]."""
+    found = scores(logits, classes)
+    return {"accuracy": found.accuracy, "balanced_accuracy": found.balanced_accuracy or 0.0}
+
+
+def over_splits(rows: Sequence[Mapping[str, Any]], **about: str) -> dict[str, Any]:
+    """A figure: what was measured, split by split, and the accuracy's mean and deviation."""
+    found = {name: [row[name] for row in rows] for name in rows[0]}
+    mean = statistics.fmean(found["accuracy"])
+    std = statistics.stdev(found["accuracy"]) if len(rows) > 1 else 0.0
+    print(f"{', '.join(about.values())}: {mean:.4f} ± {std:.4f}", flush=True)
+    return {**about, **found, "mean": mean, "std": std}
 
 
 def chosen_of(
     classes: NDArray[np.int32], learn: NDArray[np.int64], labels: str, seed: int
 ) -> NDArray[np.int64]:
-    """Choose the labelled rows: all, or equally many per class."""
+    """The labelled rows: `all`, a share of each class (`25%`), or so many of each (`4 a class`)."""
     random = np.random.default_rng(seed)
     parts = []
     for label in range(int(classes.max()) + 1):
         own = random.permutation(learn[classes[learn] == label])
-        n = {"all": len(own), f"{FRACTION:.0%}": int(FRACTION * len(own))}.get(labels, PER_CLASS)
+        n = len(own)
+        if labels != "all":
+            number = int(re.split(r"\D", labels)[0])
+            n = number * n // 100 if labels.endswith("%") else number
         parts.append(own[:n])
     return np.concatenate(parts)
 

@@ -11,23 +11,19 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
-import tyro
 from numpy.typing import NDArray
 
-from labelcurve.benchmarks.harness.provenance import conditions, write
+from labelcurve.benchmarks.harness.provenance import parsed, write
 from labelcurve.benchmarks.training_runs import photos
 from labelcurve.bundle import command
-from labelcurve.bundle.manifest import Metrics
-from labelcurve.training.learning.metrics import scores
 from labelcurve.training.models.linear_head import LinearHead, fit_linear
 from labelcurve.training.models.propagation import Pool
-from labelcurve.training.runtime.device import FP32_CPU, hardware
 
-LABELS = (photos.PER_CLASS, 0.1, 0.25, 0.5)
-"""Numbers a class, and shares of the four fifths."""
+LABELS = ("10 a class", "10%", "25%", "50%")
 KINDS = ("labels alone", "with the others")
 
 
@@ -36,133 +32,66 @@ class Propagation(photos.Photos):
     """Accuracy of a linear head on photos, with and without photos that have no label."""
 
 
-@dataclass(frozen=True)
-class Figure:
-    """One number of labels, over the splits."""
-
-    labels: str
-    kind: str
-    """One of `KINDS`."""
-    n_labels: tuple[int, ...]
-    n_unlabelled: tuple[int, ...]
-    accuracy: tuple[float, ...]
-    balanced_accuracy: tuple[float, ...]
-    refused: tuple[bool, ...]
-    """Whether cross-validation rejected the other photos; the figure is that with them."""
-    cpu_seconds: tuple[float, ...]
-    """CPU time of choosing and fitting, without the features."""
-
-
 def main(arguments: Sequence[str]) -> None:
     """The command `python -m benchmarks.training_runs.propagation`."""
-    name = "python -m benchmarks.training_runs.propagation"
-    options = tyro.cli(Propagation, args=arguments, prog=name)
-    options.check()
+    options = parsed(Propagation, arguments)
     found = photos.embedded(options)
-    document = {
-        "hardware": hardware(FP32_CPU),
-        **conditions(__file__, ("torch", "timm", "scikit-learn", "scipy", "numpy")),
-        **options.about(found.labels),
-        "splits": photos.SPLITS,
-        "figures": [
-            asdict(figure)
-            for labels in LABELS
-            for figure in figures(found.features, found.labels, labels)
-        ],
-    }
-    write(options.out, document)
+    made = [figures(found.features, found.labels, labels) for labels in LABELS]
+    document = {"splits": photos.SPLITS, "figures": [figure for both in made for figure in both]}
+    write(options.out, options.about(found.labels) | document)
 
 
 def figures(
-    found: NDArray[np.float32], classes: NDArray[np.int32], labels: float
-) -> tuple[Figure, Figure]:
-    """The figures of both kinds at one number of labels.
-
-    Args:
-        found: features, float32 [N, D].
-        classes: [N]
-        labels: a number a class, from 1 on, or a share below that.
-    """
-    rows: tuple[list[_Row], list[_Row]] = [], []
+    found: NDArray[np.float32], classes: NDArray[np.int32], labels: str
+) -> list[dict[str, Any]]:
+    """The figures of both kinds, of features [N, D], at one number of `photos.chosen_of`."""
+    rows = []
     for seed, (learn, test) in enumerate(photos.splits_of(classes)):
-        labelled = chosen_of(classes, learn, labels, seed)
-        for kind, row in zip(
-            rows, _heads(found, classes, labelled, learn, test, seed), strict=True
-        ):
-            kind.append(row)
-        shown = ", ".join(f"{kind[-1].metrics.accuracy:.4f}" for kind in rows)
-        print(f"{_name(labels)}, split {seed}: {' and '.join(KINDS)} {shown}", flush=True)
-    one, two = (_over_splits(_name(labels), *pair) for pair in zip(KINDS, rows, strict=True))
-    return one, two
+        labelled = photos.chosen_of(classes, learn, labels, seed)
+        rows.append(heads(found, classes, labelled, learn, test, seed))
+        shown = ", ".join(f"{row['accuracy']:.4f}" for row in rows[-1])
+        print(f"{labels}, split {seed}: {' and '.join(KINDS)} {shown}", flush=True)
+    return [
+        photos.over_splits(of_kind, labels=labels, kind=kind)
+        for kind, of_kind in zip(KINDS, zip(*rows, strict=True), strict=True)
+    ]
 
 
-def chosen_of(
-    classes: NDArray[np.int32], learn: NDArray[np.int64], labels: float, seed: int
-) -> NDArray[np.int64]:
-    """The labelled rows: so many of each class, or that share."""
-    random = np.random.default_rng(seed)
-    parts = []
-    for label in range(int(classes.max()) + 1):
-        own = random.permutation(learn[classes[learn] == label])
-        parts.append(own[: int(labels if labels >= 1 else labels * len(own))])
-    return np.concatenate(parts)
-
-
-@dataclass(frozen=True)
-class _Row:
-    """One kind on one split."""
-
-    metrics: Metrics
-    seconds: float
-    n_labels: int
-    n_unlabelled: int
-    refused: bool = False
-
-
-def _heads(
+def heads(
     found: NDArray[np.float32],
     classes: NDArray[np.int32],
     labelled: NDArray[np.int64],
     learn: NDArray[np.int64],
     test: NDArray[np.int64],
     seed: int,
-) -> tuple[_Row, _Row]:
-    """Both kinds, evaluated on `test`; the labels of the other rows of `learn` are not read."""
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Both kinds, evaluated on `test`; the labels of the other rows of `learn` are not read.
 
-    def judged(head: LinearHead) -> Metrics:
-        return scores(head.logits(found[test]).astype(np.float64), classes[test])
-
+    `refused` says whether cross-validation rejected the other photos; the figure is that with
+    them. `cpu_seconds` counts choosing and fitting, without the features.
+    """
     began = time.process_time()
     labels = classes[labelled]
     head = fit_linear(found[labelled], labels, int(classes.max()) + 1, seed=seed)
     fitted = time.process_time()
-    every = found[np.concatenate([labelled, np.setdiff1d(learn, labelled)])]
-    pool = Pool(every, labels)
+    pool = Pool(found[np.concatenate([labelled, np.setdiff1d(learn, labelled)])], labels)
     trial = pool.tried(head, seed)
     more = pool.learned(head)
     learned = time.process_time()
-    n = len(labelled)
-    return (
-        _Row(judged(head), fitted - began, n, 0),
-        _Row(judged(more), learned - began, n, more.n_unlabelled, bool(trial and trial.worse)),
+
+    def row(head: LinearHead, seconds: float, n_unlabelled: int, refused: bool) -> dict[str, Any]:
+        return {
+            "n_labels": len(labelled),
+            "n_unlabelled": n_unlabelled,
+            **photos.judged(head.logits(found[test]).astype(np.float64), classes[test]),
+            "refused": refused,
+            "cpu_seconds": round(seconds, 1),
+        }
+
+    refused = bool(trial and trial.worse)
+    return row(head, fitted - began, 0, False), row(
+        more, learned - began, more.n_unlabelled, refused
     )
-
-
-def _over_splits(labels: str, kind: str, rows: Sequence[_Row]) -> Figure:
-    return Figure(
-        labels=labels,
-        kind=kind,
-        n_labels=tuple(row.n_labels for row in rows),
-        n_unlabelled=tuple(row.n_unlabelled for row in rows),
-        accuracy=tuple(row.metrics.accuracy for row in rows),
-        balanced_accuracy=tuple(row.metrics.balanced_accuracy or 0.0 for row in rows),
-        refused=tuple(row.refused for row in rows),
-        cpu_seconds=tuple(round(row.seconds, 1) for row in rows),
-    )
-
-
-def _name(labels: float) -> str:
-    return f"{labels:.0f} a class" if labels >= 1 else f"{labels:.0%}"
 
 
 if __name__ == "__main__":

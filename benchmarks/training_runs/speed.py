@@ -8,23 +8,21 @@ stdout is one JSON document.
 
 from __future__ import annotations
 
-import math
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
-import tyro
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from labelcurve.benchmarks.harness.provenance import check_out, conditions, write
+from labelcurve.benchmarks.harness.provenance import conditions, parsed, write
 from labelcurve.bundle import command
-from labelcurve.bundle.errors import LabelcurveError
+from labelcurve.bundle.options import Within
 from labelcurve.training.learning import augment
 from labelcurve.training.learning.augment import Views
 from labelcurve.training.learning.objectives import Contrastive
@@ -40,45 +38,24 @@ class Speed:
 
     device: Literal["auto", "cuda", "cpu"] = "auto"
     """As for `train`."""
-    seconds: float = 5.0
+    seconds: Annotated[float, Within(0, above=True)] = 5.0
     """Duration of each measurement; there are three of each kind, in turn."""
-    image_size: int = 32
+    image_size: Annotated[int, Within(8, 1024, note="pixels")] = 32
     """Side of the images in pixels."""
     out: Path | None = None
     """File for the JSON document, such as benchmarks/results/speed.json."""
-
-    def __post_init__(self) -> None:
-        """Validate.
-
-        Raises:
-            LabelcurveError: names the option, the value and what is allowed.
-        """
-        if not 0 < self.seconds < math.inf:
-            raise LabelcurveError(f"--seconds {self.seconds:g}: allowed are numbers above 0")
-        if not 8 <= self.image_size <= 1024:
-            raise LabelcurveError(f"--image-size {self.image_size}: allowed are 8 to 1024 pixels")
-
-
-@dataclass(frozen=True)
-class Figure:
-    """Rates of one kind of training."""
-
-    images_per_s: float
-    """Images through the backbone, forward and backward; mean of the rounds."""
-    spread: tuple[float, float]
-    """Slowest and fastest round."""
-    ceiling: float
-    """Images a second of the convolutions alone."""
-    ratio: float
 
 
 ROUNDS = 3
 
 
 def main(arguments: Sequence[str]) -> None:
-    """The command `python -m benchmarks.training_runs.speed`."""
-    options = tyro.cli(Speed, args=arguments, prog="python -m benchmarks.training_runs.speed")
-    check_out(options.out)
+    """The command `python -m benchmarks.training_runs.speed`.
+
+    Rates are images a second through the backbone, forward and backward: the mean of the rounds
+    with the slowest and the fastest, and the `ceiling` of the convolutions alone.
+    """
+    options = parsed(Speed, arguments)
     device = choose(options.device)
     size = options.image_size
     pixels = np.random.default_rng(0).integers(0, 256, (2048, size, size, 3), dtype=np.uint8)
@@ -99,7 +76,12 @@ def main(arguments: Sequence[str]) -> None:
     for name in kinds:
         rate, ceiling = statistics.mean(rates[name]), statistics.mean(ceilings[name])
         spread = (min(rates[name]), max(rates[name]))
-        figures[name] = Figure(rate, spread, ceiling, rate / ceiling)
+        figures[name] = {
+            "images_per_s": rate,
+            "spread": spread,
+            "ceiling": ceiling,
+            "ratio": rate / ceiling,
+        }
         print(
             f"{name:12} {rate:8,.0f} images/s ({spread[0]:,.0f} to {spread[1]:,.0f}, "
             f"n = {ROUNDS}), convolutions alone {ceiling:8,.0f}: {rate / ceiling:.2f} of it"
@@ -108,11 +90,11 @@ def main(arguments: Sequence[str]) -> None:
         "hardware": hardware(device),
         "precision": device.precision.value,
         "precision_reason": device.precision.reason,
-        **conditions(__file__, ("torch",)),
+        **conditions("torch"),
         "image_size": size,
         "rounds": ROUNDS,
         "seconds": options.seconds,
-        "speed": {name: asdict(figure) for name, figure in figures.items()},
+        "speed": figures,
     }
     write(options.out, document)
 
@@ -206,18 +188,23 @@ def _alone(module: nn.Conv2d, shape: tuple[int, ...], device: Device) -> Callabl
 def _time(work: Callable[[], None], seconds: float, device: Device) -> float:
     """Seconds per call, after a warm-up call."""
     work()
-    _finish(device)
+    finish(device)
     start, calls = time.perf_counter(), 0
     while time.perf_counter() - start < seconds:
         work()
-        _finish(device)
+        finish(device)
         calls += 1
     return (time.perf_counter() - start) / calls
 
 
-def _finish(device: Device) -> None:
+def finish(device: Device) -> None:
+    """Wait until the device has done its work."""
     if device.device.type == "cuda":
         torch.cuda.synchronize()
+
+
+def quiet(_: str) -> None:
+    """Receives progress and shows none."""
 
 
 if __name__ == "__main__":

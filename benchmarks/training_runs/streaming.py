@@ -16,17 +16,17 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import tyro
 from PIL import Image
 
-from labelcurve.benchmarks.harness.provenance import check_out, conditions, write
+from labelcurve.benchmarks.harness.provenance import conditions, parsed, write
+from labelcurve.benchmarks.training_runs.speed import quiet
 from labelcurve.bundle import command
 from labelcurve.training.data import dataset
 from labelcurve.training.data.decoded.stored import Images
@@ -60,32 +60,11 @@ class Streaming:
     """Internal: the stage that this process runs, the data and the cache."""
 
 
-@dataclass(frozen=True)
-class Figure:
-    """Memory and time of one process."""
-
-    images: int
-    stage: str
-    decoded_bytes: int
-    """Size of the decoded training images."""
-    file_bytes: int
-    read: int
-    """Number of images read."""
-    seconds: float
-    opened_bytes: int
-    """Resident memory once the data set is open, before the first batch."""
-    peak_bytes: int
-    """Peak resident memory of the process."""
-
-
 def main(arguments: Sequence[str]) -> None:
     """The command `python -m benchmarks.training_runs.streaming`."""
-    options = tyro.cli(
-        Streaming, args=arguments, prog="python -m benchmarks.training_runs.streaming"
-    )
-    check_out(options.out)
+    options = parsed(Streaming, arguments)
     if options.stage is not None:
-        print(json.dumps(asdict(_read(options, *options.stage))))
+        print(json.dumps(_read(options, *options.stage)))
         return
     figures = []
     for n in options.images:
@@ -95,20 +74,20 @@ def main(arguments: Sequence[str]) -> None:
             generate(folder, n, options.image_size)
             for stage in STAGES:
                 figure = _in_process(options, stage, folder, Path(scratch) / "cache")
+                opened, peak = figure["opened_bytes"] / 1e6, figure["peak_bytes"] / 1e6
                 print(
-                    f"{n:>9,} {stage:7} peak {figure.peak_bytes / 1e6:7,.0f} MB, opened with "
-                    f"{figure.opened_bytes / 1e6:7,.0f} MB; {figure.read:,} images in "
-                    f"{figure.seconds:,.0f} s",
+                    f"{n:>9,} {stage:7} peak {peak:7,.0f} MB, opened with {opened:7,.0f} MB; "
+                    f"{figure['read']:,} images in {figure['seconds']:,.0f} s",
                     flush=True,
                 )
                 figures.append(figure)
     document = {
-        **conditions(__file__, ("torch", "pyarrow", "pillow", "numpy")),
+        **conditions("torch", "pyarrow", "pillow", "numpy"),
         "image_size": options.image_size,
         "memory_gb": options.memory_gb,
         "batch": BATCH,
         "per_group": PER_GROUP,
-        "figures": [asdict(figure) for figure in figures],
+        "figures": figures,
     }
     write(options.out, document)
 
@@ -119,24 +98,11 @@ def generate(folder: Path, n: int, size: int) -> None:
     test = max(CLASSES, n // 50)
     for split, first, last in (("test", 0, test), ("train", test, n)):
         for begin in range(first, last, PER_FILE):
+            rows = range(begin, min(last, begin + PER_FILE))
+            images = [{"bytes": file} for file in in_threads(lambda row: _jpeg(row, size), rows)]
+            table = pa.table({"image": images, "label": [row % CLASSES for row in rows]})
             path = folder / f"{split}-{begin:09d}.parquet"
-            end = min(last, begin + PER_FILE)
-            schema = pa.schema(
-                [("image", pa.struct([("bytes", pa.binary())])), ("label", pa.int64())]
-            )
-            with pq.ParquetWriter(path, schema, compression="none") as writer:
-                for start in range(begin, end, PER_GROUP):
-                    rows = range(start, min(end, start + PER_GROUP))
-                    files = list(in_threads(lambda row: _jpeg(row, size), rows))
-                    writer.write_table(
-                        pa.table(
-                            {
-                                "image": [{"bytes": file} for file in files],
-                                "label": [row % CLASSES for row in rows],
-                            },
-                            schema,
-                        )
-                    )
+            pq.write_table(table, path, row_group_size=PER_GROUP, compression="none")
 
 
 def _jpeg(row: int, size: int) -> bytes:
@@ -146,22 +112,26 @@ def _jpeg(row: int, size: int) -> bytes:
     return buffer.getvalue()
 
 
-def _in_process(options: Streaming, stage: Stage, folder: Path, cache: Path) -> Figure:
+def _in_process(options: Streaming, stage: Stage, folder: Path, cache: Path) -> dict[str, Any]:
     command = [sys.executable, "-P", "-m", "labelcurve.benchmarks.training_runs.streaming"]
     command += ["--image-size", str(options.image_size), "--memory-gb", str(options.memory_gb)]
     command += ["--stage", stage, str(folder), str(cache)]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-    return Figure(**json.loads(done.stdout.splitlines()[-1]))
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
 
 
-def _read(options: Streaming, stage: Stage, folder: Path, cache: Path) -> Figure:
-    """Open the data set, read an epoch of it and measure memory; runs in a separate process."""
+def _read(options: Streaming, stage: Stage, folder: Path, cache: Path) -> dict[str, Any]:
+    """Open the data set, read an epoch of it and measure memory; runs in a separate process.
+
+    Memory is resident: once the data set is open, before the first batch, and at its peak.
+    """
     memory, size = int(options.memory_gb * 1e9), options.image_size
     if stage == "anew":  # as on a disk without space for the decoded images
         for file in cache.glob("pixels/*/*-images.npy"):
             file.unlink()
     since = time.perf_counter()
-    found = dataset.load(str(folder), size=size, cache=cache, memory=memory, say=_quiet)
+    found = dataset.load(str(folder), size=size, cache=cache, memory=memory, say=quiet)
     opened, seconds, read = _resident("VmRSS"), time.perf_counter() - since, len(found.train)
     if stage != "decode":
         # As in `train`: a tenth is held out for validation.
@@ -169,20 +139,20 @@ def _read(options: Streaming, stage: Stage, folder: Path, cache: Path) -> Figure
         since = time.perf_counter()
         read = sum(len(index) for index in _epoch(learn.images))
         seconds = time.perf_counter() - since
-    return Figure(
-        images=len(found.train) + len(found.test),
-        stage=stage,
-        decoded_bytes=found.train.images.nbytes,
-        file_bytes=sum(path.stat().st_size for path in folder.iterdir()),
-        read=read,
-        seconds=seconds,
-        opened_bytes=opened,
-        peak_bytes=_resident("VmHWM"),
-    )
+    return {
+        "images": len(found.train) + len(found.test),
+        "stage": stage,
+        "decoded_bytes": found.train.images.nbytes,
+        "file_bytes": sum(path.stat().st_size for path in folder.iterdir()),
+        "read": read,
+        "seconds": seconds,
+        "opened_bytes": opened,
+        "peak_bytes": _resident("VmHWM"),
+    }
 
 
 def _epoch(images: Images) -> Iterator[Sequence[int]]:
-    batches = Batches(images, BATCH, 4, [0], FP32_CPU, _quiet)
+    batches = Batches(images, BATCH, 4, [0], FP32_CPU, quiet)
     assert batches.resident is None
     for number in range(batches.steps):
         _, padded, index = batches.draw(number)
@@ -196,10 +166,6 @@ def _resident(which: Literal["VmRSS", "VmHWM"]) -> int:
         if line.startswith(which):
             return int(line.split()[1]) * 1024
     raise RuntimeError("this benchmark needs Linux: /proc/self/status")
-
-
-def _quiet(_: str) -> None:
-    return
 
 
 if __name__ == "__main__":

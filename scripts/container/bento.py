@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shutil
@@ -11,7 +10,7 @@ from pathlib import Path
 
 from container.engine import CA_BUNDLE, ROOT, Engine, Failed, tail
 from container.report import Report
-from container.running import LOCKED, ask, logs, ready, wait
+from container.running import LOCKED, classified, logs, until_ready
 
 TAG = "labelcurve-bento"
 
@@ -38,10 +37,7 @@ Path(sys.argv[1], "digit.png").write_bytes(digit_png(0))
 def bento(engine: Engine, report: Report, base: str) -> None:
     """Builds the bento and its image as docs/deploying.md says, serves from it, and queries it.
 
-    Args:
-        engine: where the images are.
-        report: for the checks.
-        base: name of the image that the stand-in for Python's is built from.
+    Python's image is replaced by a stand-in that is built from the image `base`.
     """
     command = ROOT / ".venv/bin/bentoml"
     if not command.exists():
@@ -64,9 +60,7 @@ def bento(engine: Engine, report: Report, base: str) -> None:
         start = time.monotonic()
         build = [str(command), "build", "--version", "1"]
         done = engine.execute(build, timeout=300, folder=project)
-        said = tail(done.stdout + done.stderr)
-        what = f"`bentoml build` ({time.monotonic() - start:.0f} s)"
-        if not report.check(what, done.returncode == 0, said):
+        if not report.ran(f"`bentoml build` ({time.monotonic() - start:.0f} s)", done):
             return
         dockerfile = folder / "home/bentos/labelcurve/1/env/docker/Dockerfile"
         (image,) = re.findall(r"(?mi)^FROM (\S+) AS", dockerfile.read_text())
@@ -108,14 +102,7 @@ def run(engine: Engine, report: Report, digit: bytes) -> None:
         options = [option for option in LOCKED if option != "--read-only"]
         container = engine.output("run", "--detach", *options, TAG).splitlines()[-1]
         try:
-            start = time.monotonic()
-            pid = int(engine.output("inspect", "--format", "{{.State.Pid}}", container))
-            wait(lambda: ready(engine, container, pid), 120, f"/readyz of {TAG}")
-            report.check(f"{TAG}: ready after {time.monotonic() - start:.1f} s", True)
-            status, body = ask(pid, "POST", "/classify?top_k=10", digit)
-            answer = json.loads(body)
-            fine = status == 200 and abs(sum(row["score"] for row in answer) - 1) < 0.01
-            report.check(f"{TAG}: classifies over HTTP", fine and len(answer) == 10, (status, body))
+            classified(report, TAG, until_ready(engine, report, TAG, container), digit)
         except Failed as error:
             raise Failed(f"{error}\n{tail(logs(engine, container))}") from error
         finally:

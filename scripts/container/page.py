@@ -34,14 +34,6 @@ class Page:
             raise Failed(f"no builds in {self.build!r}")
         return [call[1:] for call in calls]
 
-    def train_on_cpu(self) -> str:
-        """Two epochs on digits: no GPU and no download."""
-        return f"{without_gpu(self.train)} --data digits --epochs 2"
-
-    def serve_on_cpu(self) -> str:
-        """The same without a GPU."""
-        return without_gpu(self.serve)
-
 
 def read(path: Path) -> Page:
     """The first block of shell commands on the page, and what it says of self-tests and parts.
@@ -53,9 +45,9 @@ def read(path: Path) -> Page:
         re.sub(r"\\\n *", "", block).splitlines()
         for block in re.findall(r"(?ms)^```sh\n(.*?)^```$", path.read_text())
     ]
-    first = blocks[0] if blocks else []
-    if len(first) != 4:
-        raise Failed(f"{path.name}: the first block has {len(first)} commands, 4 were expected")
+    if not blocks or len(blocks[0]) != 4:
+        raise Failed(f"{path.name}: the first block must have 4 commands")
+    build, train, serve, ask = blocks[0]
     lines = [line for block in blocks for line in block]
     self_tests = [line for line in lines if "--self-test" in line]
     parts = [line for line in lines if "scripts/sbom.py" in line]
@@ -64,7 +56,7 @@ def read(path: Path) -> Page:
         raise Failed(
             f"{path.name}: two self-tests, one list of parts and one read-only run were expected"
         )
-    return Page(*first, self_tests=self_tests, parts=parts[0], locked=locked[0])
+    return Page(build, train, serve, ask, self_tests, parts[0], locked[0])
 
 
 def without_gpu(command: str) -> str:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import http.client
+import subprocess
 from collections.abc import Iterator
 
-from container.engine import Failed
+from container.engine import Failed, tail
 
 
 class Report:
@@ -24,6 +25,10 @@ class Report:
             self.failed += 1
             print(f"FAILED {what}", *(["\n   ", detail] if detail else []), flush=True)
         return bool(holds)
+
+    def ran(self, what: str, done: subprocess.CompletedProcess[str]) -> bool:
+        """Prints a line for a command that must have succeeded."""
+        return self.check(what, done.returncode == 0, tail(done.stdout + done.stderr))
 
     @contextlib.contextmanager
     def attempt(self, what: str) -> Iterator[None]:

@@ -54,17 +54,14 @@ def train(engine: Engine, report: Report, work: Path) -> None:
         path.mkdir()
         os.chown(path, *STRANGER)
     common = ["run", "--rm", *LOCKED, "--user", "{}:{}".format(*STRANGER)]
-    for name, path in folders.items():
-        common += ["--volume", f"{path}:/{name}"]
+    common += [f"--volume={path}:/{name}" for name, path in folders.items()]
     what = "train --data digits, locked down, as a stranger"
     with report.attempt(what):
         arguments = shlex.split("--data digits --fraction 0.1 --epochs 2")
         start = time.monotonic()
         done = engine.run(*common, "train", *arguments, timeout=900)
         log = done.stdout + done.stderr
-        if report.check(
-            f"{what} ({time.monotonic() - start:.0f} s)", done.returncode == 0, tail(log)
-        ):
+        if report.ran(f"{what} ({time.monotonic() - start:.0f} s)", done):
             said = json.loads(done.stdout.strip().splitlines()[-1])
             report.check(
                 "train: its last line is JSON and names the bundle", said["bundles"][0]["name"]
@@ -86,23 +83,18 @@ def train(engine: Engine, report: Report, work: Path) -> None:
         }
         report.check("train: the caller owns every output", strangers == {STRANGER}, strangers)
     with report.attempt("bench in the image of train"):
-        arguments = shlex.split(
-            "bench --data digits --no-load --latency-seconds 2 --out /samples/bench"
-        )
+        bench = "bench --data digits --no-load --latency-seconds 2 --out /samples/bench"
+        arguments = shlex.split(bench)
         done = engine.run(*common, "--entrypoint", "labelcurve", "train", *arguments, timeout=300)
-        found = done.returncode == 0 and (folders["samples"] / "bench/report.html").exists()
-        report.check("bench in the image of train", found, tail(done.stdout + done.stderr))
+        report.ran("bench in the image of train", done)
+        written = (folders["samples"] / "bench/report.html").exists()
+        report.check("bench in the image of train: writes its report", written)
     with report.attempt("a digit to classify"):
         code = (
             "from pathlib import Path; from labelcurve.training.data import dataset as data; "
             "Path('/samples/digit.png').write_bytes(data.load('digits').test.read(0))"
         )
         engine.output(*common, "--entrypoint", "python", "train", "-c", code, timeout=300)
-
-
-def classify(engine: Engine, command: list[str]) -> str:
-    """The line that `classify` prints for the digit."""
-    return engine.output(*command, "--device", "cpu", "/samples/digit.png", timeout=200)
 
 
 def named_volumes(engine: Engine, report: Report) -> None:
@@ -114,7 +106,7 @@ def named_volumes(engine: Engine, report: Report) -> None:
             command = ["run", "--rm", *LOCKED, *volumes, *user, "--entrypoint", "touch", "train"]
             name = user[-1] if user else "default"
             done = engine.run(*command, f"/data/{name}", f"/models/{name}")
-            report.check(f"named volumes for {who}", done.returncode == 0, tail(done.stderr))
+            report.ran(f"named volumes for {who}", done)
 
 
 def stopping(engine: Engine, report: Report, work: Path) -> None:
@@ -127,14 +119,11 @@ def stopping(engine: Engine, report: Report, work: Path) -> None:
     arguments += ["--extractor", "none", "--no-unlabelled"]
     with report.attempt("train stops on SIGTERM"):
         container = engine.output(*command, "--detach", *arguments).splitlines()[-1]
-        wait(
-            lambda: re.search(r"^ *1/4 ", logs(engine, container), re.MULTILINE) is not None,
-            200,
-            "an epoch",
-        )
+        epoch = re.compile(r"^ *1/4 ", re.MULTILINE)
+        wait(lambda: epoch.search(logs(engine, container)) is not None, 200, "an epoch")
         start = time.monotonic()
         engine.output("stop", "--time", "30", container)
-        seconds, status = time.monotonic() - start, exit_status(engine, container)
+        seconds, status = time.monotonic() - start, int(state(engine, container, "ExitCode"))
         report.check(
             f"train stops on SIGTERM ({seconds:.1f} s, status {status})",
             seconds < 20 and status == 143,
@@ -166,47 +155,33 @@ def serve(engine: Engine, report: Report, tag: str, work: Path) -> None:
     device = ["--device", "cpu"] if tag == "serve" else []
     with report.attempt(f"{tag} serves"):
         command = ["run", *LOCKED, *user, "--volume", f"{work / 'models'}:/models:ro"]
-        samples = [
-            "--rm",
-            "--volume",
-            f"{work / 'samples'}:/samples:ro",
-            "--entrypoint",
-            "labelcurve",
-        ]
+        samples = ["--rm", "--volume", f"{work / 'samples'}:/samples:ro"]
+        samples += ["--entrypoint", "labelcurve", tag, "classify", "--device", "cpu"]
         container = engine.output(*command, "--detach", tag, *device).splitlines()[-1]
-        start = time.monotonic()
         try:
-            pid = int(engine.output("inspect", "--format", "{{.State.Pid}}", container))
-            wait(lambda: ready(engine, container, pid), 120, f"/readyz of {tag}")
-            report.check(f"{tag}: ready after {time.monotonic() - start:.1f} s", True)
-            status, body = ask(pid, "GET", "/readyz")
+            first = until_ready(engine, report, tag, container)
+            status, body = ask(first, "GET", "/readyz")
             provider = json.loads(body)["models"][0]["provider"]
             report.check(f"{tag}: on the {provider}", provider == "CPUExecutionProvider")
-            done = engine.run("healthcheck", "run", container)
-            report.check(f"{tag}: healthy", done.returncode == 0, tail(done.stdout + done.stderr))
-            image = (work / "samples/digit.png").read_bytes()
-            status, body = ask(pid, "POST", "/classify?top_k=10", image)
-            answer = json.loads(body)
-            fine = status == 200 and abs(sum(row["score"] for row in answer) - 1) < 0.01
-            report.check(f"{tag}: classifies over HTTP", fine and len(answer) == 10, (status, body))
-            offline = classify(engine, [*command, *samples, tag, "classify"])
-            report.check(
-                f"{tag}: classify agrees", answer[0]["label"] in offline, (answer, offline)
-            )
-            status, body = ask(pid, "POST", "/classify", b"no image")
+            report.ran(f"{tag}: healthy", engine.run("healthcheck", "run", container))
+            answer = classified(report, tag, first, (work / "samples/digit.png").read_bytes())
+            offline = engine.output(*command, *samples, "/samples/digit.png", timeout=200)
+            agrees = answer[0]["label"] in offline
+            report.check(f"{tag}: classify agrees", agrees, (answer, offline))
+            status, body = ask(first, "POST", "/classify", b"no image")
             report.check(
                 f"{tag}: rejects bytes that are not an image", 400 <= status < 500, (status, body)
             )
             # 127.0.0.2 answers only where every address is listened on.
-            status, _ = ask(pid, "GET", "/livez", host="127.0.0.2")
+            status, _ = ask(first, "GET", "/livez", host="127.0.0.2")
             report.check(f"{tag}: listens on every address", status == 200, status)
-            first = engine.output("exec", container, "cat", "/proc/1/cmdline").split("\0")
-            itself = "/python" in first[0] and first[1].endswith("/labelcurve")
-            report.check(f"{tag}: serve itself is the first process", itself, first)
+            words = engine.output("exec", container, "cat", "/proc/1/cmdline").split("\0")
+            itself = "/python" in words[0] and words[1].endswith("/labelcurve")
+            report.check(f"{tag}: serve itself is the first process", itself, words)
         finally:
             start = time.monotonic()
             engine.run("stop", "--time", "30", container)
-            seconds, status = time.monotonic() - start, exit_status(engine, container)
+            seconds, status = time.monotonic() - start, int(state(engine, container, "ExitCode"))
             report.check(
                 f"{tag}: SIGTERM ends it with status {status} ({seconds:.1f} s)",
                 status == 0 and seconds < 25,
@@ -216,8 +191,8 @@ def serve(engine: Engine, report: Report, tag: str, work: Path) -> None:
     with report.attempt(f"{tag}: not healthy before it is ready"):
         command = ["run", *LOCKED, *user, "--detach", "--entrypoint", "python"]
         unready = engine.output(*command, tag, "-c", UNREADY).splitlines()[-1]
-        pid = int(engine.output("inspect", "--format", "{{.State.Pid}}", unready))
-        wait(lambda: answers(pid), 60, "a service that is not ready")
+        first = pid(engine, unready)
+        wait(lambda: answers(first), 60, "a service that is not ready")
         done = engine.run("healthcheck", "run", unready)
         engine.run("rm", "--force", "--time", "0", unready)
         report.check(
@@ -225,15 +200,31 @@ def serve(engine: Engine, report: Report, tag: str, work: Path) -> None:
         )
 
 
-def ready(engine: Engine, container: str, pid: int) -> bool:
-    """Returns whether the service is ready; raises if its container ended.
+def until_ready(engine: Engine, report: Report, tag: str, container: str) -> int:
+    """Waits for the service in a container; returns its first process.
 
     Raises:
-        Failed: the container ended.
+        Failed: the container ended, or the service was not ready in time.
     """
-    if engine.output("inspect", "--format", "{{.State.Running}}", container) != "true":
-        raise Failed(f"the container ended:\n{tail(logs(engine, container))}")
-    return answers(pid, 200)
+    start, first = time.monotonic(), pid(engine, container)
+
+    def ready() -> bool:
+        if state(engine, container, "Running") != "true":
+            raise Failed(f"the container ended:\n{tail(logs(engine, container))}")
+        return answers(first, 200)
+
+    wait(ready, 120, f"/readyz of {tag}")
+    report.check(f"{tag}: ready after {time.monotonic() - start:.1f} s", True)
+    return first
+
+
+def classified(report: Report, tag: str, first: int, image: bytes) -> list[dict[str, Any]]:
+    """The answer to a digit of the service whose first process is `first`."""
+    status, body = ask(first, "POST", "/classify?top_k=10", image)
+    answer: list[dict[str, Any]] = json.loads(body)
+    fine = status == 200 and abs(sum(row["score"] for row in answer) - 1) < 0.01
+    report.check(f"{tag}: classifies over HTTP", fine and len(answer) == 10, (status, body))
+    return answer
 
 
 def answers(pid: int, status: int = 503) -> bool:
@@ -290,6 +281,11 @@ def logs(engine: Engine, container: str) -> str:
     return done.stdout + done.stderr
 
 
-def exit_status(engine: Engine, container: str) -> int:
-    """Returns the exit status of a container that ended."""
-    return int(engine.output("inspect", "--format", "{{.State.ExitCode}}", container))
+def state(engine: Engine, container: str, field: str) -> str:
+    """Returns a field of a container's state, such as `ExitCode`."""
+    return engine.output("inspect", "--format", f"{{{{.State.{field}}}}}", container)
+
+
+def pid(engine: Engine, container: str) -> int:
+    """Returns the first process of a container, as this machine sees it."""
+    return int(state(engine, container, "Pid"))

@@ -15,10 +15,7 @@ from container.report import Report
 def twice(engine: Engine, report: Report, arguments: list[str]) -> None:
     """Builds an image two times, with the commit's time for every file, and compares them.
 
-    Args:
-        engine: that builds.
-        report: for the checks; one that fails names the files that differ.
-        arguments: of `docker build`.
+    The arguments are those of `docker build`; a check that fails names the files that differ.
     """
     git = ["git", "-C", str(ROOT), "log", "-1", "--format=%ct"]
     epoch = subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
@@ -68,10 +65,6 @@ def tree(root: Path) -> dict[str, tuple[int, int, int, str]]:
                 content = str(path.readlink())
             elif path.is_file():
                 content = hashlib.sha256(path.read_bytes()).hexdigest()
-            found[str(path.relative_to(root))] = (
-                state.st_mode,
-                state.st_uid,
-                state.st_gid,
-                content,
-            )
+            about = (state.st_mode, state.st_uid, state.st_gid, content)
+            found[str(path.relative_to(root))] = about
     return found

@@ -25,16 +25,8 @@ from tests.models import publish_digits
 
 def options(models: Path, cache: Path, out: Path, *more: str) -> list[str]:
     common = ["--models", str(models), "--data", "digits", "--cache", str(cache)]
-    return [
-        *common,
-        "--out",
-        str(out),
-        "--latency-seconds",
-        "0",
-        "--robustness-images",
-        "50",
-        *more,
-    ]
+    short = ["--out", str(out), "--latency-seconds", "0", "--robustness-images", "50"]
+    return [*common, *short, *more]
 
 
 def bench(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -161,11 +153,7 @@ def test_another_service_is_refused(service: Server, tmp_path: Path) -> None:
     ],
 )
 def test_errors_name_what_is_wrong(
-    more: list[str],
-    message: str,
-    digits_models: Path,
-    cache: Path,
-    tmp_path: Path,
+    more: list[str], message: str, digits_models: Path, cache: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(LabelcurveError, match=message):
         cli.main(more if more == ["comprae"] else options(digits_models, cache, tmp_path, *more))
@@ -207,12 +195,8 @@ def test_models_of_other_networks_sizes_or_names_are_no_seeds(bundles: list[Bund
     seeds = [named("a-10"), named("a-10-s1", 1)]
     assert job.besides(seeds) == {"a-10": "", "a-10-s1": ""}
     assert job.one_seed(seeds) == seeds[:1]
-    mirrored = replace(
-        seeds[0],
-        manifest=seeds[0].manifest.model_copy(
-            update={"name": "c-10", "recipe": {"mirrored": True}}
-        ),
-    )
+    changed = {"name": "c-10", "recipe": {"mirrored": True}}
+    mirrored = replace(seeds[0], manifest=seeds[0].manifest.model_copy(update=changed))
     for other, words in (
         (mirrored, ["", "", "mirrored"]),
         (named("b-10", size=24), ["8 px", "8 px", "24 px"]),

@@ -22,14 +22,8 @@ def test_interrupted_and_then_run_to_the_end(tmp_path: Path) -> None:
 
     done = subprocess.run(
         [
-            sys.executable,
-            "-m",
-            "labelcurve.benchmarks.demo",
-            *short,
-            "--latency-seconds",
-            "0",
-            "--step-seconds",
-            "0",
+            *(sys.executable, "-m", "labelcurve.benchmarks.demo", *short),
+            *("--latency-seconds", "0", "--step-seconds", "0"),
         ],
         capture_output=True,
         text=True,

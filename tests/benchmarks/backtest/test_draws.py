@@ -10,8 +10,9 @@ from sklearn.datasets import load_digits
 from sklearn.linear_model import Ridge
 
 from labelcurve.benchmarks.backtest.__main__ import Options, _populations, rows
-from labelcurve.benchmarks.backtest.draws import HEADER, HELD_OUT, Draw, Interval, draw, row
+from labelcurve.benchmarks.backtest.draws import HEADER, HELD_OUT, Draw, draw, row
 from labelcurve.benchmarks.backtest.populations import Population
+from labelcurve.benchmarks.record import Estimate
 from labelcurve.training.forecast import head
 from labelcurve.training.forecast.advice import Answer
 from labelcurve.training.models import propagation
@@ -29,9 +30,9 @@ def made(answer: Answer, then: float, true_then: float, true_now: float = 0.80) 
         held_out=1000,
         answer=answer,
         failed_check=False,
-        now=Interval(value=0.80, low=0.75, high=0.85),
-        then=Interval(value=then, low=then - 0.03, high=then + 0.03),
-        gain=Interval(value=gain, low=gain - 2, high=gain + 2),
+        now=Estimate(value=0.80, low=0.75, high=0.85),
+        then=Estimate(value=then, low=then - 0.03, high=then + 0.03),
+        gain=Estimate(value=gain, low=gain - 2, high=gain + 2),
         true_now=true_now,
         true_then=true_then,
     )

@@ -65,7 +65,7 @@ def test_of_a_path_of_this_machine_the_command_keeps_the_last_name(
     expected = ["bench", kept, "--seed", "1"]
     assert shlex.split(provenance.here(["bench", argument, "--seed", "1"]).command) == expected
     monkeypatch.setattr("sys.argv", ["/home/me/bin/labelcurve", "bench", argument])
-    for command in (provenance.here().command, provenance.conditions(__file__, ())["command"]):
+    for command in (provenance.here().command, provenance.conditions()["command"]):
         assert shlex.split(command) == ["labelcurve", "bench", kept]
 
 
@@ -91,7 +91,7 @@ def test_without_a_gpu_none_is_named(
     names: list[str], said: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(cuda, "names", lambda: names)
-    assert provenance.here().gpu == provenance.conditions(__file__, ())["gpu"] == said
+    assert provenance.here().gpu == provenance.conditions()["gpu"] == said
 
 
 def test_no_result_in_the_repository_names_a_path_of_a_machine() -> None:

@@ -95,13 +95,7 @@ def test_only_what_ends_in_the_measured_time_counts() -> None:
         [101.5, 20.0, None, None],
         [101.9, 500.0, None, None],  # ends after the stop
     ]
-    record = {
-        "spawned": 100.0,
-        "stopping": 102.0,
-        "cpu_seconds": 0.5,
-        "processes": 1,
-        "requests": requests,
-    }
+    record = {"spawned": 100.0, "stopping": 102.0, "cpu_seconds": 0.5, "requests": requests}
     found = load.read_round(record, 1.0)
     assert (found.begin, found.end, found.n_sent) == (100.0, 102.0, 5)
     assert found.latencies == [500.0, 20.0]
@@ -147,16 +141,10 @@ def test_two_rounds_unlike_each_other_are_not_stable() -> None:
     """The last three windows of two rounds are those of the second one alone."""
     slow, fast = (made(3.0, (10.0,) * n) for n in (30, 60))
     for rounds, expected in (((slow, slow), True), ((slow, fast), False), ((fast,), True)):
-        spread = tuple(
-            replace(
-                done,
-                requests=tuple(
-                    Request(
-                        done.begin + 3 * (i + 0.5) / len(done.requests) - 0.01, 10.0, None, None
-                    )
-                    for i in range(len(done.requests))
-                ),
-            )
-            for done in rounds
-        )
+        spread = []
+        for done in rounds:
+            n = len(done.requests)
+            starts = [done.begin + 3 * (i + 0.5) / n - 0.01 for i in range(n)]
+            even = tuple(Request(start, 10.0, None, None) for start in starts)
+            spread.append(replace(done, requests=even))
         assert load.summarise(spread, 1, True, 0).stable is expected

@@ -142,30 +142,10 @@ def test_names_cannot_break_the_page_or_the_tables(measured: Report) -> None:
 
 
 def test_names_in_any_column_are_no_markdown(measured: Report, no_plots: None) -> None:
-    assert page._cells(("`x` [a](b)", "[c](d)", "1|2"), 2) == [
-        r"\`x\` \[a\](b)",
-        r"\[c\](d)",
-        r"1\|2",
-    ]
+    cells = [r"\`x\` \[a\](b)", r"\[c\](d)", r"1\|2"]
+    assert page._cells(("`x` [a](b)", "[c](d)", "1|2"), 2) == cells
     name = "`x` [a](https://b.example)"
-    old = measured.dataset.class_names
-    models = tuple(
-        model.model_copy(
-            update={
-                "accuracy": model.accuracy.model_copy(
-                    update={
-                        "per_class": {
-                            name if c == old[0] else c: v
-                            for c, v in model.accuracy.per_class.items()
-                        }
-                    }
-                )
-            }
-        )
-        for model in measured.models
-    )
-    dataset = measured.dataset.model_copy(update={"class_names": (name, *old[1:])})
-    text = page.html(measured.model_copy(update={"models": models, "dataset": dataset}))
+    text = page.html(renamed(measured, (name, *measured.dataset.class_names[1:])))
     assert f"<bdi>{name}</bdi>" in text
     assert 'https://b.example"' not in text
 
@@ -176,19 +156,12 @@ def test_the_commonest_mistakes_are_listed(measured: Report) -> None:
     fewest, most = right.copy(), right.copy()
     fewest[3, 8], fewest[1, 2] = 30, 30
     most[3, 8], most[7, 9] = 10, 20
-    models = tuple(
-        model.model_copy(
-            update={
-                "accuracy": model.accuracy.model_copy(
-                    update={"confusion": tuple(map(tuple, found.tolist()))}
-                )
-            }
-        )
-        for model, found in zip(
-            (measured.models[0], measured.models[-1]), (fewest, most), strict=True
-        )
-    )
-    text = page.markdown(measured.model_copy(update={"models": models}))
+    models = []
+    for model, found in ((measured.models[0], fewest), (measured.models[-1], most)):
+        confusion = {"confusion": tuple(map(tuple, found.tolist()))}
+        accuracy = model.accuracy.model_copy(update=confusion)
+        models.append(model.model_copy(update={"accuracy": accuracy}))
+    text = page.markdown(measured.model_copy(update={"models": tuple(models)}))
     assert "| 7 | 9 | 50 | 0.0 % | 40.0 % |\n| 3 | 8 | 40 | 50.0 % | 25.0 % |\n" in text
     assert "| 1 | 2 |" not in text, "the model with the most labels does not make this mistake"
 
@@ -268,9 +241,7 @@ def test_training_times_of_a_shared_machine_are_marked(measured: Report) -> None
     assert f"| {duration(first.train_seconds)} | " in text
 
 
-def test_corruptions_under_which_more_labels_hurt_are_a_finding(
-    measured: Report,
-) -> None:
+def test_corruptions_under_which_more_labels_hurt_are_a_finding(measured: Report) -> None:
     first, *_, last = measured.models
     assert last.robustness is not None
     assert first.robustness is not None

@@ -27,12 +27,8 @@ def test_rows_are_added_by_the_images_seen(tmp_path: Path) -> None:
     for _ in range(2):  # each counts once
         extractors.main([short, "--out", str(out)])
     first, second = rows.read_as(out, Extractors).rows
-    assert (first.views_seen, first.hours, first.knn, first.probe) == (
-        12_345,
-        0.025,
-        0.8125,
-        0.9375,
-    )
+    assert (first.views_seen, first.hours) == (12_345, 0.025)
+    assert (first.knn, first.probe) == (0.8125, 0.9375)
     assert (second.views_seen, second.hours, second.knn) == (12_400, 1.0, 0.9)
     assert (first.hardware, second.hardware) == ("CPU", "another CPU")
     assert first.version == extractor.read(Path(short)).version

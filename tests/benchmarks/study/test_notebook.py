@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -78,13 +77,13 @@ def test_the_rate_is_halved_after_three_epochs_without_gain_and_the_run_stopped_
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"fraction": (0.0,)}, "--fraction 0: allowed are"),
-        ({"seeds": 0}, "--seeds 0: allowed are"),
+        (["--fraction", "0"], "--fraction 0: allowed are"),
+        (["--seeds", "0"], "--seeds 0: allowed are"),
     ],
 )
-def test_options_that_are_refused(options: dict[str, Any], message: str) -> None:
+def test_options_that_are_refused(options: list[str], message: str) -> None:
     with pytest.raises(LabelcurveError, match=message):
-        Options(**options)
+        notebook.main(options)
 
 
 def test_what_is_in_the_file_is_not_trained_again(

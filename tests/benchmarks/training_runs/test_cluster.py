@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ def test_torchrun_starts_the_command(tmp_path: Path) -> None:
     one = [part if part != "2" else "1" for part in cluster.TORCHRUN]
     done = subprocess.run(
         [*one, "--help"],
-        env=cluster._environment(),
+        env=os.environ | cluster.ENVIRONMENT,
         cwd=tmp_path,
         capture_output=True,
         text=True,

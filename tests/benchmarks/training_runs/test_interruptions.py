@@ -29,7 +29,7 @@ def test_a_killed_run_is_resumed_and_ends_with_the_bundle_of_an_undisturbed_one(
 
 
 def test_the_document_counts_what_came_of_it(kills: list[Kill]) -> None:
-    counts = document(kills, ["x"])["interruptions"]
+    counts = document(kills)["interruptions"]
     assert isinstance(counts, dict)
     assert set(counts) == {"train"}
     assert counts["train"]["kills"] == counts["train"]["same_version"] == 1

@@ -13,8 +13,8 @@ from labelcurve.bundle.errors import LabelcurveError
 @pytest.mark.parametrize(
     ("option", "value", "allowed"),
     [
-        ("--seconds", "0", "numbers above 0"),
-        ("--seconds", "nan", "numbers above 0"),
+        ("--seconds", "0", "values above 0"),
+        ("--seconds", "nan", "values above 0"),
         ("--image-size", "3", "8 to 1024 pixels"),
     ],
 )
