@@ -136,8 +136,6 @@ class Recipe(Optimisation):
     flip: bool = False
     mirrored: bool = False
     """Whether the published graph answers with the mean over an image and its mirror image."""
-    cutout: int = 0
-    """Side of the erased square in pixels, at an image size of 32."""
     area: float = 1.0
     """Below 1: random crops cover this share of an image and more, in place of shifts."""
     view_share: float = 1.0
@@ -207,7 +205,6 @@ def recipe(
             epochs=max(3, min(8, round(16_000 / n_labels))),
             batch_size=min(32, batch_size),
             crop=0,
-            cutout=0,
             area=0.35,
             view_share=5 / 7,
             fixed_stages=0.75,

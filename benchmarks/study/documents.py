@@ -39,7 +39,6 @@ ABLATIONS = {
     "no-muon": "Muon (SGD at 0.1 instead)",
     "no-ema": "averaged weights",
     "no-label-smoothing": "label smoothing",
-    "no-cutout": "cutout",
     "no-crop": "random crops",
     "no-flip": "horizontal flips",
 }

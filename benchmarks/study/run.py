@@ -55,7 +55,6 @@ VARIANTS: Mapping[str, Variant] = {
     "no-muon": Variant(changes={"optimizer": "sgd", "lr": 0.1, "weight_decay": 1e-3}),
     "no-ema": Variant(changes={"ema": 0.0}),
     "no-label-smoothing": Variant(changes={"label_smoothing": 0.0}),
-    "no-cutout": Variant(changes={"cutout": 0}),
     "no-crop": Variant(changes={"crop": 0}),
     "no-flip": Variant(changes={"flip": False}),
 }

@@ -139,7 +139,6 @@ def _finetuning(pixels: NDArray[np.uint8], device: Device) -> Kind:
 
     def step() -> None:
         images = network.normalise(augment.crop_flip(padded, rows, size, True, generator))
-        images = augment.cutout(images, plan.cutout, generator)
         optimizers.begin(0.5)
         with device.autocast():
             loss = nn.functional.cross_entropy(network(images), labels)

@@ -29,7 +29,7 @@ from labelcurve.training.runtime.device import FP32_CPU
 from tests.training.learning.test_finetune import RECIPE, labelled, network
 
 # Without random changes to the images, the number of processes must not matter.
-PLAIN = replace(RECIPE, crop=0, cutout=0, epochs=2)
+PLAIN = replace(RECIPE, crop=0, epochs=2)
 
 
 class Shades(Views):

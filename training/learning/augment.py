@@ -61,23 +61,6 @@ def crop_flip(
     return pixels.permute(0, 3, 1, 2)
 
 
-def cutout(images: Tensor, size: int, generator: torch.Generator) -> Tensor:
-    """Zeroes a random square of each image (DeVries and Taylor, 2017); centres may lie at the rim.
-
-    Args:
-        images: float [B, 3, H, W], normalised, so that zero is the mean colour.
-        size: side of the square in pixels; 0 leaves the images as they are.
-    """
-    if size == 0:
-        return images
-    n, side, device = len(images), images.shape[-1], images.device
-    centre = torch.randint(0, side, (2, n, 1), generator=generator, device=device)
-    grid = torch.arange(side, device=device)
-    inside = (grid >= centre - size // 2) & (grid < centre - size // 2 + size)
-    hole = inside[0][:, :, None] & inside[1][:, None, :]
-    return images.masked_fill(hole[:, None], 0.0)
-
-
 @dataclass(frozen=True)
 class Views:
     """Random views of images for contrastive learning.

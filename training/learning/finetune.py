@@ -200,8 +200,6 @@ class _Finetuning:
             images = network.normalise(pixels)
         else:
             images = network.standardise(self._views.crop(pixels.float() / 255, generator))
-        cutout = round(recipe.cutout * images.shape[-1] / 32)
-        images = augment.cutout(images, cutout, generator)
         batch = Batch(images, self._targets[rows], labelled.batch)
         figures = accumulate(
             network, batch, self.at.micro_batches, recipe.label_smoothing, self._device

@@ -71,30 +71,6 @@ def test_batches_are_laid_out_channels_last() -> None:
     assert out.is_contiguous(memory_format=torch.channels_last)
 
 
-@pytest.mark.parametrize("size", [1, 3, 6])
-def test_cutout_zeroes_one_square_that_the_rim_may_cut(size: int) -> None:
-    source = torch.ones(200, 3, 12, 12)
-    out = augment.cutout(source, size, seeded())
-    whole = 0
-    for found in out:
-        assert torch.equal(found[0], found[1])
-        assert torch.equal(found[0], found[2])
-        down, across = (found[0] == 0).nonzero().unbind(1)
-        height = int(down.max() - down.min()) + 1
-        width = int(across.max() - across.min()) + 1
-        assert len(down) == height * width, "a filled rectangle"
-        assert (size + 1) // 2 <= height <= size
-        assert (size + 1) // 2 <= width <= size
-        whole += height == width == size
-    assert whole > 20
-    assert torch.equal(source, torch.ones(200, 3, 12, 12)), "the source is left alone"
-
-
-def test_cutout_of_nothing_leaves_the_images() -> None:
-    source = torch.rand(2, 3, 8, 8)
-    assert augment.cutout(source, 0, seeded()) is source
-
-
 def test_the_generator_alone_decides() -> None:
     padded = augment.pad(images(), 3)
 
@@ -102,9 +78,7 @@ def test_the_generator_alone_decides() -> None:
         torch.rand(3)  # the global generator has no part in it
         generator = seeded(seed)
         rows = torch.arange(6)
-        return augment.cutout(
-            augment.crop_flip(padded, rows, 12, True, generator).float(), 4, generator
-        )
+        return augment.crop_flip(padded, rows, 12, True, generator)
 
     assert torch.equal(batch(1), batch(1))
     assert not torch.equal(batch(1), batch(2))

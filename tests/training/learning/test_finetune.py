@@ -38,7 +38,6 @@ RECIPE = Recipe(
     weight_decay=5e-4,
     label_smoothing=0.1,
     crop=4,
-    cutout=4,
     ema=0.5,
 )
 PLATEAU = Recipe(
