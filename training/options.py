@@ -32,9 +32,7 @@ Flag = Annotated[bool, tyro.conf.FlagCreatePairsOff]
 Positive = Annotated[float | None, Within(0, above=True)]
 Side = Annotated[int | None, Within(8, 1024, note="pixels")]
 Fractions = Annotated[
-    tuple[float, ...],
-    tyro.conf.UseAppendAction,
-    Within(0, 1, above=True, note="(0.1 is 10 %)"),
+    tuple[float, ...], tyro.conf.UseAppendAction, Within(0, 1, above=True, note="(0.1 is 10 %)")
 ]
 
 

@@ -142,12 +142,7 @@ class Corrections:
         return set() if self.drop is None else {row.path for row in read(self.drop, "--drop")}
 
     def apply(
-        self,
-        class_names: Sequence[str],
-        train: Split,
-        test: Split,
-        others: Sequence[str],
-        say: Say,
+        self, class_names: Sequence[str], train: Split, test: Split, others: Sequence[str], say: Say
     ) -> Corrected:
         """The training images without those to drop, and with the labels that were suggested.
 

@@ -32,14 +32,7 @@ from labelcurve.training.data.formats.split_names import Layout
 from labelcurve.training.data.formats.table import SUFFIXES as TABLES
 from labelcurve.training.data.formats.table import table
 from labelcurve.training.data.formats.tree import scan
-from labelcurve.training.data.source import (
-    LeftOut,
-    Rows,
-    Say,
-    Source,
-    png,
-    shown,
-)
+from labelcurve.training.data.source import LeftOut, Rows, Say, Source, png, shown
 from labelcurve.training.runtime import lock
 
 CIFAR10_MIRRORS = (

@@ -311,11 +311,7 @@ class _Judged:
 
 
 def _card(
-    images: Data,
-    request: Request,
-    n_images: int,
-    judged: _Judged,
-    record: extractor.Pretraining,
+    images: Data, request: Request, n_images: int, judged: _Judged, record: extractor.Pretraining
 ) -> Card:
     return Card(
         dataset=images.name,

@@ -59,12 +59,7 @@ class Measured:
 
 
 def cross_validate(
-    features: Rows,
-    labels: Index,
-    n_classes: int,
-    *,
-    seed: int = 0,
-    progress: Progress = _ignore,
+    features: Rows, labels: Index, n_classes: int, *, seed: int = 0, progress: Progress = _ignore
 ) -> Measured:
     """The curve up to nine tenths of the labels, by repeated stratified 10-fold cross-validation.
 

@@ -9,13 +9,7 @@ from math import log10
 import numpy as np
 
 from labelcurve.bundle.text import counted
-from labelcurve.training.forecast.advice import (
-    DEVIATIONS,
-    Advice,
-    Estimate,
-    one,
-    shown_gain,
-)
+from labelcurve.training.forecast.advice import DEVIATIONS, Advice, Estimate, one, shown_gain
 from labelcurve.training.forecast.law import Points
 
 Scale = Callable[[float], float]

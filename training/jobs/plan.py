@@ -66,11 +66,7 @@ def run(options: PlanOptions, start: float | None = None) -> dict[str, Any]:
     said = [*sentences(advice, options.price_per_label), *_further(options, advice, classes)]
     for sentence in said:
         say(sentence)
-    seconds = {
-        "embedding": rows.seconds,
-        "curve": done - began,
-        "all": done - start,
-    }
+    seconds = {"embedding": rows.seconds, "curve": done - began, "all": done - start}
     details = _details(options, images, rows.source, measured, seconds)
     notes += choice.doubts(rows.extractor, rows.images)
     files.write_out(options.out, page(advice, points, [*said, *notes], details))
@@ -212,11 +208,7 @@ def _labels(images: Data) -> tuple[Index, Index]:
 
 
 def _details(
-    options: PlanOptions,
-    images: Data,
-    source: str,
-    measured: Measured,
-    seconds: dict[str, float],
+    options: PlanOptions, images: Data, source: str, measured: Measured, seconds: dict[str, float]
 ) -> list[tuple[str, str]]:
     how = f"each label was test {REPEATS} times ({FOLDS}-fold cross-validation, stratified)"
     if images.test_given:

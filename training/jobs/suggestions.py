@@ -116,10 +116,7 @@ def _table(found: Sequence[Suggestion], paths: Sequence[str], class_names: tuple
 
 
 def _page(
-    found: Sequence[Suggestion],
-    paths: Sequence[str],
-    split: Split,
-    class_names: tuple[str, ...],
+    found: Sequence[Suggestion], paths: Sequence[str], split: Split, class_names: tuple[str, ...]
 ) -> str:
     figures = []
     for one, path in zip(found, paths, strict=True):

@@ -263,11 +263,7 @@ def check_parity(
 def quiet() -> Iterator[None]:
     """Keeps the exporter's own progress and its dependencies' deprecations off the terminal."""
     disabled = logging.root.manager.disable
-    with (
-        warnings.catch_warnings(),
-        redirect_stdout(io.StringIO()),
-        redirect_stderr(io.StringIO()),
-    ):
+    with warnings.catch_warnings(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
         warnings.simplefilter("ignore")
         logging.disable(logging.WARNING)
         try:

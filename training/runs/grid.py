@@ -18,13 +18,7 @@ from labelcurve.training.data.dataset import Data
 from labelcurve.training.data.fractions import Subset
 from labelcurve.training.data.source import Index
 from labelcurve.training.options import Options
-from labelcurve.training.recipes import (
-    LIBRARIES,
-    MOST_UNLABELLED,
-    PHOTO_BACKBONE,
-    Recipe,
-    recipe,
-)
+from labelcurve.training.recipes import LIBRARIES, MOST_UNLABELLED, PHOTO_BACKBONE, Recipe, recipe
 
 ENDLESS = 10_000
 """Epochs where a time limit ends the run."""

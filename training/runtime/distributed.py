@@ -262,11 +262,7 @@ def _normalise(norm: _BatchNorm, x: Tensor) -> Tensor:
     # Count, mean and variance of each process, put together without cancellation (Chan et al.,
     # Updating formulae and a pairwise algorithm for computing sample variances, 1979)
     own = torch.stack(
-        [
-            values.new_full((x.shape[1],), n),
-            values.mean(axes),
-            values.var(axes, unbiased=False),
-        ]
+        [values.new_full((x.shape[1],), n), values.mean(axes), values.var(axes, unbiased=False)]
     )
     parts = gather(own.flatten()[None], size()).view(size(), *own.shape)
     counts, means, variances = parts.unbind(1)

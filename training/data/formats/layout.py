@@ -80,11 +80,7 @@ def _without_pools(folder: Folder, found: Arranged, say: Say) -> dict[str, Folde
 
 
 def _split_folders(
-    root: Folder,
-    folders: dict[str, Folder],
-    family: Mapping[str, str],
-    found: Arranged,
-    say: Say,
+    root: Folder, folders: dict[str, Folder], family: Mapping[str, str], found: Arranged, say: Say
 ) -> None:
     by_split: dict[str, list[str]] = {}
     for name, split in family.items():

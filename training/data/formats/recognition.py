@@ -24,21 +24,9 @@ ANNOTATIONS = frozenset(
 
 PARTS = IMAGES | frozenset(
     (
-        *(
-            "photo",
-            "picture",
-            "pic",
-            "part",
-            "parts",
-            "batch",
-            "chunk",
-            "shard",
-            "fold",
-            "folder",
-            "volume",
-            "archive",
-        ),
-        *("pictures", "pics", "data", "dataset", "subset", "set", "split", "upload", "export"),
+        *("photo", "picture", "pic", "part", "parts", "batch", "chunk", "shard", "fold", "folder"),
+        *("volume", "archive", "pictures", "pics", "data", "dataset", "subset", "set", "split"),
+        *("upload", "export"),
     )
 )
 """Words in the names of folders that hold a part of the images, each with a number."""
