@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 from labelcurve.bundle import command, files
 from labelcurve.bundle.errors import LabelcurveError
 from labelcurve.bundle.text import percent
-from labelcurve.training import STARTED, options, sweep_options
+from labelcurve.training import STARTED, embedding_options, options, sweep_options
 from labelcurve.training.runtime import console, interruption
 
 T = TypeVar("T")
@@ -101,10 +101,8 @@ def quantize(arguments: Sequence[str]) -> None:
 def plan(arguments: Sequence[str]) -> None:
     """Runs `plan`; exits as `train` does."""
 
-    def run() -> dict[str, Any] | None:
-        from labelcurve.training.forecast import options as plan_options
-
-        chosen = plan_options.parse(arguments)
+    def run() -> dict[str, Any]:
+        chosen = embedding_options.parse_plan(arguments)
         from labelcurve.training.jobs import plan as plan_job
 
         return plan_job.run(chosen, STARTED)
@@ -115,10 +113,8 @@ def plan(arguments: Sequence[str]) -> None:
 def suggest(arguments: Sequence[str]) -> None:
     """Runs `suggest`; exits as `train` does."""
 
-    def run() -> dict[str, Any] | None:
-        from labelcurve.training import suggest_options
-
-        chosen = suggest_options.parse(arguments)
+    def run() -> dict[str, Any]:
+        chosen = embedding_options.parse_suggest(arguments)
         from labelcurve.training.jobs import suggest as suggest_job
 
         return suggest_job.run(chosen, STARTED)
@@ -129,10 +125,8 @@ def suggest(arguments: Sequence[str]) -> None:
 def audit(arguments: Sequence[str]) -> None:
     """Runs `audit`; exits as `train` does."""
 
-    def run() -> dict[str, Any] | None:
-        from labelcurve.training.audit import options as audit_options
-
-        chosen = audit_options.parse(arguments)
+    def run() -> dict[str, Any]:
+        chosen = embedding_options.parse_audit(arguments)
         from labelcurve.training.jobs import audit as audit_job
 
         return audit_job.run(chosen, STARTED)

@@ -15,8 +15,8 @@ from typing import Annotated, Literal
 import tyro
 from tyro.conf import OmitArgPrefixes
 
+from labelcurve.bundle.command import Within, check
 from labelcurve.bundle.errors import LabelcurveError
-from labelcurve.bundle.options import Within, check
 from labelcurve.training.data.formats.split_names import Layout
 from labelcurve.training.recipes import LIBRARIES, TIMM, Objective, Preset
 

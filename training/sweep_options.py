@@ -10,8 +10,8 @@ from typing import Annotated
 
 import tyro
 
+from labelcurve.bundle.command import Within, check
 from labelcurve.bundle.errors import LabelcurveError, near
-from labelcurve.bundle.options import Within, check
 from labelcurve.training.options import Options, repeated
 
 

@@ -24,10 +24,10 @@ from labelcurve.benchmarks.job import writable
 from labelcurve.benchmarks.peers import limit, servers, wrk
 from labelcurve.benchmarks.peers.record import Limit, Peer, Peers, Series, Turn
 from labelcurve.benchmarks.peers.servers import Request, Server
-from labelcurve.bundle import options, store
+from labelcurve.bundle import command, store
+from labelcurve.bundle.command import Within
 from labelcurve.bundle.errors import LabelcurveError
 from labelcurve.bundle.machine import cores
-from labelcurve.bundle.options import Within
 from labelcurve.bundle.store import Bundle
 
 OWN = Server("labelcurve", "Labelcurve (BentoML)", (), (), servers.raw)
@@ -314,5 +314,5 @@ def check(bench: BenchPeers) -> None:
         raise LabelcurveError(
             f"--only {', '.join(sorted(unknown))}: no such peer; there are {', '.join(names)}"
         )
-    options.check(bench)
+    command.check(bench)
     writable(bench.out)

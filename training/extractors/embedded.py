@@ -10,15 +10,13 @@ from typing import TypeVar
 import numpy as np
 import torch
 
-from labelcurve.training.audit.options import AuditOptions
 from labelcurve.training.data import dataset
 from labelcurve.training.data.dataset import Data
 from labelcurve.training.data.sources import Selection
+from labelcurve.training.embedding_options import AuditOptions, EmbeddingOptions, PlanOptions
 from labelcurve.training.extractors import choice, photos
 from labelcurve.training.extractors.choice import Wanted
-from labelcurve.training.extractors.options import EmbeddingOptions
 from labelcurve.training.forecast.head import Rows
-from labelcurve.training.forecast.options import PlanOptions
 from labelcurve.training.models.backbones import Network, build
 from labelcurve.training.models.extractor import Extractor
 from labelcurve.training.models.features import features

@@ -17,11 +17,11 @@ from labelcurve.training.audit import duplicates, findings, labels, pictures
 from labelcurve.training.audit.duplicates import Pairs
 from labelcurve.training.audit.findings import Finding, Looked
 from labelcurve.training.audit.labels import FOLDS, REPEATS, Effect
-from labelcurve.training.audit.options import AuditOptions
 from labelcurve.training.audit.page import Shown, page, sentence
 from labelcurve.training.data import corrections
 from labelcurve.training.data.corrections import Doubt, identity
 from labelcurve.training.data.dataset import Data
+from labelcurve.training.embedding_options import AuditOptions
 from labelcurve.training.extractors import choice, embedded
 from labelcurve.training.forecast import head
 from labelcurve.training.forecast.head import Rows

@@ -15,6 +15,7 @@ from labelcurve.bundle.text import counted, duration
 from labelcurve.training.data import fractions
 from labelcurve.training.data.dataset import Data
 from labelcurve.training.data.source import UNLABELLED, Index
+from labelcurve.training.embedding_options import PlanOptions
 from labelcurve.training.extractors import choice, embedded
 from labelcurve.training.forecast import balance, distinct, head, measurement
 from labelcurve.training.forecast.advice import REACH, Advice, TargetLabels, advise, sentences
@@ -23,7 +24,6 @@ from labelcurve.training.forecast.distinct import Distinct
 from labelcurve.training.forecast.head import Rows
 from labelcurve.training.forecast.law import Points
 from labelcurve.training.forecast.measurement import FOLDS, REPEATS, SUBSETS, Measured
-from labelcurve.training.forecast.options import PlanOptions
 from labelcurve.training.forecast.page import page
 from labelcurve.training.recipes import LIBRARIES, MOST_UNLABELLED, TUNED_FROM
 from labelcurve.training.runtime.console import Bar, say

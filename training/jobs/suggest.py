@@ -17,6 +17,7 @@ from labelcurve.training.data import dataset
 from labelcurve.training.data.source import UNLABELLED, Index
 from labelcurve.training.data.sources import Selection
 from labelcurve.training.data.split import Split
+from labelcurve.training.embedding_options import SuggestOptions
 from labelcurve.training.extractors import choice, embedded
 from labelcurve.training.jobs import suggestions
 from labelcurve.training.jobs.suggestions import Suggestion
@@ -27,7 +28,6 @@ from labelcurve.training.models.linear_head import fit_linear
 from labelcurve.training.runtime.console import Bar, say
 from labelcurve.training.runtime.device import check as check_device
 from labelcurve.training.runtime.device import choose
-from labelcurve.training.suggest_options import SuggestOptions
 
 WORDS = {
     "typical": "typical of images that have no label yet",
