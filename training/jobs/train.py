@@ -24,7 +24,8 @@ from labelcurve.training.runs.budget import IMAGES_PER_S, Budget
 from labelcurve.training.runs.distillation import StudentRun
 from labelcurve.training.runs.final import FinalRun
 from labelcurve.training.runs.grid import Cell
-from labelcurve.training.runs.model_run import Command, ModelRun, folder, forget
+from labelcurve.training.runs.model_run import ModelRun, folder, forget
+from labelcurve.training.runs.publication import Command
 from labelcurve.training.runtime import lock
 from labelcurve.training.runtime.checkpoint import CheckpointPolicy, Finished
 from labelcurve.training.runtime.console import say

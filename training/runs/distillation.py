@@ -31,11 +31,12 @@ from labelcurve.training.models.extractor import Extractor
 from labelcurve.training.models.features import Computed, kept
 from labelcurve.training.models.latency import p50_ms
 from labelcurve.training.options import Options
-from labelcurve.training.recipes import LIBRARIES, Backbone, distillation, divided
+from labelcurve.training.recipes import Backbone, distillation, divided
 from labelcurve.training.runs import frozen, grid
 from labelcurve.training.runs.budget import Budget
 from labelcurve.training.runs.grid import Cell
-from labelcurve.training.runs.model_run import ANSWERS, Command, ModelRun
+from labelcurve.training.runs.model_run import ANSWERS, ModelRun
+from labelcurve.training.runs.publication import Command
 from labelcurve.training.runtime.console import Bar, say
 from labelcurve.training.runtime.experiment import Tracking
 
@@ -117,28 +118,17 @@ class StudentRun(ModelRun):
 
     def learn(self, budget: Budget, run: Tracking) -> finetune.Result:
         """Fits a head on the labels, then learns the teacher's answers."""
-        command, cell, n = self.command, self.cell, len(self.others)
+        cell, n = self.cell, len(self.others)
         more = f" and {n:,} others" if n else ""
         say(
             f"\n{cell.name}: {cell.recipe.backbone} learns what {cell.teacher} answers to its "
             f"{len(cell.subset.train):,} labelled images{more}"
         )
         network = self.network()
-        if command.extractor is None or not cell.recipe.backbone.startswith(LIBRARIES):
-            return self.tune(network, budget, run, self.examples())
-        factor = divided(cell.recipe.backbone)[1]
-        linear = frozen.fit(
-            network,
-            command.images,
-            cell,
-            f"{command.extractor.version}-1of{factor}",
-            command.device,
-            cache=command.cache,
-        )
-        network = frozen.learning(linear, cell.recipe, command.images.train.images)
-        tuned = self.tune(network, budget, run, self.examples())
-        tuned.network.requires_grad_(True)
-        return tuned
+        linear = self.linear(network, kind=f"-1of{divided(cell.recipe.backbone)[1]}")
+        if linear is not None:
+            network = frozen.learning(linear, cell.recipe, self.command.images.train.images)
+        return self.tune(network, budget, run)
 
     def examples(self) -> Examples:
         """All images that the teacher answers, with its answers."""

@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 import shutil
 import time
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -18,7 +19,6 @@ from labelcurve.bundle.errors import DivergedError
 from labelcurve.bundle.machine import scheduled, waited_share
 from labelcurve.bundle.manifest import SHARED, Choice, Epoch, Teacher
 from labelcurve.bundle.text import counted
-from labelcurve.training.data.dataset import Data
 from labelcurve.training.data.decoded.stored import take
 from labelcurve.training.extractors import choice
 from labelcurve.training.learning import finetune
@@ -26,50 +26,20 @@ from labelcurve.training.learning.batches import reading
 from labelcurve.training.learning.finetune import Examples, Labelled
 from labelcurve.training.learning.loop import Control
 from labelcurve.training.models.backbones import Mirrored, Network, build
-from labelcurve.training.models.extractor import Extractor
 from labelcurve.training.options import RUNS
-from labelcurve.training.recipes import LIBRARIES, Preset
+from labelcurve.training.recipes import LIBRARIES
 from labelcurve.training.runs import frozen, publication
 from labelcurve.training.runs.budget import Budget
 from labelcurve.training.runs.grid import Cell
-from labelcurve.training.runs.publication import Circumstances
+from labelcurve.training.runs.publication import Circumstances, Command
 from labelcurve.training.runtime import distributed, interruption
 from labelcurve.training.runtime.checkpoint import Checkpoint, Finished, check_room
 from labelcurve.training.runtime.console import Bar, say
-from labelcurve.training.runtime.device import Device, Precision, circumstances, continued
+from labelcurve.training.runtime.device import circumstances, continued
 from labelcurve.training.runtime.experiment import EventWriter, Tracking
 
 ANSWERS = "answers-"
 """Beginning of the folder of a teacher's answers, its version after it."""
-
-
-@dataclass(frozen=True)
-class Command:
-    """Inputs and settings shared by all models of a command."""
-
-    images: Data
-    source: str
-    """`--data`, as it was given."""
-    extractor: Extractor | None
-    device: Device
-    precision: Precision
-    """`--precision` as given; `device.precision` is the one chosen."""
-    commit: str | None
-    """Commit of the running code."""
-    out: Path
-    preset: Preset
-    test: bool
-    """Whether the test images may be used."""
-    max_minutes: float | None
-    mlflow: str | None
-    """Experiment."""
-    checkpoint_seconds: float
-    cache: Path | None
-    """Folder of downloads, decoded pixels and features; None takes the default one."""
-    finetune: bool
-    """Whether fine-tuning follows the linear head on a pretrained backbone, however few labels."""
-    max_latency: float | None = None
-    """Limit in ms; without one, no time is taken."""
 
 
 class ModelRun:
@@ -189,24 +159,32 @@ class ModelRun:
             f"validate{more}"
         )
         network = self.network()
-        if command.extractor is None or not self.cell.recipe.backbone.startswith(LIBRARIES):
-            return self.tune(network, budget, run, self.examples())
-        linear = frozen.fit(
-            network,
-            command.images,
-            self.cell,
-            command.extractor.version,
-            command.device,
-            cache=command.cache,
-        )
+        linear = self.linear(network)
+        if linear is None:
+            return self.tune(network, budget, run)
         self.n_unlabelled = linear.head.n_unlabelled if linear.head else 0
         if not command.finetune and frozen.few(len(subset.train)):
             return linear
         network = frozen.tunable(linear, self.cell.recipe, command.images.train.images)
-        tuned = self.tune(network, budget, run, self.examples())
-        tuned.network.requires_grad_(True)
+        tuned = self.tune(network, budget, run)
         val = command.images.train.take(subset.val)
         return frozen.better(linear, tuned, Labelled(val.images, val.labels), len(subset.train))
+
+    def linear(
+        self, network: Network, *, kind: str = "", chosen: Mapping[str, Any] | None = None
+    ) -> finetune.Result | None:
+        """The network with a linear head on its frozen features; None without weights of a library.
+
+        Args:
+            kind: of the features, where they are not those of the weights at the full image size.
+            chosen: as for `frozen.fit`.
+        """
+        command, cell = self.command, self.cell
+        if command.extractor is None or not cell.recipe.backbone.startswith(LIBRARIES):
+            return None
+        version, cache = command.extractor.version + kind, command.cache
+        images, device = command.images, command.device
+        return frozen.fit(network, images, cell, version, device, cache=cache, chosen=chosen)
 
     def examples(self) -> Examples:
         """The training and the validation images."""
@@ -219,11 +197,9 @@ class ModelRun:
             take(images.train.images, self.others) if consistent else None,
         )
 
-    def tune(
-        self, network: Network, budget: Budget, run: Tracking, examples: Examples
-    ) -> finetune.Result:
+    def tune(self, network: Network, budget: Budget, run: Tracking) -> finetune.Result:
         """Fine-tuning, with progress, events, checkpoints and the model's share of the time."""
-        cell = self.cell
+        cell, examples = self.cell, self.examples()
         events = self.folder / re.sub("[:-]|[+].*", "", self.started)
         with (
             EventWriter(events, self.epochs, say) as writer,
@@ -251,6 +227,8 @@ class ModelRun:
             except DivergedError:
                 self.checkpoint.remove()
                 raise
+        if cell.recipe.backbone.startswith(LIBRARIES):
+            result.network.requires_grad_(True)  # the stages that were fixed, too
         return result
 
     def network(self) -> Network:
@@ -268,26 +246,19 @@ class ModelRun:
         """Exports, measures and publishes; the bundle's entry in the command's document."""
         command, cell = self.command, self.cell
         before = store.read(command.out, cell.measured) if cell.measured else None
-        return publication.publish(command.out, command.images, cell, result, about, say, before)
+        return publication.publish(command, cell, result, about, before)
 
     def _about(
         self, budget: Budget, result: finetune.Result, waited: float | None
     ) -> Circumstances:
         command = self.command
         return Circumstances(
-            source=command.source,
-            preset=command.preset,
-            test=command.test,
             device=self.device,
-            cache=command.cache,
-            extractor=command.extractor,
-            commit=command.commit,
             n_unlabelled=self.n_unlabelled,
             started=self.started,
             waited=waited,
             interruptions=self.interruptions,
             command_began=self.began,
-            max_latency=command.max_latency,
             teacher=self.taught_by,
             teacher_p50_ms=self.teacher_p50_ms,
             warnings=(
