@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from labelcurve.bundle import machine
 from labelcurve.bundle.errors import DataError
-from labelcurve.bundle.text import counted
+from labelcurve.bundle.text import counted, listed
 from labelcurve.training.data import checks, sizes
 from labelcurve.training.data.class_names import check_names
 from labelcurve.training.data.corrections import Corrections, identity
@@ -243,9 +243,8 @@ def _held_out(source: Source, train: Split, say: Say) -> tuple[Split, Split]:
             small.append(f"{name} ({len(rows)})")
     test, rest = train.take(np.flatnonzero(held)), train.take(np.flatnonzero(~held))
     if small:
-        listed = ", ".join(small[: checks.LISTED])
-        more = f" and {len(small) - checks.LISTED} more" if len(small) > checks.LISTED else ""
-        say(f"{source.name}: too few images to have some in test: {listed}{more}")
+        few = listed(small, checks.LISTED)
+        say(f"{source.name}: too few images to have some in test: {few}")
     if len(test):
         say(
             f"{source.name}: no test split, so a stratified fifth is test: "
@@ -269,10 +268,8 @@ def _without_repeated(train: Split, test: Split) -> tuple[Split, list[LeftOut]]:
 
 
 def _report_unreadable(name: str, unreadable: list[Unreadable], skip: bool, say: Say) -> None:
-    lines = [f"  {item.where}: {item.why}" for item in unreadable[: checks.LISTED]]
-    if len(unreadable) > checks.LISTED:
-        lines.append(f"  and {len(unreadable) - checks.LISTED} more")
-    listing = "\n".join(lines)
+    lines = (f"{item.where}: {item.why}" for item in unreadable)
+    listing = checks.block(lines, len(unreadable))
     if not skip:
         raise DataError(
             f"{name}: {counted(len(unreadable), 'image')} cannot be read:\n{listing}\n"

@@ -134,6 +134,43 @@ def _regular(path: Path) -> bool:
     return stat.S_ISREG(path.stat().st_mode)
 
 
+def of_files(
+    name: str,
+    class_names: tuple[str, ...],
+    files: dict[str, list[tuple[Path, int]]],
+    left_out: Sequence[LeftOut],
+    *,
+    below: Path | None = None,
+    table: Path | None = None,
+) -> Source:
+    """A source whose images are files, with their labels, by split.
+
+    Args:
+        below: folder that their paths are relative to, where they are.
+        table: that names them.
+    """
+    paths = [path for pairs in files.values() for path, _ in pairs]
+    changed = watch([*([table] if table else []), *paths])
+    hashes = dict(zip(paths, hash_images(paths), strict=True))
+    listing = [
+        f"{split}/{label}/{shown(path.relative_to(below) if below else path)} {hashes[path]}"
+        for split, pairs in files.items()
+        for path, label in pairs
+    ]
+    return Source(
+        name=name,
+        fingerprint=hashlib.sha256("\n".join(listing).encode()).hexdigest(),
+        class_names=class_names,
+        size=None,
+        splits={
+            split: image_files([path for path, _ in pairs], np.array([n for _, n in pairs]))
+            for split, pairs in files.items()
+        },
+        changed=changed,
+        left_out=tuple(left_out),
+    )
+
+
 def resolved(paths: Sequence[Path]) -> list[str]:
     """The files that the paths lead to; each folder is resolved once, since there may be many."""
     folder = cache(os.path.realpath)

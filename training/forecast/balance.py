@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from labelcurve.bundle.text import listed
 from labelcurve.training.data.source import Index
 from labelcurve.training.forecast.measurement import Measured
 
@@ -82,7 +82,7 @@ def said(found: Balance) -> str | None:
     if few:
         parts.append(
             f"{len(few):,} {'class' if len(few) == 1 else 'classes'} "
-            f"with fewer than {HANDFUL} labels: {_listed(few)}"
+            f"with fewer than {HANDFUL} labels: {listed(few, NAMED)}"
         )
     missed = [
         f"'{name}'"
@@ -91,10 +91,5 @@ def said(found: Balance) -> str | None:
     ]
     mean = f"the mean over classes (balanced accuracy) is {found.balanced * 100:.1f} %"
     if missed:
-        mean += f", and no image of {_listed(missed)} was recognised"
+        mean += f", and no image of {listed(missed, NAMED)} was recognised"
     return f"What accuracy hides: {'; '.join([*parts, mean])}."
-
-
-def _listed(names: Sequence[str]) -> str:
-    more = f" and {len(names) - NAMED:,} more" if len(names) > NAMED else ""
-    return ", ".join(names[:NAMED]) + more

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 from pathlib import Path
-
-import numpy as np
 
 from labelcurve.bundle.errors import DataError
 from labelcurve.bundle.preprocess import SUFFIXES
@@ -22,12 +19,10 @@ from labelcurve.training.data.source import (
     LeftOut,
     Say,
     Source,
-    hash_images,
-    image_files,
     name_of,
+    of_files,
     resolved,
     shown,
-    watch,
 )
 
 MASK = re.compile(r"(?i)(.+?)[-_ ](?:masks?|seg|segmentation|gt|overlay|depth)(?:[-_ ]?\d+)?")
@@ -173,24 +168,4 @@ def _source(
         files[split] = [(file, index[name]) for name in classes for file in classes[name]]
     if found.unlabelled:
         files.setdefault("train", []).extend((file, UNLABELLED) for file in found.unlabelled)
-    paths = [file for pairs in files.values() for file, _ in pairs]
-    changed = watch(paths)
-    hashes = dict(zip(paths, hash_images(paths), strict=True))
-    rows = {
-        split: image_files([file for file, _ in pairs], np.array([label for _, label in pairs]))
-        for split, pairs in files.items()
-    }
-    listing = [
-        f"{split}/{label}/{shown(file.relative_to(path))} {hashes[file]}"
-        for split, pairs in files.items()
-        for file, label in pairs
-    ]
-    return Source(
-        name=name_of(path),
-        fingerprint=hashlib.sha256("\n".join(listing).encode()).hexdigest(),
-        class_names=class_names,
-        size=None,
-        splits=rows,
-        changed=changed,
-        left_out=tuple(found.left_out),
-    )
+    return of_files(name_of(path), class_names, files, found.left_out, below=path)

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from labelcurve.bundle import text
 from labelcurve.bundle.errors import DataError
 from labelcurve.training.data.formats import split_names
 from labelcurve.training.data.formats.split_names import Layout
@@ -235,6 +236,4 @@ def unwrapped(folder: Folder) -> Folder:
 
 def listed(names: Iterable[str]) -> str:
     """The first few names, for a message."""
-    each = [shown(Path(name)) for name in names]
-    more = f" and {len(each) - LISTED} more" if len(each) > LISTED else ""
-    return ", ".join(each[:LISTED]) + more
+    return text.listed((shown(Path(name)) for name in names), LISTED)
