@@ -31,9 +31,9 @@ from labelcurve.training.learning.loop import Control
 from labelcurve.training.learning.metrics import scores, temperature
 from labelcurve.training.models import export, timm_weights
 from labelcurve.training.models.backbones import Network, build, predict_logits
+from labelcurve.training.models.export import p50_ms
 from labelcurve.training.models.extractor import Extractor
 from labelcurve.training.models.features import features
-from labelcurve.training.models.latency import p50_ms
 from labelcurve.training.models.linear_head import fit_linear
 from labelcurve.training.recipes import TUNED_FROM, distillation, recipe
 from labelcurve.training.runs import frozen

@@ -52,10 +52,6 @@ Read = Callable[[NDArray[np.int64]], NDArray[np.uint8]]
 """Returns the pixels of rows, uint8 [M, S, S, 3]."""
 
 
-def _ignore(_: float) -> None:
-    """Ignores progress."""
-
-
 @dataclass(frozen=True)
 class Pairs:
     """Pairs of images with the same content."""
@@ -66,7 +62,7 @@ class Pairs:
     """[M] Correlation of their edges, from `LEAST_CORRELATION` to 1."""
 
 
-def near_duplicates(features: Rows, read: Read, progress: Progress = _ignore) -> Pairs:
+def near_duplicates(features: Rows, read: Read, progress: Progress = lambda _: None) -> Pairs:
     """The near-duplicates among some images; none where they are smaller than `LEAST_SIDE`.
 
     Compares each embedding with each other, so that the time grows with the square of N: for

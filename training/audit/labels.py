@@ -25,10 +25,6 @@ REPEATS = 3
 Progress = Callable[[float], None]
 
 
-def _ignore(_: float) -> None:
-    """Ignores progress."""
-
-
 @dataclass(frozen=True)
 class Judged:
     """Cross-validated judgement of each label."""
@@ -50,7 +46,7 @@ def scores(
     groups: Index | None = None,
     used: NDArray[np.bool_] | None = None,
     seed: int = 0,
-    progress: Progress = _ignore,
+    progress: Progress = lambda _: None,
 ) -> NDArray[np.float64]:
     """Out-of-fold scores of a linear head, mean of `REPEATS` stratified cross-validations, [N, C].
 

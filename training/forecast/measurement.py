@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from labelcurve.training.data.source import Index
 from labelcurve.training.forecast import head, sampling
-from labelcurve.training.forecast.head import Head, Rows
+from labelcurve.training.forecast.head import Rows
 from labelcurve.training.forecast.law import NOISE, Points
 
 FOLDS = 10
@@ -19,10 +19,6 @@ SUBSETS = FOLDS * REPEATS
 """Training sets of each size."""
 
 Progress = Callable[[float], None]
-
-
-def _ignore(_: float) -> None:
-    """Ignores progress."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +55,12 @@ class Measured:
 
 
 def cross_validate(
-    features: Rows, labels: Index, n_classes: int, *, seed: int = 0, progress: Progress = _ignore
+    features: Rows,
+    labels: Index,
+    n_classes: int,
+    *,
+    seed: int = 0,
+    progress: Progress = lambda _: None,
 ) -> Measured:
     """The curve up to nine tenths of the labels, by repeated stratified 10-fold cross-validation.
 
@@ -79,10 +80,8 @@ def cross_validate(
         for k in range(FOLDS):
             test, train = np.flatnonzero(fold == k), np.flatnonzero(fold != k)
             train = train[sampling.order(labels[train], random)]
-            for j, size in enumerate(sizes):
-                rows = _stretch(train, int(size), random)
-                fitted = head.fit(features[rows], labels[rows], n_classes)
-                wrong[repeat, test, j] = _wrong(fitted, features[test], labels[test])
+            held = features[test], labels[test]
+            wrong[repeat, test] = _wrong(features, labels, n_classes, sizes, train, held, random)
             progress((repeat * FOLDS + k + 1) / SUBSETS)
     return Measured(sizes, wrong, len(labels))
 
@@ -94,7 +93,7 @@ def hold_out(
     test: tuple[Rows, Index],
     *,
     seed: int = 0,
-    progress: Progress = _ignore,
+    progress: Progress = lambda _: None,
 ) -> Measured:
     """The curve up to all labels, on a test split that is given.
 
@@ -111,18 +110,25 @@ def hold_out(
     wrong = np.zeros((SUBSETS, len(test[1]), len(sizes)), np.bool_)
     for repeat in range(SUBSETS):
         train = sampling.order(labels, random)
-        for j, size in enumerate(sizes):
-            rows = _stretch(train, int(size), random)
-            fitted = head.fit(features[rows], labels[rows], n_classes)
-            wrong[repeat, :, j] = _wrong(fitted, *test)
+        wrong[repeat] = _wrong(features, labels, n_classes, sizes, train, test, random)
         progress((repeat + 1) / SUBSETS)
     return Measured(sizes, wrong, len(labels))
 
 
-def _stretch(rows: NDArray[np.int64], size: int, random: np.random.Generator) -> NDArray[np.int64]:
-    first = int(random.integers(0, len(rows) - size + 1))
-    return rows[first : first + size]
-
-
-def _wrong(fitted: Head, features: Rows, labels: Index) -> NDArray[np.bool_]:
-    return np.asarray(fitted.scores(features).argmax(axis=1) != labels)
+def _wrong(
+    features: Rows,
+    labels: Index,
+    n_classes: int,
+    sizes: NDArray[np.int64],
+    train: NDArray[np.int64],
+    test: tuple[Rows, Index],
+    random: np.random.Generator,
+) -> NDArray[np.bool_]:
+    """Which of the test images heads get wrong that learn a stretch of each size, [M, F]."""
+    wrong = np.empty((len(test[1]), len(sizes)), np.bool_)
+    for j, size in enumerate(sizes):
+        first = int(random.integers(0, len(train) - int(size) + 1))
+        rows = train[first : first + size]
+        fitted = head.fit(features[rows], labels[rows], n_classes)
+        wrong[:, j] = fitted.scores(test[0]).argmax(axis=1) != test[1]
+    return wrong

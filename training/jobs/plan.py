@@ -177,11 +177,6 @@ def document(advice: Advice, points: Points, price_per_label: float | None) -> d
 
 def _measure(images: Data, parts: Sequence[Rows], seed: int, bar: Bar) -> Measured:
     """Cross-validates all labels, or takes the test split where one is given."""
-    began = time.monotonic()
-
-    def progress(share: float) -> None:
-        bar.update(share, (time.monotonic() - began) * (1 / share - 1))
-
     n_classes = len(images.class_names)
     if images.test_given:
         test = (head.standardise(parts[1], parts[0]), images.test.labels)
@@ -191,11 +186,11 @@ def _measure(images: Data, parts: Sequence[Rows], seed: int, bar: Bar) -> Measur
             n_classes,
             test,
             seed=seed,
-            progress=progress,
+            progress=bar.update,
         )
     labels, _ = _labels(images)
     return measurement.cross_validate(
-        head.standardise(np.concatenate(parts)), labels, n_classes, seed=seed, progress=progress
+        head.standardise(np.concatenate(parts)), labels, n_classes, seed=seed, progress=bar.update
     )
 
 

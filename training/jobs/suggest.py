@@ -156,14 +156,13 @@ def _by_model(options: SuggestOptions) -> _Known:
         say=say,
     )
     runtime = export.session(bundle.graph)
-    began, parts, n = time.monotonic(), [], len(images.train)
+    parts, n = [], len(images.train)
     step = min(64, max(1, 64 * 64**2 // images.size**2))
     with Bar("embedding") as bar:
         for first in range(0, n, step):
             pixels = np.ascontiguousarray(images.train.images[first : first + step])
             parts.append(runtime.run(["embedding", "probabilities"], {"images": pixels}))
-            done = min(n, first + step) / n
-            bar.update(done, (time.monotonic() - began) * (1 / done - 1))
+            bar.update(min(n, first + step) / n)
     features, probabilities = (np.concatenate(part) for part in zip(*parts, strict=True))
     return _Known(
         split=images.train,

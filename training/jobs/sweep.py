@@ -118,9 +118,7 @@ def run(chosen: SweepOptions, others: Sequence[str]) -> dict[str, Any]:
                 bundles += entries
                 for entry in entries:
                     say(f"{done}  {_row(entry)}")
-            done_share = 1 - len(waiting) / len(jobs)
-            elapsed = time.monotonic() - began
-            bar.update(done_share, elapsed * (1 / done_share - 1) if done_share else 0.0)
+            bar.update(1 - len(waiting) / len(jobs))
     if failed:
         raise LabelcurveError(
             f"{len(failed)} of {len(jobs)} jobs failed; the same command runs them again:\n  "

@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import json
 import logging
+import statistics
+import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
@@ -36,6 +38,8 @@ GRAPHS = "graphs"
 GPU = "CUDAExecutionProvider"
 PARITY_IMAGES = 1000
 """Validation images that the gate compares at least, or all where there are fewer."""
+WARM_UP, TIMED = 5, 50
+"""Single images before and while the time is taken."""
 
 
 class Served(nn.Module):
@@ -257,6 +261,27 @@ def check_parity(
             "Nothing was published"
         )
     return parity
+
+
+def p50_ms(graph: bytes, images: Images, timed: int = TIMED) -> float:
+    """The median time of one image in ONNX Runtime on one thread of this CPU, in milliseconds.
+
+    It is the CPU time of the thread: on a machine without other work the wall time, and other work
+    hardly changes it.
+
+    Args:
+        graph: the ONNX file.
+        images: uint8 [N, size, size, 3], taken one by one.
+        timed: number of images.
+    """
+    runtime = session(graph, threads=1)
+    spent = []
+    for i in range(WARM_UP + timed):
+        one = np.ascontiguousarray(images[i % len(images)][None])
+        since = time.thread_time()
+        runtime.run(["probabilities"], {"images": one})
+        spent.append(time.thread_time() - since)
+    return round(statistics.median(spent[WARM_UP:]) * 1000, 2)
 
 
 @contextmanager

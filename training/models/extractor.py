@@ -98,24 +98,22 @@ class Extractor:
         Raises:
             LabelcurveError: made for another backbone.
         """
-        own = network.state_dict()
-        expected = {name for name in own if not name.startswith("classifier.")}
-        wrong = [
-            name
-            for name in sorted(expected | set(self.weights))
-            if name not in expected
-            or name not in self.weights
-            or self.weights[name].shape != own[name].shape
-        ]
-        if wrong:
+        own = {k: v for k, v in network.state_dict().items() if not k.startswith("classifier.")}
+        if wrong := differing(own, self.weights):
             raise LabelcurveError(
                 f"{self.path} holds a {self.card.backbone} for {self.card.image_size} px that does "
                 f"not fit this network (first difference: {wrong[0]}). For --preset reference it "
                 "is made by `labelcurve pretrain --objective relative-position` at the same "
-                "--image-size, "
-                "else by `pretrain`; --extractor none needs none"
+                "--image-size, else by `pretrain`; --extractor none needs none"
             )
         network.load_state_dict(self.weights, strict=False)
+
+
+def differing(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> list[str]:
+    """Names of tensors that one of two state dicts lacks, or has in another shape."""
+    shapes = [{name: tensor.shape for name, tensor in each.items()} for each in (own, given)]
+    names = sorted(own.keys() | given.keys())
+    return [name for name in names if shapes[0].get(name) != shapes[1].get(name)]
 
 
 def write(path: Path, network: nn.Module, card: Card) -> None:
@@ -161,8 +159,7 @@ def read(path: Path, option: str = "--extractor") -> Extractor:
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
-            names = file.keys()
-            weights = {name: file.get_tensor(name) for name in names}
+            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         card = Card.model_validate_json(metadata["card"])
     except OSError as error:
         raise LabelcurveError(f"{option} {path}: {error.strerror or error}") from error

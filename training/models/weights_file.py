@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from labelcurve.bundle.errors import LabelcurveError
-from labelcurve.training.models.extractor import Card, Extractor, check_finite
+from labelcurve.training.models.extractor import Card, Extractor, check_finite, differing
 
 
 def check_file(wanted: str, file: str) -> None:
@@ -105,12 +105,7 @@ def extractor(
     Raises:
         LabelcurveError: they are another network's, or not finite.
     """
-    wrong = [
-        key
-        for key in sorted(own.keys() | weights.keys())
-        if key not in own or key not in weights or own[key].shape != weights[key].shape
-    ]
-    if wrong:
+    if wrong := differing(own, weights):
         raise LabelcurveError(
             f"--extractor {wanted}: not the state dict of {whose}: {len(wrong)} "
             f"entries are missing, unknown or of another shape (first: {wrong[0]})"

@@ -14,7 +14,8 @@ from labelcurve.bundle.errors import LabelcurveError
 from labelcurve.training.data.dataset import Data
 from labelcurve.training.models import export
 from labelcurve.training.models.backbones import build
-from labelcurve.training.models.latency import p50_ms
+from labelcurve.training.models.export import p50_ms
+from labelcurve.training.models.extractor import differing
 from labelcurve.training.recipes import LIBRARIES, Backbone, divided
 from labelcurve.training.runtime.console import say
 
@@ -119,8 +120,7 @@ def _fits(name: Backbone, images: Data, wanted: nn.Module) -> bool:
         own = build(name, images.train.images[:1], 2)
     except LabelcurveError:  # it cannot take images that small
         return False
-    shapes = [{key: v.shape for key, v in n.state_dict().items()} for n in (own, wanted)]
-    return shapes[0] == shapes[1]
+    return not differing(own.state_dict(), wanted.state_dict())
 
 
 def _took(images: Data, backbone: Backbone) -> float:

@@ -27,9 +27,9 @@ from labelcurve.training.data.decoded.stored import Images
 from labelcurve.training.learning import finetune
 from labelcurve.training.learning.finetune import Examples, Labelled
 from labelcurve.training.models import export, extractor
+from labelcurve.training.models.export import p50_ms
 from labelcurve.training.models.extractor import Extractor
 from labelcurve.training.models.features import Computed, kept
-from labelcurve.training.models.latency import p50_ms
 from labelcurve.training.options import Options
 from labelcurve.training.recipes import Backbone, distillation, divided
 from labelcurve.training.runs import frozen, grid

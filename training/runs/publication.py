@@ -39,8 +39,8 @@ from labelcurve.training.learning import metrics as evaluate
 from labelcurve.training.learning.finetune import Result
 from labelcurve.training.models import export
 from labelcurve.training.models.backbones import n_parameters, predict_logits
+from labelcurve.training.models.export import p50_ms
 from labelcurve.training.models.extractor import Extractor
-from labelcurve.training.models.latency import p50_ms
 from labelcurve.training.recipes import Preset
 from labelcurve.training.runs import card
 from labelcurve.training.runs.grid import Cell

@@ -90,7 +90,6 @@ def decode(
 
         order, digests = begin("rows", "<i8", (there,)), begin("digests", "|V32", (there,))
         images = begin("images", "|u1", (there, size, size, 3)) if keep else None
-        start = time.monotonic()
         bar = stack.enter_context(Bar(f"{name}: {split}, sorting"))
         # One for all files: an allocator keeps some of many that differ a little in size.
         buffer = np.empty(max(path.stat().st_size for path in paths), np.uint8)
@@ -105,8 +104,7 @@ def decode(
                 pixels = found["pixels"]
                 for place in places.tolist():
                     images.write(pixels[place].data)
-            left = (time.monotonic() - start) * (count / (bucket + 1) - 1)
-            bar.update((bucket + 1) / count, left)
+            bar.update((bucket + 1) / count)
     return failures
 
 
