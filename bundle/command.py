@@ -80,10 +80,6 @@ def _open_standard_files() -> None:
 def answer(document: object, show: Callable[[], object] = lambda: None) -> None:
     """Prints the result of a command last: a table on a terminal, otherwise one line of JSON.
 
-    Args:
-        document: what programs read.
-        show: prints the same for people.
-
     Raises:
         LabelcurveError: it could not be written.
     """

@@ -79,7 +79,6 @@ def decode(
     are converted; EXIF orientation is applied.
 
     Args:
-        data: a file's bytes.
         size: shorter side in pixels that is sufficient; a large JPEG is then decoded at a reduced
             scale, never below twice that size.
         max_pixels: allowed width times height, checked on the header before decoding.

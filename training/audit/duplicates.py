@@ -46,6 +46,7 @@ AT_ONCE = 256
 """Pairs that are compared at once."""
 
 Progress = Callable[[float], None]
+"""Receives the share that is done."""
 Parts = list[tuple[Rows, Rows]]
 """Weights that take parts out of an image, [T, S] for its rows and for its columns."""
 Read = Callable[[NDArray[np.int64]], NDArray[np.uint8]]
@@ -70,8 +71,6 @@ def near_duplicates(features: Rows, read: Read, progress: Progress = lambda _: N
 
     Args:
         features: [N, D] embeddings.
-        read: returns the pixels of rows, uint8 [M, S, S, 3].
-        progress: receives the share that is done.
     """
     none = Pairs(np.zeros((0, 2), np.int64), np.zeros(0))
     if len(features) < 2 or read(np.zeros(1, np.int64)).shape[1] < LEAST_SIDE:
@@ -158,7 +157,6 @@ def correlation(first: Rows, second: Rows, parts: Parts) -> NDArray[np.float64]:
 
     Args:
         first: [M, ..., S, S] values of pixels, such as `grey` or `colour` returns.
-        second: as `first`.
         parts: weights of the parts; those of the whole image first.
 
     Returns:

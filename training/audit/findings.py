@@ -67,13 +67,8 @@ class Looked:
         return groups(len(self.labels), np.concatenate([copies, self.pairs.rows]))
 
 
-def empty(n: int, read: Read) -> dict[int, tuple[str, float]]:
-    """The images that show nothing: by row the reason, and how sure it is, from 0.5 to 1.
-
-    Args:
-        n: images.
-        read: returns the pixels of rows, uint8 [M, S, S, 3].
-    """
+def showing_nothing(n: int, read: Read) -> dict[int, tuple[str, float]]:
+    """The images that show nothing: by row the reason, and how sure it is, from 0.5 to 1."""
     found: dict[int, tuple[str, float]] = {}
     for first in range(0, n, AT_ONCE):
         grey = read(np.arange(first, min(n, first + AT_ONCE))).mean(axis=3, dtype=np.float32)
@@ -95,9 +90,7 @@ def collect(
     """All findings by image, the most serious of an image first, the images in the table's order.
 
     Args:
-        looked: the images.
-        judged: their labels.
-        empty: those that show nothing, as `empty` gives them.
+        empty: those that show nothing, as `showing_nothing` gives them.
     """
     found = [Finding(row, kind, score) for row, (kind, score) in empty.items()]
     found += [
@@ -168,7 +161,6 @@ def reason(of: Sequence[Finding], name: Mapping[int, str], labels: Mapping[int, 
     """The reason why an image is listed, in words: its kinds, each with the evidence.
 
     Args:
-        of: the findings of one image.
         name: names of these images and of those that they repeat.
         labels: names of their classes.
     """

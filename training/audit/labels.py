@@ -23,6 +23,7 @@ REPEATS = 3
 """Cross-validations whose scores are averaged."""
 
 Progress = Callable[[float], None]
+"""Receives the share that is done."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,6 @@ def scores(
             None puts each image into a separate group.
         used: [N] images that a head may learn from; None means all. All of them are judged.
         seed: of the folds.
-        progress: receives the share that is done.
     """
     random = np.random.default_rng(seed)
     found = np.zeros((len(labels), n_classes))

@@ -50,10 +50,8 @@ def page(
     """The whole page.
 
     Args:
-        name: of the data.
         counts: images of the table by kind of reason.
         shown: the first images of the table.
-        effect: accuracy with and without them.
         details: names and values of how they were found.
     """
     n = sum(counts.values())

@@ -92,11 +92,8 @@ def check_classes(
     """Refuses classes with too few training images, and names those that the test split lacks.
 
     Args:
-        data: the value of `--data`.
-        class_names: of the data set.
         train: at least two labelled images a class, one of them for validation.
         test: the test split that the data provides; else None.
-        say: receives a warning about classes that the test split lacks.
 
     Raises:
         DataError: names the classes.
@@ -200,7 +197,6 @@ def unchanged(given: str, checked: Split) -> list[bytes]:
 
     Args:
         given: `--data`, as it was given.
-        checked: some of the images.
 
     Raises:
         DataError: a file changed, or the cached pixels are damaged.

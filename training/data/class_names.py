@@ -52,10 +52,6 @@ def check_names(place: str, names: Sequence[str]) -> None:
     """Refuses names that occur twice, and those that no line of a table can hold or that a terminal
     would obey as control sequences.
 
-    Args:
-        place: the data set, for messages.
-        names: of its classes.
-
     Raises:
         DataError: names the classes and the characters.
     """
@@ -103,9 +99,7 @@ def check_labels(place: str, counts: Mapping[str, int], say: Say) -> None:
     labels are numbers, as in -1, 0 and 1.
 
     Args:
-        place: the table, for messages.
         counts: images by label, without the empty one.
-        say: receives a line about labels that may stand for a missing one.
 
     Raises:
         DataError: a label stands for a missing value, or joins the names of several classes.

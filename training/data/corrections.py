@@ -63,7 +63,6 @@ def identity(where: str, data: str) -> str:
 
     Args:
         where: as a split names the image.
-        data: the value of `--data`.
     """
     path = Path(data).expanduser()
     folder = path.parent if path.is_file() else path
@@ -147,11 +146,9 @@ class Corrections:
         """The training images without those to drop, and with the labels that were suggested.
 
         Args:
-            class_names: of the data.
             train: the training images, labelled or not.
             test: never changed; those that are named are counted.
             others: images that are known but not in a split, as unreadable ones.
-            say: receives the counts.
 
         Raises:
             DataError: a table names an image or a class that the data does not have; the message

@@ -114,7 +114,6 @@ def load(
         cache: folder of downloads and decoded pixels; None takes `default_cache()`.
         skip_unreadable: leave unreadable images out and count them instead of raising.
         memory: bytes for decoded images, beyond which they are streamed; None takes `MEMORY_SHARE`.
-        say: receives progress and findings, line by line.
         choose_size: may change a natural size and the reason for it.
 
     Raises:

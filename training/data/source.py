@@ -22,6 +22,7 @@ from labelcurve.bundle.errors import DataError, UnreadableImage
 from labelcurve.bundle.text import shown as shown
 
 Say = Callable[[str], None]
+"""Receives what a person should know of the data, line by line."""
 
 Index = NDArray[np.integer[Any]]
 """Numbers of rows or classes, [N]; int32 where there is one for each image."""

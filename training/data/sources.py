@@ -87,11 +87,6 @@ class Selection:
 def open_source(chosen: Selection, downloads: Path, say: Say) -> Source:
     """Opens what was selected.
 
-    Args:
-        chosen: by the options.
-        downloads: folder for what is downloaded.
-        say: receives findings, line by line.
-
     Raises:
         DataError: nothing usable there; the message names the file and the remedy.
     """
@@ -113,10 +108,7 @@ def _check_no_class(source: Source, more: Source, given: str, data: str) -> None
     A folder that holds several classes is no mistake: its labelled images are skipped.
 
     Args:
-        source: of class folders.
-        more: of images without labels.
         given: the option that names these and its value.
-        data: the value of `--data`.
 
     Raises:
         DataError: names both readings.

@@ -46,7 +46,6 @@ def balance(
         measured: its last size is taken.
         labels: [N] that were trained on.
         tested: [M] of the images that were tested.
-        class_names: of the data set.
     """
     right = ~measured.wrong[:, :, -1]
     recalls = [

@@ -40,7 +40,6 @@ def distinct(images: Data, seed: int) -> Distinct:
 
     Args:
         images: all of them labelled.
-        seed: of the choice.
     """
     n_train, n_test = len(images.train), len(images.test)
     splits = [images.train] if images.test_given else [images.train, images.test]

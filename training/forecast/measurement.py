@@ -19,6 +19,7 @@ SUBSETS = FOLDS * REPEATS
 """Training sets of each size."""
 
 Progress = Callable[[float], None]
+"""Receives the share that is done."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,6 @@ def cross_validate(
         labels: [N]
         n_classes: C
         seed: of folds and subsets.
-        progress: receives the share that is done.
     """
     random = np.random.default_rng(seed)
     most = len(labels) - -(-len(labels) // FOLDS)
@@ -103,7 +103,6 @@ def hold_out(
         n_classes: C
         test: features [M, D] and labels [M] of the test split.
         seed: of the subsets.
-        progress: receives the share that is done.
     """
     random = np.random.default_rng(seed)
     sizes = sampling.sizes(len(labels), n_classes)

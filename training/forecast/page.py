@@ -38,9 +38,6 @@ def page(
     """The whole page.
 
     Args:
-        advice: the answer.
-        points: the measured curve.
-        sentences: for the reader who pays.
         details: names and values of how it was measured.
     """
     title = f"{counted(advice.more, 'more label')}? {advice.answer.capitalize()}."

@@ -45,7 +45,6 @@ def run(options: AuditOptions, start: float | None = None) -> dict[str, Any]:
     """Looks at all labelled images, and writes the table and the page.
 
     Args:
-        options: of the command.
         start: of the process, by `time.monotonic`; None means now.
 
     Returns:
@@ -121,7 +120,7 @@ def audit(images: Data, features: Rows, data: str, seed: int = 0) -> Audited:
     with Bar("labels") as bar:
         scores = labels.scores(rows, given, n_classes, groups=alike, seed=seed, progress=bar.update)
     judged = labels.judge(scores, given)
-    found = findings.collect(looked, judged, findings.empty(len(given), read))
+    found = findings.collect(looked, judged, findings.showing_nothing(len(given), read))
     sure = np.ones(len(given), bool)
     sure[[of[0].row for of in found]] = False
     effect = None

@@ -37,7 +37,6 @@ def run(options: PlanOptions, start: float | None = None) -> dict[str, Any]:
     """Measures, forecasts, answers, and writes the page.
 
     Args:
-        options: of the command.
         start: of the process, by `time.monotonic`; None means now.
 
     Returns:

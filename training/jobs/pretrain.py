@@ -34,7 +34,6 @@ def run(options: PretrainOptions, start: float | None = None) -> dict[str, Any]:
     """Trains an extractor and writes it.
 
     Args:
-        options: of the command.
         start: of the process, by `time.monotonic`; None means now.
 
     Returns:

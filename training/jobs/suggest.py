@@ -57,7 +57,6 @@ def run(options: SuggestOptions, start: float | None = None) -> dict[str, Any]:
     """Chooses images and writes them to a new folder.
 
     Args:
-        options: of the command.
         start: of the process, by `time.monotonic`; None means now.
 
     Returns:

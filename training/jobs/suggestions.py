@@ -62,8 +62,6 @@ def write(
     Args:
         out: does not exist.
         found: in the order of the table.
-        split: that the rows are of.
-        class_names: of the probabilities.
 
     Raises:
         LabelcurveError: it cannot be written.

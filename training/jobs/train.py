@@ -44,7 +44,6 @@ def run(
     """Trains and publishes one bundle for each fraction and seed, and the final model.
 
     Args:
-        options: of the command.
         start: of the process, by `time.monotonic`; None means now.
         changes: fields of the recipe to override; for studies of the recipe.
         part: of a sweep: published bundles stay marked as finished until all of the sweep is done,

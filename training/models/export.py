@@ -69,9 +69,7 @@ def to_onnx(
     part of the time; that it is the same function is for the parity gate to prove.
 
     Args:
-        served: the network.
         size: side of the images in pixels.
-        class_names: of the classifier.
         cache: folder that keeps what was traced for other processes; None keeps it for this one.
     """
     folded = _folded(served, size)
@@ -215,8 +213,6 @@ def check_parity(
     """Compares ONNX Runtime with torch (fp32, CPU), from file bytes to probabilities.
 
     Args:
-        graph: the ONNX file.
-        served: the network.
         images: validation images as training saw them, uint8 [N, size, size, 3]; torch's input.
         files: the same images as file bytes; ONNX Runtime gets them through `prepare`.
         class_names: as the metadata of the graph should have them.
@@ -270,9 +266,7 @@ def p50_ms(graph: bytes, images: Images, timed: int = TIMED) -> float:
     hardly changes it.
 
     Args:
-        graph: the ONNX file.
         images: uint8 [N, size, size, 3], taken one by one.
-        timed: number of images.
     """
     runtime = session(graph, threads=1)
     spent = []

@@ -110,10 +110,7 @@ def gain(graph: bytes, fp32: bytes, images: NDArray[np.uint8], hardware: str) ->
     """Times a variant and fp32 in turns, on one thread of the CPU.
 
     Args:
-        graph: the variant.
-        fp32: the graph that it was made from.
         images: at least `BATCH`, uint8 [N, size, size, 3].
-        hardware: what to call this machine.
     """
     batch = np.ascontiguousarray(images[:BATCH])
     sessions = [export.session(each, threads=1) for each in (graph, fp32)]

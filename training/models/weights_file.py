@@ -39,7 +39,6 @@ def sized(name: str, make: Callable[[], nn.Module], size: int) -> tuple[nn.Modul
 
     Args:
         name: `KIND:NAME`.
-        make: builds the network.
         size: side of the images in pixels.
 
     Raises:

@@ -35,7 +35,6 @@ class Times:
     command must decide as it did at first, though no two measurements are the same.
 
     Args:
-        images: the data set.
         path: of a file that keeps them.
         fresh: measure again what an interrupted command left.
         keep: write them to the file; a dry run writes nothing.
@@ -68,9 +67,7 @@ def choose(limit: float, images: Data, backbone: Backbone, times: Times) -> Back
 
     Args:
         limit: of `--max-latency`.
-        images: the data set.
         backbone: of the models that learn from the labels.
-        times: of one image.
 
     Returns:
         The network that is to learn from their answers; None where they are cheap enough.

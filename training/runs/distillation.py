@@ -81,7 +81,6 @@ class StudentRun(ModelRun):
     """Trains and publishes one compact model.
 
     Args:
-        began: of the command, as for `ModelRun`.
         teacher: is trained before.
     """
 

@@ -92,8 +92,6 @@ class FinalRun(ModelRun):
 
     Args:
         command: with the images of `Final`.
-        cell: that of `Final`.
-        began: as for `ModelRun`.
     """
 
     def learn(self, budget: Budget, run: Tracking) -> finetune.Result:

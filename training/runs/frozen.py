@@ -109,13 +109,7 @@ def _propagated(
 
 
 def result(network: Network, head: LinearHead, seconds: float) -> Result:
-    """The network with `head` as its classifier.
-
-    Args:
-        network: with pretrained weights.
-        head: fitted on its features.
-        seconds: that it took.
-    """
+    """The network with `head` as its classifier."""
     with torch.no_grad():
         network.classifier.weight.copy_(torch.from_numpy(head.weight))
         network.classifier.bias.copy_(torch.from_numpy(head.bias))

@@ -130,7 +130,6 @@ def check_replaced(
     """Refuses to replace bundles of other classes, which a service over `out` may be serving.
 
     Args:
-        out: folder of the bundles.
         source: `--data`, as it was given.
 
     Raises:

@@ -172,7 +172,6 @@ class Finished:
     """Marks a published bundle of an unfinished command, so that it is not trained again.
 
     Args:
-        folder: of the run.
         key: what the bundle depends on.
     """
 

@@ -54,7 +54,6 @@ class Bar:
     """Shows the progress of a long task, below the rows that are printed meanwhile.
 
     Args:
-        title: of the task.
         console: by default the standard output.
     """
 

@@ -84,7 +84,6 @@ def run(work: Callable[[], dict[str, Any]], device: str) -> dict[str, Any] | Non
     """Runs `work` in the leader; a follower takes part where the leader calls it.
 
     Args:
-        work: the command.
         device: of `--device`; each process of a machine takes a different GPU.
 
     Returns:

@@ -80,6 +80,6 @@ def test_blank_dark_and_bright_images_are_named_and_others_are_not() -> None:
     images = np.stack(
         [np.full((16, 16, 3), 128), noise, 255 - noise, noise * 10, page, 255 - page]
     ).astype(np.uint8)
-    found = findings.empty(len(images), lambda rows: images[rows])
+    found = findings.showing_nothing(len(images), lambda rows: images[rows])
     assert {row: kind for row, (kind, _) in found.items()} == {0: "blank", 1: "dark", 2: "bright"}
     assert all(0.5 <= score <= 1 for _, score in found.values())

@@ -60,11 +60,8 @@ def at_hand(cache: Path, source: Source, size: int, memory: int, say: Say) -> Pa
     As long as this process lives, no other clears them.
 
     Args:
-        cache: the cache's folder.
-        source: the images.
         size: side of the images in pixels.
         memory: bytes that decoded images may take.
-        say: receives progress and findings.
 
     Raises:
         DataError: they cannot be decoded, written or read.

@@ -48,8 +48,6 @@ def decode(
 
     Args:
         folder: for `SPLIT-images.npy`, `SPLIT-digests.npy` and `SPLIT-rows.npy`.
-        split: its name.
-        rows: to read.
         size: side of the images in pixels.
         name: of the data set, for messages.
         say: receives progress if there is no terminal for a bar.

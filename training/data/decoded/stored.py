@@ -259,7 +259,6 @@ def encoded(source: Rows, order: Index, size: int, memory: int) -> Stored:
     """Images that are decoded whenever they are read, by threads.
 
     Args:
-        source: where they come from.
         order: [N] the row of the source that each is.
         size: side in pixels.
         memory: bytes that images may take.

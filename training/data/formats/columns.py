@@ -46,8 +46,6 @@ def of_table(
     """The name of the column for each of `path`, `label` and `split` that there is.
 
     Args:
-        file: the table, for messages.
-        names: of its columns.
         place: in the table, for messages.
         needed: which of them must be there.
         label: the column that holds the labels; None finds it by its name.
@@ -122,7 +120,6 @@ def check_others(file: Path, seen: Mapping[str, set[str]], label: str | None) ->
     """Refuses a table whose column of splits has another name, as `Usage` in FER2013.
 
     Args:
-        file: the table, for messages.
         seen: the different cells of each column, as `note` collects them.
         label: the column that holds the labels, if an option says so.
 
@@ -146,7 +143,6 @@ def of_parquet(file: Path, schema: Any, label: str | None) -> tuple[str, str]:
     """The columns of images and labels of a Parquet file: by name, else by what `datasets` says.
 
     Args:
-        file: for messages.
         schema: of pyarrow.
         label: the column that holds the labels; None finds it.
 

@@ -33,9 +33,6 @@ def folder(path: Path, say: Say, layout: Layout = "auto", out: Path | None = Non
     """A folder of class folders, or of splits with class folders in each.
 
     Args:
-        path: the folder.
-        say: receives findings, line by line.
-        layout: what the folders mean.
         out: the folder that models are written to, if it lies below.
 
     Raises:
@@ -89,8 +86,6 @@ def unlabelled(path: Path, say: Say, option: str = "--data") -> Source:
     links, one is read.
 
     Args:
-        path: the folder.
-        say: receives findings, line by line.
         option: that named it, for messages.
 
     Raises:

@@ -40,9 +40,7 @@ def arrange(root: Folder, layout: Layout, say: Say) -> Arranged:
     """Assigns the images below a folder to splits and classes.
 
     Args:
-        root: what was found.
         layout: what the folders mean; `auto` finds out, or refuses where that is not clear.
-        say: receives what was not obvious.
 
     Raises:
         DataError: the folders can be read in more than one way, or in none.

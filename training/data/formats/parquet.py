@@ -63,8 +63,6 @@ def parquet(path: Path, say: Say, label_column: str | None = None) -> Source:
     null, or -1 where the classes have names, is unlabelled. The splits are those of `hub.by_split`.
 
     Args:
-        path: the folder.
-        say: receives findings, line by line.
         label_column: the column of labels; None finds it.
 
     Raises:

@@ -47,10 +47,8 @@ def recognise(
     """The layout of a folder.
 
     Args:
-        root: the folder.
         folders: those in it that are not of unlabelled images.
         family: those of them that are splits by their names, each with its split.
-        say: receives what was not obvious.
 
     Raises:
         DataError: the folders can be read in more than one way, or in none.

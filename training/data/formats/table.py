@@ -40,7 +40,6 @@ def table(file: Path, say: Say, label_column: str | None = None) -> Source:
 
     Args:
         file: CSV, tab-separated values, JSON lines, or a JSON export of Label Studio.
-        say: receives findings, line by line.
         label_column: the column of labels; None finds it by its name.
 
     Raises:
