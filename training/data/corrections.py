@@ -78,12 +78,14 @@ def write(rows: Iterable[Doubt]) -> str:
     return text.getvalue()
 
 
-def read(file: Path, flag: str) -> list[Doubt]:
-    """Reads a table that `audit` wrote, with lines removed or `suggested` edited since.
+def read(file: Path | None, flag: str) -> dict[str, Doubt]:
+    """The rows of a table that `audit` wrote, edited or not, by image; none without a table.
 
     Raises:
         DataError: it cannot be read, or names an image twice; the message names the line.
     """
+    if file is None:
+        return {}
     try:
         text = file.read_bytes().decode("utf-8-sig")
     except OSError as error:
@@ -124,7 +126,7 @@ def read(file: Path, flag: str) -> list[Doubt]:
             )
     except csv.Error as error:
         raise DataError(f"{flag} {shown(file)} line {reader.line_num}: {error}") from error
-    return list(rows.values())
+    return rows
 
 
 @dataclass(frozen=True)
@@ -135,10 +137,6 @@ class Corrections:
     """The value of `--data`."""
     drop: Path | None = None
     relabel: Path | None = None
-
-    def to_drop(self) -> set[str]:
-        """The images to leave out, by name."""
-        return set() if self.drop is None else {row.path for row in read(self.drop, "--drop")}
 
     def apply(
         self, class_names: Sequence[str], train: Split, test: Split, others: Sequence[str], say: Say
@@ -156,8 +154,7 @@ class Corrections:
         """
         if self.drop is None and self.relabel is None:
             return Corrected(train, test)
-        drop = {} if self.drop is None else {r.path: r for r in read(self.drop, "--drop")}
-        new = {} if self.relabel is None else {r.path: r for r in read(self.relabel, "--relabel")}
+        drop, new = read(self.drop, "--drop"), read(self.relabel, "--relabel")
         if both := sorted(drop.keys() & new.keys()):
             raise DataError(
                 f"--relabel {self.relabel} line {new[both[0]].line}: {both[0]} is in --drop "

@@ -15,7 +15,7 @@ from labelcurve.bundle.errors import DataError
 from labelcurve.bundle.text import counted, listed
 from labelcurve.training.data import checks, sizes
 from labelcurve.training.data.class_names import check_names
-from labelcurve.training.data.corrections import Corrections, identity
+from labelcurve.training.data.corrections import Corrections, identity, read
 from labelcurve.training.data.decoded import cache as pixels
 from labelcurve.training.data.decoded import digests
 from labelcurve.training.data.decoded.cache import clear as clear
@@ -134,7 +134,7 @@ def load(
     loaded, unreadable = _opened(folder, source, size, memory, say)
     corrections = Corrections(chosen.data, chosen.drop, chosen.relabel)
     others = {identity(found.where, chosen.data): found for found in unreadable}
-    dropped = corrections.to_drop()
+    dropped = read(chosen.drop, "--drop")
     if broken := [others[name] for name in others if name not in dropped]:
         _report_unreadable(source.name, broken, skip_unreadable, say)
     train, test = loaded["train"], loaded.get("test", loaded["train"].take(np.arange(0)))
@@ -149,7 +149,8 @@ def load(
     train, repeated = _without_repeated(train, test)
     if chosen.labelled:
         checks.check_classes(chosen.data, source.class_names, train, loaded.get("test"), say)
-    left_out = (*source.left_out, *map(_left_out, unreadable), *repeated)
+    not_read = [LeftOut(f"{found.where}: {found.why}", "unreadable images") for found in unreadable]
+    left_out = (*source.left_out, *not_read, *repeated)
     checks.report_left_out(source.name, left_out, cache, say)
     return Data(
         name=source.name,
@@ -191,10 +192,6 @@ def _opened(
         for split, found in failures.items()
         for row, why in found
     ]
-
-
-def _left_out(found: Unreadable) -> LeftOut:
-    return LeftOut(f"{found.where}: {found.why}", "unreadable images")
 
 
 def _open(folder: Path, split: str, rows: Rows, size: int, memory: int, stored: bool) -> Split:

@@ -155,13 +155,9 @@ def _with_more(source: Source, more: Source) -> Source:
         source,
         fingerprint=hashlib.sha256(fingerprint.encode()).hexdigest(),
         splits={**source.splits, "train": joined(train, added)},
-        changed=partial(_either, source, more),
+        changed=lambda: source.changed() + more.changed(),
         left_out=left_out,
     )
-
-
-def _either(first: Source, second: Source) -> list[Path]:
-    return first.changed() + second.changed()
 
 
 def check_there(data: str) -> None:

@@ -120,30 +120,25 @@ def make(
     saved.where = circumstances(device, commit, reading(images.train.images, len(learn)))
     try:
         with Bar("pretraining") as bar, interruption.deferred():
-            result, knn, linear = distributed.together(
-                learn_from,
-                network,
-                pixels,
-                replace(request, start=None),
-                device,
-                mine={
-                    "judges": judges,
-                    "control": Control(checkpoint=saved, say=say, on_step=bar.update),
-                },
+            control = Control(checkpoint=saved, say=say, on_step=bar.update)
+            mine, wanted = {"judges": judges, "control": control}, replace(request, start=None)
+            result, probe = distributed.together(
+                learn_from, network, pixels, wanted, device, mine=mine
             )
     except DivergedError:
         if not recipe.extendable:  # the file of the earlier runs is still good
             saved.remove()
         raise
-    if knn is not None and linear is not None:
-        say(f"k-NN {knn:.4f}, linear probe {linear:.4f} on {n_judged:,} held-out training images")
+    if result.knn is not None and probe is not None:
+        figures = f"k-NN {result.knn:.4f}, linear probe {probe:.4f}"
+        say(f"{figures} on {n_judged:,} held-out training images")
     if request.seconds is not None and result.epochs < 1:
         say(
             f"WARNING: {result.epochs:.2f} epochs: the time ended before every image was seen, so "
             "expect little of this extractor. `pretrain` with more --max-minutes makes a better one"
         )
+    judged = {"n_held_out": n_judged, "knn": result.knn, "probe": probe}
     record = _record(request, result, device, commit)
-    judged = _Judged(n_judged, knn, linear)
     extractor.write(out, network, _card(images, request, len(learn), judged, record))
     if result.trunk is None:
         saved.remove()
@@ -164,7 +159,7 @@ def learn_from(
     *,
     judges: Sequence[NDArray[Any]] | None = None,
     control: Control = SILENT,
-) -> tuple[Result, float | None, float | None]:
+) -> tuple[Result, float | None]:
     """Trains `network` in place; runs in every process of a distributed run.
 
     Args:
@@ -173,7 +168,7 @@ def learn_from(
         control: observers and the checkpoint; the time limit is that of the request.
 
     Returns:
-        The result, and the k-NN and linear-probe accuracy, None where there was no evaluation.
+        The result, and the accuracy of the linear probe, None where there was no evaluation.
     """
     recipe = request.recipe
     network.to(device.device).to(memory_format=torch.channels_last)
@@ -211,7 +206,7 @@ def learn_from(
             probe,
             replace(control, seconds=seconds),
         )
-    return result, result.knn, probe.linear(network) if probe else None
+    return result, probe.linear(network) if probe else None
 
 
 def split(n: int) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
@@ -303,15 +298,12 @@ def _share_time(
     return probe, distributed.agree(max(0.0, seconds - closing))
 
 
-@dataclass(frozen=True)
-class _Judged:
-    n_held_out: int
-    knn: float | None
-    probe: float | None
-
-
 def _card(
-    images: Data, request: Request, n_images: int, judged: _Judged, record: extractor.Pretraining
+    images: Data,
+    request: Request,
+    n_images: int,
+    judged: dict[str, Any],
+    record: extractor.Pretraining,
 ) -> Card:
     return Card(
         dataset=images.name,
@@ -322,7 +314,7 @@ def _card(
         objective=request.recipe.objective,
         flip=request.flip,
         runs=(*(request.start.card.runs if request.start else ()), record),
-        **asdict(judged),
+        **judged,
     )
 
 

@@ -116,8 +116,17 @@ def _further(options: PlanOptions, advice: Advice, classes: Balance) -> list[str
 
 def _unlabelled(options: PlanOptions, images: Data) -> tuple[str, ...]:
     """Notes on images without labels."""
-    n_unlabelled = len(images.train) - images.train.n_labelled
-    notes = (*_too_few(n_unlabelled, options.more), *_unlabelled_use(options, images))
+    labels = images.train.labels[images.train.labels != UNLABELLED]
+    n_unlabelled = len(images.train) - len(labels)
+    notes = _too_few(n_unlabelled, options.more)
+    n = min(MOST_UNLABELLED, n_unlabelled)
+    n_labels = sum(fractions.counts(int(own), 1.0)[0] for own in np.bincount(labels))
+    if n and options.extractor.startswith(LIBRARIES) and n_labels < TUNED_FROM:
+        notes += (
+            f"`train` also learns from {counted(n, 'image')} without labels, and this forecast "
+            "does not: with few labels the models of `train` start some points higher, and what "
+            "more labels gain is about the same (docs/plan.md)",
+        )
     for note in notes:
         say(note)
     return notes
@@ -130,21 +139,6 @@ def _too_few(n_unlabelled: int, more: int) -> tuple[str, ...]:
         f"only {counted(n_unlabelled, 'image')} without labels "
         f"{'is' if n_unlabelled == 1 else 'are'} there to label, and --more asks for {more:,}: "
         "the others have to be found first",
-    )
-
-
-def _unlabelled_use(options: PlanOptions, images: Data) -> tuple[str, ...]:
-    """Notes that `train` uses images without labels, and a forecast does not."""
-    labels = images.train.labels[images.train.labels != UNLABELLED]
-    n = min(MOST_UNLABELLED, len(images.train) - len(labels))
-    n_labels = sum(fractions.counts(int(own), 1.0)[0] for own in np.bincount(labels))
-    pretrained = options.extractor.startswith(LIBRARIES)
-    if not (n and pretrained and n_labels < TUNED_FROM):
-        return ()
-    return (
-        f"`train` also learns from {counted(n, 'image')} without labels, and this forecast does "
-        "not: with few labels the models of `train` start some points higher, and what more labels "
-        "gain is about the same (docs/plan.md)",
     )
 
 

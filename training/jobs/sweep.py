@@ -82,7 +82,9 @@ def run(chosen: SweepOptions, others: Sequence[str]) -> dict[str, Any]:
     """
     # Reports invalid options before Ray starts.
     base = options.parse(others)
-    _check_there(chosen.data, chosen.address)
+    if chosen.address in (None, "auto"):  # this machine runs jobs
+        for data in chosen.data:
+            check_there(data)
     jobs = _jobs(chosen, base, others)
     runs = base.out / RUNS
     bundles: list[dict[str, Any]] = []
@@ -112,7 +114,8 @@ def run(chosen: SweepOptions, others: Sequence[str]) -> dict[str, Any]:
                 try:
                     entries = ray.get(reference)
                 except ray.exceptions.RayError as error:
-                    failed.append(f"{_called(job)}: {_reason(error)}")
+                    called = f"--data {job.data} --fraction {job.fraction:g} --seed {job.seed}"
+                    failed.append(f"{called}: {_reason(error)}")
                     say(f"{done}  {failed[-1]}")
                     continue
                 bundles += entries
@@ -208,18 +211,6 @@ def _jobs(chosen: SweepOptions, base: Options, others: Sequence[str]) -> list[Jo
     return jobs
 
 
-def _check_there(sources: Sequence[str], address: str | None) -> None:
-    """Checks that `--data` exists, where this machine runs jobs.
-
-    Raises:
-        DataError: it does not exist.
-    """
-    if address not in (None, "auto"):
-        return
-    for data in sources:
-        check_there(data)
-
-
 def _check_room(
     cpus: float, gpus: float, nodes: Sequence[dict[str, Any]], address: str | None
 ) -> None:
@@ -308,10 +299,6 @@ def _reaching(address: str) -> Iterator[None]:
             f"--address {address}: no Ray cluster answers there ({error}). Without --address, Ray "
             "starts on this machine"
         ) from error
-
-
-def _called(job: Job) -> str:
-    return f"--data {job.data} --fraction {job.fraction:g} --seed {job.seed}"
 
 
 def _reason(error: Any) -> str:

@@ -136,7 +136,9 @@ class ModelRun:
                 )
             kept = f"epoch {result.best_epoch}" if result.head is None else "the linear head"
             say(f"kept {kept}, {result.seconds:.0f} s{shared}")
-            entry = self.publish(result, self._about(budget, result, waited))
+            before = store.read(command.out, cell.measured) if cell.measured else None
+            about = self._about(budget, result, waited)
+            entry = publication.publish(command, cell, result, about, before)
             run.published(entry)
         budget.done(time.monotonic() - began - result.seconds, entry["seconds"]["export"])
         self.entry = entry
@@ -241,12 +243,6 @@ class ModelRun:
         if not self.interruptions:
             check_room(self.folder, network)
         return network
-
-    def publish(self, result: finetune.Result, about: Circumstances) -> dict[str, Any]:
-        """Exports, measures and publishes; the bundle's entry in the command's document."""
-        command, cell = self.command, self.cell
-        before = store.read(command.out, cell.measured) if cell.measured else None
-        return publication.publish(command, cell, result, about, before)
 
     def _about(
         self, budget: Budget, result: finetune.Result, waited: float | None

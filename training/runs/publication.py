@@ -351,14 +351,8 @@ def _manifest(
 def _pretrained(found: Extractor | None) -> Pretrained | None:
     if found is None:
         return None
-    return Pretrained(
-        version=found.version,
-        objective=found.card.objective,
-        dataset=found.card.dataset,
-        pixels_hash=found.card.pixels_hash,
-        license=found.card.license,
-        source=found.card.source,
-    )
+    facts = {"objective", "dataset", "pixels_hash", "license", "source"}
+    return Pretrained(version=found.version, **found.card.model_dump(include=facts))
 
 
 def measure(runtime: Any, split: dataset.Split) -> tuple[Metrics, NDArray[np.float64], Index]:

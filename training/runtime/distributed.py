@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from functools import partial
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 import torch
@@ -110,10 +110,10 @@ def run(work: Callable[[], dict[str, Any]], device: str) -> dict[str, Any] | Non
             with suppress(RuntimeError):
                 _send(None)  # they wait for it, and an interpreter takes a while to exit
             raise
-        _exit(stopped.code)
+        os._exit(stopped.code)  # without waiting for messages that will never arrive
     except Exception as error:
         if not _first_to_say():
-            _exit(1)
+            os._exit(1)
         if _is_loss(error):
             raise LabelcurveError(
                 f"one of the {size()} processes ended without an error (killed? out of memory?): "
@@ -385,8 +385,3 @@ def _first_to_say() -> bool:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         time.sleep(LEADER_SECONDS)
         return False
-
-
-def _exit(code: int) -> NoReturn:
-    """Exits without waiting for messages that will never arrive."""
-    os._exit(code)

@@ -52,7 +52,9 @@ def read(file: Path, label_column: str | None = None) -> list[Row]:
     if file.suffix.lower() == ".json":
         return _read_json(file, text, label_column)
     if file.suffix.lower() in (".jsonl", ".ndjson"):
-        return _read_lines(file, text, label_column)
+        lines = [(n, line) for n, line in enumerate(text.split("\n"), 1) if line.strip()]
+        entries = [(n, _parsed(file, line, f" line {n}")) for n, line in lines]
+        return _entries(file, entries, label_column)
     return _read_csv(file, text, label_column)
 
 
@@ -101,11 +103,6 @@ def _csv_columns(file: Path, reader: csv.DictReader[str], label: str | None) -> 
                 "`label` (pandas: table[classes].idxmax(axis=1)); an image has one label"
             ) from None
         raise
-
-
-def _read_lines(file: Path, text: str, label: str | None) -> list[Row]:
-    lines = [(number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
-    return _entries(file, [(n, _parsed(file, line, f" line {n}")) for n, line in lines], label)
 
 
 def _read_json(file: Path, text: str, label: str | None) -> list[Row]:
