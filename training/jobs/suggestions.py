@@ -20,6 +20,7 @@ from labelcurve.bundle.errors import LabelcurveError
 from labelcurve.bundle.preprocess import ending
 from labelcurve.bundle.text import percent
 from labelcurve.training.data.split import Split
+from labelcurve.training.forecast.page import html
 
 TABLE, PAGE, IMAGES = "suggest.csv", "index.html", "images"
 SIDE = 128
@@ -124,17 +125,11 @@ def _page(
             f'<li><img src="{_picture(np.asarray(split.images[one.row]))}" alt="">{said}'
             f"<small>{escape(one.reason)}, {escape(Path(path).name)}</small></li>"
         )
-    title = f"{len(found):,} images to label"
-    return f"""<!doctype html>
-<html lang="en">
-<head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
-<title>{title}</title><style>{STYLE}</style></head>
-<body><h1>{title}</h1>
-<p>In the order of <code>{TABLE}</code>. Random ones are a sample of the pool: keep them for a
-test.</p>
+    body = f"""<p>In the order of <code>{TABLE}</code>. Random ones are a sample of the pool: keep
+them for a test.</p>
 <ol>{"".join(figures)}</ol>
-</body></html>
 """
+    return html(f"{len(found):,} images to label", STYLE, body)
 
 
 def _picture(pixels: NDArray[np.uint8]) -> str:
