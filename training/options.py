@@ -177,11 +177,6 @@ class Options(OutputOptions, TrainingOptions, LabelOptions, ImageOptions):
     """
 
     def __post_init__(self) -> None:
-        """Validates the values.
-
-        Raises:
-            LabelcurveError: names the flag, the value and what is allowed.
-        """
         check(self)
         _exclude(self.epochs, self.max_minutes)
         _check_seed(self.seed, self.seeds)
@@ -301,11 +296,6 @@ class PretrainOptions(PretrainOutputOptions, PretrainTrainingOptions, PretrainIm
     """
 
     def __post_init__(self) -> None:
-        """Validates the values.
-
-        Raises:
-            LabelcurveError: names the flag, the value and what is allowed.
-        """
         check(self)
         _exclude(self.epochs, self.max_minutes)
         _check_seed(self.seed)

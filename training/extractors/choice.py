@@ -58,11 +58,7 @@ class Wanted:
 
 
 def check(wanted: str) -> None:
-    """Refuses an impossible value of `train --extractor` before any image is read.
-
-    Raises:
-        LabelcurveError: names the allowed values.
-    """
+    """Raises LabelcurveError for an impossible `train --extractor` before any image is read."""
     if wanted.startswith(TIMM):
         from labelcurve.training.models import timm_weights
 

@@ -93,11 +93,7 @@ class Extractor:
     """First 12 digits of a SHA-256 over the weights."""
 
     def load_into(self, network: nn.Module) -> None:
-        """Replaces all weights of `network` but the classifier's.
-
-        Raises:
-            LabelcurveError: made for another backbone.
-        """
+        """Replaces all weights but the classifier's; LabelcurveError where they do not fit."""
         own = {k: v for k, v in network.state_dict().items() if not k.startswith("classifier.")}
         if wrong := differing(own, self.weights):
             raise LabelcurveError(
@@ -176,11 +172,7 @@ def read(path: Path, option: str = "--extractor") -> Extractor:
 
 
 def check_finite(weights: Mapping[str, Tensor], wanted: str) -> None:
-    """Refuses weights with NaN or infinity.
-
-    Raises:
-        LabelcurveError: names the first.
-    """
+    """Raises LabelcurveError for weights with NaN or infinity; names the first."""
     bad = [k for k, v in weights.items() if v.is_floating_point() and not v.isfinite().all()]
     if bad:
         raise LabelcurveError(
