@@ -60,11 +60,7 @@ def load(selection: Selection, options: Chosen, skip_unreadable: bool) -> tuple[
 def obtain(
     options: EmbeddingOptions, images: Data, device: Device, *, flip: bool
 ) -> Extractor | None:
-    """Returns the extractor of `--extractor`; a new one is trained on all images, labelled or not.
-
-    Args:
-        flip: whether mirrored images keep their class.
-    """
+    """The extractor of `--extractor`; a new one learns from all images, mirrored if `flip`."""
     wanted = Wanted(
         backbone="convnet",
         flip=flip and not options.no_flip,
@@ -102,12 +98,7 @@ def embed_labelled(options: PlanOptions | AuditOptions, images: Data) -> Embedde
 
 
 def network_for(images: Data, extractor: Extractor | None, name: str) -> Network:
-    """The network that embeds the images.
-
-    Args:
-        extractor: whose weights the network has; None leaves it untrained, which is said.
-        name: value of `--extractor`, which may name a network of a library.
-    """
+    """The network that embeds the images; without an extractor it is untrained, which is said."""
     torch.manual_seed(0)
     backbone = name.partition("=")[0] if name.startswith(LIBRARIES) else "convnet"
     network = build(backbone, images.train.images, max(1, len(images.class_names)))

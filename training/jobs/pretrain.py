@@ -31,13 +31,9 @@ ENDLESS = 10_000
 
 
 def run(options: PretrainOptions, start: float | None = None) -> dict[str, Any]:
-    """Trains an extractor and writes it.
+    """Trains an extractor and writes it; returns the JSON document for stdout.
 
-    Args:
-        start: of the process, by `time.monotonic`; None means now.
-
-    Returns:
-        The JSON document for the last line on stdout.
+    `start` is that of the process, by `time.monotonic`; None means now.
 
     Raises:
         LabelcurveError: the options, the data or the device cannot be used, or the run failed.

@@ -54,13 +54,9 @@ class _Known:
 
 
 def run(options: SuggestOptions, start: float | None = None) -> dict[str, Any]:
-    """Chooses images and writes them to a new folder.
+    """Chooses images, writes them to a new folder; returns the JSON document for stdout.
 
-    Args:
-        start: of the process, by `time.monotonic`; None means now.
-
-    Returns:
-        The JSON document for the last line on stdout.
+    `start` is that of the process, by `time.monotonic`; None means now.
 
     Raises:
         LabelcurveError: the pool, the labels or the models cannot be used, or the folder exists.

@@ -169,11 +169,7 @@ class Checkpoint:
 
 
 class Finished:
-    """Marks a published bundle of an unfinished command, so that it is not trained again.
-
-    Args:
-        key: what the bundle depends on.
-    """
+    """Marks a published bundle of an unfinished command, so that it is not trained again."""
 
     def __init__(self, folder: Path, key: Mapping[str, object] | None = None) -> None:
         self._path = folder / "finished.json"

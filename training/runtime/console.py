@@ -51,11 +51,7 @@ def tell(text: str) -> None:
 
 
 class Bar:
-    """Shows the progress of a long task, below the rows that are printed meanwhile.
-
-    Args:
-        console: by default the standard output.
-    """
+    """Shows the progress of a long task, below the rows that are printed meanwhile."""
 
     def __init__(self, title: str, console: Console | None = None) -> None:
         from rich.console import Console
@@ -108,7 +104,6 @@ def epoch(row: Epoch, of: str, left: float) -> str:
     """A line below `EPOCHS`.
 
     Args:
-        row: an epoch of fine-tuning.
         of: `/` and the number of epochs, where it is known.
         left: seconds to go.
     """
