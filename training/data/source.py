@@ -9,10 +9,10 @@ import stat
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +20,8 @@ from PIL import Image
 
 from labelcurve.bundle.errors import DataError, UnreadableImage
 from labelcurve.bundle.text import shown as shown
+
+T = TypeVar("T")
 
 Say = Callable[[str], None]
 """Receives what a person should know of the data, line by line."""
@@ -96,22 +98,13 @@ def joined(first: Rows, second: Rows) -> Rows:
         )
         before, after = groups
         starts = np.concatenate([before, after + n]).astype(np.int64)
-    both = _Joined(first, second)
-    return Rows(np.concatenate([first.labels, second.labels]), both.read, both.where, starts)
+    read = partial(_either, first.read, second.read, n)
+    where = partial(_either, first.where, second.where, n)
+    return Rows(np.concatenate([first.labels, second.labels]), read, where, starts)
 
 
-@dataclass(frozen=True)
-class _Joined:
-    first: Rows
-    second: Rows
-
-    def read(self, i: int) -> bytes:
-        n = len(self.first.labels)
-        return self.first.read(i) if i < n else self.second.read(i - n)
-
-    def where(self, i: int) -> str:
-        n = len(self.first.labels)
-        return self.first.where(i) if i < n else self.second.where(i - n)
+def _either(first: Callable[[int], T], second: Callable[[int], T], n: int, i: int) -> T:
+    return first(i) if i < n else second(i - n)
 
 
 @dataclass(frozen=True)

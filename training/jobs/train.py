@@ -201,24 +201,16 @@ def _train(
     )
     policy = CheckpointPolicy(options.fresh, options.checkpoint_seconds)
     command = Command(
+        options=options,
         images=images,
-        source=options.data,
         extractor=choice.obtain(options.extractor, images, wanted, device, policy),
         device=device,
-        precision=options.precision,
         commit=commit,
-        out=options.out,
-        preset=options.preset,
         test=n_test > 0,
-        max_minutes=options.max_minutes,
-        mlflow=options.mlflow,
-        checkpoint_seconds=options.checkpoint_seconds,
-        cache=options.cache,
         # With few labels it often gains nothing, and on a CPU takes minutes.
         finetune=device.device.type != "cpu"
         or options.epochs is not None
         or options.max_minutes is not None,
-        max_latency=options.max_latency,
     )
     if options.fresh:  # only now: nothing is lost by a command that cannot run
         for cell in cells:

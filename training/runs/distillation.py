@@ -78,15 +78,12 @@ def _name(options: Options, images: Data, cell: Cell, *, final: bool) -> str:
 
 
 class StudentRun(ModelRun):
-    """Trains and publishes one compact model.
-
-    Args:
-        teacher: is trained before.
-    """
+    """Trains and publishes one compact model, after its teacher."""
 
     def __init__(self, command: Command, cell: Cell, began: float, teacher: ModelRun) -> None:
         own = _extractor(command, cell, teacher.cell)
-        super().__init__(replace(command, extractor=own, preset="default"), cell, began)
+        options = replace(command.options, preset="default")
+        super().__init__(replace(command, extractor=own, options=options), cell, began)
         self._teacher = teacher
 
     def published(self) -> dict[str, Any] | None:
@@ -151,7 +148,7 @@ class StudentRun(ModelRun):
         )
 
     def _bundle(self) -> Bundle:
-        return store.read(self.command.out, self._teacher.cell.name)
+        return store.read(self.command.options.out, self._teacher.cell.name)
 
     def _answers_folder(self) -> Path:
         assert self.taught_by is not None
@@ -171,7 +168,6 @@ def answers(
     Args:
         images: uint8 [N, H, W, 3].
         rows: int64 [M].
-        flip: take the mean over the image and its mirror image.
     """
     for first in range(0, len(rows), BATCH):
         part = rows[first : first + BATCH]

@@ -88,11 +88,7 @@ def subset(images: Data) -> Subset:
 
 
 class FinalRun(ModelRun):
-    """Trains and publishes the final model, when the one of 100 % has been published.
-
-    Args:
-        command: with the images of `Final`.
-    """
+    """Trains and publishes the final model, when the one of 100 % has been published."""
 
     def learn(self, budget: Budget, run: Tracking) -> finetune.Result:
         """Trains as the measured model was trained: a linear head, fine-tuning, or both."""
@@ -103,7 +99,7 @@ class FinalRun(ModelRun):
             f"its figures are those of {before}"
         )
         network = self.network()
-        chosen = store.read(command.out, before).manifest.recipe.get("linear_head")
+        chosen = store.read(command.options.out, before).manifest.recipe.get("linear_head")
         linear = self.linear(network, chosen=chosen)
         if linear is None:
             return self.tune(network, budget, run)

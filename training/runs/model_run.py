@@ -52,7 +52,7 @@ class ModelRun:
     def __init__(self, command: Command, cell: Cell, began: float) -> None:
         self.command, self.cell, self.began = command, cell, began
         self.device = command.device
-        self.folder = folder(command.out, cell)
+        self.folder = folder(command.options.out, cell)
         self.others = cell.others(len(command.images.train))
         self.n_unlabelled = len(self.others)
         """Images without labels that it was trained on."""
@@ -61,7 +61,7 @@ class ModelRun:
         self.checkpoint = Checkpoint(
             self.folder / "checkpoint.pt",
             key,
-            seconds=command.checkpoint_seconds,
+            seconds=command.options.checkpoint_seconds,
             about=self.progress,
             say=say,
         )
@@ -77,7 +77,7 @@ class ModelRun:
 
     def published(self) -> dict[str, Any] | None:
         """The bundle's entry in the command's document, where an interrupted command made it."""
-        entry = self.finished.read(self.command.out)
+        entry = self.finished.read(self.command.options.out)
         if entry is not None:
             say(f"{self.cell.name}: {entry['version']} was published before the interruption")
         self.entry = entry
@@ -122,7 +122,7 @@ class ModelRun:
             "n_unlabelled": len(self.others),
             **asdict(cell.recipe),
         }
-        with Tracking(command.mlflow, cell.name, params, self.mlflow_run, say) as run:
+        with Tracking(command.options.mlflow, cell.name, params, self.mlflow_run, say) as run:
             self.mlflow_run = run.run_id
             began, cores = time.monotonic(), scheduled()
             result = self.learn(budget, run)
@@ -136,7 +136,7 @@ class ModelRun:
                 )
             kept = f"epoch {result.best_epoch}" if result.head is None else "the linear head"
             say(f"kept {kept}, {result.seconds:.0f} s{shared}")
-            before = store.read(command.out, cell.measured) if cell.measured else None
+            before = store.read(command.options.out, cell.measured) if cell.measured else None
             about = self._about(budget, result, waited)
             entry = publication.publish(command, cell, result, about, before)
             run.published(entry)
@@ -184,7 +184,7 @@ class ModelRun:
         command, cell = self.command, self.cell
         if command.extractor is None or not cell.recipe.backbone.startswith(LIBRARIES):
             return None
-        version, cache = command.extractor.version + kind, command.cache
+        version, cache = command.extractor.version + kind, command.options.cache
         images, device = command.images, command.device
         return frozen.fit(network, images, cell, version, device, cache=cache, chosen=chosen)
 
@@ -305,10 +305,10 @@ def _key(command: Command, cell: Cell, n_others: int) -> dict[str, object]:
         "the hash of the training images": command.images.pixels_hash,
         "--image-size": command.images.size,
         "--seed": cell.seed,
-        "--preset": command.preset,
-        "--precision": command.precision,
+        "--preset": command.options.preset,
+        "--precision": command.options.precision,
         "--extractor": command.extractor.version if command.extractor else None,
-        "--max-minutes": command.max_minutes,
+        "--max-minutes": command.options.max_minutes,
         "--no-test": not command.test,
         "--epochs": recipe.pop("epochs"),
         **{f"the recipe's {name}": value for name, value in recipe.items()},

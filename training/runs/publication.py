@@ -41,11 +41,11 @@ from labelcurve.training.models import export
 from labelcurve.training.models.backbones import n_parameters, predict_logits
 from labelcurve.training.models.export import p50_ms
 from labelcurve.training.models.extractor import Extractor
-from labelcurve.training.recipes import Preset
+from labelcurve.training.options import Options
 from labelcurve.training.runs import card
 from labelcurve.training.runs.grid import Cell
 from labelcurve.training.runtime.console import say
-from labelcurve.training.runtime.device import FP32_CPU, Device, Precision, hardware
+from labelcurve.training.runtime.device import FP32_CPU, Device, hardware
 
 PACKAGES = ("labelcurve", "numpy", "onnx", "onnxruntime", "onnxscript", "pillow", "torch")
 
@@ -59,29 +59,16 @@ TEST_FIGURES = {"accuracy", "balanced_accuracy", "f1", "precision", "recall"}
 class Command:
     """Inputs and settings shared by all models of a command."""
 
+    options: Options
     images: Data
-    source: str
-    """`--data`, as it was given."""
     extractor: Extractor | None
     device: Device
-    precision: Precision
-    """`--precision` as given; `device.precision` is the one chosen."""
     commit: str | None
     """Commit of the running code."""
-    out: Path
-    preset: Preset
     test: bool
     """Whether the test images may be used."""
-    max_minutes: float | None
-    mlflow: str | None
-    """Experiment."""
-    checkpoint_seconds: float
-    cache: Path | None
-    """Folder of downloads, decoded pixels and features; None takes the default one."""
     finetune: bool
     """Whether fine-tuning follows the linear head on a pretrained backbone, however few labels."""
-    max_latency: float | None = None
-    """Limit in ms; without one, no time is taken."""
 
 
 @dataclass(frozen=True)
@@ -160,10 +147,10 @@ def publish(
     seconds = {name: round(value, 3) for name, value in seconds.items()}
     manifest = _manifest(command, cell, result, about, temperature, parity, figures)
     latency = None
-    if command.max_latency is not None:
+    if command.options.max_latency is not None:
         own = p50_ms(graph, images.train.images)
         teacher = about.teacher_p50_ms
-        latency = Latency(limit_ms=command.max_latency, p50_ms=own, teacher_p50_ms=teacher)
+        latency = Latency(limit_ms=command.options.max_latency, p50_ms=own, teacher_p50_ms=teacher)
     shown, where = (figures.test, "test") if figures.test else (figures.val, "validation")
     doubt = few_tested(where, shown.n)
     warnings = (*about.warnings, doubt) if doubt else about.warnings
@@ -183,7 +170,7 @@ def publish(
         report=figures.report,
         confusion=figures.confusion,
     )
-    path = store.publish(command.out, manifest, graph, card.write(manifest, record), record)
+    path = store.publish(command.options.out, manifest, graph, card.write(manifest, record), record)
     of = f" of {figures.measured.name}" if figures.measured else ""
     say(
         f"{where}{of}: accuracy {shown.accuracy:.4f}, balanced {shown.balanced_accuracy:.4f}, "
@@ -243,11 +230,11 @@ def _exported(
 ) -> tuple[bytes, Parity]:
     """The graph, and the proof of the parity gate that it is the same function."""
     images, served = command.images, export.Served(result.network, temperature)
-    cache = command.cache or dataset.default_cache()
+    cache = command.options.cache or dataset.default_cache()
     graph = export.to_onnx(served, images.size, images.class_names, cache)
     # The gate may look at held-out images beyond the fraction: it uses no label.
     checked = images.train.take(fractions.spread(cell.subset.val_pool, export.PARITY_IMAGES))
-    files = checks.unchanged(command.source, checked)
+    files = checks.unchanged(command.options.data, checked)
     # Where training has a GPU, the service is likely to have one, too.
     gpu = command.device.device.type == "cuda"
     parity = export.check_parity(graph, served, checked.images, files, images.class_names, gpu)
@@ -328,7 +315,7 @@ def _manifest(
         extractor=_pretrained(command.extractor),
         teacher=about.teacher,
         seed=cell.seed,
-        preset=command.preset,
+        preset=command.options.preset,
         backbone=cell.recipe.backbone,
         n_parameters=n_parameters(result.network),
         epochs=len(result.history),
