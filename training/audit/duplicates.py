@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from labelcurve.training.forecast.head import Rows
+from labelcurve.training.forecast.measurement import Progress
 
 NEIGHBOURS = 8
 """Nearest images in the embedding that are compared with each, and as many by their grey values."""
@@ -45,8 +46,6 @@ BLOCK_BYTES = 64 * 2**20
 AT_ONCE = 256
 """Pairs that are compared at once."""
 
-Progress = Callable[[float], None]
-"""Receives the share that is done."""
 Parts = list[tuple[Rows, Rows]]
 """Weights that take parts out of an image, [T, S] for its rows and for its columns."""
 Read = Callable[[NDArray[np.int64]], NDArray[np.uint8]]

@@ -57,7 +57,6 @@ class Looked:
     copies: NDArray[np.int64]
     """[N] A number, the same for the same pixels."""
     pairs: Pairs
-    """Near-duplicates."""
 
     def alike(self) -> NDArray[np.int64]:
         """A number for each image, the same for copies and near-duplicates; [N]."""

@@ -19,7 +19,6 @@ from labelcurve.training.data.source import LeftOut, Say
 from labelcurve.training.data.split import Split
 
 LISTED = 20
-"""Images that a message names."""
 
 NAMED = 2
 """Files or folders that the line about what is left out names, for each reason."""

@@ -131,7 +131,6 @@ class Corrections:
     """Corrections requested with `--drop` and `--relabel`."""
 
     data: str
-    """The value of `--data`."""
     drop: Path | None = None
     relabel: Path | None = None
 

@@ -61,11 +61,8 @@ class Data:
     test_given: bool = True
     """Whether the source has a test split; else `test` is a fifth of its labels."""
     left_out: dict[str, int] = field(default_factory=dict)
-    """Files that are not used, by reason."""
     dropped: int = 0
-    """Training images that `--drop` left out."""
     relabelled: int = 0
-    """Training images that `--relabel` gave another label."""
     unreadable: tuple[Unreadable, ...] = ()
     corrected_test: Split | None = None
     """The test images with the corrections of `--drop` and `--relabel`, where there are some."""

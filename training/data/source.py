@@ -60,7 +60,6 @@ class LeftOut:
     reason: str
     """Worded to follow a number: `thumbnails (@eaDir)`."""
     count: int = 1
-    """Files."""
 
 
 @dataclass(frozen=True)

@@ -53,7 +53,6 @@ CIFAR10_MIRRORS = (
 """Tried in this order; torchvision checks each download against the archive's MD5 sum."""
 
 NAMED = ("cifar10", "digits")
-"""Values of `--data` that are not paths."""
 
 ALLOWED = (
     "Allowed: cifar10, digits, a folder of class folders, a folder of Parquet files, or a table "
@@ -66,12 +65,10 @@ class Selection:
     """Selection of images by `--data` and its options."""
 
     data: str
-    """`digits`, `cifar10` or a path."""
     layout: Layout = "auto"
     label_column: str | None = None
     """Column of a table or of Parquet files with the labels; None detects it."""
     unlabelled: Path | None = None
-    """A folder of further images, without labels."""
     option: str = "--unlabelled"
     """The option that named that folder, for messages."""
     labelled: bool = True

@@ -79,7 +79,6 @@ class Embedded:
     parts: tuple[Rows, Rows]
     """Training and test images, float32 [N, D] each."""
     seconds: float
-    """Time that embedding took."""
 
     @property
     def source(self) -> str:

@@ -69,7 +69,6 @@ class Request:
     """Time limit counted from `since`, evaluation included, over all parts of a resumed run."""
     since: float = field(default_factory=time.monotonic)
     start: Extractor | None = None
-    """Initial weights."""
     precision: Precision = "auto"
     """`--precision` as given; `Device.precision` is the one chosen."""
 

@@ -15,7 +15,6 @@ LARGE = 0.5
 HANDFUL = 5
 """Labels of a class below which it is named."""
 NAMED = 5
-"""Classes that a sentence names."""
 
 
 @dataclass(frozen=True)
@@ -24,7 +23,6 @@ class Balance:
 
     class_names: tuple[str, ...]
     counts: tuple[int, ...]
-    """Training labels of each class."""
     share: float
     """Of the most frequent class among the tested images: the accuracy of always guessing it."""
     frequent: int

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from labelcurve.training.data.source import Index
-from labelcurve.training.forecast import head, sampling
+from labelcurve.training.forecast import head
 from labelcurve.training.forecast.head import Rows
 from labelcurve.training.forecast.law import NOISE, Points
 
@@ -17,6 +17,10 @@ FOLDS = 10
 REPEATS = 3
 SUBSETS = FOLDS * REPEATS
 """Training sets of each size."""
+SIZES = 7
+SPAN = 32
+"""The most labels over the fewest."""
+FEWEST = 16
 
 Progress = Callable[[float], None]
 """Receives the share that is done."""
@@ -31,7 +35,6 @@ class Measured:
     wrong: NDArray[np.bool_]
     """[R, N, F]"""
     n: int
-    """Labels there are."""
 
     @property
     def errors(self) -> NDArray[np.float64]:
@@ -73,13 +76,13 @@ def cross_validate(
     """
     random = np.random.default_rng(seed)
     most = len(labels) - -(-len(labels) // FOLDS)
-    sizes = sampling.sizes(most, n_classes)
+    sizes = chosen_sizes(most, n_classes)
     wrong = np.zeros((REPEATS, len(labels), len(sizes)), np.bool_)
     for repeat in range(REPEATS):
-        fold = sampling.folds(labels, FOLDS, random)
+        fold = folds(labels, FOLDS, random)
         for k in range(FOLDS):
             test, train = np.flatnonzero(fold == k), np.flatnonzero(fold != k)
-            train = train[sampling.order(labels[train], random)]
+            train = train[stratified(labels[train], random)]
             held = features[test], labels[test]
             wrong[repeat, test] = _wrong(features, labels, n_classes, sizes, train, held, random)
             progress((repeat * FOLDS + k + 1) / SUBSETS)
@@ -105,10 +108,10 @@ def hold_out(
         seed: of the subsets.
     """
     random = np.random.default_rng(seed)
-    sizes = sampling.sizes(len(labels), n_classes)
+    sizes = chosen_sizes(len(labels), n_classes)
     wrong = np.zeros((SUBSETS, len(test[1]), len(sizes)), np.bool_)
     for repeat in range(SUBSETS):
-        train = sampling.order(labels, random)
+        train = stratified(labels, random)
         wrong[repeat] = _wrong(features, labels, n_classes, sizes, train, test, random)
         progress((repeat + 1) / SUBSETS)
     return Measured(sizes, wrong, len(labels))
@@ -131,3 +134,34 @@ def _wrong(
         fitted = head.fit(features[rows], labels[rows], n_classes)
         wrong[:, j] = fitted.scores(test[0]).argmax(axis=1) != test[1]
     return wrong
+
+
+def chosen_sizes(most: int, n_classes: int) -> NDArray[np.int64]:
+    """Numbers of labels to train on, evenly spread in the logarithm.
+
+    Args:
+        most: labels that can be trained on.
+        n_classes: the fewest are two a class.
+    """
+    least = min(most, max(FEWEST, 2 * n_classes, most // SPAN))
+    return np.unique(np.geomspace(least, most, SIZES).round().astype(np.int64))
+
+
+def stratified(labels: Index, random: np.random.Generator) -> NDArray[np.int64]:
+    """A random order of the rows in which each stretch is about stratified."""
+    key = np.empty(len(labels))
+    for label in np.unique(labels):
+        rows = random.permutation(np.flatnonzero(labels == label))
+        key[rows] = (np.arange(len(rows)) + random.random(len(rows))) / len(rows)
+    return np.argsort(key, kind="stable")
+
+
+def folds(labels: Index, k: int, random: np.random.Generator) -> NDArray[np.int64]:
+    """The fold of each row: sizes differ by one at most, in each class, too."""
+    found = np.empty(len(labels), np.int64)
+    turn, dealt = random.permutation(k), 0
+    for label in np.unique(labels):
+        rows = random.permutation(np.flatnonzero(labels == label))
+        found[rows] = turn[(dealt + np.arange(len(rows))) % k]
+        dealt += len(rows)
+    return found

@@ -34,7 +34,6 @@ class Audited:
     """Findings of an audit."""
 
     doubts: list[Doubt]
-    """The rows of the table, in order."""
     found: list[list[Finding]]
     """The findings of the last rows, after the unreadable images."""
     effect: Effect | None

@@ -30,7 +30,6 @@ from labelcurve.training.runtime.console import Bar, say
 from labelcurve.training.runtime.device import check as check_device
 
 FEWEST = 50
-"""Labels."""
 
 
 def run(options: PlanOptions, start: float | None = None) -> dict[str, Any]:

@@ -46,9 +46,7 @@ class _Known:
     """[N, K]; None without labels."""
     class_names: tuple[str, ...]
     labelled: Index
-    """Rows with a label."""
     pool: Index
-    """Rows without one."""
     n_labels: int
     """Number of labels from which the probabilities were learned."""
 

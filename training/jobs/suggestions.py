@@ -40,7 +40,6 @@ class Suggestion:
     """An image to label."""
 
     row: int
-    """Row of the split."""
     random: bool
     """Whether it belongs to the share that was drawn at random."""
     reason: str

@@ -53,7 +53,6 @@ class Job:
     fraction: float
     seed: int
     arguments: tuple[str, ...]
-    """Arguments of the command."""
     cpus: float
     folder: Path
     """Working folder of the sweep."""

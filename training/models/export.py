@@ -34,7 +34,6 @@ TOLERANCE = 1e-4
 TIE = 5e-6
 """Of classes whose probabilities differ by less, either is top-1: float32 rounds that much."""
 GRAPHS = "graphs"
-"""Folder of the cache."""
 GPU = "CUDAExecutionProvider"
 PARITY_IMAGES = 1000
 """Validation images that the gate compares at least, or all where there are fewer."""

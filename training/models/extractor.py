@@ -66,7 +66,6 @@ class Card(BaseModel):
     license: str | None = None
     """SPDX identifier of third-party weights, where it is known."""
     source: str | None = None
-    """Origin of such weights."""
 
     @property
     def seconds(self) -> float:

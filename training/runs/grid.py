@@ -29,7 +29,6 @@ class Cell:
     """One model to train."""
 
     name: str
-    """Name of its bundle."""
     seed: int
     subset: Subset
     recipe: Recipe

@@ -64,7 +64,6 @@ class Command:
     extractor: Extractor | None
     device: Device
     commit: str | None
-    """Commit of the running code."""
     test: bool
     """Whether the test images may be used."""
     finetune: bool

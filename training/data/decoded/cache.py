@@ -27,7 +27,6 @@ DISK = 1.3
 """Times the bytes of the decoded images that must be free to write and sort them."""
 
 LISTED = 20
-"""Changed files that a message names."""
 
 KEY = 20
 """Digits of a folder's name in the cache."""

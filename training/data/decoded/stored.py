@@ -65,7 +65,6 @@ class Stored:
     blocks: Callable[[Index], Index]
     """Maps rows of the whole array to the numbers of their blocks."""
     whole: int
-    """Images."""
     size: int
     memory: int
     """Bytes that images may take."""
@@ -211,7 +210,6 @@ class _File:
     """Offset of the first image, in bytes."""
     size: int
     per_block: int
-    """Images."""
 
     def blocks(self, rows: Index) -> Index:
         return rows // self.per_block

@@ -13,7 +13,6 @@ from labelcurve.training.data.formats.tree import SYSTEM, unread
 from labelcurve.training.data.source import LeftOut, Say, shown
 
 LISTED = 5
-"""Files that a message names."""
 
 
 def files_below(path: Path) -> list[Path]:

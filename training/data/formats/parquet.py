@@ -40,7 +40,6 @@ class _Layout:
 
     image: Column
     label: str
-    """The column of labels."""
     label_type: str
     class_names: tuple[str, ...] | None
     """Class names from the metadata that `datasets` writes; None without it."""

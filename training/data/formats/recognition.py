@@ -38,7 +38,6 @@ EXPECTED = (
 )
 
 LISTED = 6
-"""Folders that a message names."""
 
 
 def recognise(

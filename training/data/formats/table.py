@@ -30,7 +30,6 @@ from labelcurve.training.data.source import (
 )
 
 LISTED = 10
-"""Rows that a message names."""
 
 
 def table(file: Path, say: Say, label_column: str | None = None) -> Source:
