@@ -83,11 +83,7 @@ def obtain(
     device: Device,
     policy: CheckpointPolicy = DEFAULT_POLICY,
 ) -> Extractor | None:
-    """The extractor that `train --extractor NAME` means, trained first where there is none.
-
-    Raises:
-        LabelcurveError: no such extractor, or one that does not fit.
-    """
+    """The extractor of `train --extractor`, trained if need be; LabelcurveError if it is unfit."""
     if name == "none":
         return None
     if name.startswith(LIBRARIES):

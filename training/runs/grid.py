@@ -126,14 +126,7 @@ def flip(options: Options) -> bool:
 def check_replaced(
     out: Path, source: str, images: Data, cells: Sequence[Cell], say: Callable[[str], None]
 ) -> None:
-    """Refuses to replace bundles of other classes, which a service over `out` may be serving.
-
-    Args:
-        source: `--data`, as it was given.
-
-    Raises:
-        BundleError: a bundle of one of the names has other classes.
-    """
+    """Refuses (BundleError) to replace bundles of other classes, which may be being served."""
     _report_stale(out, cells, say)
     for cell in cells:
         if not (out / cell.name / store.CURRENT).exists():

@@ -84,11 +84,7 @@ class ModelRun:
         return entry
 
     def restore(self) -> float:
-        """Looks for a checkpoint; the seconds that the command had taken when it was written.
-
-        Raises:
-            LabelcurveError: it belongs to a run with other arguments.
-        """
+        """The seconds a command had taken at its checkpoint; LabelcurveError if other arguments."""
         about = self.checkpoint.about()
         if about is None:
             return 0.0
