@@ -8,8 +8,8 @@ from typing import Annotated, Literal
 
 import tyro
 
+from labelcurve.bundle.command import PerCore, Within, check
 from labelcurve.bundle.errors import LabelcurveError
-from labelcurve.bundle.options import PerCore, Within, check
 from labelcurve.training.data.formats.split_names import Layout
 
 CLIENTS = (1, 2, 4, 8, 16, 32, 64)

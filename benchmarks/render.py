@@ -18,8 +18,8 @@ from labelcurve.benchmarks.options import Price, Targets
 from labelcurve.benchmarks.quality import learning_curve
 from labelcurve.benchmarks.record import Report
 from labelcurve.benchmarks.report import page
+from labelcurve.bundle.command import check
 from labelcurve.bundle.errors import LabelcurveError
-from labelcurve.bundle.options import check
 
 
 @dataclass

@@ -120,7 +120,6 @@ def set_threshold(held: HeldOut | None, wished: float) -> float:
     """The lowest probability of a class in a set that contains the true class as often as wished.
 
     Args:
-        held: of the manifest.
         wished: share of the images whose set contains the true class, in the same limits.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Entry point of every command: signals, errors, exit codes, and the result printed last.
+"""Entry point of every command: numbers of its options, signals, errors, exit codes, its result.
 
 0: done. 1: an error that is explained. 2: usage. 130, 143, 129: ended by Ctrl-C, SIGTERM, or a
 closed terminal. 141: the reader of the output closed it.
@@ -13,14 +13,19 @@ import select
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
 from io import TextIOWrapper
+from math import inf
 from types import FrameType
-from typing import NoReturn
+from typing import Any, NoReturn, get_type_hints
 
 from labelcurve.bundle.errors import LabelcurveError, MissingExtra
+from labelcurve.bundle.machine import cores
 
 JSON = "--json"
 """An option of every command: the result as JSON, also on a terminal."""
+MOST_A_CORE = 8
+"""Processes or threads for each core, at most: more of them only take memory."""
 
 
 def enter(
@@ -73,15 +78,7 @@ def _open_standard_files() -> None:
 
 
 def answer(document: object, show: Callable[[], object] = lambda: None) -> None:
-    """Prints the result of a command last: a table on a terminal, otherwise one line of JSON.
-
-    Args:
-        document: what programs read.
-        show: prints the same for people.
-
-    Raises:
-        LabelcurveError: it could not be written.
-    """
+    """Prints the result last: a table on a terminal, else a line of JSON; or LabelcurveError."""
     if JSON not in sys.argv and sys.stdout.isatty():
         show()
         return
@@ -140,11 +137,7 @@ def _status(
 
 
 def _check_given(arguments: Sequence[str]) -> None:
-    """Refuses empty arguments: as a path they would mean the current folder.
-
-    Raises:
-        LabelcurveError: one is empty, as an unset shell variable leaves it.
-    """
+    """Refuses empty arguments, of unset shell variables: as paths they mean the current folder."""
     for before, word in zip(("", *arguments), arguments, strict=False):
         flag, equals, value = word.partition("=")
         if not word or (flag.startswith("--") and equals and not value):
@@ -168,3 +161,72 @@ def _reader_is_gone() -> bool:
     poll = select.poll()
     poll.register(sys.stdout.fileno(), select.POLLERR)
     return any(event & select.POLLERR for _, event in poll.poll(0))
+
+
+@dataclass(frozen=True)
+class Within:
+    """Annotates an option, or each item of a tuple: `epochs: Annotated[int, Within(1)] = 6`.
+
+    None is always allowed; NaN and infinity never are.
+    """
+
+    least: float = -inf
+    most: float = inf
+    above: bool = False
+    """Whether `least` itself is excluded."""
+    below: bool = False
+    """Whether `most` itself is excluded."""
+    note: str = ""
+    """Unit or example at the end of the message."""
+
+    def holds(self, value: float) -> bool:
+        """Returns whether the value is allowed."""
+        low = value > self.least if self.above else value >= self.least
+        high = value < self.most if self.below else value <= self.most
+        return low and high and -inf < value < inf
+
+    def __str__(self) -> str:
+        least, most = shown(self.least), shown(self.most)
+        if self.most == inf:
+            text = f"values above {least}" if self.above else f"{least} and more"
+        elif self.above:
+            text = f"values between {least} and {most}"
+            if not self.below:
+                text = f"values above {least} and up to {most}"
+        else:
+            text = f"{least} to {most}"
+        return f"{text} {self.note}".rstrip()
+
+
+@dataclass(frozen=True)
+class PerCore:
+    """Annotates an option that starts so many processes or threads."""
+
+    def holds(self, value: float) -> bool:
+        """Returns whether the value is allowed."""
+        return 1 <= value <= MOST_A_CORE * cores()
+
+    def __str__(self) -> str:
+        n = cores()
+        return (
+            f"1 to {MOST_A_CORE * n}, {MOST_A_CORE} for each of the {n} cores that this process "
+            "may use"
+        )
+
+
+def check(options: Any) -> None:
+    """Checks the numbers of options; LabelcurveError names flag, value and what is allowed."""
+    hints = get_type_hints(type(options), include_extras=True)
+    for field in fields(options):
+        for bound in getattr(hints[field.name], "__metadata__", ()):
+            if isinstance(bound, Within | PerCore):
+                value = getattr(options, field.name)
+                for each in value if isinstance(value, tuple) else (value,):
+                    if each is not None and not bound.holds(each):
+                        flag = field.name.replace("_", "-")
+                        raise LabelcurveError(f"--{flag} {shown(each)}: allowed are {bound}")
+
+
+def shown(value: float) -> str:
+    """A number as a person would type it."""
+    return str(value) if isinstance(value, int) else f"{value:g}"

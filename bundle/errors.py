@@ -1,17 +1,4 @@
-"""Errors whose messages are meant for the user.
-
-LabelcurveError
-├── BundleError       a bundle is missing, damaged or of an unknown schema   (store.py)
-├── ImageError        the bytes of one image cannot be used                  (preprocess.py)
-│   ├── UnsupportedImage   415
-│   ├── ImageTooLarge      413
-│   └── UnreadableImage    422
-├── DataError         a data set cannot be used as it is                     (training)
-├── ExportError       the exported graph is not the same function            (training)
-├── DivergedError     a loss is NaN or infinite                              (training)
-├── DeviceError       the device that was asked for is not what would run    (training, serving)
-└── MissingExtra      a package of an extra is not installed                 (command.py)
-"""
+"""Errors whose messages are meant for the user."""
 
 from __future__ import annotations
 
@@ -54,8 +41,6 @@ class ImageTooLarge(ImageError):
 
 class UnreadableImage(ImageError):
     """The format is accepted, but the pixels cannot be decoded."""
-
-    status = 422
 
 
 class DataError(LabelcurveError):

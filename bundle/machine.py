@@ -91,16 +91,10 @@ def waited_share(before: Scheduled | None, after: Scheduled | None) -> float | N
 
 def cpu_name() -> str:
     """The processor's model name."""
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        for line in info.read_text(errors="replace").splitlines():
-            if line.lower().startswith(("model name", "hardware")):
-                return line.partition(":")[2].strip()
-    if platform.system() == "Darwin":
+    named = _cpuinfo("model name", "hardware")
+    if named is None and platform.system() == "Darwin":
         named = _output(["sysctl", "-n", "machdep.cpu.brand_string"])
-        if named:
-            return named
-    return platform.processor() or platform.machine()
+    return named or platform.processor() or platform.machine()
 
 
 def versions(names: Iterable[str]) -> dict[str, str]:
@@ -144,8 +138,13 @@ def _output(command: list[str]) -> str | None:
 
 def cpu_flags() -> set[str]:
     """CPU feature flags as named by Linux; empty on other systems."""
+    return set((_cpuinfo("flags") or "").split())
+
+
+def _cpuinfo(*names: str) -> str | None:
+    """The first entry of Linux under one of these names."""
     info = Path("/proc/cpuinfo")
-    for line in info.read_text().splitlines() if info.exists() else []:
-        if line.startswith("flags"):
-            return set(line.split(":", 1)[1].split())
-    return set()
+    for line in info.read_text(errors="replace").splitlines() if info.exists() else []:
+        if line.lower().startswith(names):
+            return line.partition(":")[2].strip()
+    return None

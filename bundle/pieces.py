@@ -31,11 +31,7 @@ _SCANS_END = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")
 
 
 def check(data: bytes) -> None:
-    """Refuses a JPEG, PNG or GIF in too many pieces; of other files it says nothing.
-
-    Raises:
-        UnreadableImage: what it has too many of, and how many are allowed.
-    """
+    """Raises UnreadableImage for a JPEG, PNG or GIF in too many pieces, and for no other file."""
     if data.startswith(b"\xff\xd8"):
         _check("JPEG", "segments", _segments(data), MAX_SEGMENTS)
     elif data.startswith(b"\x89PNG\r\n\x1a\n"):
@@ -45,11 +41,7 @@ def check(data: bytes) -> None:
 
 
 def check_scans(data: bytes, pixels: int) -> None:
-    """Refuses a JPEG with too many scans for its number of pixels.
-
-    Raises:
-        UnreadableImage: how many are allowed.
-    """
+    """Raises UnreadableImage for a JPEG with too many scans for its number of pixels."""
     few = 30
     if data.count(b"\xff\xda") <= few:  # an upper bound, at hardly any cost
         return

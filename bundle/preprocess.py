@@ -79,7 +79,6 @@ def decode(
     are converted; EXIF orientation is applied.
 
     Args:
-        data: a file's bytes.
         size: shorter side in pixels that is sufficient; a large JPEG is then decoded at a reduced
             scale, never below twice that size.
         max_pixels: allowed width times height, checked on the header before decoding.
@@ -214,11 +213,7 @@ def _on_white(image: Image.Image) -> Image.Image:
 
 
 def resize(image: Image.Image, size: int) -> NDArray[np.uint8]:
-    """The centre square of an RGB image, scaled to `size` (bilinear, antialiased).
-
-    Returns:
-        uint8 [size, size, 3].
-    """
+    """The centre square of an RGB image as uint8 [size, size, 3] (bilinear, antialiased)."""
     width, height = image.size
     if (width, height) != (size, size):
         side = min(width, height)
@@ -232,23 +227,12 @@ def resize(image: Image.Image, size: int) -> NDArray[np.uint8]:
 def prepare(
     data: bytes, size: int, *, max_pixels: int = MAX_PIXELS, max_memory: int | None = None
 ) -> NDArray[np.uint8]:
-    """Converts a file's bytes to the input of the graph: `decode`, then `resize`.
-
-    Returns:
-        uint8 [size, size, 3].
-    """
+    """A file's bytes as the input of the graph, uint8 [size, size, 3]: `decode`, then `resize`."""
     return resize(decode(data, size=size, max_pixels=max_pixels, max_memory=max_memory), size)
 
 
 def prepare_image(image: Image.Image, size: int) -> NDArray[np.uint8]:
-    """Converts an opened image in any mode to the input of the graph.
-
-    Returns:
-        uint8 [size, size, 3].
-
-    Raises:
-        UnreadableImage: its pixels cannot be decoded.
-    """
+    """An opened image in any mode as uint8 [size, size, 3]; UnreadableImage if damaged."""
     try:
         return resize(_to_rgb(image), size)
     except MemoryError:

@@ -110,8 +110,6 @@ def promote(root: Path, name: str, version: str | None = None) -> tuple[Promotio
     """Make a model the default, after verifying its bundle.
 
     Args:
-        root: folder of bundles.
-        name: of the model.
         version: to become its current version; by default that stays as it is.
 
     Returns:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 _SPECIAL = re.compile(r"([\\`*_\[\]<>|~&])")
@@ -21,6 +21,13 @@ def shown(path: Path) -> str:
 def counted(n: int, thing: str) -> str:
     """`1 model`, `1,200 models`."""
     return f"{n:,} {thing}{'s' * (n != 1)}"
+
+
+def listed(names: Iterable[str], most: int) -> str:
+    """`a, b and 3 more`."""
+    every = list(names)
+    more = f" and {len(every) - most:,} more" if len(every) > most else ""
+    return ", ".join(every[:most]) + more
 
 
 def duration(seconds: float) -> str:

@@ -47,17 +47,17 @@ COMMANDS = {
     "plan": Command(
         "answer whether more labels pay, from the present ones",
         "labelcurve.training.cli:plan",
-        "labelcurve.training.forecast.options:PlanOptions",
+        "labelcurve.training.embedding_options:PlanOptions",
     ),
     "suggest": Command(
         "choose which images to label next",
         "labelcurve.training.cli:suggest",
-        "labelcurve.training.suggest_options:SuggestOptions",
+        "labelcurve.training.embedding_options:SuggestOptions",
     ),
     "audit": Command(
         "list images with doubtful labels, repeated, empty and broken ones",
         "labelcurve.training.cli:audit",
-        "labelcurve.training.audit.options:AuditOptions",
+        "labelcurve.training.embedding_options:AuditOptions",
     ),
     "pretrain": Command(
         "train a feature extractor on images without labels",

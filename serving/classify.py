@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 
 from labelcurve.bundle import command, files, preprocess
 from labelcurve.bundle.acceptance import LEAST_WISHED, MOST_WISHED
+from labelcurve.bundle.command import PerCore, Within, check
 from labelcurve.bundle.errors import LabelcurveError
 from labelcurve.bundle.machine import cores
-from labelcurve.bundle.options import PerCore, Within, check
 from labelcurve.bundle.preprocess import OTHER_SUFFIXES, SUFFIXES
 from labelcurve.serving import tables
 from labelcurve.serving.models.answer import ranked

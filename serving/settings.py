@@ -9,9 +9,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
+from labelcurve.bundle.command import PerCore, Within, check
 from labelcurve.bundle.errors import LabelcurveError
 from labelcurve.bundle.machine import cores
-from labelcurve.bundle.options import PerCore, Within, check
 from labelcurve.serving.models.precision import Precision
 
 VARIABLE = "LABELCURVE_SERVE"

@@ -22,9 +22,8 @@ import pytest
 import torch
 
 from labelcurve.bundle import store
-from labelcurve.training import extractors, options, suggest_options
+from labelcurve.training import embedding_options, extractors, options
 from labelcurve.training.data import dataset
-from labelcurve.training.forecast.options import parse as parse_plan
 from labelcurve.training.jobs import plan, suggest, train
 from tests.models import digit_label, digit_png
 from tests.serving.conftest import Service, start_service, wait_for
@@ -58,9 +57,9 @@ def run(command: str) -> None:
     name, *arguments = shlex.split(command)[1:]
     arguments += ["--extractor", str(EXTRACTOR), "--image-size", "8"]
     if name == "suggest":
-        suggest.run(suggest_options.parse(arguments))
+        suggest.run(embedding_options.parse_suggest(arguments))
     elif name == "plan":
-        plan.run(parse_plan(arguments))
+        plan.run(embedding_options.parse_plan(arguments))
     elif name == "train":
         train.run(options.parse([*arguments, "--epochs", "1"]))
     else:

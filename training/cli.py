@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Callable, Sequence
-from contextlib import redirect_stderr, redirect_stdout
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 from labelcurve.bundle import command, files
 from labelcurve.bundle.errors import LabelcurveError
 from labelcurve.bundle.text import percent
-from labelcurve.training import STARTED, options, sweep_options
+from labelcurve.training import STARTED, embedding_options, options, sweep_options
 from labelcurve.training.runtime import console, interruption
 
 T = TypeVar("T")
@@ -44,100 +44,72 @@ def train(arguments: Sequence[str]) -> None:
             check_there(chosen.data)
         return chosen
 
-    def run() -> dict[str, Any] | None:
+    with _ending("bundles already published are kept, and the same command resumes from here"):
         chosen = _parsed(given)
         # torch is imported only now: `--help` and typing errors answer at once.
         from labelcurve.training.jobs import selftest
-        from labelcurve.training.jobs import train as train_job
+        from labelcurve.training.jobs import train as job
         from labelcurve.training.runtime import distributed
 
         def work() -> dict[str, Any]:
-            if chosen.self_test:
-                return selftest.run(chosen.device)
-            return train_job.run(chosen, STARTED)
+            return selftest.run(chosen.device) if chosen.self_test else job.run(chosen, STARTED)
 
-        return distributed.run(work, chosen.device)
-
-    _main(run, "bundles already published are kept, and the same command resumes from here")
+        _answer(distributed.run(work, chosen.device))
 
 
 def pretrain(arguments: Sequence[str]) -> None:
     """Runs `pretrain`; ends as `train` does."""
-
-    def run() -> dict[str, Any] | None:
+    with _ending("the same command resumes from here"):
         chosen = _parsed(lambda: options.parse_pretrain(arguments))
-        from labelcurve.training.jobs import pretrain as pretrain_job
+        from labelcurve.training.jobs import pretrain as job
         from labelcurve.training.runtime import distributed
 
-        return distributed.run(lambda: pretrain_job.run(chosen, STARTED), chosen.device)
-
-    _main(run, "the same command resumes from here")
+        _answer(distributed.run(lambda: job.run(chosen, STARTED), chosen.device))
 
 
 def sweep(arguments: Sequence[str]) -> None:
     """Runs `sweep`; ends as `train` does."""
-
-    def run() -> dict[str, Any]:
+    with _ending("bundles already published are kept, and the same command resumes from here"):
         chosen, others = sweep_options.parse_sweep(arguments)
-        from labelcurve.training.jobs import sweep as sweep_job
+        from labelcurve.training.jobs import sweep as job
 
-        return sweep_job.run(chosen, others)
-
-    _main(run, "bundles already published are kept, and the same command resumes from here")
+        _answer(job.run(chosen, others))
 
 
 def quantize(arguments: Sequence[str]) -> None:
     """Runs `quantize`; ends as `train` does."""
-
-    def run() -> dict[str, Any]:
+    with _ending("bundles already published are kept"):
         chosen = options.parse_quantize(arguments)
-        from labelcurve.training.jobs import quantize as quantize_job
+        from labelcurve.training.jobs import quantize as job
 
-        return quantize_job.run(chosen)
-
-    _main(run, "bundles already published are kept")
+        _answer(job.run(chosen))
 
 
 def plan(arguments: Sequence[str]) -> None:
-    """Runs `plan`; exits as `train` does."""
+    """Runs `plan`; ends as `train` does."""
+    with _ending("no page was written"):
+        chosen = embedding_options.parse_plan(arguments)
+        from labelcurve.training.jobs import plan as job
 
-    def run() -> dict[str, Any] | None:
-        from labelcurve.training.forecast import options as plan_options
-
-        chosen = plan_options.parse(arguments)
-        from labelcurve.training.jobs import plan as plan_job
-
-        return plan_job.run(chosen, STARTED)
-
-    _main(run, "no page was written")
+        _answer(job.run(chosen, STARTED))
 
 
 def suggest(arguments: Sequence[str]) -> None:
-    """Runs `suggest`; exits as `train` does."""
+    """Runs `suggest`; ends as `train` does."""
+    with _ending("nothing was written"):
+        chosen = embedding_options.parse_suggest(arguments)
+        from labelcurve.training.jobs import suggest as job
 
-    def run() -> dict[str, Any] | None:
-        from labelcurve.training import suggest_options
-
-        chosen = suggest_options.parse(arguments)
-        from labelcurve.training.jobs import suggest as suggest_job
-
-        return suggest_job.run(chosen, STARTED)
-
-    _main(run, "nothing was written")
+        _answer(job.run(chosen, STARTED))
 
 
 def audit(arguments: Sequence[str]) -> None:
-    """Runs `audit`; exits as `train` does."""
+    """Runs `audit`; ends as `train` does."""
+    with _ending("no table was written"):
+        chosen = embedding_options.parse_audit(arguments)
+        from labelcurve.training.jobs import audit as job
 
-    def run() -> dict[str, Any] | None:
-        from labelcurve.training.audit import options as audit_options
-
-        chosen = audit_options.parse(arguments)
-        from labelcurve.training.jobs import audit as audit_job
-
-        return audit_job.run(chosen, STARTED)
-
-    _main(run, "no table was written")
+        _answer(job.run(chosen, STARTED))
 
 
 def _parsed(parse: Callable[[], T]) -> T:
@@ -151,19 +123,24 @@ def _parsed(parse: Callable[[], T]) -> T:
             sys.exit(1)
 
 
-def _main(run: Callable[[], dict[str, Any] | None], hint: str) -> None:
+@contextmanager
+def _ending(hint: str) -> Iterator[None]:
+    """Ends a command that a signal stops, with its exit code and a hint."""
     interruption.install()
     try:
         files.check_temporary()
-        document = run()
-        if document is not None:  # of several processes, only the first has a document
-            command.answer(document, partial(_show, document))
+        yield
     except interruption.Stopped as stopped:
         for signum in interruption.CODES:  # it is ending already
             signal.signal(signum, signal.SIG_IGN)
         if FIRST:
             console.tell(f"\nstopped; {hint}")
         sys.exit(stopped.code)
+
+
+def _answer(document: dict[str, Any] | None) -> None:
+    if document is not None:  # of several processes, only the first has a document
+        command.answer(document, partial(_show, document))
 
 
 def _show(document: dict[str, Any]) -> None:

@@ -15,8 +15,8 @@ from typing import Annotated, Literal
 import tyro
 from tyro.conf import OmitArgPrefixes
 
+from labelcurve.bundle.command import Within, check
 from labelcurve.bundle.errors import LabelcurveError
-from labelcurve.bundle.options import Within, check
 from labelcurve.training.data.formats.split_names import Layout
 from labelcurve.training.recipes import LIBRARIES, TIMM, Objective, Preset
 
@@ -32,9 +32,7 @@ Flag = Annotated[bool, tyro.conf.FlagCreatePairsOff]
 Positive = Annotated[float | None, Within(0, above=True)]
 Side = Annotated[int | None, Within(8, 1024, note="pixels")]
 Fractions = Annotated[
-    tuple[float, ...],
-    tyro.conf.UseAppendAction,
-    Within(0, 1, above=True, note="(0.1 is 10 %)"),
+    tuple[float, ...], tyro.conf.UseAppendAction, Within(0, 1, above=True, note="(0.1 is 10 %)")
 ]
 
 
@@ -179,11 +177,6 @@ class Options(OutputOptions, TrainingOptions, LabelOptions, ImageOptions):
     """
 
     def __post_init__(self) -> None:
-        """Validates the values.
-
-        Raises:
-            LabelcurveError: names the flag, the value and what is allowed.
-        """
         check(self)
         _exclude(self.epochs, self.max_minutes)
         _check_seed(self.seed, self.seeds)
@@ -303,11 +296,6 @@ class PretrainOptions(PretrainOutputOptions, PretrainTrainingOptions, PretrainIm
     """
 
     def __post_init__(self) -> None:
-        """Validates the values.
-
-        Raises:
-            LabelcurveError: names the flag, the value and what is allowed.
-        """
         check(self)
         _exclude(self.epochs, self.max_minutes)
         _check_seed(self.seed)

@@ -10,8 +10,8 @@ from typing import Annotated
 
 import tyro
 
+from labelcurve.bundle.command import Within, check
 from labelcurve.bundle.errors import LabelcurveError, near
-from labelcurve.bundle.options import Within, check
 from labelcurve.training.options import Options, repeated
 
 
@@ -45,11 +45,6 @@ class SweepOptions:
     """Restarts of a job whose worker or machine died; it resumes from its checkpoint."""
 
     def __post_init__(self) -> None:
-        """Validates the values.
-
-        Raises:
-            LabelcurveError: names the flag, the value and what is allowed.
-        """
         check(self)
         if self.address is not None and not re.fullmatch(r"auto|\S+:\d+", self.address):
             raise LabelcurveError(

@@ -18,10 +18,9 @@ import tyro
 
 from labelcurve.benchmarks.record import Provenance
 from labelcurve.bundle import cuda, files
-from labelcurve.bundle.command import answer
+from labelcurve.bundle.command import answer, check
 from labelcurve.bundle.errors import LabelcurveError
 from labelcurve.bundle.machine import cores, cpu_name, git_commit, versions
-from labelcurve.bundle.options import check
 
 PACKAGES = ("labelcurve", "onnxruntime", "bentoml", "locust", "numpy", "pillow", "scikit-learn")
 MACHINE_PATH = re.compile(r"(?:^|(?<=[=,;\s'\"(\[])|(?<=:)(?!//))(?:file://|~[\w.-]*|\.\.)?/(?!\s)")

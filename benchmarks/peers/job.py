@@ -24,10 +24,10 @@ from labelcurve.benchmarks.harness.server import free_port
 from labelcurve.benchmarks.peers import limit, servers, table, wrk
 from labelcurve.benchmarks.peers.record import Limit, Peer, Peers, Series, Turn
 from labelcurve.benchmarks.peers.servers import Request, Server
-from labelcurve.bundle import command, files, options, store
+from labelcurve.bundle import command, files, store
+from labelcurve.bundle.command import Within
 from labelcurve.bundle.errors import LabelcurveError
 from labelcurve.bundle.machine import cores
-from labelcurve.bundle.options import Within
 from labelcurve.bundle.store import Bundle
 
 OWN = Server("labelcurve", "Labelcurve (BentoML)", (), (), servers.raw)
@@ -312,7 +312,7 @@ def check(bench: BenchPeers) -> None:
         raise LabelcurveError(
             f"--only {', '.join(sorted(unknown))}: no such peer; there are {', '.join(names)}"
         )
-    options.check(bench)
+    command.check(bench)
     files.check_out(bench.out)
     bench.out.mkdir(parents=True, exist_ok=True)
 

@@ -32,8 +32,8 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from labelcurve.benchmarks.harness.provenance import conditions, parsed, save, write
 from labelcurve.bundle import command
+from labelcurve.bundle.command import Within
 from labelcurve.bundle.errors import LabelcurveError
-from labelcurve.bundle.options import Within
 from labelcurve.training.data import dataset
 from labelcurve.training.data.dataset import Data, Split
 from labelcurve.training.data.source import Index

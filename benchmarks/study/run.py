@@ -23,9 +23,9 @@ import tyro
 from labelcurve.benchmarks.study import rows as study_rows
 from labelcurve.benchmarks.study.rows import Row, Study
 from labelcurve.bundle import command, files, store
+from labelcurve.bundle.command import Within, check
 from labelcurve.bundle.errors import LabelcurveError
 from labelcurve.bundle.manifest import SHARED, Manifest
-from labelcurve.bundle.options import Within, check
 from labelcurve.bundle.store import Bundle
 from labelcurve.training.data import dataset
 from labelcurve.training.options import Options

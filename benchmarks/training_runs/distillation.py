@@ -30,9 +30,9 @@ from labelcurve.training.learning.finetune import Examples, Labelled, Result, fi
 from labelcurve.training.learning.metrics import temperature
 from labelcurve.training.models import export, timm_weights
 from labelcurve.training.models.backbones import Network, build, predict_logits
+from labelcurve.training.models.export import p50_ms
 from labelcurve.training.models.extractor import Extractor
 from labelcurve.training.models.features import features
-from labelcurve.training.models.latency import p50_ms
 from labelcurve.training.models.linear_head import fit_linear
 from labelcurve.training.recipes import TUNED_FROM, distillation
 from labelcurve.training.runs import frozen

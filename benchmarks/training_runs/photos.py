@@ -32,8 +32,8 @@ from labelcurve.training.learning.loop import Control
 from labelcurve.training.learning.metrics import scores
 from labelcurve.training.models import export, quantize, timm_weights
 from labelcurve.training.models.backbones import Network, build, predict_logits
+from labelcurve.training.models.export import p50_ms
 from labelcurve.training.models.features import features
-from labelcurve.training.models.latency import p50_ms
 from labelcurve.training.models.linear_head import fit_linear
 from labelcurve.training.recipes import PHOTO_BACKBONE, TIMM, recipe
 from labelcurve.training.runs import frozen

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from labelcurve.benchmarks.harness.provenance import conditions, parsed, write
 from labelcurve.bundle import command
-from labelcurve.bundle.options import Within
+from labelcurve.bundle.command import Within
 from labelcurve.training.learning import augment
 from labelcurve.training.learning.augment import Views
 from labelcurve.training.learning.objectives import Contrastive

@@ -20,8 +20,8 @@ from PIL import Image
 import labelcurve
 from labelcurve.benchmarks.options import Bench
 from labelcurve.bundle import preprocess
+from labelcurve.bundle.command import PerCore
 from labelcurve.bundle.errors import BundleError, ImageError, MissingExtra
-from labelcurve.bundle.options import PerCore
 from labelcurve.training.options import Options
 from tests.labelcurve.test_extras import MISSING
 from tests.models import digit_png

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from labelcurve.training.forecast.head import Rows
+from labelcurve.training.forecast.measurement import Progress
 
 NEIGHBOURS = 8
 """Nearest images in the embedding that are compared with each, and as many by their grey values."""
@@ -45,15 +46,10 @@ BLOCK_BYTES = 64 * 2**20
 AT_ONCE = 256
 """Pairs that are compared at once."""
 
-Progress = Callable[[float], None]
 Parts = list[tuple[Rows, Rows]]
 """Weights that take parts out of an image, [T, S] for its rows and for its columns."""
 Read = Callable[[NDArray[np.int64]], NDArray[np.uint8]]
 """Returns the pixels of rows, uint8 [M, S, S, 3]."""
-
-
-def _ignore(_: float) -> None:
-    """Ignores progress."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +62,7 @@ class Pairs:
     """[M] Correlation of their edges, from `LEAST_CORRELATION` to 1."""
 
 
-def near_duplicates(features: Rows, read: Read, progress: Progress = _ignore) -> Pairs:
+def near_duplicates(features: Rows, read: Read, progress: Progress = lambda _: None) -> Pairs:
     """The near-duplicates among some images; none where they are smaller than `LEAST_SIDE`.
 
     Compares each embedding with each other, so that the time grows with the square of N: for
@@ -74,8 +70,6 @@ def near_duplicates(features: Rows, read: Read, progress: Progress = _ignore) ->
 
     Args:
         features: [N, D] embeddings.
-        read: returns the pixels of rows, uint8 [M, S, S, 3].
-        progress: receives the share that is done.
     """
     none = Pairs(np.zeros((0, 2), np.int64), np.zeros(0))
     if len(features) < 2 or read(np.zeros(1, np.int64)).shape[1] < LEAST_SIDE:
@@ -162,7 +156,6 @@ def correlation(first: Rows, second: Rows, parts: Parts) -> NDArray[np.float64]:
 
     Args:
         first: [M, ..., S, S] values of pixels, such as `grey` or `colour` returns.
-        second: as `first`.
         parts: weights of the parts; those of the whole image first.
 
     Returns:

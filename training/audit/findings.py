@@ -1,4 +1,4 @@
-"""Findings per image: the rows of the table, most doubtful first."""
+"""Findings per image: the rows of the table, most doubtful first, and images that show nothing."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from labelcurve.training.audit.duplicates import Pairs, groups
+from labelcurve.training.audit.duplicates import AT_ONCE, Pairs, Read, groups
 from labelcurve.training.audit.labels import Judged
 from labelcurve.training.data.source import Index
 
@@ -23,6 +23,10 @@ KINDS = (
     "duplicate",
 )
 """Reasons, in the order of the table; within one the highest score comes first."""
+LEAST_RANGE = 10.0
+"""Grey values between the 1st and the 99th percentile, below which an image is blank."""
+DARK, BRIGHT = 32.0, 223.0
+"""Grey values: dark where the 99th percentile lies below, bright where the 1st lies above."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +57,6 @@ class Looked:
     copies: NDArray[np.int64]
     """[N] A number, the same for the same pixels."""
     pairs: Pairs
-    """Near-duplicates."""
 
     def alike(self) -> NDArray[np.int64]:
         """A number for each image, the same for copies and near-duplicates; [N]."""
@@ -63,16 +66,27 @@ class Looked:
         return groups(len(self.labels), np.concatenate([copies, self.pairs.rows]))
 
 
+def showing_nothing(n: int, read: Read) -> dict[int, tuple[str, float]]:
+    """The images that show nothing: by row the reason, and how sure it is, from 0.5 to 1."""
+    found: dict[int, tuple[str, float]] = {}
+    for first in range(0, n, AT_ONCE):
+        grey = read(np.arange(first, min(n, first + AT_ONCE))).mean(axis=3, dtype=np.float32)
+        low, high = np.percentile(grey.reshape(len(grey), -1), (1, 99), axis=1)
+        for row in np.flatnonzero((high - low < LEAST_RANGE) | (high < DARK) | (low > BRIGHT)):
+            place = first + int(row)
+            if high[row] - low[row] < LEAST_RANGE:
+                found[place] = "blank", 1 - 0.5 * float(high[row] - low[row]) / LEAST_RANGE
+            elif high[row] < DARK:
+                found[place] = "dark", 1 - 0.5 * float(high[row]) / DARK
+            else:
+                found[place] = "bright", 1 - 0.5 * float(255 - low[row]) / (255 - BRIGHT)
+    return found
+
+
 def collect(
     looked: Looked, judged: Judged, empty: dict[int, tuple[str, float]]
 ) -> list[list[Finding]]:
-    """All findings by image, the most serious of an image first, the images in the table's order.
-
-    Args:
-        looked: the images.
-        judged: their labels.
-        empty: those that show nothing, as `pictures.empty` gives them.
-    """
+    """The findings by image, the gravest first, images in the order of the table."""
     found = [Finding(row, kind, score) for row, (kind, score) in empty.items()]
     found += [
         Finding(int(row), "label", float(1 - judged.quality[row]), int(suggested))
@@ -142,7 +156,6 @@ def reason(of: Sequence[Finding], name: Mapping[int, str], labels: Mapping[int, 
     """The reason why an image is listed, in words: its kinds, each with the evidence.
 
     Args:
-        of: the findings of one image.
         name: names of these images and of those that they repeat.
         labels: names of their classes.
     """

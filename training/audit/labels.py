@@ -8,25 +8,19 @@ Northcutt, L. Jiang, I. Chuang, Confident Learning: Estimating Uncertainty in Da
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from labelcurve.training.data.source import Index
-from labelcurve.training.forecast import head, sampling
+from labelcurve.training.forecast import head
 from labelcurve.training.forecast.head import Rows
+from labelcurve.training.forecast.measurement import Progress, folds
 
 FOLDS = 5
 REPEATS = 3
 """Cross-validations whose scores are averaged."""
-
-Progress = Callable[[float], None]
-
-
-def _ignore(_: float) -> None:
-    """Ignores progress."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +44,7 @@ def scores(
     groups: Index | None = None,
     used: NDArray[np.bool_] | None = None,
     seed: int = 0,
-    progress: Progress = _ignore,
+    progress: Progress = lambda _: None,
 ) -> NDArray[np.float64]:
     """Out-of-fold scores of a linear head, mean of `REPEATS` stratified cross-validations, [N, C].
 
@@ -62,7 +56,6 @@ def scores(
             None puts each image into a separate group.
         used: [N] images that a head may learn from; None means all. All of them are judged.
         seed: of the folds.
-        progress: receives the share that is done.
     """
     random = np.random.default_rng(seed)
     found = np.zeros((len(labels), n_classes))
@@ -70,9 +63,9 @@ def scores(
     first = None if groups is None else np.unique(groups, return_index=True, return_inverse=True)
     for repeat in range(REPEATS):
         if first is None:
-            fold = sampling.folds(labels, FOLDS, random)
+            fold = folds(labels, FOLDS, random)
         else:
-            fold = sampling.folds(labels[first[1]], FOLDS, random)[first[2]]
+            fold = folds(labels[first[1]], FOLDS, random)[first[2]]
         for k in range(FOLDS):
             learn, test = (fold != k) & used, fold == k
             fitted = head.fit(features[learn], labels[learn], n_classes)
@@ -124,9 +117,7 @@ class Effect:
     """Cross-validated accuracy of a linear head with and without the doubtful images."""
 
     n: int
-    """Labels."""
     n_without: int
-    """Labels that are not doubtful."""
     as_it_is: float
     """Accuracy on all labels."""
     learned_with: float

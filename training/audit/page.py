@@ -15,7 +15,7 @@ from PIL import Image
 from labelcurve.bundle.text import percent
 from labelcurve.training.audit.labels import Effect
 from labelcurve.training.data.corrections import Doubt
-from labelcurve.training.forecast.page import STYLE
+from labelcurve.training.forecast.page import STYLE, folded, html
 
 SIDE = 112
 """Largest side of a thumbnail, in pixels."""
@@ -50,33 +50,21 @@ def page(
     """The whole page.
 
     Args:
-        name: of the data.
         counts: images of the table by kind of reason.
         shown: the first images of the table.
-        effect: accuracy with and without them.
         details: names and values of how they were found.
     """
     n = sum(counts.values())
     title = f"{n:,} doubtful images in {name}" if n else f"No doubtful image in {name}"
     rows = "".join(f"<tr><td>{escape(k)}</td><td>{v:,}</td></tr>" for k, v in counts.items())
-    more = "".join(
-        f"<tr><td>{escape(name)}</td><td>{escape(value)}</td></tr>\n" for name, value in details
-    )
     said = "" if effect is None else f"<p>{escape(sentence(effect))}</p>"
     first = f"<p class='soft'>The first {len(shown):,} of {n:,}; the table has all.</p>"
-    return f"""<!doctype html>
-<html lang="en">
-<head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
-<title>{escape(title)}</title><style>{STYLE}{OWN}</style></head>
-<body>
-<h1>{escape(title)}</h1>
-{said}<table><thead><tr><th>reason</th><th>images</th></tr></thead><tbody>{rows}</tbody></table>
+    head = "<thead><tr><th>reason</th><th>images</th></tr></thead>"
+    body = f"""{said}<table>{head}<tbody>{rows}</tbody></table>
 {first if len(shown) < n else ""}<ol>
 {"".join(map(_item, shown))}</ol>
-<details><summary>How they were found</summary><table><tbody>
-{more}</tbody></table></details>
-</body></html>
-"""
+{folded("How they were found", details)}"""
+    return html(title, STYLE + OWN, body)
 
 
 def sentence(effect: Effect) -> str:

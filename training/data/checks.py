@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -10,14 +12,13 @@ from numpy.typing import NDArray
 
 from labelcurve.bundle import preprocess
 from labelcurve.bundle.errors import DataError, ImageError
-from labelcurve.bundle.text import counted
+from labelcurve.bundle.text import counted, listed
 from labelcurve.training.data.decoded.digests import AT_ONCE, Digests, of_image, word
 from labelcurve.training.data.formats.tree import summary, worded
 from labelcurve.training.data.source import LeftOut, Say
 from labelcurve.training.data.split import Split
 
 LISTED = 20
-"""Images that a message names."""
 
 NAMED = 2
 """Files or folders that the line about what is left out names, for each reason."""
@@ -25,17 +26,13 @@ NAMED = 2
 
 def report_conflicts(name: str, class_names: tuple[str, ...], train: Split, say: Say) -> None:
     """Reports training images with the same pixels under several classes: mostly mistakes."""
-    conflicting = _conflicting(train)
-    rows = np.flatnonzero(conflicting).tolist()
-    if not rows:
-        return
-    lines = [f"  {train.where(i)} ({class_names[train.labels[i]]})" for i in rows[:LISTED]]
-    if len(rows) > LISTED:
-        lines.append(f"  and {len(rows) - LISTED} more")
-    say(
-        f"{name}: {counted(len(rows), 'train image')} with the same pixels as others under another "
-        "class:\n" + "\n".join(lines)
-    )
+    rows = np.flatnonzero(_conflicting(train)).tolist()
+    if rows:
+        lines = (f"{train.where(i)} ({class_names[train.labels[i]]})" for i in rows)
+        say(
+            f"{name}: {counted(len(rows), 'train image')} with the same pixels as others under "
+            f"another class:\n{block(lines, len(rows))}"
+        )
 
 
 def report_repeated(name: str, train: Split, say: Say) -> None:
@@ -66,14 +63,12 @@ def report_shared(
     say(f"{name}: {counted(len(rows), 'train image')} also in test (same pixels)")
     differ = rows[test.labels[found[rows]] != split.labels[rows]].tolist()
     if differ:
-        lines = [
-            f"  {split.where(i)} ({class_names[split.labels[i]]}) and {test.where(int(found[i]))} "
+        lines = (
+            f"{split.where(i)} ({class_names[split.labels[i]]}) and {test.where(int(found[i]))} "
             f"({class_names[test.labels[found[i]]]})"
-            for i in differ[:LISTED]
-        ]
-        if len(differ) > LISTED:
-            lines.append(f"  and {len(differ) - LISTED} more")
-        say(f"{name}: {len(differ)} of them have another class there:\n" + "\n".join(lines))
+            for i in differ
+        )
+        say(f"{name}: {len(differ)} of them have another class there:\n{block(lines, len(differ))}")
 
 
 def known_elsewhere(train: Split, test: Split) -> NDArray[np.bool_]:
@@ -96,11 +91,8 @@ def check_classes(
     """Refuses classes with too few training images, and names those that the test split lacks.
 
     Args:
-        data: the value of `--data`.
-        class_names: of the data set.
         train: at least two labelled images a class, one of them for validation.
         test: the test split that the data provides; else None.
-        say: receives a warning about classes that the test split lacks.
 
     Raises:
         DataError: names the classes.
@@ -109,15 +101,15 @@ def check_classes(
     few = [f"{class_names[i]!r} ({n})" for i, n in enumerate(_counts(train, class_names)) if n < 2]
     if few:
         raise DataError(
-            f"{data}: too few train images of {_first(few)}: at least 2 a class are needed (one to "
-            "train, one for validation)"
+            f"{data}: too few train images of {listed(few, LISTED)}: at least 2 a class are needed "
+            "(one to train, one for validation)"
         )
     if test is None:
         return
     none = [repr(class_names[i]) for i, n in enumerate(_counts(test, class_names)) if not n]
     if none:
         say(
-            f"{data}: the test split has no image of {_first(none)}: metrics on it cover "
+            f"{data}: the test split has no image of {listed(none, LISTED)}: metrics on it cover "
             f"{len(class_names) - len(none):,} of {len(class_names):,} classes"
         )
 
@@ -128,9 +120,10 @@ def _counts(split: Split, class_names: tuple[str, ...]) -> list[int]:
     return found
 
 
-def _first(names: list[str]) -> str:
-    more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
-    return ", ".join(names[:LISTED]) + more
+def block(lines: Iterable[str], n: int) -> str:
+    """The first of `n` lines, to stand indented below a message."""
+    more = [f"and {n - LISTED} more"] if n > LISTED else []
+    return "\n".join(f"  {line}" for line in [*islice(lines, LISTED), *more])
 
 
 def report_left_out(name: str, left_out: tuple[LeftOut, ...], cache: Path, say: Say) -> None:
@@ -143,13 +136,11 @@ def report_left_out(name: str, left_out: tuple[LeftOut, ...], cache: Path, say: 
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(text, encoding="utf-8")
-        listed = f"; listed in {file}"
+        which = f"; listed in {file}"
     except OSError:
-        paths = ", ".join(item.path for item in left_out[:LISTED])
-        more = len(left_out) - LISTED
-        listed = f": {paths}{f' and {more} more' if more > 0 else ''}"
+        which = f": {listed((item.path for item in left_out), LISTED)}"
     each = [f"{worded(n, reason)}{_named(reason, left_out)}" for reason, n in counts.items()]
-    say(f"{name}: left out: {', '.join(each)}{listed}")
+    say(f"{name}: left out: {', '.join(each)}{which}")
 
 
 def _named(reason: str, left_out: tuple[LeftOut, ...]) -> str:
@@ -201,15 +192,7 @@ def groups(digests: Digests) -> NDArray[np.int64]:
 
 
 def unchanged(given: str, checked: Split) -> list[bytes]:
-    """The files of the images, which must still be those that training read.
-
-    Args:
-        given: `--data`, as it was given.
-        checked: some of the images.
-
-    Raises:
-        DataError: a file changed, or the cached pixels are damaged.
-    """
+    """The images' files; DataError where one has changed or the cached pixels are damaged."""
     files = []
     for i in range(len(checked)):
         where, expected = checked.where(i), checked.images[i]

@@ -7,6 +7,7 @@ import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 
 from labelcurve.bundle.errors import DataError
+from labelcurve.bundle.text import listed
 from labelcurve.training.data.source import Say
 
 MISSING = frozenset(
@@ -48,24 +49,14 @@ def class_name(text: str) -> str:
 
 
 def check_names(place: str, names: Sequence[str]) -> None:
-    """Refuses names that occur twice, and those that no line of a table can hold or that a terminal
-    would obey as control sequences.
-
-    Args:
-        place: the data set, for messages.
-        names: of its classes.
-
-    Raises:
-        DataError: names the classes and the characters.
-    """
+    """Refuses (DataError) names that occur twice, or that a table or a terminal cannot show."""
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise DataError(f"{place}: class names must differ, these occur twice: {', '.join(twice)}")
     wrong = {name: [c for c in name if unicodedata.category(c) in _UNPRINTABLE] for name in names}
-    listed = [f"{n!r} ({code_points(''.join(found))})" for n, found in wrong.items() if found]
-    if listed:
-        more = f" and {len(listed) - 6} more" if len(listed) > 6 else ""
+    bad = [f"{n!r} ({code_points(''.join(found))})" for n, found in wrong.items() if found]
+    if bad:
         raise DataError(
-            f"{place}: the names of the classes {', '.join(listed[:6])}{more} hold line breaks or "
+            f"{place}: the names of the classes {listed(bad, 6)} hold line breaks or "
             "other control characters, which are not allowed in one: rename the folder, or change "
             "the label"
         )
@@ -103,9 +94,7 @@ def check_labels(place: str, counts: Mapping[str, int], say: Say) -> None:
     labels are numbers, as in -1, 0 and 1.
 
     Args:
-        place: the table, for messages.
         counts: images by label, without the empty one.
-        say: receives a line about labels that may stand for a missing one.
 
     Raises:
         DataError: a label stands for a missing value, or joins the names of several classes.
@@ -143,9 +132,8 @@ def check_labels(place: str, counts: Mapping[str, int], say: Say) -> None:
         or (len(words := name.split()) > 1 and all(word in counts for word in words))
     ]
     if several:
-        more = f" and {len(several) - 6} more" if len(several) > 6 else ""
         raise DataError(
-            f"{place}: the labels {', '.join(several[:6])}{more} join the names of several "
+            f"{place}: the labels {listed(several, 6)} join the names of several "
             "classes, and an image has one label here. Keep one of them in each row; where the "
             "combination is a class itself, write it without blanks, commas, semicolons and |"
         )

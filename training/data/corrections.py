@@ -60,10 +60,6 @@ def identity(where: str, data: str) -> str:
 
     A row of a Parquet file is `FILE row NUMBER`; images that are not files are named as in
     messages, such as `cifar10 train row 5` and `digit 5`.
-
-    Args:
-        where: as a split names the image.
-        data: the value of `--data`.
     """
     path = Path(data).expanduser()
     folder = path.parent if path.is_file() else path
@@ -79,12 +75,14 @@ def write(rows: Iterable[Doubt]) -> str:
     return text.getvalue()
 
 
-def read(file: Path, flag: str) -> list[Doubt]:
-    """Reads a table that `audit` wrote, with lines removed or `suggested` edited since.
+def read(file: Path | None, flag: str) -> dict[str, Doubt]:
+    """The rows of a table that `audit` wrote, edited or not, by image; none without a table.
 
     Raises:
         DataError: it cannot be read, or names an image twice; the message names the line.
     """
+    if file is None:
+        return {}
     try:
         text = file.read_bytes().decode("utf-8-sig")
     except OSError as error:
@@ -125,7 +123,7 @@ def read(file: Path, flag: str) -> list[Doubt]:
             )
     except csv.Error as error:
         raise DataError(f"{flag} {shown(file)} line {reader.line_num}: {error}") from error
-    return list(rows.values())
+    return rows
 
 
 @dataclass(frozen=True)
@@ -133,30 +131,18 @@ class Corrections:
     """Corrections requested with `--drop` and `--relabel`."""
 
     data: str
-    """The value of `--data`."""
     drop: Path | None = None
     relabel: Path | None = None
 
-    def to_drop(self) -> set[str]:
-        """The images to leave out, by name."""
-        return set() if self.drop is None else {row.path for row in read(self.drop, "--drop")}
-
     def apply(
-        self,
-        class_names: Sequence[str],
-        train: Split,
-        test: Split,
-        others: Sequence[str],
-        say: Say,
+        self, class_names: Sequence[str], train: Split, test: Split, others: Sequence[str], say: Say
     ) -> Corrected:
         """The training images without those to drop, and with the labels that were suggested.
 
         Args:
-            class_names: of the data.
             train: the training images, labelled or not.
             test: never changed; those that are named are counted.
             others: images that are known but not in a split, as unreadable ones.
-            say: receives the counts.
 
         Raises:
             DataError: a table names an image or a class that the data does not have; the message
@@ -164,8 +150,7 @@ class Corrections:
         """
         if self.drop is None and self.relabel is None:
             return Corrected(train, test)
-        drop = {} if self.drop is None else {r.path: r for r in read(self.drop, "--drop")}
-        new = {} if self.relabel is None else {r.path: r for r in read(self.relabel, "--relabel")}
+        drop, new = read(self.drop, "--drop"), read(self.relabel, "--relabel")
         if both := sorted(drop.keys() & new.keys()):
             raise DataError(
                 f"--relabel {self.relabel} line {new[both[0]].line}: {both[0]} is in --drop "

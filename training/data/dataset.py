@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 
 from labelcurve.bundle import machine
 from labelcurve.bundle.errors import DataError
-from labelcurve.bundle.text import counted
+from labelcurve.bundle.text import counted, listed
 from labelcurve.training.data import checks, sizes
 from labelcurve.training.data.class_names import check_names
-from labelcurve.training.data.corrections import Corrections, identity
+from labelcurve.training.data.corrections import Corrections, identity, read
 from labelcurve.training.data.decoded import cache as pixels
 from labelcurve.training.data.decoded import digests
 from labelcurve.training.data.decoded.cache import clear as clear
@@ -61,11 +61,8 @@ class Data:
     test_given: bool = True
     """Whether the source has a test split; else `test` is a fifth of its labels."""
     left_out: dict[str, int] = field(default_factory=dict)
-    """Files that are not used, by reason."""
     dropped: int = 0
-    """Training images that `--drop` left out."""
     relabelled: int = 0
-    """Training images that `--relabel` gave another label."""
     unreadable: tuple[Unreadable, ...] = ()
     corrected_test: Split | None = None
     """The test images with the corrections of `--drop` and `--relabel`, where there are some."""
@@ -114,7 +111,6 @@ def load(
         cache: folder of downloads and decoded pixels; None takes `default_cache()`.
         skip_unreadable: leave unreadable images out and count them instead of raising.
         memory: bytes for decoded images, beyond which they are streamed; None takes `MEMORY_SHARE`.
-        say: receives progress and findings, line by line.
         choose_size: may change a natural size and the reason for it.
 
     Raises:
@@ -135,7 +131,7 @@ def load(
     loaded, unreadable = _opened(folder, source, size, memory, say)
     corrections = Corrections(chosen.data, chosen.drop, chosen.relabel)
     others = {identity(found.where, chosen.data): found for found in unreadable}
-    dropped = corrections.to_drop()
+    dropped = read(chosen.drop, "--drop")
     if broken := [others[name] for name in others if name not in dropped]:
         _report_unreadable(source.name, broken, skip_unreadable, say)
     train, test = loaded["train"], loaded.get("test", loaded["train"].take(np.arange(0)))
@@ -150,7 +146,8 @@ def load(
     train, repeated = _without_repeated(train, test)
     if chosen.labelled:
         checks.check_classes(chosen.data, source.class_names, train, loaded.get("test"), say)
-    left_out = (*source.left_out, *map(_left_out, unreadable), *repeated)
+    not_read = [LeftOut(f"{found.where}: {found.why}", "unreadable images") for found in unreadable]
+    left_out = (*source.left_out, *not_read, *repeated)
     checks.report_left_out(source.name, left_out, cache, say)
     return Data(
         name=source.name,
@@ -192,10 +189,6 @@ def _opened(
         for split, found in failures.items()
         for row, why in found
     ]
-
-
-def _left_out(found: Unreadable) -> LeftOut:
-    return LeftOut(f"{found.where}: {found.why}", "unreadable images")
 
 
 def _open(folder: Path, split: str, rows: Rows, size: int, memory: int, stored: bool) -> Split:
@@ -243,9 +236,8 @@ def _held_out(source: Source, train: Split, say: Say) -> tuple[Split, Split]:
             small.append(f"{name} ({len(rows)})")
     test, rest = train.take(np.flatnonzero(held)), train.take(np.flatnonzero(~held))
     if small:
-        listed = ", ".join(small[: checks.LISTED])
-        more = f" and {len(small) - checks.LISTED} more" if len(small) > checks.LISTED else ""
-        say(f"{source.name}: too few images to have some in test: {listed}{more}")
+        few = listed(small, checks.LISTED)
+        say(f"{source.name}: too few images to have some in test: {few}")
     if len(test):
         say(
             f"{source.name}: no test split, so a stratified fifth is test: "
@@ -269,10 +261,8 @@ def _without_repeated(train: Split, test: Split) -> tuple[Split, list[LeftOut]]:
 
 
 def _report_unreadable(name: str, unreadable: list[Unreadable], skip: bool, say: Say) -> None:
-    lines = [f"  {item.where}: {item.why}" for item in unreadable[: checks.LISTED]]
-    if len(unreadable) > checks.LISTED:
-        lines.append(f"  and {len(unreadable) - checks.LISTED} more")
-    listing = "\n".join(lines)
+    lines = (f"{item.where}: {item.why}" for item in unreadable)
+    listing = checks.block(lines, len(unreadable))
     if not skip:
         raise DataError(
             f"{name}: {counted(len(unreadable), 'image')} cannot be read:\n{listing}\n"

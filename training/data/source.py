@@ -9,10 +9,10 @@ import stat
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +21,10 @@ from PIL import Image
 from labelcurve.bundle.errors import DataError, UnreadableImage
 from labelcurve.bundle.text import shown as shown
 
+T = TypeVar("T")
+
 Say = Callable[[str], None]
+"""Receives what a person should know of the data, line by line."""
 
 Index = NDArray[np.integer[Any]]
 """Numbers of rows or classes, [N]; int32 where there is one for each image."""
@@ -57,7 +60,6 @@ class LeftOut:
     reason: str
     """Worded to follow a number: `thumbnails (@eaDir)`."""
     count: int = 1
-    """Files."""
 
 
 @dataclass(frozen=True)
@@ -95,22 +97,13 @@ def joined(first: Rows, second: Rows) -> Rows:
         )
         before, after = groups
         starts = np.concatenate([before, after + n]).astype(np.int64)
-    both = _Joined(first, second)
-    return Rows(np.concatenate([first.labels, second.labels]), both.read, both.where, starts)
+    read = partial(_either, first.read, second.read, n)
+    where = partial(_either, first.where, second.where, n)
+    return Rows(np.concatenate([first.labels, second.labels]), read, where, starts)
 
 
-@dataclass(frozen=True)
-class _Joined:
-    first: Rows
-    second: Rows
-
-    def read(self, i: int) -> bytes:
-        n = len(self.first.labels)
-        return self.first.read(i) if i < n else self.second.read(i - n)
-
-    def where(self, i: int) -> str:
-        n = len(self.first.labels)
-        return self.first.where(i) if i < n else self.second.where(i - n)
+def _either(first: Callable[[int], T], second: Callable[[int], T], n: int, i: int) -> T:
+    return first(i) if i < n else second(i - n)
 
 
 @dataclass(frozen=True)
@@ -134,6 +127,43 @@ def _regular(path: Path) -> bool:
     return stat.S_ISREG(path.stat().st_mode)
 
 
+def of_files(
+    name: str,
+    class_names: tuple[str, ...],
+    files: dict[str, list[tuple[Path, int]]],
+    left_out: Sequence[LeftOut],
+    *,
+    below: Path | None = None,
+    table: Path | None = None,
+) -> Source:
+    """A source whose images are files, with their labels, by split.
+
+    Args:
+        below: folder that their paths are relative to, where they are.
+        table: that names them.
+    """
+    paths = [path for pairs in files.values() for path, _ in pairs]
+    changed = watch([*([table] if table else []), *paths])
+    hashes = dict(zip(paths, hash_images(paths), strict=True))
+    listing = [
+        f"{split}/{label}/{shown(path.relative_to(below) if below else path)} {hashes[path]}"
+        for split, pairs in files.items()
+        for path, label in pairs
+    ]
+    return Source(
+        name=name,
+        fingerprint=hashlib.sha256("\n".join(listing).encode()).hexdigest(),
+        class_names=class_names,
+        size=None,
+        splits={
+            split: image_files([path for path, _ in pairs], np.array([n for _, n in pairs]))
+            for split, pairs in files.items()
+        },
+        changed=changed,
+        left_out=tuple(left_out),
+    )
+
+
 def resolved(paths: Sequence[Path]) -> list[str]:
     """The files that the paths lead to; each folder is resolved once, since there may be many."""
     folder = cache(os.path.realpath)
@@ -144,11 +174,7 @@ def resolved(paths: Sequence[Path]) -> list[str]:
 
 
 def hash_file(path: Path) -> str:
-    """SHA-256 of a file.
-
-    Raises:
-        DataError: the file cannot be read.
-    """
+    """SHA-256 of a file; DataError where it cannot be read."""
     try:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()

@@ -23,8 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from labelcurve.bundle.errors import DataError, near
-from labelcurve.bundle.text import counted
-from labelcurve.training.data import further
+from labelcurve.bundle.text import counted, listed
 from labelcurve.training.data.formats import hub
 from labelcurve.training.data.formats.folder import folder, unlabelled
 from labelcurve.training.data.formats.parquet import is_images, parquet
@@ -33,11 +32,16 @@ from labelcurve.training.data.formats.table import SUFFIXES as TABLES
 from labelcurve.training.data.formats.table import table
 from labelcurve.training.data.formats.tree import scan
 from labelcurve.training.data.source import (
+    REPEATED,
+    UNLABELLED,
     LeftOut,
     Rows,
     Say,
     Source,
+    image_files,
+    joined,
     png,
+    resolved,
     shown,
 )
 from labelcurve.training.runtime import lock
@@ -49,7 +53,6 @@ CIFAR10_MIRRORS = (
 """Tried in this order; torchvision checks each download against the archive's MD5 sum."""
 
 NAMED = ("cifar10", "digits")
-"""Values of `--data` that are not paths."""
 
 ALLOWED = (
     "Allowed: cifar10, digits, a folder of class folders, a folder of Parquet files, or a table "
@@ -62,12 +65,10 @@ class Selection:
     """Selection of images by `--data` and its options."""
 
     data: str
-    """`digits`, `cifar10` or a path."""
     layout: Layout = "auto"
     label_column: str | None = None
     """Column of a table or of Parquet files with the labels; None detects it."""
     unlabelled: Path | None = None
-    """A folder of further images, without labels."""
     option: str = "--unlabelled"
     """The option that named that folder, for messages."""
     labelled: bool = True
@@ -81,16 +82,7 @@ class Selection:
 
 
 def open_source(chosen: Selection, downloads: Path, say: Say) -> Source:
-    """Opens what was selected.
-
-    Args:
-        chosen: by the options.
-        downloads: folder for what is downloaded.
-        say: receives findings, line by line.
-
-    Raises:
-        DataError: nothing usable there; the message names the file and the remedy.
-    """
+    """Opens what was selected; where nothing is usable, DataError names the file and the remedy."""
     if not chosen.labelled:
         return unlabelled(Path(chosen.data).expanduser(), say)
     source = _labelled(chosen, downloads, say)
@@ -99,16 +91,64 @@ def open_source(chosen: Selection, downloads: Path, say: Say) -> Source:
     folder_of_more = chosen.unlabelled.expanduser()
     more = unlabelled(folder_of_more, say, chosen.option)
     if Path(chosen.data).expanduser().is_dir():
-        further.check_no_class(source, more, f"{chosen.option} {folder_of_more}", chosen.data)
-    return further.with_more(source, more)
+        _check_no_class(source, more, f"{chosen.option} {folder_of_more}", chosen.data)
+    return _with_more(source, more)
+
+
+def _check_no_class(source: Source, more: Source, given: str, data: str) -> None:
+    """Refuses a folder of images without labels that is a class of the data set at the same time.
+
+    A folder that holds several classes is no mistake: its labelled images are skipped.
+    """
+    labels = {
+        path: int(label)
+        for rows in source.splits.values()
+        for path, label in zip(resolved(rows.paths or ()), rows.labels.tolist(), strict=False)
+    }
+    paths = resolved(more.splits["train"].paths or ())
+    found = {labels.get(path, UNLABELLED) for path in paths}
+    if len(found) != 1 or found == {UNLABELLED}:
+        return
+    name = source.class_names[found.pop()]
+    raise DataError(
+        f"{given}: each of its {counted(len(paths), 'image')} is read as the class {name!r} of "
+        f"--data {data}, too. If they have no label, move the folder out of "
+        "--data, or rename it unlabelled/ there, which is read without labels; if it is a class, "
+        "leave the option out or name another folder"
+    )
+
+
+def _with_more(source: Source, more: Source) -> Source:
+    """The data set with further images without labels; files that it has without one count once."""
+    train, added = source.splits["train"], more.splits["train"]
+    paths = added.paths or ()
+    without = (train.labels == UNLABELLED).tolist()
+    known = {p for p, none in zip(resolved(train.paths or ()), without, strict=False) if none}
+    kept: list[int] = []
+    again: list[LeftOut] = []
+    for i, path in enumerate(resolved(paths)):
+        if path in known:
+            again.append(LeftOut(shown(paths[i]), REPEATED))
+        else:
+            kept.append(i)
+    left_out = tuple(dict.fromkeys((*source.left_out, *more.left_out, *again)))
+    if not kept:
+        return replace(source, left_out=left_out)
+    fingerprint = f"{source.fingerprint} {more.fingerprint}"
+    if again:  # decoded rows are cached by number, so other rows need another fingerprint
+        fingerprint += f" {kept}"
+        added = image_files([paths[i] for i in kept], added.labels[kept])
+    return replace(
+        source,
+        fingerprint=hashlib.sha256(fingerprint.encode()).hexdigest(),
+        splits={**source.splits, "train": joined(train, added)},
+        changed=lambda: source.changed() + more.changed(),
+        left_out=left_out,
+    )
 
 
 def check_there(data: str) -> None:
-    """Checks that the value of `--data` exists, which needs no import that takes seconds.
-
-    Raises:
-        DataError: it does not.
-    """
+    """Raises DataError unless `--data` is there; needs no import that takes seconds."""
     if data in NAMED:
         return
     if not data:
@@ -153,20 +193,15 @@ def _labelled(chosen: Selection, downloads: Path, say: Say) -> Source:
 
 
 def _beside(source: Source, path: Path, out: Path | None, say: Say) -> Source:
-    """A source of Parquet files, with all else that lies there unused.
-
-    Raises:
-        DataError: several folders hold images: they may be classes.
-    """
+    """A source of Parquet files, all else there unused; several folders of images are refused."""
     found = scan(path, say, out)
     used = {shown(image) for image in source.external}
     images = {image: shown(image) for image in found.below() if shown(image) not in used}
     folders = sorted({shown(image.parent) for image in images if image.parent != path})
     if len(folders) > 1:
-        more = f" and {len(folders) - 4} more" if len(folders) > 4 else ""
         raise DataError(
             f"{shown(path)} holds Parquet files and also {counted(len(images), 'image file')} that "
-            f"they do not name, in {', '.join(folders[:4])}{more}. --layout class (or split/class) "
+            f"they do not name, in {listed(folders, 4)}. --layout class (or split/class) "
             "reads the folders; for the Parquet files, put them into a separate folder"
         )
     left_out = [LeftOut(i, "image files next to the Parquet files") for i in images.values()]

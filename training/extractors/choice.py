@@ -58,11 +58,7 @@ class Wanted:
 
 
 def check(wanted: str) -> None:
-    """Refuses an impossible value of `train --extractor` before any image is read.
-
-    Raises:
-        LabelcurveError: names the allowed values.
-    """
+    """Raises LabelcurveError for an impossible `train --extractor` before any image is read."""
     if wanted.startswith(TIMM):
         from labelcurve.training.models import timm_weights
 
@@ -87,14 +83,7 @@ def obtain(
     device: Device,
     policy: CheckpointPolicy = DEFAULT_POLICY,
 ) -> Extractor | None:
-    """The extractor that `train --extractor NAME` means, trained first where there is none.
-
-    Args:
-        policy: of the checkpoints of a pretraining that has to come first.
-
-    Raises:
-        LabelcurveError: no such extractor, or one that does not fit.
-    """
+    """The extractor of `train --extractor`, trained if need be; LabelcurveError if it is unfit."""
     if name == "none":
         return None
     if name.startswith(LIBRARIES):

@@ -10,15 +10,13 @@ from typing import TypeVar
 import numpy as np
 import torch
 
-from labelcurve.training.audit.options import AuditOptions
 from labelcurve.training.data import dataset
 from labelcurve.training.data.dataset import Data
 from labelcurve.training.data.sources import Selection
+from labelcurve.training.embedding_options import AuditOptions, EmbeddingOptions, PlanOptions
 from labelcurve.training.extractors import choice, photos
 from labelcurve.training.extractors.choice import Wanted
-from labelcurve.training.extractors.options import EmbeddingOptions
 from labelcurve.training.forecast.head import Rows
-from labelcurve.training.forecast.options import PlanOptions
 from labelcurve.training.models.backbones import Network, build
 from labelcurve.training.models.extractor import Extractor
 from labelcurve.training.models.features import features
@@ -62,11 +60,7 @@ def load(selection: Selection, options: Chosen, skip_unreadable: bool) -> tuple[
 def obtain(
     options: EmbeddingOptions, images: Data, device: Device, *, flip: bool
 ) -> Extractor | None:
-    """Returns the extractor of `--extractor`; a new one is trained on all images, labelled or not.
-
-    Args:
-        flip: whether mirrored images keep their class.
-    """
+    """The extractor of `--extractor`; a new one learns from all images, mirrored if `flip`."""
     wanted = Wanted(
         backbone="convnet",
         flip=flip and not options.no_flip,
@@ -85,7 +79,6 @@ class Embedded:
     parts: tuple[Rows, Rows]
     """Training and test images, float32 [N, D] each."""
     seconds: float
-    """Time that embedding took."""
 
     @property
     def source(self) -> str:
@@ -104,12 +97,7 @@ def embed_labelled(options: PlanOptions | AuditOptions, images: Data) -> Embedde
 
 
 def network_for(images: Data, extractor: Extractor | None, name: str) -> Network:
-    """The network that embeds the images.
-
-    Args:
-        extractor: whose weights the network has; None leaves it untrained, which is said.
-        name: value of `--extractor`, which may name a network of a library.
-    """
+    """The network that embeds the images; without an extractor it is untrained, which is said."""
     torch.manual_seed(0)
     backbone = name.partition("=")[0] if name.startswith(LIBRARIES) else "convnet"
     network = build(backbone, images.train.images, max(1, len(images.class_names)))

@@ -69,7 +69,6 @@ class Request:
     """Time limit counted from `since`, evaluation included, over all parts of a resumed run."""
     since: float = field(default_factory=time.monotonic)
     start: Extractor | None = None
-    """Initial weights."""
     precision: Precision = "auto"
     """`--precision` as given; `Device.precision` is the one chosen."""
 
@@ -120,30 +119,25 @@ def make(
     saved.where = circumstances(device, commit, reading(images.train.images, len(learn)))
     try:
         with Bar("pretraining") as bar, interruption.deferred():
-            result, knn, linear = distributed.together(
-                learn_from,
-                network,
-                pixels,
-                replace(request, start=None),
-                device,
-                mine={
-                    "judges": judges,
-                    "control": Control(checkpoint=saved, say=say, on_step=bar.update),
-                },
+            control = Control(checkpoint=saved, say=say, on_step=bar.update)
+            mine, wanted = {"judges": judges, "control": control}, replace(request, start=None)
+            result, probe = distributed.together(
+                learn_from, network, pixels, wanted, device, mine=mine
             )
     except DivergedError:
         if not recipe.extendable:  # the file of the earlier runs is still good
             saved.remove()
         raise
-    if knn is not None and linear is not None:
-        say(f"k-NN {knn:.4f}, linear probe {linear:.4f} on {n_judged:,} held-out training images")
+    if result.knn is not None and probe is not None:
+        figures = f"k-NN {result.knn:.4f}, linear probe {probe:.4f}"
+        say(f"{figures} on {n_judged:,} held-out training images")
     if request.seconds is not None and result.epochs < 1:
         say(
             f"WARNING: {result.epochs:.2f} epochs: the time ended before every image was seen, so "
             "expect little of this extractor. `pretrain` with more --max-minutes makes a better one"
         )
+    judged = {"n_held_out": n_judged, "knn": result.knn, "probe": probe}
     record = _record(request, result, device, commit)
-    judged = _Judged(n_judged, knn, linear)
     extractor.write(out, network, _card(images, request, len(learn), judged, record))
     if result.trunk is None:
         saved.remove()
@@ -164,7 +158,7 @@ def learn_from(
     *,
     judges: Sequence[NDArray[Any]] | None = None,
     control: Control = SILENT,
-) -> tuple[Result, float | None, float | None]:
+) -> tuple[Result, float | None]:
     """Trains `network` in place; runs in every process of a distributed run.
 
     Args:
@@ -173,7 +167,7 @@ def learn_from(
         control: observers and the checkpoint; the time limit is that of the request.
 
     Returns:
-        The result, and the k-NN and linear-probe accuracy, None where there was no evaluation.
+        The result, and the accuracy of the linear probe, None where there was no evaluation.
     """
     recipe = request.recipe
     network.to(device.device).to(memory_format=torch.channels_last)
@@ -211,15 +205,11 @@ def learn_from(
             probe,
             replace(control, seconds=seconds),
         )
-    return result, result.knn, probe.linear(network) if probe else None
+    return result, probe.linear(network) if probe else None
 
 
 def split(n: int) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
-    """Rows to learn from and held-out rows, the latter evenly spaced in the order of the digests.
-
-    Raises:
-        LabelcurveError: fewer than 20 images.
-    """
+    """Rows to learn from, and held-out ones evenly spaced by digest; LabelcurveError below 20."""
     if n < 20:
         raise LabelcurveError(f"{n} training images: pretraining needs at least 20")
     held = np.linspace(0, n - 1, min(HELD_OUT, n // 10)).astype(np.int32)
@@ -234,11 +224,7 @@ def lock_file(out: Path) -> Path:
 
 
 def key(images: Data, request: Request, n_images: int) -> dict[str, object]:
-    """Everything an extractor depends on, under the names that users know.
-
-    Args:
-        n_images: images to learn from.
-    """
+    """Everything an extractor depends on, under the names that users know."""
     recipe = asdict(request.recipe)
     if request.recipe.extendable:  # each part may have a different length
         recipe["epochs"] = None
@@ -303,18 +289,11 @@ def _share_time(
     return probe, distributed.agree(max(0.0, seconds - closing))
 
 
-@dataclass(frozen=True)
-class _Judged:
-    n_held_out: int
-    knn: float | None
-    probe: float | None
-
-
 def _card(
     images: Data,
     request: Request,
     n_images: int,
-    judged: _Judged,
+    judged: dict[str, Any],
     record: extractor.Pretraining,
 ) -> Card:
     return Card(
@@ -326,7 +305,7 @@ def _card(
         objective=request.recipe.objective,
         flip=request.flip,
         runs=(*(request.start.card.runs if request.start else ()), record),
-        **asdict(judged),
+        **judged,
     )
 
 

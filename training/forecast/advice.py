@@ -98,7 +98,6 @@ def advise(
     """Forecasts, and decides.
 
     Args:
-        points: the measured curve.
         more: labels that could be bought.
         least_gain: points of accuracy from which they pay.
         target: an accuracy whose labels are asked for.

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from labelcurve.bundle.text import listed
 from labelcurve.training.data.source import Index
 from labelcurve.training.forecast.measurement import Measured
 
@@ -15,7 +15,6 @@ LARGE = 0.5
 HANDFUL = 5
 """Labels of a class below which it is named."""
 NAMED = 5
-"""Classes that a sentence names."""
 
 
 @dataclass(frozen=True)
@@ -24,7 +23,6 @@ class Balance:
 
     class_names: tuple[str, ...]
     counts: tuple[int, ...]
-    """Training labels of each class."""
     share: float
     """Of the most frequent class among the tested images: the accuracy of always guessing it."""
     frequent: int
@@ -46,7 +44,6 @@ def balance(
         measured: its last size is taken.
         labels: [N] that were trained on.
         tested: [M] of the images that were tested.
-        class_names: of the data set.
     """
     right = ~measured.wrong[:, :, -1]
     recalls = [
@@ -82,7 +79,7 @@ def said(found: Balance) -> str | None:
     if few:
         parts.append(
             f"{len(few):,} {'class' if len(few) == 1 else 'classes'} "
-            f"with fewer than {HANDFUL} labels: {_listed(few)}"
+            f"with fewer than {HANDFUL} labels: {listed(few, NAMED)}"
         )
     missed = [
         f"'{name}'"
@@ -91,10 +88,5 @@ def said(found: Balance) -> str | None:
     ]
     mean = f"the mean over classes (balanced accuracy) is {found.balanced * 100:.1f} %"
     if missed:
-        mean += f", and no image of {_listed(missed)} was recognised"
+        mean += f", and no image of {listed(missed, NAMED)} was recognised"
     return f"What accuracy hides: {'; '.join([*parts, mean])}."
-
-
-def _listed(names: Sequence[str]) -> str:
-    more = f" and {len(names) - NAMED:,} more" if len(names) > NAMED else ""
-    return ", ".join(names[:NAMED]) + more

@@ -55,7 +55,6 @@ class Points:
     covariance: Floats
     """[F, F] of the errors: test images, training labels and subsets."""
     n: int
-    """Labels there are."""
 
     def upto(self, size: float) -> Points:
         """The points of at most `size` labels."""

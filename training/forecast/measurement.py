@@ -9,20 +9,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from labelcurve.training.data.source import Index
-from labelcurve.training.forecast import head, sampling
-from labelcurve.training.forecast.head import Head, Rows
+from labelcurve.training.forecast import head
+from labelcurve.training.forecast.head import Rows
 from labelcurve.training.forecast.law import NOISE, Points
 
 FOLDS = 10
 REPEATS = 3
 SUBSETS = FOLDS * REPEATS
 """Training sets of each size."""
+SIZES = 7
+SPAN = 32
+"""The most labels over the fewest."""
+FEWEST = 16
 
 Progress = Callable[[float], None]
-
-
-def _ignore(_: float) -> None:
-    """Ignores progress."""
+"""Receives the share that is done."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,6 @@ class Measured:
     wrong: NDArray[np.bool_]
     """[R, N, F]"""
     n: int
-    """Labels there are."""
 
     @property
     def errors(self) -> NDArray[np.float64]:
@@ -64,7 +64,7 @@ def cross_validate(
     n_classes: int,
     *,
     seed: int = 0,
-    progress: Progress = _ignore,
+    progress: Progress = lambda _: None,
 ) -> Measured:
     """The curve up to nine tenths of the labels, by repeated stratified 10-fold cross-validation.
 
@@ -73,21 +73,18 @@ def cross_validate(
         labels: [N]
         n_classes: C
         seed: of folds and subsets.
-        progress: receives the share that is done.
     """
     random = np.random.default_rng(seed)
     most = len(labels) - -(-len(labels) // FOLDS)
-    sizes = sampling.sizes(most, n_classes)
+    sizes = chosen_sizes(most, n_classes)
     wrong = np.zeros((REPEATS, len(labels), len(sizes)), np.bool_)
     for repeat in range(REPEATS):
-        fold = sampling.folds(labels, FOLDS, random)
+        fold = folds(labels, FOLDS, random)
         for k in range(FOLDS):
             test, train = np.flatnonzero(fold == k), np.flatnonzero(fold != k)
-            train = train[sampling.order(labels[train], random)]
-            for j, size in enumerate(sizes):
-                rows = _stretch(train, int(size), random)
-                fitted = head.fit(features[rows], labels[rows], n_classes)
-                wrong[repeat, test, j] = _wrong(fitted, features[test], labels[test])
+            train = train[stratified(labels[train], random)]
+            held = features[test], labels[test]
+            wrong[repeat, test] = _wrong(features, labels, n_classes, sizes, train, held, random)
             progress((repeat * FOLDS + k + 1) / SUBSETS)
     return Measured(sizes, wrong, len(labels))
 
@@ -99,35 +96,68 @@ def hold_out(
     test: tuple[Rows, Index],
     *,
     seed: int = 0,
-    progress: Progress = _ignore,
+    progress: Progress = lambda _: None,
 ) -> Measured:
-    """The curve up to all labels, on a test split that is given.
+    """The curve up to all labels, on a test split that is given; arguments as `cross_validate`.
 
     Args:
-        features: [N, D], as `head.standardise` gives them.
-        labels: [N]
-        n_classes: C
         test: features [M, D] and labels [M] of the test split.
-        seed: of the subsets.
-        progress: receives the share that is done.
     """
     random = np.random.default_rng(seed)
-    sizes = sampling.sizes(len(labels), n_classes)
+    sizes = chosen_sizes(len(labels), n_classes)
     wrong = np.zeros((SUBSETS, len(test[1]), len(sizes)), np.bool_)
     for repeat in range(SUBSETS):
-        train = sampling.order(labels, random)
-        for j, size in enumerate(sizes):
-            rows = _stretch(train, int(size), random)
-            fitted = head.fit(features[rows], labels[rows], n_classes)
-            wrong[repeat, :, j] = _wrong(fitted, *test)
+        train = stratified(labels, random)
+        wrong[repeat] = _wrong(features, labels, n_classes, sizes, train, test, random)
         progress((repeat + 1) / SUBSETS)
     return Measured(sizes, wrong, len(labels))
 
 
-def _stretch(rows: NDArray[np.int64], size: int, random: np.random.Generator) -> NDArray[np.int64]:
-    first = int(random.integers(0, len(rows) - size + 1))
-    return rows[first : first + size]
+def _wrong(
+    features: Rows,
+    labels: Index,
+    n_classes: int,
+    sizes: NDArray[np.int64],
+    train: NDArray[np.int64],
+    test: tuple[Rows, Index],
+    random: np.random.Generator,
+) -> NDArray[np.bool_]:
+    """Which of the test images heads get wrong that learn a stretch of each size, [M, F]."""
+    wrong = np.empty((len(test[1]), len(sizes)), np.bool_)
+    for j, size in enumerate(sizes):
+        first = int(random.integers(0, len(train) - int(size) + 1))
+        rows = train[first : first + size]
+        fitted = head.fit(features[rows], labels[rows], n_classes)
+        wrong[:, j] = fitted.scores(test[0]).argmax(axis=1) != test[1]
+    return wrong
 
 
-def _wrong(fitted: Head, features: Rows, labels: Index) -> NDArray[np.bool_]:
-    return np.asarray(fitted.scores(features).argmax(axis=1) != labels)
+def chosen_sizes(most: int, n_classes: int) -> NDArray[np.int64]:
+    """Numbers of labels to train on, evenly spread in the logarithm.
+
+    Args:
+        most: labels that can be trained on.
+        n_classes: the fewest are two a class.
+    """
+    least = min(most, max(FEWEST, 2 * n_classes, most // SPAN))
+    return np.unique(np.geomspace(least, most, SIZES).round().astype(np.int64))
+
+
+def stratified(labels: Index, random: np.random.Generator) -> NDArray[np.int64]:
+    """A random order of the rows in which each stretch is about stratified."""
+    key = np.empty(len(labels))
+    for label in np.unique(labels):
+        rows = random.permutation(np.flatnonzero(labels == label))
+        key[rows] = (np.arange(len(rows)) + random.random(len(rows))) / len(rows)
+    return np.argsort(key, kind="stable")
+
+
+def folds(labels: Index, k: int, random: np.random.Generator) -> NDArray[np.int64]:
+    """The fold of each row: sizes differ by one at most, in each class, too."""
+    found = np.empty(len(labels), np.int64)
+    turn, dealt = random.permutation(k), 0
+    for label in np.unique(labels):
+        rows = random.permutation(np.flatnonzero(labels == label))
+        found[rows] = turn[(dealt + np.arange(len(rows))) % k]
+        dealt += len(rows)
+    return found

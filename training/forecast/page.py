@@ -9,13 +9,7 @@ from math import log10
 import numpy as np
 
 from labelcurve.bundle.text import counted
-from labelcurve.training.forecast.advice import (
-    DEVIATIONS,
-    Advice,
-    Estimate,
-    one,
-    shown_gain,
-)
+from labelcurve.training.forecast.advice import DEVIATIONS, Advice, Estimate, one, shown_gain
 from labelcurve.training.forecast.law import Points
 
 Scale = Callable[[float], float]
@@ -41,14 +35,7 @@ th:first-child, td:first-child { text-align: left; }
 def page(
     advice: Advice, points: Points, sentences: Sequence[str], details: Sequence[tuple[str, str]]
 ) -> str:
-    """The whole page.
-
-    Args:
-        advice: the answer.
-        points: the measured curve.
-        sentences: for the reader who pays.
-        details: names and values of how it was measured.
-    """
+    """The whole page; `details` are names and values of how the curve was measured."""
     title = f"{counted(advice.more, 'more label')}? {advice.answer.capitalize()}."
     total = advice.n_labels + advice.more
     rows = [_row(f"Accuracy with {advice.n_now:,} labels", advice.accuracy_now)]
@@ -57,25 +44,33 @@ def page(
         gain = advice.gain
         rows.append(_cells("Gain in points", shown_gain(advice), one(gain.low), one(gain.high)))
     said = "".join(f"<p>{escape(sentence)}</p>\n" for sentence in sentences)
-    more = "".join(
-        f"<tr><td>{escape(name)}</td><td>{escape(value)}</td></tr>\n" for name, value in details
-    )
-    return f"""<!doctype html>
-<html lang="en">
-<head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
-<title>{escape(title)}</title><style>{STYLE}</style></head>
-<body>
-<h1>{escape(title)}</h1>
-<figure style="margin: 0">{plot(advice, points)}
+    body = f"""<figure style="margin: 0">{plot(advice, points)}
 <figcaption class="soft">Points: measured, with 95 % intervals. Line and band: the forecast of a
 model's expected accuracy and its 95 % interval; the bar at the right adds the sampling
 noise of one draw.</figcaption></figure>
 {said}<table><thead><tr><th></th><th>expected</th><th>95 % interval</th></tr></thead>
 <tbody>{"".join(rows)}</tbody></table>
-<details><summary>How this was measured</summary><table><tbody>
-{more}</tbody></table></details>
-</body></html>
+{folded("How this was measured", details)}"""
+    return html(title, STYLE, body)
+
+
+def html(title: str, style: str, body: str) -> str:
+    """A whole page: one file, no script, the title as its heading."""
+    return f"""<!doctype html>
+<html lang="en">
+<head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
+<title>{escape(title)}</title><style>{style}</style></head>
+<body>
+<h1>{escape(title)}</h1>
+{body}</body></html>
 """
+
+
+def folded(heading: str, details: Sequence[tuple[str, str]]) -> str:
+    """Names and values below a heading that opens them."""
+    rows = "".join(f"<tr><td>{escape(k)}</td><td>{escape(v)}</td></tr>\n" for k, v in details)
+    table = f"<table><tbody>\n{rows}</tbody></table>"
+    return f"<details><summary>{heading}</summary>{table}</details>\n"
 
 
 def plot(advice: Advice, points: Points) -> str:

@@ -13,15 +13,15 @@ from numpy.typing import NDArray
 from labelcurve.bundle import files
 from labelcurve.bundle.errors import LabelcurveError
 from labelcurve.bundle.text import counted, duration
-from labelcurve.training.audit import duplicates, findings, labels, pictures
+from labelcurve.training.audit import duplicates, findings, labels
 from labelcurve.training.audit.duplicates import Pairs
 from labelcurve.training.audit.findings import Finding, Looked
 from labelcurve.training.audit.labels import FOLDS, REPEATS, Effect
-from labelcurve.training.audit.options import AuditOptions
 from labelcurve.training.audit.page import Shown, page, sentence
 from labelcurve.training.data import corrections
 from labelcurve.training.data.corrections import Doubt, identity
 from labelcurve.training.data.dataset import Data
+from labelcurve.training.embedding_options import AuditOptions
 from labelcurve.training.extractors import choice, embedded
 from labelcurve.training.forecast import head
 from labelcurve.training.forecast.head import Rows
@@ -34,7 +34,6 @@ class Audited:
     """Findings of an audit."""
 
     doubts: list[Doubt]
-    """The rows of the table, in order."""
     found: list[list[Finding]]
     """The findings of the last rows, after the unreadable images."""
     effect: Effect | None
@@ -42,14 +41,9 @@ class Audited:
 
 
 def run(options: AuditOptions, start: float | None = None) -> dict[str, Any]:
-    """Looks at all labelled images, and writes the table and the page.
+    """Looks at all labelled images, writes table and page; returns the JSON document for stdout.
 
-    Args:
-        options: of the command.
-        start: of the process, by `time.monotonic`; None means now.
-
-    Returns:
-        The JSON document for the last line on stdout.
+    `start` is that of the process, by `time.monotonic`; None means now.
 
     Raises:
         LabelcurveError: the data, the extractor or the device cannot be used, or the table exists.
@@ -112,23 +106,23 @@ def audit(images: Data, features: Rows, data: str, seed: int = 0) -> Audited:
     first.sort()
     with Bar("duplicates") as bar:  # of copies, only one is compared with others
         near = duplicates.near_duplicates(
-            features[first], lambda rows: read(first[rows]), _told(bar)
+            features[first], lambda rows: read(first[rows]), bar.update
         )
     pairs = Pairs(first[near.rows], near.similarity)
     looked = Looked(given, np.arange(len(given)) >= n_train, copies, pairs)
     rows = head.standardise(features)
     alike = looked.alike()
     with Bar("labels") as bar:
-        scores = labels.scores(rows, given, n_classes, groups=alike, seed=seed, progress=_told(bar))
+        scores = labels.scores(rows, given, n_classes, groups=alike, seed=seed, progress=bar.update)
     judged = labels.judge(scores, given)
-    found = findings.collect(looked, judged, pictures.empty(len(given), read))
+    found = findings.collect(looked, judged, findings.showing_nothing(len(given), read))
     sure = np.ones(len(given), bool)
     sure[[of[0].row for of in found]] = False
     effect = None
     if found and len(np.unique(given[sure])) == n_classes:
         with Bar("labels without the doubtful images") as bar:
             without = labels.scores(
-                rows, given, n_classes, groups=alike, used=sure, seed=seed, progress=_told(bar)
+                rows, given, n_classes, groups=alike, used=sure, seed=seed, progress=bar.update
             )
         effect = labels.effect(scores, without, given, sure)
     return Audited(_doubts(images, found, data), found, effect)
@@ -146,15 +140,6 @@ def _reader(images: Data) -> Callable[[NDArray[np.int64]], NDArray[np.uint8]]:
         return out
 
     return read
-
-
-def _told(bar: Bar) -> Callable[[float], None]:
-    began = time.monotonic()
-
-    def progress(share: float) -> None:
-        bar.update(share, (time.monotonic() - began) * (1 / max(share, 1e-6) - 1))
-
-    return progress
 
 
 def _doubts(images: Data, found: list[list[Finding]], data: str) -> list[Doubt]:

@@ -15,6 +15,7 @@ from labelcurve.bundle.text import counted, duration
 from labelcurve.training.data import fractions
 from labelcurve.training.data.dataset import Data
 from labelcurve.training.data.source import UNLABELLED, Index
+from labelcurve.training.embedding_options import PlanOptions
 from labelcurve.training.extractors import choice, embedded
 from labelcurve.training.forecast import balance, distinct, head, measurement
 from labelcurve.training.forecast.advice import REACH, Advice, TargetLabels, advise, sentences
@@ -23,25 +24,18 @@ from labelcurve.training.forecast.distinct import Distinct
 from labelcurve.training.forecast.head import Rows
 from labelcurve.training.forecast.law import Points
 from labelcurve.training.forecast.measurement import FOLDS, REPEATS, SUBSETS, Measured
-from labelcurve.training.forecast.options import PlanOptions
 from labelcurve.training.forecast.page import page
 from labelcurve.training.recipes import LIBRARIES, MOST_UNLABELLED, TUNED_FROM
 from labelcurve.training.runtime.console import Bar, say
 from labelcurve.training.runtime.device import check as check_device
 
 FEWEST = 50
-"""Labels."""
 
 
 def run(options: PlanOptions, start: float | None = None) -> dict[str, Any]:
-    """Measures, forecasts, answers, and writes the page.
+    """Measures, forecasts, answers, writes the page; returns the JSON document for stdout.
 
-    Args:
-        options: of the command.
-        start: of the process, by `time.monotonic`; None means now.
-
-    Returns:
-        The JSON document for the last line on stdout.
+    `start` is that of the process, by `time.monotonic`; None means now.
 
     Raises:
         LabelcurveError: the data, the extractor or the device cannot be used.
@@ -66,11 +60,7 @@ def run(options: PlanOptions, start: float | None = None) -> dict[str, Any]:
     said = [*sentences(advice, options.price_per_label), *_further(options, advice, classes)]
     for sentence in said:
         say(sentence)
-    seconds = {
-        "embedding": rows.seconds,
-        "curve": done - began,
-        "all": done - start,
-    }
+    seconds = {"embedding": rows.seconds, "curve": done - began, "all": done - start}
     details = _details(options, images, rows.source, measured, seconds)
     notes += choice.doubts(rows.extractor, rows.images)
     files.write_out(options.out, page(advice, points, [*said, *notes], details))
@@ -85,11 +75,7 @@ def run(options: PlanOptions, start: float | None = None) -> dict[str, Any]:
 
 
 def _kept(options: PlanOptions, images: Data) -> tuple[Distinct, tuple[str, ...]]:
-    """The labelled images to measure on, and notes on them.
-
-    Raises:
-        DataError: they are too few.
-    """
+    """The labelled images to measure on, and notes on them; DataError where they are too few."""
     kept = distinct.distinct(images.labelled(), options.seed)
     if kept.n_labels < FEWEST:
         copies = f" ({kept.copies:,} copies of images count once)" if kept.copies else ""
@@ -121,8 +107,17 @@ def _further(options: PlanOptions, advice: Advice, classes: Balance) -> list[str
 
 def _unlabelled(options: PlanOptions, images: Data) -> tuple[str, ...]:
     """Notes on images without labels."""
-    n_unlabelled = len(images.train) - images.train.n_labelled
-    notes = (*_too_few(n_unlabelled, options.more), *_unlabelled_use(options, images))
+    labels = images.train.labels[images.train.labels != UNLABELLED]
+    n_unlabelled = len(images.train) - len(labels)
+    notes = _too_few(n_unlabelled, options.more)
+    n = min(MOST_UNLABELLED, n_unlabelled)
+    n_labels = sum(fractions.counts(int(own), 1.0)[0] for own in np.bincount(labels))
+    if n and options.extractor.startswith(LIBRARIES) and n_labels < TUNED_FROM:
+        notes += (
+            f"`train` also learns from {counted(n, 'image')} without labels, and this forecast "
+            "does not: with few labels the models of `train` start some points higher, and what "
+            "more labels gain is about the same (docs/plan.md)",
+        )
     for note in notes:
         say(note)
     return notes
@@ -135,21 +130,6 @@ def _too_few(n_unlabelled: int, more: int) -> tuple[str, ...]:
         f"only {counted(n_unlabelled, 'image')} without labels "
         f"{'is' if n_unlabelled == 1 else 'are'} there to label, and --more asks for {more:,}: "
         "the others have to be found first",
-    )
-
-
-def _unlabelled_use(options: PlanOptions, images: Data) -> tuple[str, ...]:
-    """Notes that `train` uses images without labels, and a forecast does not."""
-    labels = images.train.labels[images.train.labels != UNLABELLED]
-    n = min(MOST_UNLABELLED, len(images.train) - len(labels))
-    n_labels = sum(fractions.counts(int(own), 1.0)[0] for own in np.bincount(labels))
-    pretrained = options.extractor.startswith(LIBRARIES)
-    if not (n and pretrained and n_labels < TUNED_FROM):
-        return ()
-    return (
-        f"`train` also learns from {counted(n, 'image')} without labels, and this forecast does "
-        "not: with few labels the models of `train` start some points higher, and what more labels "
-        "gain is about the same (docs/plan.md)",
     )
 
 
@@ -181,11 +161,6 @@ def document(advice: Advice, points: Points, price_per_label: float | None) -> d
 
 def _measure(images: Data, parts: Sequence[Rows], seed: int, bar: Bar) -> Measured:
     """Cross-validates all labels, or takes the test split where one is given."""
-    began = time.monotonic()
-
-    def progress(share: float) -> None:
-        bar.update(share, (time.monotonic() - began) * (1 / share - 1))
-
     n_classes = len(images.class_names)
     if images.test_given:
         test = (head.standardise(parts[1], parts[0]), images.test.labels)
@@ -195,11 +170,11 @@ def _measure(images: Data, parts: Sequence[Rows], seed: int, bar: Bar) -> Measur
             n_classes,
             test,
             seed=seed,
-            progress=progress,
+            progress=bar.update,
         )
     labels, _ = _labels(images)
     return measurement.cross_validate(
-        head.standardise(np.concatenate(parts)), labels, n_classes, seed=seed, progress=progress
+        head.standardise(np.concatenate(parts)), labels, n_classes, seed=seed, progress=bar.update
     )
 
 
@@ -212,11 +187,7 @@ def _labels(images: Data) -> tuple[Index, Index]:
 
 
 def _details(
-    options: PlanOptions,
-    images: Data,
-    source: str,
-    measured: Measured,
-    seconds: dict[str, float],
+    options: PlanOptions, images: Data, source: str, measured: Measured, seconds: dict[str, float]
 ) -> list[tuple[str, str]]:
     how = f"each label was test {REPEATS} times ({FOLDS}-fold cross-validation, stratified)"
     if images.test_given:

@@ -20,25 +20,18 @@ from labelcurve.training.models.extractor import Extractor
 from labelcurve.training.options import PretrainOptions
 from labelcurve.training.recipes import Pretraining, extendable, pretraining
 from labelcurve.training.runs.budget import AROUND, SPARE
+from labelcurve.training.runs.grid import ENDLESS
 from labelcurve.training.runtime import lock
 from labelcurve.training.runtime.checkpoint import CheckpointPolicy
 from labelcurve.training.runtime.console import say
 from labelcurve.training.runtime.device import check as check_device
 from labelcurve.training.runtime.device import choose
 
-ENDLESS = 10_000
-"""Epochs where a time limit ends the run."""
-
 
 def run(options: PretrainOptions, start: float | None = None) -> dict[str, Any]:
-    """Trains an extractor and writes it.
+    """Trains an extractor and writes it; returns the JSON document for stdout.
 
-    Args:
-        options: of the command.
-        start: of the process, by `time.monotonic`; None means now.
-
-    Returns:
-        The JSON document for the last line on stdout.
+    `start` is that of the process, by `time.monotonic`; None means now.
 
     Raises:
         LabelcurveError: the options, the data or the device cannot be used, or the run failed.

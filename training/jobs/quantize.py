@@ -34,10 +34,7 @@ from labelcurve.training.runtime.console import say
 
 
 def run(options: QuantizeOptions) -> dict[str, Any]:
-    """Adds the variant to every bundle that was asked for, and publishes each as a new version.
-
-    Returns:
-        The JSON document for the last line on stdout.
+    """Adds the variant to each bundle asked for, as a new version; returns the JSON for stdout.
 
     Raises:
         LabelcurveError: models or data cannot be used, or a gate refused a variant; the bundles
@@ -181,11 +178,7 @@ def _add(
 
 
 def _before(models: Path, measured: Measured, precision: quantize.Precision) -> Variant:
-    """The variant of the model whose figures a final model has: they are the final variant's, too.
-
-    Raises:
-        ExportError: there is none.
-    """
+    """The variant of the model whose figures a final model has; ExportError where there is none."""
     wanted = f"its figures are those of {measured.name} in {precision}"
     try:
         found = store.read(models, measured.name)

@@ -17,6 +17,7 @@ from labelcurve.training.data import dataset
 from labelcurve.training.data.source import UNLABELLED, Index
 from labelcurve.training.data.sources import Selection
 from labelcurve.training.data.split import Split
+from labelcurve.training.embedding_options import SuggestOptions
 from labelcurve.training.extractors import choice, embedded
 from labelcurve.training.jobs import suggestions
 from labelcurve.training.jobs.suggestions import Suggestion
@@ -27,7 +28,6 @@ from labelcurve.training.models.linear_head import fit_linear
 from labelcurve.training.runtime.console import Bar, say
 from labelcurve.training.runtime.device import check as check_device
 from labelcurve.training.runtime.device import choose
-from labelcurve.training.suggest_options import SuggestOptions
 
 WORDS = {
     "typical": "typical of images that have no label yet",
@@ -46,22 +46,15 @@ class _Known:
     """[N, K]; None without labels."""
     class_names: tuple[str, ...]
     labelled: Index
-    """Rows with a label."""
     pool: Index
-    """Rows without one."""
     n_labels: int
     """Number of labels from which the probabilities were learned."""
 
 
 def run(options: SuggestOptions, start: float | None = None) -> dict[str, Any]:
-    """Chooses images and writes them to a new folder.
+    """Chooses images, writes them to a new folder; returns the JSON document for stdout.
 
-    Args:
-        options: of the command.
-        start: of the process, by `time.monotonic`; None means now.
-
-    Returns:
-        The JSON document for the last line on stdout.
+    `start` is that of the process, by `time.monotonic`; None means now.
 
     Raises:
         LabelcurveError: the pool, the labels or the models cannot be used, or the folder exists.
@@ -156,14 +149,13 @@ def _by_model(options: SuggestOptions) -> _Known:
         say=say,
     )
     runtime = export.session(bundle.graph)
-    began, parts, n = time.monotonic(), [], len(images.train)
+    parts, n = [], len(images.train)
     step = min(64, max(1, 64 * 64**2 // images.size**2))
     with Bar("embedding") as bar:
         for first in range(0, n, step):
             pixels = np.ascontiguousarray(images.train.images[first : first + step])
             parts.append(runtime.run(["embedding", "probabilities"], {"images": pixels}))
-            done = min(n, first + step) / n
-            bar.update(done, (time.monotonic() - began) * (1 / done - 1))
+            bar.update(min(n, first + step) / n)
     features, probabilities = (np.concatenate(part) for part in zip(*parts, strict=True))
     return _Known(
         split=images.train,

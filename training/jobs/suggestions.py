@@ -20,6 +20,7 @@ from labelcurve.bundle.errors import LabelcurveError
 from labelcurve.bundle.preprocess import ending
 from labelcurve.bundle.text import percent
 from labelcurve.training.data.split import Split
+from labelcurve.training.forecast.page import html
 
 TABLE, PAGE, IMAGES = "suggest.csv", "index.html", "images"
 SIDE = 128
@@ -39,7 +40,6 @@ class Suggestion:
     """An image to label."""
 
     row: int
-    """Row of the split."""
     random: bool
     """Whether it belongs to the share that was drawn at random."""
     reason: str
@@ -57,17 +57,7 @@ class Suggestion:
 def write(
     out: Path, found: Sequence[Suggestion], split: Split, class_names: tuple[str, ...]
 ) -> None:
-    """Writes the folder, complete or not at all.
-
-    Args:
-        out: does not exist.
-        found: in the order of the table.
-        split: that the rows are of.
-        class_names: of the probabilities.
-
-    Raises:
-        LabelcurveError: it cannot be written.
-    """
+    """Writes the folder, which does not exist, completely; or not at all, with LabelcurveError."""
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
@@ -116,10 +106,7 @@ def _table(found: Sequence[Suggestion], paths: Sequence[str], class_names: tuple
 
 
 def _page(
-    found: Sequence[Suggestion],
-    paths: Sequence[str],
-    split: Split,
-    class_names: tuple[str, ...],
+    found: Sequence[Suggestion], paths: Sequence[str], split: Split, class_names: tuple[str, ...]
 ) -> str:
     figures = []
     for one, path in zip(found, paths, strict=True):
@@ -129,17 +116,11 @@ def _page(
             f'<li><img src="{_picture(np.asarray(split.images[one.row]))}" alt="">{said}'
             f"<small>{escape(one.reason)}, {escape(Path(path).name)}</small></li>"
         )
-    title = f"{len(found):,} images to label"
-    return f"""<!doctype html>
-<html lang="en">
-<head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
-<title>{title}</title><style>{STYLE}</style></head>
-<body><h1>{title}</h1>
-<p>In the order of <code>{TABLE}</code>. Random ones are a sample of the pool: keep them for a
-test.</p>
+    body = f"""<p>In the order of <code>{TABLE}</code>. Random ones are a sample of the pool: keep
+them for a test.</p>
 <ol>{"".join(figures)}</ol>
-</body></html>
 """
+    return html(f"{len(found):,} images to label", STYLE, body)
 
 
 def _picture(pixels: NDArray[np.uint8]) -> str:

@@ -53,7 +53,6 @@ class Job:
     fraction: float
     seed: int
     arguments: tuple[str, ...]
-    """Arguments of the command."""
     cpus: float
     folder: Path
     """Working folder of the sweep."""
@@ -69,12 +68,7 @@ class Job:
 def run(chosen: SweepOptions, others: Sequence[str]) -> dict[str, Any]:
     """Runs all jobs and prints a row for each when it ends.
 
-    Args:
-        chosen: options of the sweep.
-        others: further options, of each `train`.
-
-    Returns:
-        The JSON document for the last line on stdout.
+    `others` are further options, of each `train`. Returns the JSON document for stdout.
 
     Raises:
         LabelcurveError: Ray is missing or unreachable, or jobs failed; the others have ended by
@@ -82,7 +76,9 @@ def run(chosen: SweepOptions, others: Sequence[str]) -> dict[str, Any]:
     """
     # Reports invalid options before Ray starts.
     base = options.parse(others)
-    _check_there(chosen.data, chosen.address)
+    if chosen.address in (None, "auto"):  # this machine runs jobs
+        for data in chosen.data:
+            check_there(data)
     jobs = _jobs(chosen, base, others)
     runs = base.out / RUNS
     bundles: list[dict[str, Any]] = []
@@ -112,15 +108,14 @@ def run(chosen: SweepOptions, others: Sequence[str]) -> dict[str, Any]:
                 try:
                     entries = ray.get(reference)
                 except ray.exceptions.RayError as error:
-                    failed.append(f"{_called(job)}: {_reason(error)}")
+                    called = f"--data {job.data} --fraction {job.fraction:g} --seed {job.seed}"
+                    failed.append(f"{called}: {_reason(error)}")
                     say(f"{done}  {failed[-1]}")
                     continue
                 bundles += entries
                 for entry in entries:
                     say(f"{done}  {_row(entry)}")
-            done_share = 1 - len(waiting) / len(jobs)
-            elapsed = time.monotonic() - began
-            bar.update(done_share, elapsed * (1 / done_share - 1) if done_share else 0.0)
+            bar.update(1 - len(waiting) / len(jobs))
     if failed:
         raise LabelcurveError(
             f"{len(failed)} of {len(jobs)} jobs failed; the same command runs them again:\n  "
@@ -208,18 +203,6 @@ def _jobs(chosen: SweepOptions, base: Options, others: Sequence[str]) -> list[Jo
                 given = (*arguments, *others)
                 jobs.append(Job(data, fraction, seed, given, chosen.cpus, Path.cwd(), sweep))
     return jobs
-
-
-def _check_there(sources: Sequence[str], address: str | None) -> None:
-    """Checks that `--data` exists, where this machine runs jobs.
-
-    Raises:
-        DataError: it does not exist.
-    """
-    if address not in (None, "auto"):
-        return
-    for data in sources:
-        check_there(data)
 
 
 def _check_room(
@@ -310,10 +293,6 @@ def _reaching(address: str) -> Iterator[None]:
             f"--address {address}: no Ray cluster answers there ({error}). Without --address, Ray "
             "starts on this machine"
         ) from error
-
-
-def _called(job: Job) -> str:
-    return f"--data {job.data} --fraction {job.fraction:g} --seed {job.seed}"
 
 
 def _reason(error: Any) -> str:

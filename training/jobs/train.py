@@ -24,7 +24,8 @@ from labelcurve.training.runs.budget import IMAGES_PER_S, Budget
 from labelcurve.training.runs.distillation import StudentRun
 from labelcurve.training.runs.final import FinalRun
 from labelcurve.training.runs.grid import Cell
-from labelcurve.training.runs.model_run import Command, ModelRun, folder, forget
+from labelcurve.training.runs.model_run import ModelRun, folder, forget
+from labelcurve.training.runs.publication import Command
 from labelcurve.training.runtime import lock
 from labelcurve.training.runtime.checkpoint import CheckpointPolicy, Finished
 from labelcurve.training.runtime.console import say
@@ -43,7 +44,6 @@ def run(
     """Trains and publishes one bundle for each fraction and seed, and the final model.
 
     Args:
-        options: of the command.
         start: of the process, by `time.monotonic`; None means now.
         changes: fields of the recipe to override; for studies of the recipe.
         part: of a sweep: published bundles stay marked as finished until all of the sweep is done,
@@ -201,24 +201,16 @@ def _train(
     )
     policy = CheckpointPolicy(options.fresh, options.checkpoint_seconds)
     command = Command(
+        options=options,
         images=images,
-        source=options.data,
         extractor=choice.obtain(options.extractor, images, wanted, device, policy),
         device=device,
-        precision=options.precision,
         commit=commit,
-        out=options.out,
-        preset=options.preset,
         test=n_test > 0,
-        max_minutes=options.max_minutes,
-        mlflow=options.mlflow,
-        checkpoint_seconds=options.checkpoint_seconds,
-        cache=options.cache,
         # With few labels it often gains nothing, and on a CPU takes minutes.
         finetune=device.device.type != "cpu"
         or options.epochs is not None
         or options.max_minutes is not None,
-        max_latency=options.max_latency,
     )
     if options.fresh:  # only now: nothing is lost by a command that cannot run
         for cell in cells:

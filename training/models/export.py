@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import json
 import logging
+import statistics
+import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
@@ -32,10 +34,11 @@ TOLERANCE = 1e-4
 TIE = 5e-6
 """Of classes whose probabilities differ by less, either is top-1: float32 rounds that much."""
 GRAPHS = "graphs"
-"""Folder of the cache."""
 GPU = "CUDAExecutionProvider"
 PARITY_IMAGES = 1000
 """Validation images that the gate compares at least, or all where there are fewer."""
+WARM_UP, TIMED = 5, 50
+"""Single images before and while the time is taken."""
 
 
 class Served(nn.Module):
@@ -65,9 +68,7 @@ def to_onnx(
     part of the time; that it is the same function is for the parity gate to prove.
 
     Args:
-        served: the network.
         size: side of the images in pixels.
-        class_names: of the classifier.
         cache: folder that keeps what was traced for other processes; None keeps it for this one.
     """
     folded = _folded(served, size)
@@ -211,8 +212,6 @@ def check_parity(
     """Compares ONNX Runtime with torch (fp32, CPU), from file bytes to probabilities.
 
     Args:
-        graph: the ONNX file.
-        served: the network.
         images: validation images as training saw them, uint8 [N, size, size, 3]; torch's input.
         files: the same images as file bytes; ONNX Runtime gets them through `prepare`.
         class_names: as the metadata of the graph should have them.
@@ -259,15 +258,30 @@ def check_parity(
     return parity
 
 
+def p50_ms(graph: bytes, images: Images, timed: int = TIMED) -> float:
+    """The median time of one image in ONNX Runtime on one thread of this CPU, in milliseconds.
+
+    It is the CPU time of the thread: on a machine without other work the wall time, and other work
+    hardly changes it.
+
+    Args:
+        images: uint8 [N, size, size, 3], taken one by one.
+    """
+    runtime = session(graph, threads=1)
+    spent = []
+    for i in range(WARM_UP + timed):
+        one = np.ascontiguousarray(images[i % len(images)][None])
+        since = time.thread_time()
+        runtime.run(["probabilities"], {"images": one})
+        spent.append(time.thread_time() - since)
+    return round(statistics.median(spent[WARM_UP:]) * 1000, 2)
+
+
 @contextmanager
 def quiet() -> Iterator[None]:
     """Keeps the exporter's own progress and its dependencies' deprecations off the terminal."""
     disabled = logging.root.manager.disable
-    with (
-        warnings.catch_warnings(),
-        redirect_stdout(io.StringIO()),
-        redirect_stderr(io.StringIO()),
-    ):
+    with warnings.catch_warnings(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
         warnings.simplefilter("ignore")
         logging.disable(logging.WARNING)
         try:

@@ -66,7 +66,6 @@ class Card(BaseModel):
     license: str | None = None
     """SPDX identifier of third-party weights, where it is known."""
     source: str | None = None
-    """Origin of such weights."""
 
     @property
     def seconds(self) -> float:
@@ -93,29 +92,23 @@ class Extractor:
     """First 12 digits of a SHA-256 over the weights."""
 
     def load_into(self, network: nn.Module) -> None:
-        """Replaces all weights of `network` but the classifier's.
-
-        Raises:
-            LabelcurveError: made for another backbone.
-        """
-        own = network.state_dict()
-        expected = {name for name in own if not name.startswith("classifier.")}
-        wrong = [
-            name
-            for name in sorted(expected | set(self.weights))
-            if name not in expected
-            or name not in self.weights
-            or self.weights[name].shape != own[name].shape
-        ]
-        if wrong:
+        """Replaces all weights but the classifier's; LabelcurveError where they do not fit."""
+        own = {k: v for k, v in network.state_dict().items() if not k.startswith("classifier.")}
+        if wrong := differing(own, self.weights):
             raise LabelcurveError(
                 f"{self.path} holds a {self.card.backbone} for {self.card.image_size} px that does "
                 f"not fit this network (first difference: {wrong[0]}). For --preset reference it "
                 "is made by `labelcurve pretrain --objective relative-position` at the same "
-                "--image-size, "
-                "else by `pretrain`; --extractor none needs none"
+                "--image-size, else by `pretrain`; --extractor none needs none"
             )
         network.load_state_dict(self.weights, strict=False)
+
+
+def differing(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> list[str]:
+    """Names of tensors that one of two state dicts lacks, or has in another shape."""
+    shapes = [{name: tensor.shape for name, tensor in each.items()} for each in (own, given)]
+    names = sorted(own.keys() | given.keys())
+    return [name for name in names if shapes[0].get(name) != shapes[1].get(name)]
 
 
 def write(path: Path, network: nn.Module, card: Card) -> None:
@@ -147,22 +140,14 @@ def write(path: Path, network: nn.Module, card: Card) -> None:
 
 
 def read(path: Path, option: str = "--extractor") -> Extractor:
-    """Reads an extractor.
-
-    Args:
-        option: of the command, for the messages.
-
-    Raises:
-        LabelcurveError: no such file, or not one that `pretrain` wrote.
-    """
+    """Reads a file of `pretrain`; for others a LabelcurveError names the option that gave it."""
     if not path.is_file():
         what = "a folder, not a file" if path.is_dir() else "no such file"
         raise LabelcurveError(f"{option} {path}: {what}; what `pretrain` writes is a .safetensors")
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
-            names = file.keys()
-            weights = {name: file.get_tensor(name) for name in names}
+            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         card = Card.model_validate_json(metadata["card"])
     except OSError as error:
         raise LabelcurveError(f"{option} {path}: {error.strerror or error}") from error
@@ -179,11 +164,7 @@ def read(path: Path, option: str = "--extractor") -> Extractor:
 
 
 def check_finite(weights: Mapping[str, Tensor], wanted: str) -> None:
-    """Refuses weights with NaN or infinity.
-
-    Raises:
-        LabelcurveError: names the first.
-    """
+    """Raises LabelcurveError for weights with NaN or infinity; names the first."""
     bad = [k for k, v in weights.items() if v.is_floating_point() and not v.isfinite().all()]
     if bad:
         raise LabelcurveError(

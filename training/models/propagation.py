@@ -59,11 +59,7 @@ class Trial:
 
 
 class Neighbours:
-    """The nearest images of each image.
-
-    Args:
-        features: float32 [N, D], at least two rows.
-    """
+    """The nearest images of each image, by features, float32 [N, D] of at least two rows."""
 
     def __init__(self, features: NDArray[np.float32]) -> None:
         from sklearn.neighbors import NearestNeighbors
@@ -75,8 +71,8 @@ class Neighbours:
         self._cosines = (1 - distances).astype(np.float32)
         """[N, C], of the images `_near`, whose rows are [N, C], too."""
 
-    def graph(self, answers: Answers | None = None) -> Graph:
-        """The graph of the nearest of them.
+    def graph(self, answers: Answers | None = None) -> sparse.csr_array:
+        """The graph of the nearest of them: [N, N] weights, scaled by the sums of both ends.
 
         Args:
             answers: [N, K], whose likeness counts as much as that of the features, where given.
@@ -94,37 +90,29 @@ class Neighbours:
         columns = np.take_along_axis(self._near, best, axis=1)
         ends = np.arange(0, n * near + 1, near)
         edges = sparse.csr_array((weights.ravel(), columns.ravel(), ends), shape=(n, n))
-        return Graph((edges + edges.T) / 2)
+        edges = (edges + edges.T) / 2
+        degree = np.asarray(edges.sum(axis=1)).ravel()
+        root = sparse.diags_array(1 / np.sqrt(np.maximum(degree, 1e-12)))
+        return sparse.csr_array(root @ edges @ root)
 
 
-class Graph:
-    """Images and the weights between them.
+def spread(graph: sparse.csr_array, answers: Answers, rows: Index, labels: Index) -> Answers:
+    """The answers after propagation, float32 [N, K]; rows with a label have that.
 
     Args:
-        weights: symmetric [N, N], none negative.
+        graph: of `Neighbours`.
+        answers: of a classifier.
+        rows: those with a label, [M].
+        labels: theirs, [M].
     """
-
-    def __init__(self, weights: sparse.csr_array) -> None:
-        degree = np.asarray(weights.sum(axis=1)).ravel()
-        root = sparse.diags_array(1 / np.sqrt(np.maximum(degree, 1e-12)))
-        self._edges = sparse.csr_array(root @ weights @ root)
-
-    def spread(self, answers: Answers, rows: Index, labels: Index) -> Answers:
-        """The answers after propagation, float32 [N, K]; rows with a label have that.
-
-        Args:
-            answers: of a classifier.
-            rows: those with a label, [M].
-            labels: theirs, [M].
-        """
-        start = OWN * answers.astype(np.float64)
-        start[rows] = known = np.eye(answers.shape[1])[labels]
-        found = start
-        for _ in range(STEPS):
-            found = SPREADING * (self._edges @ found) + (1 - SPREADING) * start
-        found /= found.sum(axis=1, keepdims=True)
-        found[rows] = known
-        return found.astype(np.float32)
+    start = OWN * answers.astype(np.float64)
+    start[rows] = known = np.eye(answers.shape[1])[labels]
+    found = start
+    for _ in range(STEPS):
+        found = SPREADING * (graph @ found) + (1 - SPREADING) * start
+    found /= found.sum(axis=1, keepdims=True)
+    found[rows] = known
+    return found.astype(np.float32)
 
 
 class Pool:
@@ -146,7 +134,7 @@ class Pool:
         for number in range(PASSES):
             if number:
                 graph = self._near.graph(probabilities(head, self._features))
-            answers = graph.spread(answers, self._rows, self._labels)
+            answers = spread(graph, answers, self._rows, self._labels)
             weight, bias = _fit(self._features, answers)
             head = replace(head, weight=weight, bias=bias)
         return replace(head, n_unlabelled=len(self._features) - len(self._rows))
@@ -179,7 +167,7 @@ class Pool:
                 balanced=head.balanced,
             )
             before = probabilities(own, self._features)
-            after = graph.spread(before, learn, labels[learn])
+            after = spread(graph, before, learn, labels[learn])
             right[0, held], right[1, held] = (
                 answers[held].argmax(axis=1) == labels[held] for answers in (before, after)
             )

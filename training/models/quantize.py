@@ -107,14 +107,7 @@ def check(
 
 
 def gain(graph: bytes, fp32: bytes, images: NDArray[np.uint8], hardware: str) -> Gain:
-    """Times a variant and fp32 in turns, on one thread of the CPU.
-
-    Args:
-        graph: the variant.
-        fp32: the graph that it was made from.
-        images: at least `BATCH`, uint8 [N, size, size, 3].
-        hardware: what to call this machine.
-    """
+    """Times a variant and fp32 in turns, on one CPU thread, with uint8 [N >= `BATCH`, H, W, 3]."""
     batch = np.ascontiguousarray(images[:BATCH])
     sessions = [export.session(each, threads=1) for each in (graph, fp32)]
     times: list[list[float]] = [[], []]
@@ -136,11 +129,7 @@ def gain(graph: bytes, fp32: bytes, images: NDArray[np.uint8], hardware: str) ->
 
 
 def check_gain(found: Gain) -> None:
-    """Refuses INT8 that is not faster here.
-
-    Raises:
-        ExportError: below `LEAST_GAIN`.
-    """
+    """Raises ExportError for INT8 that is not `LEAST_GAIN` times as fast as fp32 here."""
     if found.ratio < LEAST_GAIN:
         raise ExportError(
             f"int8 reaches {found.ratio:.2f} times fp32's images/s on {found.hardware}: at least "

@@ -32,25 +32,13 @@ def names() -> list[str]:
 
 
 def backbone(name: str, size: int) -> tuple[nn.Module, int]:
-    """A network of torchvision without its classifier, and the width of its embedding.
-
-    Args:
-        name: `torchvision:NAME`.
-        size: side of the images in pixels.
-
-    Raises:
-        LabelcurveError: no such network, or it cannot take images of this size.
-    """
+    """A network of torchvision, headless, for `size` px, and its width; or LabelcurveError."""
     network, _ = _headless(name.removeprefix(TORCHVISION))
     return weights_file.sized(name, lambda: network, size)
 
 
 def check(wanted: str) -> None:
-    """Refuses a network or a file that is not there.
-
-    Raises:
-        LabelcurveError: names what there is.
-    """
+    """Raises LabelcurveError where network or file is not there; names what there is."""
     name, named, file = wanted.removeprefix(TORCHVISION).partition("=")
     if name not in names():
         raise LabelcurveError(
@@ -62,15 +50,7 @@ def check(wanted: str) -> None:
 
 
 def read(wanted: str, size: int) -> Extractor:
-    """The weights that `torchvision:NAME` or `torchvision:NAME=FILE` means.
-
-    Args:
-        wanted: value of `--extractor`.
-        size: side of the images in pixels.
-
-    Raises:
-        LabelcurveError: no such network, the weights are unavailable, or are another network's.
-    """
+    """The weights of `torchvision:NAME` or `torchvision:NAME=FILE`; or LabelcurveError."""
     name, _, file = wanted.removeprefix(TORCHVISION).partition("=")
     network, head = _headless(name)
     given = weights_file.state_dict(wanted, Path(file)) if file else _download(name)

@@ -38,9 +38,7 @@ def keep(folder: Path, architecture: str, model: onnx.ModelProto, weights: Colle
     again.
 
     Args:
-        folder: of the cache.
         architecture: what the graph depends on, beside weights, code and packages.
-        model: the graph.
         weights: names of the initializers that are weights.
     """
     bare = onnx.ModelProto()

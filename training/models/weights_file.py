@@ -11,19 +11,11 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from labelcurve.bundle.errors import LabelcurveError
-from labelcurve.training.models.extractor import Card, Extractor, check_finite
+from labelcurve.training.models.extractor import Card, Extractor, check_finite, differing
 
 
 def check_file(wanted: str, file: str) -> None:
-    """Refuses a file that is not there.
-
-    Args:
-        wanted: value of `--extractor`, `KIND:NAME=FILE`.
-        file: the part after the equals sign.
-
-    Raises:
-        LabelcurveError: names what is allowed.
-    """
+    """Raises LabelcurveError where FILE of `KIND:NAME=FILE` is not there; says what is allowed."""
     if Path(file).is_file():
         return
     name = wanted.partition("=")[0]
@@ -35,16 +27,7 @@ def check_file(wanted: str, file: str) -> None:
 
 
 def sized(name: str, make: Callable[[], nn.Module], size: int) -> tuple[nn.Module, int]:
-    """Make a network without its classifier; also return the width of its embedding.
-
-    Args:
-        name: `KIND:NAME`.
-        make: builds the network.
-        size: side of the images in pixels.
-
-    Raises:
-        LabelcurveError: the network cannot take images of this size.
-    """
+    """A network and the width of its embedding; LabelcurveError where it cannot take `size` px."""
     try:
         network = make().eval()
         with torch.inference_mode():
@@ -58,11 +41,7 @@ def sized(name: str, make: Callable[[], nn.Module], size: int) -> tuple[nn.Modul
 
 
 def state_dict(wanted: str, path: Path) -> Mapping[str, Tensor]:
-    """A state dict from a `.safetensors` file or from one that `torch.save` wrote.
-
-    Raises:
-        LabelcurveError: it cannot be read, or holds something else.
-    """
+    """A state dict in a `.safetensors` file or one of `torch.save`; LabelcurveError for others."""
     try:
         if path.suffix == ".safetensors":
             found: object = load_file(path)
@@ -105,12 +84,7 @@ def extractor(
     Raises:
         LabelcurveError: they are another network's, or not finite.
     """
-    wrong = [
-        key
-        for key in sorted(own.keys() | weights.keys())
-        if key not in own or key not in weights or own[key].shape != weights[key].shape
-    ]
-    if wrong:
+    if wrong := differing(own, weights):
         raise LabelcurveError(
             f"--extractor {wanted}: not the state dict of {whose}: {len(wrong)} "
             f"entries are missing, unknown or of another shape (first: {wrong[0]})"

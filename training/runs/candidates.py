@@ -14,7 +14,8 @@ from labelcurve.bundle.errors import LabelcurveError
 from labelcurve.training.data.dataset import Data
 from labelcurve.training.models import export
 from labelcurve.training.models.backbones import build
-from labelcurve.training.models.latency import p50_ms
+from labelcurve.training.models.export import p50_ms
+from labelcurve.training.models.extractor import differing
 from labelcurve.training.recipes import LIBRARIES, Backbone, divided
 from labelcurve.training.runtime.console import say
 
@@ -34,7 +35,6 @@ class Times:
     command must decide as it did at first, though no two measurements are the same.
 
     Args:
-        images: the data set.
         path: of a file that keeps them.
         fresh: measure again what an interrupted command left.
         keep: write them to the file; a dry run writes nothing.
@@ -67,9 +67,7 @@ def choose(limit: float, images: Data, backbone: Backbone, times: Times) -> Back
 
     Args:
         limit: of `--max-latency`.
-        images: the data set.
         backbone: of the models that learn from the labels.
-        times: of one image.
 
     Returns:
         The network that is to learn from their answers; None where they are cheap enough.
@@ -119,8 +117,7 @@ def _fits(name: Backbone, images: Data, wanted: nn.Module) -> bool:
         own = build(name, images.train.images[:1], 2)
     except LabelcurveError:  # it cannot take images that small
         return False
-    shapes = [{key: v.shape for key, v in n.state_dict().items()} for n in (own, wanted)]
-    return shapes[0] == shapes[1]
+    return not differing(own.state_dict(), wanted.state_dict())
 
 
 def _took(images: Data, backbone: Backbone) -> float:

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from labelcurve.bundle.manifest import Manifest, Metrics, Run
-from labelcurve.bundle.text import counted, escaped
+from labelcurve.bundle.text import counted, escaped, listed
 
 
 def write(manifest: Manifest, run: Run) -> str:
     """The bundle's README.md."""
     m = manifest
     size = m.preprocessing.size
-    shown = [escaped(name) for name in m.class_names[:50]]
-    more = f" and {len(m.class_names) - 50} more" if len(m.class_names) > 50 else ""
-    classes = ", ".join(shown) + more
+    classes = listed(map(escaped, m.class_names), 50)
     return f"""# {m.name}
 
 {_warnings(run)}Classifies images into {len(m.class_names)} classes: {classes}.

@@ -27,15 +27,16 @@ from labelcurve.training.data.decoded.stored import Images
 from labelcurve.training.learning import finetune
 from labelcurve.training.learning.finetune import Examples, Labelled
 from labelcurve.training.models import export, extractor
+from labelcurve.training.models.export import p50_ms
 from labelcurve.training.models.extractor import Extractor
 from labelcurve.training.models.features import Computed, kept
-from labelcurve.training.models.latency import p50_ms
 from labelcurve.training.options import Options
-from labelcurve.training.recipes import LIBRARIES, Backbone, distillation, divided
+from labelcurve.training.recipes import Backbone, distillation, divided
 from labelcurve.training.runs import frozen, grid
 from labelcurve.training.runs.budget import Budget
 from labelcurve.training.runs.grid import Cell
-from labelcurve.training.runs.model_run import ANSWERS, Command, ModelRun
+from labelcurve.training.runs.model_run import ANSWERS, ModelRun
+from labelcurve.training.runs.publication import Command
 from labelcurve.training.runtime.console import Bar, say
 from labelcurve.training.runtime.experiment import Tracking
 
@@ -77,16 +78,12 @@ def _name(options: Options, images: Data, cell: Cell, *, final: bool) -> str:
 
 
 class StudentRun(ModelRun):
-    """Trains and publishes one compact model.
-
-    Args:
-        began: of the command, as for `ModelRun`.
-        teacher: is trained before.
-    """
+    """Trains and publishes one compact model, after its teacher."""
 
     def __init__(self, command: Command, cell: Cell, began: float, teacher: ModelRun) -> None:
         own = _extractor(command, cell, teacher.cell)
-        super().__init__(replace(command, extractor=own, preset="default"), cell, began)
+        options = replace(command.options, preset="default")
+        super().__init__(replace(command, extractor=own, options=options), cell, began)
         self._teacher = teacher
 
     def published(self) -> dict[str, Any] | None:
@@ -117,28 +114,17 @@ class StudentRun(ModelRun):
 
     def learn(self, budget: Budget, run: Tracking) -> finetune.Result:
         """Fits a head on the labels, then learns the teacher's answers."""
-        command, cell, n = self.command, self.cell, len(self.others)
+        cell, n = self.cell, len(self.others)
         more = f" and {n:,} others" if n else ""
         say(
             f"\n{cell.name}: {cell.recipe.backbone} learns what {cell.teacher} answers to its "
             f"{len(cell.subset.train):,} labelled images{more}"
         )
         network = self.network()
-        if command.extractor is None or not cell.recipe.backbone.startswith(LIBRARIES):
-            return self.tune(network, budget, run, self.examples())
-        factor = divided(cell.recipe.backbone)[1]
-        linear = frozen.fit(
-            network,
-            command.images,
-            cell,
-            f"{command.extractor.version}-1of{factor}",
-            command.device,
-            cache=command.cache,
-        )
-        network = frozen.learning(linear, cell.recipe, command.images.train.images)
-        tuned = self.tune(network, budget, run, self.examples())
-        tuned.network.requires_grad_(True)
-        return tuned
+        linear = self.linear(network, kind=f"-1of{divided(cell.recipe.backbone)[1]}")
+        if linear is not None:
+            network = frozen.learning(linear, cell.recipe, self.command.images.train.images)
+        return self.tune(network, budget, run)
 
     def examples(self) -> Examples:
         """All images that the teacher answers, with its answers."""
@@ -162,7 +148,7 @@ class StudentRun(ModelRun):
         )
 
     def _bundle(self) -> Bundle:
-        return store.read(self.command.out, self._teacher.cell.name)
+        return store.read(self.command.options.out, self._teacher.cell.name)
 
     def _answers_folder(self) -> Path:
         assert self.taught_by is not None
@@ -182,7 +168,6 @@ def answers(
     Args:
         images: uint8 [N, H, W, 3].
         rows: int64 [M].
-        flip: take the mean over the image and its mirror image.
     """
     for first in range(0, len(rows), BATCH):
         part = rows[first : first + BATCH]

@@ -21,7 +21,6 @@ from labelcurve.training.data.source import UNLABELLED
 from labelcurve.training.learning import finetune
 from labelcurve.training.models.export import PARITY_IMAGES
 from labelcurve.training.options import Options
-from labelcurve.training.recipes import LIBRARIES
 from labelcurve.training.runs import frozen, grid
 from labelcurve.training.runs.budget import Budget
 from labelcurve.training.runs.grid import Cell
@@ -89,39 +88,23 @@ def subset(images: Data) -> Subset:
 
 
 class FinalRun(ModelRun):
-    """Trains and publishes the final model, when the one of 100 % has been published.
-
-    Args:
-        command: with the images of `Final`.
-        cell: that of `Final`.
-        began: as for `ModelRun`.
-    """
+    """Trains and publishes the final model, when the one of 100 % has been published."""
 
     def learn(self, budget: Budget, run: Tracking) -> finetune.Result:
         """Trains as the measured model was trained: a linear head, fine-tuning, or both."""
-        command, recipe, before = self.command, self.cell.recipe, self.cell.measured
+        command, before = self.command, self.cell.measured
         assert before is not None
         say(
             f"\n{self.cell.name}: the final model, on all {len(self.cell.subset.train):,} labels; "
             f"its figures are those of {before}"
         )
         network = self.network()
-        if command.extractor is None or not recipe.backbone.startswith(LIBRARIES):
-            return self.tune(network, budget, run, self.examples())
-        chosen = store.read(command.out, before).manifest.recipe.get("linear_head")
-        linear = frozen.fit(
-            network,
-            command.images,
-            self.cell,
-            command.extractor.version,
-            command.device,
-            cache=command.cache,
-            chosen=chosen,
-        )
+        chosen = store.read(command.options.out, before).manifest.recipe.get("linear_head")
+        linear = self.linear(network, chosen=chosen)
+        if linear is None:
+            return self.tune(network, budget, run)
         self.n_unlabelled = linear.head.n_unlabelled if linear.head else 0
         if chosen is not None:
             return linear
-        network = frozen.tunable(linear, recipe, command.images.train.images)
-        tuned = self.tune(network, budget, run, self.examples())
-        tuned.network.requires_grad_(True)
-        return tuned
+        network = frozen.tunable(linear, self.cell.recipe, command.images.train.images)
+        return self.tune(network, budget, run)

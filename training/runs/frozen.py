@@ -109,13 +109,7 @@ def _propagated(
 
 
 def result(network: Network, head: LinearHead, seconds: float) -> Result:
-    """The network with `head` as its classifier.
-
-    Args:
-        network: with pretrained weights.
-        head: fitted on its features.
-        seconds: that it took.
-    """
+    """The network with `head` as its classifier."""
     with torch.no_grad():
         network.classifier.weight.copy_(torch.from_numpy(head.weight))
         network.classifier.bias.copy_(torch.from_numpy(head.bias))
@@ -156,7 +150,6 @@ def learning(linear: Result, recipe: Recipe, images: Images) -> Network:
     Batch norm is folded into the convolutions, and the first stages are excluded from learning.
 
     Args:
-        recipe: says how many of them.
         images: uint8 [N, H, W, 3]; a few show that the folded network is the same.
     """
     network = deepcopy(linear.network)
@@ -172,9 +165,6 @@ def better(linear: Result, tuned: Result, val: Labelled, n_labels: int) -> Resul
 
     With few labels fine-tuning seldom gains, and few images validate: its lead must exceed the
     sampling noise.
-
-    Args:
-        n_labels: that both were trained on.
     """
     logits = [
         predict_logits(each.network, val.images, FP32_CPU).astype(np.float64)

@@ -18,13 +18,7 @@ from labelcurve.training.data.dataset import Data
 from labelcurve.training.data.fractions import Subset
 from labelcurve.training.data.source import Index
 from labelcurve.training.options import Options
-from labelcurve.training.recipes import (
-    LIBRARIES,
-    MOST_UNLABELLED,
-    PHOTO_BACKBONE,
-    Recipe,
-    recipe,
-)
+from labelcurve.training.recipes import LIBRARIES, MOST_UNLABELLED, PHOTO_BACKBONE, Recipe, recipe
 
 ENDLESS = 10_000
 """Epochs where a time limit ends the run."""
@@ -35,7 +29,6 @@ class Cell:
     """One model to train."""
 
     name: str
-    """Name of its bundle."""
     seed: int
     subset: Subset
     recipe: Recipe
@@ -133,15 +126,7 @@ def flip(options: Options) -> bool:
 def check_replaced(
     out: Path, source: str, images: Data, cells: Sequence[Cell], say: Callable[[str], None]
 ) -> None:
-    """Refuses to replace bundles of other classes, which a service over `out` may be serving.
-
-    Args:
-        out: folder of the bundles.
-        source: `--data`, as it was given.
-
-    Raises:
-        BundleError: a bundle of one of the names has other classes.
-    """
+    """Refuses (BundleError) to replace bundles of other classes, which may be being served."""
     _report_stale(out, cells, say)
     for cell in cells:
         if not (out / cell.name / store.CURRENT).exists():

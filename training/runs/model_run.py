@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 import shutil
 import time
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -18,57 +19,26 @@ from labelcurve.bundle.errors import DivergedError
 from labelcurve.bundle.machine import scheduled, waited_share
 from labelcurve.bundle.manifest import SHARED, Choice, Epoch, Teacher
 from labelcurve.bundle.text import counted
-from labelcurve.training.data.dataset import Data
 from labelcurve.training.extractors import choice
 from labelcurve.training.learning import finetune
 from labelcurve.training.learning.batches import reading
 from labelcurve.training.learning.finetune import Examples, Labelled
 from labelcurve.training.learning.loop import Control
 from labelcurve.training.models.backbones import Mirrored, Network, build
-from labelcurve.training.models.extractor import Extractor
 from labelcurve.training.options import RUNS
-from labelcurve.training.recipes import LIBRARIES, Preset
+from labelcurve.training.recipes import LIBRARIES
 from labelcurve.training.runs import frozen, publication
 from labelcurve.training.runs.budget import Budget
 from labelcurve.training.runs.grid import Cell
-from labelcurve.training.runs.publication import Circumstances
+from labelcurve.training.runs.publication import Circumstances, Command
 from labelcurve.training.runtime import distributed, interruption
 from labelcurve.training.runtime.checkpoint import Checkpoint, Finished, check_room
 from labelcurve.training.runtime.console import Bar, say
-from labelcurve.training.runtime.device import Device, Precision, circumstances, continued
+from labelcurve.training.runtime.device import circumstances, continued
 from labelcurve.training.runtime.experiment import EventWriter, Tracking
 
 ANSWERS = "answers-"
 """Beginning of the folder of a teacher's answers, its version after it."""
-
-
-@dataclass(frozen=True)
-class Command:
-    """Inputs and settings shared by all models of a command."""
-
-    images: Data
-    source: str
-    """`--data`, as it was given."""
-    extractor: Extractor | None
-    device: Device
-    precision: Precision
-    """`--precision` as given; `device.precision` is the one chosen."""
-    commit: str | None
-    """Commit of the running code."""
-    out: Path
-    preset: Preset
-    test: bool
-    """Whether the test images may be used."""
-    max_minutes: float | None
-    mlflow: str | None
-    """Experiment."""
-    checkpoint_seconds: float
-    cache: Path | None
-    """Folder of downloads, decoded pixels and features; None takes the default one."""
-    finetune: bool
-    """Whether fine-tuning follows the linear head on a pretrained backbone, however few labels."""
-    max_latency: float | None = None
-    """Limit in ms; without one, no time is taken."""
 
 
 class ModelRun:
@@ -81,7 +51,7 @@ class ModelRun:
     def __init__(self, command: Command, cell: Cell, began: float) -> None:
         self.command, self.cell, self.began = command, cell, began
         self.device = command.device
-        self.folder = folder(command.out, cell)
+        self.folder = folder(command.options.out, cell)
         self.others = cell.others(len(command.images.train))
         self.n_unlabelled = len(self.others)
         """Images without labels that it was trained on."""
@@ -90,7 +60,7 @@ class ModelRun:
         self.checkpoint = Checkpoint(
             self.folder / "checkpoint.pt",
             key,
-            seconds=command.checkpoint_seconds,
+            seconds=command.options.checkpoint_seconds,
             about=self.progress,
             say=say,
         )
@@ -106,18 +76,14 @@ class ModelRun:
 
     def published(self) -> dict[str, Any] | None:
         """The bundle's entry in the command's document, where an interrupted command made it."""
-        entry = self.finished.read(self.command.out)
+        entry = self.finished.read(self.command.options.out)
         if entry is not None:
             say(f"{self.cell.name}: {entry['version']} was published before the interruption")
         self.entry = entry
         return entry
 
     def restore(self) -> float:
-        """Looks for a checkpoint; the seconds that the command had taken when it was written.
-
-        Raises:
-            LabelcurveError: it belongs to a run with other arguments.
-        """
+        """The seconds a command had taken at its checkpoint; LabelcurveError if other arguments."""
         about = self.checkpoint.about()
         if about is None:
             return 0.0
@@ -151,7 +117,7 @@ class ModelRun:
             "n_unlabelled": len(self.others),
             **asdict(cell.recipe),
         }
-        with Tracking(command.mlflow, cell.name, params, self.mlflow_run, say) as run:
+        with Tracking(command.options.mlflow, cell.name, params, self.mlflow_run, say) as run:
             self.mlflow_run = run.run_id
             began, cores = time.monotonic(), scheduled()
             result = self.learn(budget, run)
@@ -165,7 +131,9 @@ class ModelRun:
                 )
             kept = f"epoch {result.best_epoch}" if result.head is None else "the linear head"
             say(f"kept {kept}, {result.seconds:.0f} s{shared}")
-            entry = self.publish(result, self._about(budget, result, waited))
+            before = store.read(command.options.out, cell.measured) if cell.measured else None
+            about = self._about(budget, result, waited)
+            entry = publication.publish(command, cell, result, about, before)
             run.published(entry)
         budget.done(time.monotonic() - began - result.seconds, entry["seconds"]["export"])
         self.entry = entry
@@ -188,24 +156,32 @@ class ModelRun:
             f"validate{more}"
         )
         network = self.network()
-        if command.extractor is None or not self.cell.recipe.backbone.startswith(LIBRARIES):
-            return self.tune(network, budget, run, self.examples())
-        linear = frozen.fit(
-            network,
-            command.images,
-            self.cell,
-            command.extractor.version,
-            command.device,
-            cache=command.cache,
-        )
+        linear = self.linear(network)
+        if linear is None:
+            return self.tune(network, budget, run)
         self.n_unlabelled = linear.head.n_unlabelled if linear.head else 0
         if not command.finetune and frozen.few(len(subset.train)):
             return linear
         network = frozen.tunable(linear, self.cell.recipe, command.images.train.images)
-        tuned = self.tune(network, budget, run, self.examples())
-        tuned.network.requires_grad_(True)
+        tuned = self.tune(network, budget, run)
         val = command.images.train.take(subset.val)
         return frozen.better(linear, tuned, Labelled(val.images, val.labels), len(subset.train))
+
+    def linear(
+        self, network: Network, *, kind: str = "", chosen: Mapping[str, Any] | None = None
+    ) -> finetune.Result | None:
+        """The network with a linear head on its frozen features; None without weights of a library.
+
+        Args:
+            kind: of the features, where they are not those of the weights at the full image size.
+            chosen: as for `frozen.fit`.
+        """
+        command, cell = self.command, self.cell
+        if command.extractor is None or not cell.recipe.backbone.startswith(LIBRARIES):
+            return None
+        version, cache = command.extractor.version + kind, command.options.cache
+        images, device = command.images, command.device
+        return frozen.fit(network, images, cell, version, device, cache=cache, chosen=chosen)
 
     def examples(self) -> Examples:
         """The training and the validation images."""
@@ -213,11 +189,9 @@ class ModelRun:
         train, val = images.train.take(subset.train), images.train.take(subset.val)
         return Examples(Labelled(train.images, train.labels), Labelled(val.images, val.labels))
 
-    def tune(
-        self, network: Network, budget: Budget, run: Tracking, examples: Examples
-    ) -> finetune.Result:
+    def tune(self, network: Network, budget: Budget, run: Tracking) -> finetune.Result:
         """Fine-tuning, with progress, events, checkpoints and the model's share of the time."""
-        cell = self.cell
+        cell, examples = self.cell, self.examples()
         events = self.folder / re.sub("[:-]|[+].*", "", self.started)
         with (
             EventWriter(events, self.epochs, say) as writer,
@@ -245,6 +219,8 @@ class ModelRun:
             except DivergedError:
                 self.checkpoint.remove()
                 raise
+        if cell.recipe.backbone.startswith(LIBRARIES):
+            result.network.requires_grad_(True)  # the stages that were fixed, too
         return result
 
     def network(self) -> Network:
@@ -258,30 +234,17 @@ class ModelRun:
             check_room(self.folder, network)
         return network
 
-    def publish(self, result: finetune.Result, about: Circumstances) -> dict[str, Any]:
-        """Exports, measures and publishes; the bundle's entry in the command's document."""
-        command, cell = self.command, self.cell
-        before = store.read(command.out, cell.measured) if cell.measured else None
-        return publication.publish(command.out, command.images, cell, result, about, say, before)
-
     def _about(
         self, budget: Budget, result: finetune.Result, waited: float | None
     ) -> Circumstances:
         command = self.command
         return Circumstances(
-            source=command.source,
-            preset=command.preset,
-            test=command.test,
             device=self.device,
-            cache=command.cache,
-            extractor=command.extractor,
-            commit=command.commit,
             n_unlabelled=self.n_unlabelled,
             started=self.started,
             waited=waited,
             interruptions=self.interruptions,
             command_began=self.began,
-            max_latency=command.max_latency,
             teacher=self.taught_by,
             teacher_p50_ms=self.teacher_p50_ms,
             warnings=(
@@ -332,10 +295,10 @@ def _key(command: Command, cell: Cell, n_others: int) -> dict[str, object]:
         "the hash of the training images": command.images.pixels_hash,
         "--image-size": command.images.size,
         "--seed": cell.seed,
-        "--preset": command.preset,
-        "--precision": command.precision,
+        "--preset": command.options.preset,
+        "--precision": command.options.precision,
         "--extractor": command.extractor.version if command.extractor else None,
-        "--max-minutes": command.max_minutes,
+        "--max-minutes": command.options.max_minutes,
         "--no-test": not command.test,
         "--epochs": recipe.pop("epochs"),
         **{f"the recipe's {name}": value for name, value in recipe.items()},

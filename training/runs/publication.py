@@ -7,7 +7,6 @@ import platform
 import shlex
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -40,11 +39,12 @@ from labelcurve.training.learning import metrics as evaluate
 from labelcurve.training.learning.finetune import Result
 from labelcurve.training.models import export
 from labelcurve.training.models.backbones import n_parameters, predict_logits
+from labelcurve.training.models.export import p50_ms
 from labelcurve.training.models.extractor import Extractor
-from labelcurve.training.models.latency import p50_ms
-from labelcurve.training.recipes import Preset
+from labelcurve.training.options import Options
 from labelcurve.training.runs import card
 from labelcurve.training.runs.grid import Cell
+from labelcurve.training.runtime.console import say
 from labelcurve.training.runtime.device import FP32_CPU, Device, hardware
 
 PACKAGES = ("labelcurve", "numpy", "onnx", "onnxruntime", "onnxscript", "pillow", "torch")
@@ -56,19 +56,26 @@ TEST_FIGURES = {"accuracy", "balanced_accuracy", "f1", "precision", "recall"}
 
 
 @dataclass(frozen=True)
+class Command:
+    """Inputs and settings shared by all models of a command."""
+
+    options: Options
+    images: Data
+    extractor: Extractor | None
+    device: Device
+    commit: str | None
+    test: bool
+    """Whether the test images may be used."""
+    finetune: bool
+    """Whether fine-tuning follows the linear head on a pretrained backbone, however few labels."""
+
+
+@dataclass(frozen=True)
 class Circumstances:
     """Circumstances of a training, recorded with its result."""
 
-    source: str
-    """`--data`, as it was given."""
-    preset: Preset
-    test: bool
-    """Whether to measure on the test images."""
     device: Device
-    cache: Path | None
-    """As for `train`."""
-    extractor: Extractor | None
-    commit: str | None
+    """That of the command, in the precision of this run."""
     n_unlabelled: int
     started: str
     """ISO 8601, UTC."""
@@ -78,8 +85,6 @@ class Circumstances:
     command_began: float
     """By `time.monotonic`, moved back by the time of the parts before an interruption."""
     warnings: tuple[str, ...]
-    max_latency: float | None = None
-    """Limit in ms that the time of an image is recorded with."""
     teacher: Teacher | None = None
     teacher_p50_ms: float | None = None
 
@@ -100,18 +105,15 @@ class _Figures:
 
 
 def publish(
-    out: Path,
-    images: Data,
+    command: Command,
     cell: Cell,
     result: Result,
     about: Circumstances,
-    say: Callable[[str], None],
     measured: Bundle | None = None,
 ) -> dict[str, Any]:
     """Exports, measures and publishes a trained network, unless the parity gate refuses it.
 
     Args:
-        out: folder of the bundles.
         measured: the model whose temperature and figures a final model takes over, since no label
             is left to measure it with.
 
@@ -123,16 +125,16 @@ def publish(
         DataError: an image file changed since training read it.
         BundleError: it cannot be written.
     """
-    began = time.monotonic()
+    began, images, extractor = time.monotonic(), command.images, command.extractor
     if measured is None:
         val = images.train.take(cell.subset.val)
         logits = predict_logits(result.network, val.images, FP32_CPU)
         temperature = evaluate.temperature(logits, val.labels)
     else:
         temperature = measured.manifest.temperature
-    graph, parity = _exported(images, cell, result, temperature, about, say)
+    graph, parity = _exported(command, cell, result, temperature)
     exported = time.monotonic()
-    figures = _taken_over(measured) if measured else _measure(images, cell, graph, about)
+    figures = _taken_over(measured) if measured else _measure(command, cell, graph)
     now = time.monotonic()
     seconds = {
         "train": result.seconds,
@@ -142,8 +144,12 @@ def publish(
         "command": now - about.command_began,
     }
     seconds = {name: round(value, 3) for name, value in seconds.items()}
-    manifest = _manifest(images, cell, result, about, temperature, parity, figures)
-    latency = _latency(images, graph, about)
+    manifest = _manifest(command, cell, result, about, temperature, parity, figures)
+    latency = None
+    if command.options.max_latency is not None:
+        own = p50_ms(graph, images.train.images)
+        teacher = about.teacher_p50_ms
+        latency = Latency(limit_ms=command.options.max_latency, p50_ms=own, teacher_p50_ms=teacher)
     shown, where = (figures.test, "test") if figures.test else (figures.val, "validation")
     doubt = few_tested(where, shown.n)
     warnings = (*about.warnings, doubt) if doubt else about.warnings
@@ -152,18 +158,18 @@ def publish(
         started=about.started,
         host=platform.node(),
         hardware=hardware(about.device),
-        git_commit=about.commit,
+        git_commit=command.commit,
         seconds=seconds,
         waited=about.waited,
         interruptions=about.interruptions,
         warnings=warnings,
-        pretraining_seconds=(about.extractor.card.seconds or None) if about.extractor else None,
+        pretraining_seconds=(extractor.card.seconds or None) if extractor else None,
         latency=latency,
         history=result.history,
         report=figures.report,
         confusion=figures.confusion,
     )
-    path = store.publish(out, manifest, graph, card.write(manifest, record), record)
+    path = store.publish(command.options.out, manifest, graph, card.write(manifest, record), record)
     of = f" of {figures.measured.name}" if figures.measured else ""
     say(
         f"{where}{of}: accuracy {shown.accuracy:.4f}, balanced {shown.balanced_accuracy:.4f}, "
@@ -218,33 +224,18 @@ def _entry(
     }
 
 
-def _latency(images: Data, graph: bytes, about: Circumstances) -> Latency | None:
-    if about.max_latency is None:
-        return None
-    return Latency(
-        limit_ms=about.max_latency,
-        p50_ms=p50_ms(graph, images.train.images),
-        teacher_p50_ms=about.teacher_p50_ms,
-    )
-
-
 def _exported(
-    images: Data,
-    cell: Cell,
-    result: Result,
-    temperature: float,
-    about: Circumstances,
-    say: Callable[[str], None],
+    command: Command, cell: Cell, result: Result, temperature: float
 ) -> tuple[bytes, Parity]:
     """The graph, and the proof of the parity gate that it is the same function."""
-    served = export.Served(result.network, temperature)
-    cache = about.cache or dataset.default_cache()
+    images, served = command.images, export.Served(result.network, temperature)
+    cache = command.options.cache or dataset.default_cache()
     graph = export.to_onnx(served, images.size, images.class_names, cache)
     # The gate may look at held-out images beyond the fraction: it uses no label.
     checked = images.train.take(fractions.spread(cell.subset.val_pool, export.PARITY_IMAGES))
-    files = checks.unchanged(about.source, checked)
+    files = checks.unchanged(command.options.data, checked)
     # Where training has a GPU, the service is likely to have one, too.
-    gpu = about.device.device.type == "cuda"
+    gpu = command.device.device.type == "cuda"
     parity = export.check_parity(graph, served, checked.images, files, images.class_names, gpu)
     say(
         f"export: {len(graph) / 1e6:.1f} MB, at most {parity.max_abs_diff:.1e} from torch on "
@@ -254,13 +245,13 @@ def _exported(
     return graph, parity
 
 
-def _measure(images: Data, cell: Cell, graph: bytes, about: Circumstances) -> _Figures:
+def _measure(command: Command, cell: Cell, graph: bytes) -> _Figures:
     """The figures of the graph in ONNX Runtime."""
-    runtime = export.session(graph)
+    images, runtime = command.images, export.session(graph)
     val, probabilities, labels = measure(runtime, images.train.take(cell.subset.val))
     held_out = acceptance.held_out(probabilities, labels)
     test: Metrics | None = None
-    if about.test:
+    if command.test:
         test, probabilities, labels = measure(runtime, images.test)
     answers = probabilities.argmax(1)
     return _Figures(
@@ -293,7 +284,7 @@ def _taken_over(bundle: Bundle) -> _Figures:
 
 
 def _manifest(
-    images: Data,
+    command: Command,
     cell: Cell,
     result: Result,
     about: Circumstances,
@@ -301,7 +292,7 @@ def _manifest(
     parity: Parity,
     figures: _Figures,
 ) -> Manifest:
-    subset = cell.subset
+    images, subset = command.images, cell.subset
     return Manifest(
         name=cell.name,
         class_names=images.class_names,
@@ -320,10 +311,10 @@ def _manifest(
         n_labels_val=len(subset.val),
         indices_hash=subset.hash,
         n_unlabelled=about.n_unlabelled,
-        extractor=_pretrained(about.extractor),
+        extractor=_pretrained(command.extractor),
         teacher=about.teacher,
         seed=cell.seed,
-        preset=about.preset,
+        preset=command.options.preset,
         backbone=cell.recipe.backbone,
         n_parameters=n_parameters(result.network),
         epochs=len(result.history),
@@ -346,14 +337,8 @@ def _manifest(
 def _pretrained(found: Extractor | None) -> Pretrained | None:
     if found is None:
         return None
-    return Pretrained(
-        version=found.version,
-        objective=found.card.objective,
-        dataset=found.card.dataset,
-        pixels_hash=found.card.pixels_hash,
-        license=found.card.license,
-        source=found.card.source,
-    )
+    facts = {"objective", "dataset", "pixels_hash", "license", "source"}
+    return Pretrained(version=found.version, **found.card.model_dump(include=facts))
 
 
 def measure(runtime: Any, split: dataset.Split) -> tuple[Metrics, NDArray[np.float64], Index]:

@@ -169,12 +169,7 @@ class Checkpoint:
 
 
 class Finished:
-    """Marks a published bundle of an unfinished command, so that it is not trained again.
-
-    Args:
-        folder: of the run.
-        key: what the bundle depends on.
-    """
+    """Marks a published bundle of an unfinished command, so that it is not trained again."""
 
     def __init__(self, folder: Path, key: Mapping[str, object] | None = None) -> None:
         self._path = folder / "finished.json"
@@ -230,11 +225,7 @@ def _short(value: object) -> str:
 
 
 def check_room(folder: Path, network: torch.nn.Module) -> None:
-    """Refuses a disk without room for the bundle and two checkpoints before hours of work.
-
-    Raises:
-        BundleError: there is less.
-    """
+    """Raises BundleError, before hours of work, without room for bundle and checkpoints."""
     bytes_each = sum(tensor.nbytes for tensor in network.state_dict().values())
     # A bundle, and twice the weights, their average, the best ones and two moments each.
     needed = (1 + 2 * 5) * bytes_each

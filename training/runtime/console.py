@@ -51,12 +51,7 @@ def tell(text: str) -> None:
 
 
 class Bar:
-    """Shows the progress of a long task, below the rows that are printed meanwhile.
-
-    Args:
-        title: of the task.
-        console: by default the standard output.
-    """
+    """Shows the progress of a long task, below the rows that are printed meanwhile."""
 
     def __init__(self, title: str, console: Console | None = None) -> None:
         from rich.console import Console
@@ -65,7 +60,7 @@ class Bar:
         console = console or Console()
         self.shown = console.is_terminal
         """Whether there is a terminal to draw on."""
-        self._drawn = -EVERY
+        self._began, self._drawn = time.monotonic(), -EVERY
         self._progress: Progress | None = None
         if self.shown:
             self._progress = Progress(
@@ -79,16 +74,19 @@ class Bar:
             )
             self._task = self._progress.add_task(title, total=1.0, left="")
 
-    def update(self, done: float, left: float) -> None:
+    def update(self, done: float, left: float | None = None) -> None:
         """Redraws the bar, a few times a second at most.
 
         Args:
             done: share of the task, from 0 to 1.
-            left: seconds, estimated.
+            left: seconds, estimated; None takes as many for each share as up to now.
         """
-        if self._progress is None or time.monotonic() - self._drawn < EVERY:
+        now = time.monotonic()
+        if self._progress is None or now - self._drawn < EVERY:
             return
-        self._drawn = time.monotonic()
+        self._drawn = now
+        if left is None:
+            left = (now - self._began) * (1 / max(done, 1e-6) - 1)
         shown = f"{duration(left)} left" if done > 0.01 else ""
         self._progress.update(self._task, completed=done, left=shown, refresh=True)
 
@@ -106,7 +104,6 @@ def epoch(row: Epoch, of: str, left: float) -> str:
     """A line below `EPOCHS`.
 
     Args:
-        row: an epoch of fine-tuning.
         of: `/` and the number of epochs, where it is known.
         left: seconds to go.
     """

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from functools import partial
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 import torch
@@ -68,11 +68,7 @@ def part(n: int, of: tuple[int, int] | None = None) -> slice:
 
 
 def check(batch: int) -> None:
-    """Returns whether a batch of so many images is enough for all processes.
-
-    Raises:
-        LabelcurveError: some would have less than two.
-    """
+    """Raises LabelcurveError where a batch has less than two images for each process."""
     if size() > 1 and batch < 2 * size():
         raise LabelcurveError(
             f"{size()} processes share batches of {batch} images: allowed are {batch // 2} and "
@@ -84,7 +80,6 @@ def run(work: Callable[[], dict[str, Any]], device: str) -> dict[str, Any] | Non
     """Runs `work` in the leader; a follower takes part where the leader calls it.
 
     Args:
-        work: the command.
         device: of `--device`; each process of a machine takes a different GPU.
 
     Returns:
@@ -111,10 +106,10 @@ def run(work: Callable[[], dict[str, Any]], device: str) -> dict[str, Any] | Non
             with suppress(RuntimeError):
                 _send(None)  # they wait for it, and an interpreter takes a while to exit
             raise
-        _exit(stopped.code)
+        os._exit(stopped.code)  # without waiting for messages that will never arrive
     except Exception as error:
         if not _first_to_say():
-            _exit(1)
+            os._exit(1)
         if _is_loss(error):
             raise LabelcurveError(
                 f"one of the {size()} processes ended without an error (killed? out of memory?): "
@@ -262,11 +257,7 @@ def _normalise(norm: _BatchNorm, x: Tensor) -> Tensor:
     # Count, mean and variance of each process, put together without cancellation (Chan et al.,
     # Updating formulae and a pairwise algorithm for computing sample variances, 1979)
     own = torch.stack(
-        [
-            values.new_full((x.shape[1],), n),
-            values.mean(axes),
-            values.var(axes, unbiased=False),
-        ]
+        [values.new_full((x.shape[1],), n), values.mean(axes), values.var(axes, unbiased=False)]
     )
     parts = gather(own.flatten()[None], size()).view(size(), *own.shape)
     counts, means, variances = parts.unbind(1)
@@ -293,11 +284,7 @@ def _normalise(norm: _BatchNorm, x: Tensor) -> Tensor:
 
 
 def _launched() -> bool:
-    """Returns whether torchrun, or the like, started this process as one of several.
-
-    Raises:
-        LabelcurveError: the environment has only a part of what it sets, as in a job of a cluster.
-    """
+    """Returns whether torchrun, or the like, started this process as one of several."""
     world = os.environ.get("WORLD_SIZE", "1")
     if world == "1":
         return False
@@ -390,8 +377,3 @@ def _first_to_say() -> bool:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         time.sleep(LEADER_SECONDS)
         return False
-
-
-def _exit(code: int) -> NoReturn:
-    """Exits without waiting for messages that will never arrive."""
-    os._exit(code)

@@ -60,8 +60,6 @@ class Tracking:
 
     Args:
         experiment: its name; None keeps nothing anywhere.
-        name: of the run.
-        params: of the run.
         run_id: of the run that was interrupted.
         say: receives a message when nothing more can be written.
 
@@ -141,7 +139,6 @@ class EventWriter:
     """Writes each epoch as TensorBoard events; readers of bundles ignore the dot folder.
 
     Args:
-        folder: of the events.
         after: epochs that were written before an interruption; events of later ones are discarded.
         say: receives a message when nothing more can be written; the run continues without.
     """

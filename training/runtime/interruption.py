@@ -89,11 +89,7 @@ def come(signum: signal.Signals) -> None:
 
 
 def stop() -> NoReturn:
-    """Ends the run by the pending signal.
-
-    Raises:
-        Stopped: always.
-    """
+    """Ends the run by the pending signal: raises Stopped."""
     global _came
     code = CODES[_came or signal.SIGINT]
     _came = None

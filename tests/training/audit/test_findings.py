@@ -70,3 +70,16 @@ def test_of_copies_the_one_that_is_kept_stands_for_them_in_a_pair() -> None:
         [(0, "in train and test", 1.0, 1)],
         [(2, "in train and test", 0.95, 1)],
     ]
+
+
+def test_blank_dark_and_bright_images_are_named_and_others_are_not() -> None:
+    random = np.random.default_rng(0)
+    noise = random.integers(0, 24, (16, 16, 3))
+    page = np.full((16, 16, 3), 255)
+    page[4:8, 4:8] = 0  # a few dark strokes on white paper
+    images = np.stack(
+        [np.full((16, 16, 3), 128), noise, 255 - noise, noise * 10, page, 255 - page]
+    ).astype(np.uint8)
+    found = findings.showing_nothing(len(images), lambda rows: images[rows])
+    assert {row: kind for row, (kind, _) in found.items()} == {0: "blank", 1: "dark", 2: "bright"}
+    assert all(0.5 <= score <= 1 for _, score in found.values())

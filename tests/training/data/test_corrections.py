@@ -52,7 +52,7 @@ def test_what_is_written_is_read_again(tmp_path: Path) -> None:
         Doubt("cat/2.png", "cat", "", 0.9, 'duplicate: same pixels as cat/"3".png (cat)'),
     ]
     (tmp_path / "audit.csv").write_text(write(rows))
-    found = read(tmp_path / "audit.csv", "--drop")
+    found = list(read(tmp_path / "audit.csv", "--drop").values())
     assert [(r.path, r.label, r.suggested, r.reason) for r in found] == [
         (r.path, r.label, r.suggested, r.reason) for r in rows
     ]

@@ -12,7 +12,7 @@ import pytest
 
 from labelcurve.bundle import store
 from labelcurve.bundle.errors import LabelcurveError
-from labelcurve.training.audit.options import AuditOptions
+from labelcurve.training.embedding_options import AuditOptions
 from labelcurve.training.jobs import audit
 from tests.training.conftest import LABELCURVE, Finished, finished, train
 from tests.training.sets import digit_rows, write_folder

@@ -19,13 +19,13 @@ from labelcurve.bundle import store
 from labelcurve.bundle.errors import DataError, LabelcurveError
 from labelcurve.bundle.manifest import Choice
 from labelcurve.training.data import dataset
-from labelcurve.training.data.dataset import Data
 from labelcurve.training.data.decoded import decoding
 from labelcurve.training.jobs import pretrain, train
 from labelcurve.training.learning import finetune, optimizers
 from labelcurve.training.options import Options, PretrainOptions
 from labelcurve.training.runs import publication
 from labelcurve.training.runs.grid import Cell
+from labelcurve.training.runs.publication import Command
 from labelcurve.training.runtime import device
 from labelcurve.training.runtime.checkpoint import Checkpoint
 from tests.training.conftest import LABELCURVE, SMALL, TRAIN, environment
@@ -44,7 +44,7 @@ def shown(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Names of what would be exported and published: without either, which take seconds."""
     names: list[str] = []
 
-    def publish(out: Path, images: Data, cell: Cell, *_: Any) -> dict[str, Any]:
+    def publish(_: Command, cell: Cell, *__: Any) -> dict[str, Any]:
         names.append(cell.name)
         figures = {"accuracy": 0.5 + cell.seed / 10, "balanced_accuracy": 0.4, "f1": 0.3}
         return {
@@ -202,10 +202,10 @@ def test_a_resumed_run_keeps_its_precision(
     seen: list[Choice] = []
 
     def publish(*given: Any) -> dict[str, Any]:
-        seen.append(given[4].device.precision)
+        seen.append(given[3].device.precision)
         figures = {"accuracy": 0.5, "balanced_accuracy": 0.4, "f1": 0.3}
         seconds = {"command": 1.0, "export": 0.5}
-        return {"name": given[2].name, "version": "none", "test": figures, "seconds": seconds}
+        return {"name": given[1].name, "version": "none", "test": figures, "seconds": seconds}
 
     monkeypatch.setattr(publication, "publish", publish)
     train.run(options(tmp_path, cache, fraction=(0.1,), epochs=2))

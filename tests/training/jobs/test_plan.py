@@ -13,8 +13,8 @@ import pytest
 from PIL import Image
 
 from labelcurve.bundle.errors import LabelcurveError
+from labelcurve.training.embedding_options import PlanOptions
 from labelcurve.training.forecast.advice import TargetLabels
-from labelcurve.training.forecast.options import PlanOptions
 from labelcurve.training.jobs import plan
 from tests.photos import LITE0_FILE, photos
 from tests.training.conftest import LABELCURVE, environment

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from labelcurve.bundle.errors import DataError, LabelcurveError
+from labelcurve.training.embedding_options import SuggestOptions
 from labelcurve.training.jobs import suggest
-from labelcurve.training.suggest_options import SuggestOptions
 from tests.models import digit_label, digit_png
 
 N = 300

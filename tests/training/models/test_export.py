@@ -337,3 +337,20 @@ def test_no_node_needs_more_memory_than_the_service_reckons_with(backbone: str) 
     )
     # A third is kept for the workspace.
     assert 0 < most / 8**2 <= BYTES_PER_PIXEL * 2 / 3
+
+
+def test_the_median_leaves_the_warm_up_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    images = np.zeros((3, 8, 8, 3), np.uint8)
+    two_classes = graph(np.zeros((64, 2), np.float32), np.zeros(2, np.float32))
+    took = [1.0] * export.WARM_UP + [0.002, 0.004, 0.003, 0.003, 9.0]
+    monkeypatch.setattr("time.thread_time", clock(took).__next__)
+    assert export.p50_ms(two_classes, images, timed=5) == 3.0
+
+
+def clock(took: list[float]) -> Iterator[float]:
+    """The time before and after each of these seconds."""
+    now = 0.0
+    for seconds in took:
+        yield now
+        now += seconds
+        yield now

@@ -11,7 +11,7 @@ from sklearn.datasets import load_digits
 from labelcurve.training.data.source import Index
 from labelcurve.training.models import propagation
 from labelcurve.training.models.linear_head import LinearHead, fit_linear
-from labelcurve.training.models.propagation import Neighbours, Pool, Trial
+from labelcurve.training.models.propagation import Neighbours, Pool, Trial, spread
 
 N, M = 900, 80
 """Images, of which the first M have a label; the others are unseen."""
@@ -38,7 +38,7 @@ def right(answers: NDArray[np.float32], classes: Index) -> float:
 def test_answers_of_neighbours_are_better_than_those_of_the_head() -> None:
     features, classes = digits()
     before = propagation.probabilities(fitted(features, classes), features[:N])
-    after = Neighbours(features[:N]).graph().spread(before, np.arange(M), classes[:M])
+    after = spread(Neighbours(features[:N]).graph(), before, np.arange(M), classes[:M])
     assert right(after, classes[:N]) > right(before, classes[:N]) + 0.02
     assert after.dtype == np.float32
     assert np.abs(after.sum(axis=1) - 1).max() < 1e-5
@@ -50,7 +50,7 @@ def test_it_is_the_fixed_point_of_the_source_on_a_dense_graph() -> None:
     some, known = features[:M:2], np.arange(5)
     random = np.random.default_rng(0)
     answers = softmax(random.normal(size=(len(some), 10)), axis=1).astype(np.float32)
-    found = Neighbours(some).graph().spread(answers, known, classes[:M:2][:5])
+    found = spread(Neighbours(some).graph(), answers, known, classes[:M:2][:5])
 
     standard = (some - some.mean(0)) / np.where(some.std(0) > 1e-6, some.std(0), 1)
     cosine = standard @ standard.T
@@ -75,7 +75,7 @@ def test_images_that_nothing_is_next_to_keep_the_answer_of_the_head() -> None:
     features = np.eye(4, dtype=np.float32)  # at right angles once standardised, or wider
     answers = np.array([[0.9, 0.1], [0.2, 0.8], [0.7, 0.3], [0.4, 0.6]], np.float32)
     none = np.zeros(0, np.int32)
-    assert Neighbours(features).graph().spread(answers, none, none) == pytest.approx(
+    assert spread(Neighbours(features).graph(), answers, none, none) == pytest.approx(
         answers, abs=1e-6
     )
 
@@ -100,7 +100,7 @@ def test_its_head_is_the_optimum_for_the_answers_of_the_last_pass() -> None:
     found = Pool(pool, classes[:M]).learned(head)
     answers, seen = propagation.probabilities(head, pool), None
     for _ in range(3):
-        answers = Neighbours(pool).graph(seen).spread(answers, np.arange(M), classes[:M])
+        answers = spread(Neighbours(pool).graph(seen), answers, np.arange(M), classes[:M])
         weight, bias = propagation._fit(pool, answers)
         seen = softmax(pool @ weight.T + bias, axis=1)
     scale = np.where(pool.std(0) > 1e-6, pool.std(0), 1)
@@ -116,7 +116,7 @@ def test_alike_answers_make_images_neighbours() -> None:
     answers = np.where(classes[:, None] == np.arange(2), 0.9, 0.1).astype(np.float32)
     near = Neighbours(features)
     same = [
-        (graph._edges.toarray() * (classes[:, None] == classes)).sum() / graph._edges.sum()
+        (graph.toarray() * (classes[:, None] == classes)).sum() / graph.sum()
         for graph in (near.graph(), near.graph(answers))
     ]
     assert same[0] < 0.7

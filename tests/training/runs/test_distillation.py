@@ -133,7 +133,7 @@ def _gone_for(name: str) -> Any:
     own = publication.publish
 
     def publish(*given: Any) -> dict[str, Any]:
-        if given[2].name == name:
+        if given[1].name == name:
             raise Gone
         return own(*given)
 

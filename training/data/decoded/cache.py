@@ -27,7 +27,6 @@ DISK = 1.3
 """Times the bytes of the decoded images that must be free to write and sort them."""
 
 LISTED = 20
-"""Changed files that a message names."""
 
 KEY = 20
 """Digits of a folder's name in the cache."""
@@ -60,11 +59,8 @@ def at_hand(cache: Path, source: Source, size: int, memory: int, say: Say) -> Pa
     As long as this process lives, no other clears them.
 
     Args:
-        cache: the cache's folder.
-        source: the images.
         size: side of the images in pixels.
         memory: bytes that decoded images may take.
-        say: receives progress and findings.
 
     Raises:
         DataError: they cannot be decoded, written or read.
@@ -107,7 +103,6 @@ def clear(cache: Path | None = None, say: Say = print, before: float = math.inf)
     """Removes the cached pixels that no other process uses; downloads stay.
 
     Args:
-        cache: folder; None takes `default_cache()`.
         say: receives what stays.
         before: seconds since the epoch; what was cached later stays.
     """

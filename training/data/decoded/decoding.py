@@ -48,8 +48,6 @@ def decode(
 
     Args:
         folder: for `SPLIT-images.npy`, `SPLIT-digests.npy` and `SPLIT-rows.npy`.
-        split: its name.
-        rows: to read.
         size: side of the images in pixels.
         name: of the data set, for messages.
         say: receives progress if there is no terminal for a bar.
@@ -90,7 +88,6 @@ def decode(
 
         order, digests = begin("rows", "<i8", (there,)), begin("digests", "|V32", (there,))
         images = begin("images", "|u1", (there, size, size, 3)) if keep else None
-        start = time.monotonic()
         bar = stack.enter_context(Bar(f"{name}: {split}, sorting"))
         # One for all files: an allocator keeps some of many that differ a little in size.
         buffer = np.empty(max(path.stat().st_size for path in paths), np.uint8)
@@ -105,8 +102,7 @@ def decode(
                 pixels = found["pixels"]
                 for place in places.tolist():
                     images.write(pixels[place].data)
-            left = (time.monotonic() - start) * (count / (bucket + 1) - 1)
-            bar.update((bucket + 1) / count, left)
+            bar.update((bucket + 1) / count)
     return failures
 
 

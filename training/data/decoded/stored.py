@@ -65,7 +65,6 @@ class Stored:
     blocks: Callable[[Index], Index]
     """Maps rows of the whole array to the numbers of their blocks."""
     whole: int
-    """Images."""
     size: int
     memory: int
     """Bytes that images may take."""
@@ -211,7 +210,6 @@ class _File:
     """Offset of the first image, in bytes."""
     size: int
     per_block: int
-    """Images."""
 
     def blocks(self, rows: Index) -> Index:
         return rows // self.per_block
@@ -259,7 +257,6 @@ def encoded(source: Rows, order: Index, size: int, memory: int) -> Stored:
     """Images that are decoded whenever they are read, by threads.
 
     Args:
-        source: where they come from.
         order: [N] the row of the source that each is.
         size: side in pixels.
         memory: bytes that images may take.

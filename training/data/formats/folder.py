@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 from pathlib import Path
-
-import numpy as np
 
 from labelcurve.bundle.errors import DataError
 from labelcurve.bundle.preprocess import SUFFIXES
@@ -22,12 +19,10 @@ from labelcurve.training.data.source import (
     LeftOut,
     Say,
     Source,
-    hash_images,
-    image_files,
     name_of,
+    of_files,
     resolved,
     shown,
-    watch,
 )
 
 MASK = re.compile(r"(?i)(.+?)[-_ ](?:masks?|seg|segmentation|gt|overlay|depth)(?:[-_ ]?\d+)?")
@@ -35,17 +30,7 @@ MASK = re.compile(r"(?i)(.+?)[-_ ](?:masks?|seg|segmentation|gt|overlay|depth)(?
 
 
 def folder(path: Path, say: Say, layout: Layout = "auto", out: Path | None = None) -> Source:
-    """A folder of class folders, or of splits with class folders in each.
-
-    Args:
-        path: the folder.
-        say: receives findings, line by line.
-        layout: what the folders mean.
-        out: the folder that models are written to, if it lies below.
-
-    Raises:
-        DataError: it is not clear which images are of which class.
-    """
+    """A folder of class folders, perhaps in folders of splits; DataError if that is not clear."""
     root = scan(path, say, out)
     found = arrange(root, layout, say)
     class_names = tuple(found.splits["train"])
@@ -90,17 +75,7 @@ def use_validation(name: str, splits: dict[str, Classes], say: Say) -> dict[str,
 
 
 def unlabelled(path: Path, say: Say, option: str = "--data") -> Source:
-    """Every image below a folder, whatever its folders are called; of several ways to a file, by
-    links, one is read.
-
-    Args:
-        path: the folder.
-        say: receives findings, line by line.
-        option: that named it, for messages.
-
-    Raises:
-        DataError: it is not a folder, or contains no image.
-    """
+    """Every image below a folder, each by one way; DataError, naming `option`, if there is none."""
     if not path.is_dir():
         raise DataError(f"{option} {path}: with --unlabelled it must be a folder of images")
     found = scan(path, say)
@@ -141,11 +116,7 @@ def _check_known(path: Path, splits: dict[str, Classes]) -> None:
 
 
 def _leave_repeated(found: Arranged) -> None:
-    """Leaves out the links to folders that are read anyway.
-
-    Raises:
-        DataError: it would be in two classes or splits.
-    """
+    """Leaves out links to folders that are read anyway; of two classes they are refused."""
     known: dict[str, tuple[str, str, Path]] = {}
     for split, classes in found.splits.items():
         for name, images in classes.items():
@@ -173,24 +144,4 @@ def _source(
         files[split] = [(file, index[name]) for name in classes for file in classes[name]]
     if found.unlabelled:
         files.setdefault("train", []).extend((file, UNLABELLED) for file in found.unlabelled)
-    paths = [file for pairs in files.values() for file, _ in pairs]
-    changed = watch(paths)
-    hashes = dict(zip(paths, hash_images(paths), strict=True))
-    rows = {
-        split: image_files([file for file, _ in pairs], np.array([label for _, label in pairs]))
-        for split, pairs in files.items()
-    }
-    listing = [
-        f"{split}/{label}/{shown(file.relative_to(path))} {hashes[file]}"
-        for split, pairs in files.items()
-        for file, label in pairs
-    ]
-    return Source(
-        name=name_of(path),
-        fingerprint=hashlib.sha256("\n".join(listing).encode()).hexdigest(),
-        class_names=class_names,
-        size=None,
-        splits=rows,
-        changed=changed,
-        left_out=tuple(found.left_out),
-    )
+    return of_files(name_of(path), class_names, files, found.left_out, below=path)

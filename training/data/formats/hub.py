@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable
 from pathlib import Path
 
 from labelcurve.bundle.errors import DataError
+from labelcurve.bundle.text import listed
 from labelcurve.training.data.formats import split_names
 from labelcurve.training.data.formats.tree import SYSTEM, unread
 from labelcurve.training.data.source import LeftOut, Say, shown
 
 LISTED = 5
-"""Files that a message names."""
 
 
 def files_below(path: Path) -> list[Path]:
@@ -67,20 +66,18 @@ def by_split(path: Path, say: Say) -> tuple[dict[str, list[Path]], list[LeftOut]
     if "train" not in found:
         raise DataError(
             f"{shown(path)}: no Parquet file of a train split among "
-            f"{_listed(file.name for file in files)}: name it train-....parquet"
+            f"{listed((file.name for file in files), LISTED)}: name it train-....parquet"
         )
     validation = found.pop("validation", [])
+    names = listed((file.name for file in validation), LISTED)
     if validation and "test" in found:
         say(
-            f"{shown(path)}: the validation files ({_listed(f.name for f in validation)}) join the "
-            "training files, of whose rows a tenth is held out for validation"
+            f"{shown(path)}: the validation files ({names}) join the training files, of whose rows "
+            "a tenth is held out for validation"
         )
         found["train"] += validation
     elif validation:
-        say(
-            f"{shown(path)}: no test split, so the validation files are test "
-            f"({_listed(f.name for f in validation)})"
-        )
+        say(f"{shown(path)}: no test split, so the validation files are test ({names})")
         found["test"] = validation
     return found, left_out
 
@@ -108,7 +105,7 @@ def _check_one_configuration(
         parts = file.relative_to(path).parts
         folders.add("/".join(parts[: split[1] if split else len(parts) - 1]))
     if len(folders) > 1:
-        names = _listed(sorted(folder or "." for folder in folders))
+        names = listed(sorted(folder or "." for folder in folders), LISTED)
         example = shown(path / max(folders))
         raise DataError(
             f"{shown(path)} holds several data sets (on the Hub: configurations), in {names}: "
@@ -141,11 +138,5 @@ def _check_shards(path: Path, found: dict[str, list[Path]]) -> None:
     if missing:
         raise DataError(
             f"{shown(path)}: files are missing that the names of the others count: "
-            f"{_listed(missing)}. Add them, or rename the others without -of-"
+            f"{listed(missing, LISTED)}. Add them, or rename the others without -of-"
         )
-
-
-def _listed(names: Iterable[str]) -> str:
-    each = list(names)
-    more = f" and {len(each) - LISTED} more" if len(each) > LISTED else ""
-    return ", ".join(each[:LISTED]) + more

@@ -37,16 +37,7 @@ class Arranged:
 
 
 def arrange(root: Folder, layout: Layout, say: Say) -> Arranged:
-    """Assigns the images below a folder to splits and classes.
-
-    Args:
-        root: what was found.
-        layout: what the folders mean; `auto` finds out, or refuses where that is not clear.
-        say: receives what was not obvious.
-
-    Raises:
-        DataError: the folders can be read in more than one way, or in none.
-    """
+    """Assigns images to splits and classes; DataError where there is no way to do so, or two."""
     found = Arranged(left_out=root.left_out())
     _leave(found, root.images, "images outside the class folders")
     folders = _without_pools(root, found, say)
@@ -80,11 +71,7 @@ def _without_pools(folder: Folder, found: Arranged, say: Say) -> dict[str, Folde
 
 
 def _split_folders(
-    root: Folder,
-    folders: dict[str, Folder],
-    family: Mapping[str, str],
-    found: Arranged,
-    say: Say,
+    root: Folder, folders: dict[str, Folder], family: Mapping[str, str], found: Arranged, say: Say
 ) -> None:
     by_split: dict[str, list[str]] = {}
     for name, split in family.items():

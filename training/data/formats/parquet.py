@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,6 +31,8 @@ from labelcurve.training.data.source import (
     watch,
 )
 
+T = TypeVar("T")
+
 
 @dataclass(frozen=True)
 class _Layout:
@@ -37,7 +40,6 @@ class _Layout:
 
     image: Column
     label: str
-    """The column of labels."""
     label_type: str
     class_names: tuple[str, ...] | None
     """Class names from the metadata that `datasets` writes; None without it."""
@@ -63,8 +65,6 @@ def parquet(path: Path, say: Say, label_column: str | None = None) -> Source:
     null, or -1 where the classes have names, is unlabelled. The splits are those of `hub.by_split`.
 
     Args:
-        path: the folder.
-        say: receives findings, line by line.
         label_column: the column of labels; None finds it.
 
     Raises:
@@ -142,21 +142,14 @@ def is_images(file: Path) -> bool:
 def _check_alike(layouts: dict[Path, _Layout]) -> None:
     first, *others = layouts
     for file in others:
-        if layouts[file].label != layouts[first].label:
-            raise DataError(
-                f"{file} and {first} have different columns of labels: {layouts[file].label} and "
-                f"{layouts[first].label}. --label-column says which"
-            )
-        if layouts[file].class_names != layouts[first].class_names:
-            raise DataError(
-                f"{file} and {first} have different class names: {layouts[file].class_names} and "
-                f"{layouts[first].class_names}"
-            )
-        if layouts[file].label_type != layouts[first].label_type:
-            raise DataError(
-                f"{file} and {first} have different types of label: {layouts[file].label_type} "
-                f"and {layouts[first].label_type}"
-            )
+        one, other = layouts[file], layouts[first]
+        for what, own, theirs in (
+            ("columns of labels (--label-column says which)", one.label, other.label),
+            ("class names", one.class_names, other.class_names),
+            ("types of label", one.label_type, other.label_type),
+        ):
+            if own != theirs:
+                raise DataError(f"{file} and {first} have different {what}: {own} and {theirs}")
 
 
 def _class_names(
@@ -224,20 +217,12 @@ def _labelled_only(rows: Rows) -> tuple[Rows, list[LeftOut]]:
         return rows, []
     gone = np.flatnonzero(rows.labels == UNLABELLED).tolist()
     left_out = [LeftOut(rows.where(row), "images of test without a label") for row in gone]
-    kept = _Some(rows, there)
-    return Rows(rows.labels[there], kept.read, kept.where), left_out
+    read, where = partial(_at, rows.read, there), partial(_at, rows.where, there)
+    return Rows(rows.labels[there], read, where), left_out
 
 
-@dataclass(frozen=True)
-class _Some:
-    rows: Rows
-    there: NDArray[np.int64]
-
-    def read(self, i: int) -> bytes:
-        return self.rows.read(int(self.there[i]))
-
-    def where(self, i: int) -> str:
-        return self.rows.where(int(self.there[i]))
+def _at(of: Callable[[int], T], there: NDArray[np.int64], i: int) -> T:
+    return of(int(there[i]))
 
 
 def _layout(file: Path, label_column: str | None) -> _Layout:

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from labelcurve.bundle import text
 from labelcurve.bundle.errors import DataError
 from labelcurve.training.data.formats import split_names
 from labelcurve.training.data.formats.split_names import Layout
@@ -24,21 +25,9 @@ ANNOTATIONS = frozenset(
 
 PARTS = IMAGES | frozenset(
     (
-        *(
-            "photo",
-            "picture",
-            "pic",
-            "part",
-            "parts",
-            "batch",
-            "chunk",
-            "shard",
-            "fold",
-            "folder",
-            "volume",
-            "archive",
-        ),
-        *("pictures", "pics", "data", "dataset", "subset", "set", "split", "upload", "export"),
+        *("photo", "picture", "pic", "part", "parts", "batch", "chunk", "shard", "fold", "folder"),
+        *("volume", "archive", "pictures", "pics", "data", "dataset", "subset", "set", "split"),
+        *("upload", "export"),
     )
 )
 """Words in the names of folders that hold a part of the images, each with a number."""
@@ -49,7 +38,6 @@ EXPECTED = (
 )
 
 LISTED = 6
-"""Folders that a message names."""
 
 
 def recognise(
@@ -58,10 +46,8 @@ def recognise(
     """The layout of a folder.
 
     Args:
-        root: the folder.
         folders: those in it that are not of unlabelled images.
         family: those of them that are splits by their names, each with its split.
-        say: receives what was not obvious.
 
     Raises:
         DataError: the folders can be read in more than one way, or in none.
@@ -205,11 +191,7 @@ def _examples(folders: dict[str, Folder]) -> list[str]:
 
 
 def _check_annotations(root: Folder) -> None:
-    """Refuses folders of images next to annotations: the layout of detection or segmentation.
-
-    Raises:
-        DataError: such folders exist.
-    """
+    """Refuses folders of images next to annotations: the layout of detection or segmentation."""
     for folder in root.walk():
         names = {name.lower(): name for name in folder.folders}
         images, notes = sorted(names.keys() & IMAGES), sorted(names.keys() & ANNOTATIONS)
@@ -247,6 +229,4 @@ def unwrapped(folder: Folder) -> Folder:
 
 def listed(names: Iterable[str]) -> str:
     """The first few names, for a message."""
-    each = [shown(Path(name)) for name in names]
-    more = f" and {len(each) - LISTED} more" if len(each) > LISTED else ""
-    return ", ".join(each[:LISTED]) + more
+    return text.listed((shown(Path(name)) for name in names), LISTED)

@@ -72,11 +72,7 @@ def _may_lack_bytes(column: Column) -> bool:
 
 
 class RowGroups:
-    """File bytes of the rows of a split, read by row groups; those used last are kept.
-
-    Args:
-        columns: of the files, in order.
-    """
+    """File bytes of a split's rows, read by row groups; those used last are kept."""
 
     def __init__(self, columns: list[Column]) -> None:
         import pyarrow.parquet as pq

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 import unicodedata
@@ -10,8 +9,6 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from urllib.parse import parse_qs, unquote, urlsplit
-
-import numpy as np
 
 from labelcurve.bundle.errors import DataError
 from labelcurve.bundle.preprocess import SUFFIXES as IMAGES
@@ -27,15 +24,12 @@ from labelcurve.training.data.source import (
     LeftOut,
     Say,
     Source,
-    hash_images,
-    image_files,
     name_of,
+    of_files,
     shown,
-    watch,
 )
 
 LISTED = 10
-"""Rows that a message names."""
 
 
 def table(file: Path, say: Say, label_column: str | None = None) -> Source:
@@ -45,7 +39,6 @@ def table(file: Path, say: Say, label_column: str | None = None) -> Source:
 
     Args:
         file: CSV, tab-separated values, JSON lines, or a JSON export of Label Studio.
-        say: receives findings, line by line.
         label_column: the column of labels; None finds it by its name.
 
     Raises:
@@ -96,7 +89,9 @@ def table(file: Path, say: Say, label_column: str | None = None) -> Source:
     }
     pairs["train"] += [(path, UNLABELLED) for path in sorted(unlabelled)]
     left_out += _unlisted(file, set(unique))
-    return _source(file, class_names, pairs, left_out)
+    generic = r"(?i)(labels?|annotations?|metadata|manifest|train|index|data)"
+    folder = file.resolve().parent if re.fullmatch(generic, file.stem) else file.with_suffix("")
+    return of_files(name_of(folder), class_names, pairs, left_out, table=file)
 
 
 def _report_not_read(file: Path, rows: dict[Path, Row], say: Say) -> None:
@@ -129,37 +124,6 @@ def _unlisted(file: Path, listed: set[Path]) -> list[LeftOut]:
     images = [LeftOut(shown(path), reason) for path in found.below() if path.resolve() not in known]
     used = {shown(path) for path in (*known, file.resolve())}
     return images + [item for item in found.left_out() if item.path not in used]
-
-
-def _source(
-    file: Path,
-    class_names: tuple[str, ...],
-    pairs: dict[str, list[tuple[Path, int]]],
-    left_out: list[LeftOut],
-) -> Source:
-    paths = [path for found in pairs.values() for path, _ in found]
-    changed = watch([file, *paths])
-    hashes = dict(zip(paths, hash_images(paths), strict=True))
-    listing = [
-        f"{split}/{label}/{shown(path)} {hashes[path]}"
-        for split, found in pairs.items()
-        for path, label in found
-    ]
-    generic = re.fullmatch(
-        r"(?i)(labels?|annotations?|metadata|manifest|train|index|data)", file.stem
-    )
-    return Source(
-        name=name_of(file.resolve().parent if generic else file.with_suffix("")),
-        fingerprint=hashlib.sha256("\n".join(listing).encode()).hexdigest(),
-        class_names=class_names,
-        size=None,
-        splits={
-            split: image_files([path for path, _ in found], np.array([n for _, n in found]))
-            for split, found in pairs.items()
-        },
-        changed=changed,
-        left_out=tuple(left_out),
-    )
 
 
 def _split(file: Path, row: Row) -> str:

@@ -31,15 +31,7 @@ class Row:
 
 
 def read(file: Path, label_column: str | None = None) -> list[Row]:
-    """Reads a table by its ending.
-
-    Args:
-        file: CSV, tab-separated values, JSON lines or JSON.
-        label_column: the column of labels; None finds it by its name.
-
-    Raises:
-        DataError: it cannot be read, or a row is not an image with a label; the message names it.
-    """
+    """The rows of a table, by its ending; a DataError names a row that is no image with a label."""
     try:
         text = file.read_bytes().decode("utf-8-sig")
     except OSError as error:
@@ -52,7 +44,9 @@ def read(file: Path, label_column: str | None = None) -> list[Row]:
     if file.suffix.lower() == ".json":
         return _read_json(file, text, label_column)
     if file.suffix.lower() in (".jsonl", ".ndjson"):
-        return _read_lines(file, text, label_column)
+        lines = [(n, line) for n, line in enumerate(text.split("\n"), 1) if line.strip()]
+        entries = [(n, _parsed(file, line, f" line {n}")) for n, line in lines]
+        return _entries(file, entries, label_column)
     return _read_csv(file, text, label_column)
 
 
@@ -101,11 +95,6 @@ def _csv_columns(file: Path, reader: csv.DictReader[str], label: str | None) -> 
                 "`label` (pandas: table[classes].idxmax(axis=1)); an image has one label"
             ) from None
         raise
-
-
-def _read_lines(file: Path, text: str, label: str | None) -> list[Row]:
-    lines = [(number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
-    return _entries(file, [(n, _parsed(file, line, f" line {n}")) for n, line in lines], label)
 
 
 def _read_json(file: Path, text: str, label: str | None) -> list[Row]:

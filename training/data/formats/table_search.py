@@ -40,10 +40,8 @@ def report(
     """Reports tables of labels next to class folders, which are not read.
 
     Args:
-        root: the data set.
         splits: the images by split and class, from the folders.
         decided: whether an option has said that the folders hold the labels.
-        say: receives a line for each table.
 
     Raises:
         DataError: a table gives another class to an image, and no option decides.

@@ -79,7 +79,6 @@ def scan(root: Path, say: Say | None, out: Path | None = None) -> Folder:
     A link to an image that leads nowhere is kept: decoding reports it as unreadable.
 
     Args:
-        root: the folder.
         say: receives a line for each folder of this program's results, which are not read. None
             where a table names the images, so that those among results are no class.
         out: the folder that models are written to, if it lies below.

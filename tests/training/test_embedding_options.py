@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from labelcurve.bundle.errors import LabelcurveError
-from labelcurve.training.forecast.options import PlanOptions, parse
+from labelcurve.training.embedding_options import PlanOptions, parse_plan
 
 
 def test_the_bar_is_the_price_over_what_a_point_is_worth() -> None:
@@ -19,7 +19,7 @@ def test_the_bar_is_the_price_over_what_a_point_is_worth() -> None:
 
 
 def test_arguments_become_options() -> None:
-    found = parse(["--data", "photos", "--more", "2000", "--target", "0.9"])
+    found = parse_plan(["--data", "photos", "--more", "2000", "--target", "0.9"])
     assert (found.data, found.more, found.target) == ("photos", 2000, 0.9)
 
 
