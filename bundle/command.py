@@ -137,7 +137,11 @@ def _status(
 
 
 def _check_given(arguments: Sequence[str]) -> None:
-    """Refuses empty arguments, of unset shell variables: as paths they mean the current folder."""
+    """Refuses empty arguments: as a path they would mean the current folder.
+
+    Raises:
+        LabelcurveError: one is empty, as an unset shell variable leaves it.
+    """
     for before, word in zip(("", *arguments), arguments, strict=False):
         flag, equals, value = word.partition("=")
         if not word or (flag.startswith("--") and equals and not value):
@@ -215,7 +219,11 @@ class PerCore:
 
 
 def check(options: Any) -> None:
-    """Checks the numbers of options; LabelcurveError names flag, value and what is allowed."""
+    """Check the annotated numbers of a dataclass of options.
+
+    Raises:
+        LabelcurveError: names the flag, the value and what is allowed.
+    """
     hints = get_type_hints(type(options), include_extras=True)
     for field in fields(options):
         for bound in getattr(hints[field.name], "__metadata__", ()):

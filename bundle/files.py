@@ -12,7 +12,11 @@ from labelcurve.bundle.errors import LabelcurveError
 
 
 def read(path: Path) -> bytes:
-    """The content of a regular file or a link to one; OSError for others, which may never end."""
+    """The content of a regular file, or of a link to one: reading others may never finish.
+
+    Raises:
+        OSError: it cannot be read.
+    """
     mode = path.stat().st_mode
     if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
         message = "it is a pipe, a socket or a device, not a regular file"
@@ -41,7 +45,11 @@ def replace(path: Path, content: bytes | memoryview) -> None:
 
 
 def write_out(path: Path, text: str) -> None:
-    """Writes the file of `--out` and its folder, as `replace`; LabelcurveError where that fails."""
+    """Writes the file of `--out`, and the folder that it is in, as `replace`.
+
+    Raises:
+        LabelcurveError: it cannot be written.
+    """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         replace(path, text.encode())
@@ -55,7 +63,11 @@ def unfinished(path: Path) -> list[Path]:
 
 
 def check_temporary() -> None:
-    """Raises LabelcurveError before work begins where no folder for temporary files is writable."""
+    """Checks that there is a writable folder for temporary files before work begins.
+
+    Raises:
+        LabelcurveError: none can be written.
+    """
     try:
         tempfile.gettempdir()
     except FileNotFoundError as error:
@@ -66,7 +78,11 @@ def check_temporary() -> None:
 
 
 def check_out(path: Path) -> None:
-    """Raises LabelcurveError before work begins where a folder cannot be made or written."""
+    """Checks before work begins that the folder `path` can be created or written.
+
+    Raises:
+        LabelcurveError: it cannot be written.
+    """
     there = path
     try:
         while not there.exists():

@@ -31,7 +31,11 @@ _SCANS_END = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")
 
 
 def check(data: bytes) -> None:
-    """Raises UnreadableImage for a JPEG, PNG or GIF in too many pieces, and for no other file."""
+    """Refuses a JPEG, PNG or GIF in too many pieces; of other files it says nothing.
+
+    Raises:
+        UnreadableImage: what it has too many of, and how many are allowed.
+    """
     if data.startswith(b"\xff\xd8"):
         _check("JPEG", "segments", _segments(data), MAX_SEGMENTS)
     elif data.startswith(b"\x89PNG\r\n\x1a\n"):
@@ -41,7 +45,11 @@ def check(data: bytes) -> None:
 
 
 def check_scans(data: bytes, pixels: int) -> None:
-    """Raises UnreadableImage for a JPEG with too many scans for its number of pixels."""
+    """Refuses a JPEG with too many scans for its number of pixels.
+
+    Raises:
+        UnreadableImage: how many are allowed.
+    """
     few = 30
     if data.count(b"\xff\xda") <= few:  # an upper bound, at hardly any cost
         return

@@ -213,7 +213,11 @@ def _on_white(image: Image.Image) -> Image.Image:
 
 
 def resize(image: Image.Image, size: int) -> NDArray[np.uint8]:
-    """The centre square of an RGB image as uint8 [size, size, 3] (bilinear, antialiased)."""
+    """The centre square of an RGB image, scaled to `size` (bilinear, antialiased).
+
+    Returns:
+        uint8 [size, size, 3].
+    """
     width, height = image.size
     if (width, height) != (size, size):
         side = min(width, height)
@@ -227,12 +231,23 @@ def resize(image: Image.Image, size: int) -> NDArray[np.uint8]:
 def prepare(
     data: bytes, size: int, *, max_pixels: int = MAX_PIXELS, max_memory: int | None = None
 ) -> NDArray[np.uint8]:
-    """A file's bytes as the input of the graph, uint8 [size, size, 3]: `decode`, then `resize`."""
+    """Converts a file's bytes to the input of the graph: `decode`, then `resize`.
+
+    Returns:
+        uint8 [size, size, 3].
+    """
     return resize(decode(data, size=size, max_pixels=max_pixels, max_memory=max_memory), size)
 
 
 def prepare_image(image: Image.Image, size: int) -> NDArray[np.uint8]:
-    """An opened image in any mode as uint8 [size, size, 3]; UnreadableImage if damaged."""
+    """Converts an opened image in any mode to the input of the graph.
+
+    Returns:
+        uint8 [size, size, 3].
+
+    Raises:
+        UnreadableImage: its pixels cannot be decoded.
+    """
     try:
         return resize(_to_rgb(image), size)
     except MemoryError:

@@ -103,7 +103,11 @@ def publish(
 
 
 def point(root: Path, name: str, version: str) -> None:
-    """Makes `version` the current one of `name`, atomically; BundleError where that fails."""
+    """Make `version` the current one of `name`, atomically.
+
+    Raises:
+        BundleError: the folder cannot be written.
+    """
     try:
         _point(root / name / CURRENT, version)
         _sync(root / name)
@@ -168,7 +172,11 @@ class Found:
 
 
 def scan(root: Path) -> dict[str, Found]:
-    """Each name under `root` with a version or a link, sorted; BundleError if it cannot be read."""
+    """Every name under `root` that has a version or a link `current`, sorted.
+
+    Raises:
+        BundleError: `root` cannot be read.
+    """
     found = {}
     try:
         for folder in sorted(root.iterdir()):
@@ -261,7 +269,11 @@ def read_all(root: Path, only: Sequence[str] | None = None) -> list[Bundle]:
 
 
 def read_manifest(path: Path) -> Manifest:
-    """The manifest of a bundle's folder, its hash unverified; BundleError if missing or wrong."""
+    """The manifest of the bundle in folder `path`, whose hash is not verified.
+
+    Raises:
+        BundleError: it is missing, or does not follow the schema.
+    """
     try:
         content = files.read(path / MANIFEST)
     except OSError as error:

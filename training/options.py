@@ -177,6 +177,11 @@ class Options(OutputOptions, TrainingOptions, LabelOptions, ImageOptions):
     """
 
     def __post_init__(self) -> None:
+        """Validates the values.
+
+        Raises:
+            LabelcurveError: names the flag, the value and what is allowed.
+        """
         check(self)
         _exclude(self.epochs, self.max_minutes)
         _check_seed(self.seed, self.seeds)
@@ -296,6 +301,11 @@ class PretrainOptions(PretrainOutputOptions, PretrainTrainingOptions, PretrainIm
     """
 
     def __post_init__(self) -> None:
+        """Validates the values.
+
+        Raises:
+            LabelcurveError: names the flag, the value and what is allowed.
+        """
         check(self)
         _exclude(self.epochs, self.max_minutes)
         _check_seed(self.seed)

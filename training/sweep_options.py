@@ -45,6 +45,11 @@ class SweepOptions:
     """Restarts of a job whose worker or machine died; it resumes from its checkpoint."""
 
     def __post_init__(self) -> None:
+        """Validates the values.
+
+        Raises:
+            LabelcurveError: names the flag, the value and what is allowed.
+        """
         check(self)
         if self.address is not None and not re.fullmatch(r"auto|\S+:\d+", self.address):
             raise LabelcurveError(

@@ -174,7 +174,11 @@ def resolved(paths: Sequence[Path]) -> list[str]:
 
 
 def hash_file(path: Path) -> str:
-    """SHA-256 of a file; DataError where it cannot be read."""
+    """SHA-256 of a file.
+
+    Raises:
+        DataError: the file cannot be read.
+    """
     try:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()

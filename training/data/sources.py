@@ -82,7 +82,11 @@ class Selection:
 
 
 def open_source(chosen: Selection, downloads: Path, say: Say) -> Source:
-    """Opens what was selected; where nothing is usable, DataError names the file and the remedy."""
+    """Opens what was selected.
+
+    Raises:
+        DataError: nothing usable there; the message names the file and the remedy.
+    """
     if not chosen.labelled:
         return unlabelled(Path(chosen.data).expanduser(), say)
     source = _labelled(chosen, downloads, say)
@@ -99,6 +103,12 @@ def _check_no_class(source: Source, more: Source, given: str, data: str) -> None
     """Refuses a folder of images without labels that is a class of the data set at the same time.
 
     A folder that holds several classes is no mistake: its labelled images are skipped.
+
+    Args:
+        given: the option that names these and its value.
+
+    Raises:
+        DataError: names both readings.
     """
     labels = {
         path: int(label)
@@ -148,7 +158,11 @@ def _with_more(source: Source, more: Source) -> Source:
 
 
 def check_there(data: str) -> None:
-    """Raises DataError unless `--data` is there; needs no import that takes seconds."""
+    """Checks that the value of `--data` exists, which needs no import that takes seconds.
+
+    Raises:
+        DataError: it does not.
+    """
     if data in NAMED:
         return
     if not data:
@@ -193,7 +207,11 @@ def _labelled(chosen: Selection, downloads: Path, say: Say) -> Source:
 
 
 def _beside(source: Source, path: Path, out: Path | None, say: Say) -> Source:
-    """A source of Parquet files, all else there unused; several folders of images are refused."""
+    """A source of Parquet files, with all else that lies there unused.
+
+    Raises:
+        DataError: several folders hold images: they may be classes.
+    """
     found = scan(path, say, out)
     used = {shown(image) for image in source.external}
     images = {image: shown(image) for image in found.below() if shown(image) not in used}

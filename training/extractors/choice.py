@@ -58,7 +58,11 @@ class Wanted:
 
 
 def check(wanted: str) -> None:
-    """Raises LabelcurveError for an impossible `train --extractor` before any image is read."""
+    """Refuses an impossible value of `train --extractor` before any image is read.
+
+    Raises:
+        LabelcurveError: names the allowed values.
+    """
     if wanted.startswith(TIMM):
         from labelcurve.training.models import timm_weights
 

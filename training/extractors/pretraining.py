@@ -209,7 +209,11 @@ def learn_from(
 
 
 def split(n: int) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
-    """Rows to learn from, and held-out ones evenly spaced by digest; LabelcurveError below 20."""
+    """Rows to learn from and held-out rows, the latter evenly spaced in the order of the digests.
+
+    Raises:
+        LabelcurveError: fewer than 20 images.
+    """
     if n < 20:
         raise LabelcurveError(f"{n} training images: pretraining needs at least 20")
     held = np.linspace(0, n - 1, min(HELD_OUT, n // 10)).astype(np.int32)

@@ -75,7 +75,11 @@ def run(options: PlanOptions, start: float | None = None) -> dict[str, Any]:
 
 
 def _kept(options: PlanOptions, images: Data) -> tuple[Distinct, tuple[str, ...]]:
-    """The labelled images to measure on, and notes on them; DataError where they are too few."""
+    """The labelled images to measure on, and notes on them.
+
+    Raises:
+        DataError: they are too few.
+    """
     kept = distinct.distinct(images.labelled(), options.seed)
     if kept.n_labels < FEWEST:
         copies = f" ({kept.copies:,} copies of images count once)" if kept.copies else ""

@@ -178,7 +178,11 @@ def _add(
 
 
 def _before(models: Path, measured: Measured, precision: quantize.Precision) -> Variant:
-    """The variant of the model whose figures a final model has; ExportError where there is none."""
+    """The variant of the model whose figures a final model has: they are the final variant's, too.
+
+    Raises:
+        ExportError: there is none.
+    """
     wanted = f"its figures are those of {measured.name} in {precision}"
     try:
         found = store.read(models, measured.name)

@@ -92,7 +92,11 @@ class Extractor:
     """First 12 digits of a SHA-256 over the weights."""
 
     def load_into(self, network: nn.Module) -> None:
-        """Replaces all weights but the classifier's; LabelcurveError where they do not fit."""
+        """Replaces all weights of `network` but the classifier's.
+
+        Raises:
+            LabelcurveError: made for another backbone.
+        """
         own = {k: v for k, v in network.state_dict().items() if not k.startswith("classifier.")}
         if wrong := differing(own, self.weights):
             raise LabelcurveError(
@@ -164,7 +168,11 @@ def read(path: Path, option: str = "--extractor") -> Extractor:
 
 
 def check_finite(weights: Mapping[str, Tensor], wanted: str) -> None:
-    """Raises LabelcurveError for weights with NaN or infinity; names the first."""
+    """Refuses weights with NaN or infinity.
+
+    Raises:
+        LabelcurveError: names the first.
+    """
     bad = [k for k, v in weights.items() if v.is_floating_point() and not v.isfinite().all()]
     if bad:
         raise LabelcurveError(

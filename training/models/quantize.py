@@ -129,7 +129,11 @@ def gain(graph: bytes, fp32: bytes, images: NDArray[np.uint8], hardware: str) ->
 
 
 def check_gain(found: Gain) -> None:
-    """Raises ExportError for INT8 that is not `LEAST_GAIN` times as fast as fp32 here."""
+    """Refuses INT8 that is not faster here.
+
+    Raises:
+        ExportError: below `LEAST_GAIN`.
+    """
     if found.ratio < LEAST_GAIN:
         raise ExportError(
             f"int8 reaches {found.ratio:.2f} times fp32's images/s on {found.hardware}: at least "

@@ -53,7 +53,11 @@ class Backbone(nn.Module):
 
 
 def check(wanted: str) -> None:
-    """Raises LabelcurveError where network, tag or file is not there; names what there is."""
+    """Refuses a network, a tag or a file that is not there.
+
+    Raises:
+        LabelcurveError: names what there is.
+    """
     timm = _timm(wanted)
     name, named, file = wanted.removeprefix(TIMM).partition("=")
     architecture, _, tag = name.partition(".")

@@ -38,7 +38,11 @@ def backbone(name: str, size: int) -> tuple[nn.Module, int]:
 
 
 def check(wanted: str) -> None:
-    """Raises LabelcurveError where network or file is not there; names what there is."""
+    """Refuses a network or a file that is not there.
+
+    Raises:
+        LabelcurveError: names what there is.
+    """
     name, named, file = wanted.removeprefix(TORCHVISION).partition("=")
     if name not in names():
         raise LabelcurveError(

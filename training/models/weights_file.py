@@ -41,7 +41,11 @@ def sized(name: str, make: Callable[[], nn.Module], size: int) -> tuple[nn.Modul
 
 
 def state_dict(wanted: str, path: Path) -> Mapping[str, Tensor]:
-    """A state dict in a `.safetensors` file or one of `torch.save`; LabelcurveError for others."""
+    """A state dict from a `.safetensors` file or from one that `torch.save` wrote.
+
+    Raises:
+        LabelcurveError: it cannot be read, or holds something else.
+    """
     try:
         if path.suffix == ".safetensors":
             found: object = load_file(path)

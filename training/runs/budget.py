@@ -62,12 +62,20 @@ class Budget:
         self._later = (1 - ONCE) * once + test
 
     def pretraining(self) -> float | None:
-        """Seconds for making an extractor; None without a limit. Raises as `finetuning`."""
+        """Seconds for making an extractor; None without a limit.
+
+        Raises:
+            LabelcurveError: as `finetuning`, before any of it is spent.
+        """
         left = self._left()
         return None if left is None else PRETRAINING * left
 
     def finetuning(self) -> float | None:
-        """Seconds for the next model, by its share of the work; LabelcurveError if none is left."""
+        """Seconds for training the next model, by its share of the work that is left.
+
+        Raises:
+            LabelcurveError: nothing is left.
+        """
         left = self._left()
         return None if left is None else left * self._waiting[0] / sum(self._waiting)
 

@@ -225,7 +225,11 @@ def _short(value: object) -> str:
 
 
 def check_room(folder: Path, network: torch.nn.Module) -> None:
-    """Raises BundleError, before hours of work, without room for bundle and checkpoints."""
+    """Refuses a disk without room for the bundle and two checkpoints before hours of work.
+
+    Raises:
+        BundleError: there is less.
+    """
     bytes_each = sum(tensor.nbytes for tensor in network.state_dict().values())
     # A bundle, and twice the weights, their average, the best ones and two moments each.
     needed = (1 + 2 * 5) * bytes_each

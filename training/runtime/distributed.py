@@ -68,7 +68,11 @@ def part(n: int, of: tuple[int, int] | None = None) -> slice:
 
 
 def check(batch: int) -> None:
-    """Raises LabelcurveError where a batch has less than two images for each process."""
+    """Returns whether a batch of so many images is enough for all processes.
+
+    Raises:
+        LabelcurveError: some would have less than two.
+    """
     if size() > 1 and batch < 2 * size():
         raise LabelcurveError(
             f"{size()} processes share batches of {batch} images: allowed are {batch // 2} and "
@@ -284,7 +288,11 @@ def _normalise(norm: _BatchNorm, x: Tensor) -> Tensor:
 
 
 def _launched() -> bool:
-    """Returns whether torchrun, or the like, started this process as one of several."""
+    """Returns whether torchrun, or the like, started this process as one of several.
+
+    Raises:
+        LabelcurveError: the environment has only a part of what it sets, as in a job of a cluster.
+    """
     world = os.environ.get("WORLD_SIZE", "1")
     if world == "1":
         return False

@@ -89,7 +89,11 @@ def come(signum: signal.Signals) -> None:
 
 
 def stop() -> NoReturn:
-    """Ends the run by the pending signal: raises Stopped."""
+    """Ends the run by the pending signal.
+
+    Raises:
+        Stopped: always.
+    """
     global _came
     code = CODES[_came or signal.SIGINT]
     _came = None

@@ -56,7 +56,11 @@ def hold(
 
 
 def use(path: Path) -> int | None:
-    """Marks a file as in use while its descriptor is open; None where it no longer exists."""
+    """Marks a file as in use, as long as the process lives or the descriptor is open.
+
+    Returns:
+        The descriptor; None if the file no longer exists.
+    """
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError:

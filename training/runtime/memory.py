@@ -34,7 +34,11 @@ class EnoughMemory:
 
 
 def more_parts(parts: int, batch: int, device: Device, say: Callable[[str], None]) -> int:
-    """Doubles the parts of a batch that did not fit, and says so; DeviceError at two each."""
+    """Doubles the number of parts of a batch that did not fit, and says so.
+
+    Raises:
+        DeviceError: a part of two images did not fit.
+    """
     if device.device.type == "cuda":
         torch.cuda.empty_cache()
     if distributed.size() > 1:  # the others wait inside the step for this one

@@ -46,7 +46,11 @@ class Digests:
             yield first, self[first : first + AT_ONCE]
 
     def check(self) -> None:
-        """Raises ValueError where they are not in order, as those of sorted images are."""
+        """Checks that they are in order, as those of sorted images are.
+
+        Raises:
+            ValueError: they are not in order.
+        """
         last = np.uint64(1)  # no image has a digest that begins with eight zeros
         for _, part in self.parts():
             first = word(part, 0)
@@ -81,7 +85,11 @@ def of_image(image: NDArray[np.uint8]) -> bytes:
 
 
 def in_file(path: Path, n: int) -> Digests:
-    """The digests in a `.npy` file; OSError or ValueError where there are not `n` of them."""
+    """The digests in a `.npy` file.
+
+    Raises:
+        OSError, ValueError: no such file, or another kind or number.
+    """
     found = np.load(path, mmap_mode="r")
     if found.dtype != np.dtype("V32") or found.shape != (n,):
         raise ValueError(f"{path.name} holds {found.dtype} {found.shape}")

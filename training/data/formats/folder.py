@@ -116,7 +116,11 @@ def _check_known(path: Path, splits: dict[str, Classes]) -> None:
 
 
 def _leave_repeated(found: Arranged) -> None:
-    """Leaves out links to folders that are read anyway; of two classes they are refused."""
+    """Leaves out the links to folders that are read anyway.
+
+    Raises:
+        DataError: it would be in two classes or splits.
+    """
     known: dict[str, tuple[str, str, Path]] = {}
     for split, classes in found.splits.items():
         for name, images in classes.items():

@@ -191,7 +191,11 @@ def _examples(folders: dict[str, Folder]) -> list[str]:
 
 
 def _check_annotations(root: Folder) -> None:
-    """Refuses folders of images next to annotations: the layout of detection or segmentation."""
+    """Refuses folders of images next to annotations: the layout of detection or segmentation.
+
+    Raises:
+        DataError: such folders exist.
+    """
     for folder in root.walk():
         names = {name.lower(): name for name in folder.folders}
         images, notes = sorted(names.keys() & IMAGES), sorted(names.keys() & ANNOTATIONS)
