@@ -78,7 +78,11 @@ def _open_standard_files() -> None:
 
 
 def answer(document: object, show: Callable[[], object] = lambda: None) -> None:
-    """Prints the result last: a table on a terminal, else a line of JSON; or LabelcurveError."""
+    """Prints the result of a command last: a table on a terminal, otherwise one line of JSON.
+
+    Raises:
+        LabelcurveError: it could not be written.
+    """
     if JSON not in sys.argv and sys.stdout.isatty():
         show()
         return

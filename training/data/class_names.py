@@ -49,7 +49,12 @@ def class_name(text: str) -> str:
 
 
 def check_names(place: str, names: Sequence[str]) -> None:
-    """Refuses (DataError) names that occur twice, or that a table or a terminal cannot show."""
+    """Refuses names that occur twice, and those that no line of a table can hold or that a terminal
+    would obey as control sequences.
+
+    Raises:
+        DataError: names the classes and the characters.
+    """
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise DataError(f"{place}: class names must differ, these occur twice: {', '.join(twice)}")
     wrong = {name: [c for c in name if unicodedata.category(c) in _UNPRINTABLE] for name in names}

@@ -87,7 +87,11 @@ def obtain(
     device: Device,
     policy: CheckpointPolicy = DEFAULT_POLICY,
 ) -> Extractor | None:
-    """The extractor of `train --extractor`, trained if need be; LabelcurveError if it is unfit."""
+    """The extractor that `train --extractor NAME` means, trained first where there is none.
+
+    Raises:
+        LabelcurveError: no such extractor, or one that does not fit.
+    """
     if name == "none":
         return None
     if name.startswith(LIBRARIES):

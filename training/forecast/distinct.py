@@ -36,7 +36,10 @@ def distinct(images: Data, seed: int) -> Distinct:
     """Chooses one row of all with the same pixels.
 
     Which one is random, since their labels may differ. Where a test split is given, training images
-    that are also in it are left out. All images are labelled.
+    that are also in it are left out.
+
+    Args:
+        images: all of them labelled.
     """
     n_train, n_test = len(images.train), len(images.test)
     splits = [images.train] if images.test_given else [images.train, images.test]

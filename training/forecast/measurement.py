@@ -98,10 +98,14 @@ def hold_out(
     seed: int = 0,
     progress: Progress = lambda _: None,
 ) -> Measured:
-    """The curve up to all labels, on a test split that is given; arguments as `cross_validate`.
+    """The curve up to all labels, on a test split that is given.
 
     Args:
+        features: [N, D], as `head.standardise` gives them.
+        labels: [N]
+        n_classes: C
         test: features [M, D] and labels [M] of the test split.
+        seed: of the subsets.
     """
     random = np.random.default_rng(seed)
     sizes = chosen_sizes(len(labels), n_classes)

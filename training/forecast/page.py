@@ -35,7 +35,11 @@ th:first-child, td:first-child { text-align: left; }
 def page(
     advice: Advice, points: Points, sentences: Sequence[str], details: Sequence[tuple[str, str]]
 ) -> str:
-    """The whole page; `details` are names and values of how the curve was measured."""
+    """The whole page.
+
+    Args:
+        details: names and values of how it was measured.
+    """
     title = f"{counted(advice.more, 'more label')}? {advice.answer.capitalize()}."
     total = advice.n_labels + advice.more
     rows = [_row(f"Accuracy with {advice.n_now:,} labels", advice.accuracy_now)]

@@ -34,7 +34,10 @@ from labelcurve.training.runtime.console import say
 
 
 def run(options: QuantizeOptions) -> dict[str, Any]:
-    """Adds the variant to each bundle asked for, as a new version; returns the JSON for stdout.
+    """Adds the variant to every bundle that was asked for, and publishes each as a new version.
+
+    Returns:
+        The JSON document for the last line on stdout.
 
     Raises:
         LabelcurveError: models or data cannot be used, or a gate refused a variant; the bundles

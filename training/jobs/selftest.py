@@ -23,6 +23,12 @@ TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 5e-2}
 def run(wanted: Literal["auto", "cuda", "cpu"]) -> dict[str, Any]:
     """Forward and backward through the default network, where `train` would run it.
 
+    Args:
+        wanted: as `--device`.
+
+    Returns:
+        What was found, for the last line on stdout.
+
     Raises:
         DeviceError: it would not run there, gives other results than the CPU, or an NVIDIA GPU is
             visible that torch cannot use, without `--device cpu`.

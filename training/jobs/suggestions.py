@@ -57,7 +57,15 @@ class Suggestion:
 def write(
     out: Path, found: Sequence[Suggestion], split: Split, class_names: tuple[str, ...]
 ) -> None:
-    """Writes the folder, which does not exist, completely; or not at all, with LabelcurveError."""
+    """Writes the folder, complete or not at all.
+
+    Args:
+        out: does not exist.
+        found: in the order of the table.
+
+    Raises:
+        LabelcurveError: it cannot be written.
+    """
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))

@@ -68,7 +68,12 @@ class Job:
 def run(chosen: SweepOptions, others: Sequence[str]) -> dict[str, Any]:
     """Runs all jobs and prints a row for each when it ends.
 
-    `others` are further options, of each `train`. Returns the JSON document for stdout.
+    Args:
+        chosen: options of the sweep.
+        others: further options, of each `train`.
+
+    Returns:
+        The JSON document for the last line on stdout.
 
     Raises:
         LabelcurveError: Ray is missing or unreachable, or jobs failed; the others have ended by

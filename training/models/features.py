@@ -49,6 +49,7 @@ def features(
         network: with the pretrained weights; the classifier is not used.
         split: the images; no label is read.
         version: of the weights (`Extractor.version`).
+        cache: folder of downloads and decoded pixels; None takes `default_cache()`.
         on_progress: receives the share that is done, and the seconds that are left.
 
     Raises:

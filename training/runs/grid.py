@@ -126,7 +126,14 @@ def flip(options: Options) -> bool:
 def check_replaced(
     out: Path, source: str, images: Data, cells: Sequence[Cell], say: Callable[[str], None]
 ) -> None:
-    """Refuses (BundleError) to replace bundles of other classes, which may be being served."""
+    """Refuses to replace bundles of other classes, which a service over `out` may be serving.
+
+    Args:
+        source: `--data`, as it was given.
+
+    Raises:
+        BundleError: a bundle of one of the names has other classes.
+    """
     _report_stale(out, cells, say)
     for cell in cells:
         if not (out / cell.name / store.CURRENT).exists():

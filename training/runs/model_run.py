@@ -83,7 +83,11 @@ class ModelRun:
         return entry
 
     def restore(self) -> float:
-        """The seconds a command had taken at its checkpoint; LabelcurveError if other arguments."""
+        """Looks for a checkpoint; the seconds that the command had taken when it was written.
+
+        Raises:
+            LabelcurveError: it belongs to a run with other arguments.
+        """
         about = self.checkpoint.about()
         if about is None:
             return 0.0

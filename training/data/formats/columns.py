@@ -117,7 +117,15 @@ def several_splits(cells: Iterable[str]) -> bool:
 
 
 def check_others(file: Path, seen: Mapping[str, set[str]], label: str | None) -> None:
-    """Refuses (DataError) a table whose column of splits has another name, as FER2013's `Usage`."""
+    """Refuses a table whose column of splits has another name, as `Usage` in FER2013.
+
+    Args:
+        seen: the different cells of each column, as `note` collects them.
+        label: the column that holds the labels, if an option says so.
+
+    Raises:
+        DataError: names the column.
+    """
     if any(name.strip().lower() in NAMES["split"] for name in seen):
         return
     for name, cells in seen.items():
@@ -132,7 +140,14 @@ def check_others(file: Path, seen: Mapping[str, set[str]], label: str | None) ->
 
 
 def of_parquet(file: Path, schema: Any, label: str | None) -> tuple[str, str]:
-    """Columns of images and labels, by name or as `datasets` says; DataError if not one of each."""
+    """The columns of images and labels of a Parquet file: by name, else by what `datasets` says.
+
+    Args:
+        label: the column that holds the labels; None finds it.
+
+    Raises:
+        DataError: a column is missing, or several can be meant.
+    """
     kinds = {name: str(feature.get("_type")) for name, feature in features(schema).items()}
     images = [name for name in schema.names if name in ("img", "image")]
     images = images or [name for name in schema.names if kinds.get(name) == "Image"]

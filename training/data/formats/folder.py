@@ -30,7 +30,14 @@ MASK = re.compile(r"(?i)(.+?)[-_ ](?:masks?|seg|segmentation|gt|overlay|depth)(?
 
 
 def folder(path: Path, say: Say, layout: Layout = "auto", out: Path | None = None) -> Source:
-    """A folder of class folders, perhaps in folders of splits; DataError if that is not clear."""
+    """A folder of class folders, or of splits with class folders in each.
+
+    Args:
+        out: the folder that models are written to, if it lies below.
+
+    Raises:
+        DataError: it is not clear which images are of which class.
+    """
     root = scan(path, say, out)
     found = arrange(root, layout, say)
     class_names = tuple(found.splits["train"])
@@ -75,7 +82,15 @@ def use_validation(name: str, splits: dict[str, Classes], say: Say) -> dict[str,
 
 
 def unlabelled(path: Path, say: Say, option: str = "--data") -> Source:
-    """Every image below a folder, each by one way; DataError, naming `option`, if there is none."""
+    """Every image below a folder, whatever its folders are called; of several ways to a file, by
+    links, one is read.
+
+    Args:
+        option: that named it, for messages.
+
+    Raises:
+        DataError: it is not a folder, or contains no image.
+    """
     if not path.is_dir():
         raise DataError(f"{option} {path}: with --unlabelled it must be a folder of images")
     found = scan(path, say)

@@ -37,7 +37,14 @@ class Arranged:
 
 
 def arrange(root: Folder, layout: Layout, say: Say) -> Arranged:
-    """Assigns images to splits and classes; DataError where there is no way to do so, or two."""
+    """Assigns the images below a folder to splits and classes.
+
+    Args:
+        layout: what the folders mean; `auto` finds out, or refuses where that is not clear.
+
+    Raises:
+        DataError: the folders can be read in more than one way, or in none.
+    """
     found = Arranged(left_out=root.left_out())
     _leave(found, root.images, "images outside the class folders")
     folders = _without_pools(root, found, say)

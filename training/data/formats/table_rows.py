@@ -31,7 +31,14 @@ class Row:
 
 
 def read(file: Path, label_column: str | None = None) -> list[Row]:
-    """The rows of a table, by its ending; a DataError names a row that is no image with a label."""
+    """Reads a table by its ending.
+
+    Args:
+        label_column: the column of labels; None finds it by its name.
+
+    Raises:
+        DataError: it cannot be read, or a row is not an image with a label; the message names it.
+    """
     try:
         text = file.read_bytes().decode("utf-8-sig")
     except OSError as error:
