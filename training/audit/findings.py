@@ -86,7 +86,11 @@ def showing_nothing(n: int, read: Read) -> dict[int, tuple[str, float]]:
 def collect(
     looked: Looked, judged: Judged, empty: dict[int, tuple[str, float]]
 ) -> list[list[Finding]]:
-    """The findings by image, the gravest first, images in the order of the table."""
+    """All findings by image, the most serious of an image first, the images in the table's order.
+
+    Args:
+        empty: those that show nothing, as `showing_nothing` gives them.
+    """
     found = [Finding(row, kind, score) for row, (kind, score) in empty.items()]
     found += [
         Finding(int(row), "label", float(1 - judged.quality[row]), int(suggested))

@@ -192,7 +192,14 @@ def groups(digests: Digests) -> NDArray[np.int64]:
 
 
 def unchanged(given: str, checked: Split) -> list[bytes]:
-    """The images' files; DataError where one has changed or the cached pixels are damaged."""
+    """The files of the images, which must still be those that training read.
+
+    Args:
+        given: `--data`, as it was given.
+
+    Raises:
+        DataError: a file changed, or the cached pixels are damaged.
+    """
     files = []
     for i in range(len(checked)):
         where, expected = checked.where(i), checked.images[i]

@@ -60,6 +60,9 @@ def identity(where: str, data: str) -> str:
 
     A row of a Parquet file is `FILE row NUMBER`; images that are not files are named as in
     messages, such as `cifar10 train row 5` and `digit 5`.
+
+    Args:
+        where: as a split names the image.
     """
     path = Path(data).expanduser()
     folder = path.parent if path.is_file() else path

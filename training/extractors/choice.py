@@ -89,6 +89,9 @@ def obtain(
 ) -> Extractor | None:
     """The extractor that `train --extractor NAME` means, trained first where there is none.
 
+    Args:
+        policy: of the checkpoints of a pretraining that has to come first.
+
     Raises:
         LabelcurveError: no such extractor, or one that does not fit.
     """

@@ -60,7 +60,11 @@ def load(selection: Selection, options: Chosen, skip_unreadable: bool) -> tuple[
 def obtain(
     options: EmbeddingOptions, images: Data, device: Device, *, flip: bool
 ) -> Extractor | None:
-    """The extractor of `--extractor`; a new one learns from all images, mirrored if `flip`."""
+    """Returns the extractor of `--extractor`; a new one is trained on all images, labelled or not.
+
+    Args:
+        flip: whether mirrored images keep their class.
+    """
     wanted = Wanted(
         backbone="convnet",
         flip=flip and not options.no_flip,
@@ -97,7 +101,12 @@ def embed_labelled(options: PlanOptions | AuditOptions, images: Data) -> Embedde
 
 
 def network_for(images: Data, extractor: Extractor | None, name: str) -> Network:
-    """The network that embeds the images; without an extractor it is untrained, which is said."""
+    """The network that embeds the images.
+
+    Args:
+        extractor: whose weights the network has; None leaves it untrained, which is said.
+        name: value of `--extractor`, which may name a network of a library.
+    """
     torch.manual_seed(0)
     backbone = name.partition("=")[0] if name.startswith(LIBRARIES) else "convnet"
     network = build(backbone, images.train.images, max(1, len(images.class_names)))

@@ -228,7 +228,11 @@ def lock_file(out: Path) -> Path:
 
 
 def key(images: Data, request: Request, n_images: int) -> dict[str, object]:
-    """Everything an extractor depends on, under the names that users know."""
+    """Everything an extractor depends on, under the names that users know.
+
+    Args:
+        n_images: images to learn from.
+    """
     recipe = asdict(request.recipe)
     if request.recipe.extendable:  # each part may have a different length
         recipe["epochs"] = None

@@ -41,9 +41,13 @@ class Audited:
 
 
 def run(options: AuditOptions, start: float | None = None) -> dict[str, Any]:
-    """Looks at all labelled images, writes table and page; returns the JSON document for stdout.
+    """Looks at all labelled images, and writes the table and the page.
 
-    `start` is that of the process, by `time.monotonic`; None means now.
+    Args:
+        start: of the process, by `time.monotonic`; None means now.
+
+    Returns:
+        The JSON document for the last line on stdout.
 
     Raises:
         LabelcurveError: the data, the extractor or the device cannot be used, or the table exists.

@@ -33,9 +33,13 @@ FEWEST = 50
 
 
 def run(options: PlanOptions, start: float | None = None) -> dict[str, Any]:
-    """Measures, forecasts, answers, writes the page; returns the JSON document for stdout.
+    """Measures, forecasts, answers, and writes the page.
 
-    `start` is that of the process, by `time.monotonic`; None means now.
+    Args:
+        start: of the process, by `time.monotonic`; None means now.
+
+    Returns:
+        The JSON document for the last line on stdout.
 
     Raises:
         LabelcurveError: the data, the extractor or the device cannot be used.

@@ -31,9 +31,13 @@ ENDLESS = 10_000
 
 
 def run(options: PretrainOptions, start: float | None = None) -> dict[str, Any]:
-    """Trains an extractor and writes it; returns the JSON document for stdout.
+    """Trains an extractor and writes it.
 
-    `start` is that of the process, by `time.monotonic`; None means now.
+    Args:
+        start: of the process, by `time.monotonic`; None means now.
+
+    Returns:
+        The JSON document for the last line on stdout.
 
     Raises:
         LabelcurveError: the options, the data or the device cannot be used, or the run failed.

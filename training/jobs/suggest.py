@@ -52,9 +52,13 @@ class _Known:
 
 
 def run(options: SuggestOptions, start: float | None = None) -> dict[str, Any]:
-    """Chooses images, writes them to a new folder; returns the JSON document for stdout.
+    """Chooses images and writes them to a new folder.
 
-    `start` is that of the process, by `time.monotonic`; None means now.
+    Args:
+        start: of the process, by `time.monotonic`; None means now.
+
+    Returns:
+        The JSON document for the last line on stdout.
 
     Raises:
         LabelcurveError: the pool, the labels or the models cannot be used, or the folder exists.

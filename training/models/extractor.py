@@ -144,7 +144,14 @@ def write(path: Path, network: nn.Module, card: Card) -> None:
 
 
 def read(path: Path, option: str = "--extractor") -> Extractor:
-    """Reads a file of `pretrain`; for others a LabelcurveError names the option that gave it."""
+    """Reads an extractor.
+
+    Args:
+        option: of the command, for the messages.
+
+    Raises:
+        LabelcurveError: no such file, or not one that `pretrain` wrote.
+    """
     if not path.is_file():
         what = "a folder, not a file" if path.is_dir() else "no such file"
         raise LabelcurveError(f"{option} {path}: {what}; what `pretrain` writes is a .safetensors")

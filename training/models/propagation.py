@@ -59,7 +59,11 @@ class Trial:
 
 
 class Neighbours:
-    """The nearest images of each image, by features, float32 [N, D] of at least two rows."""
+    """The nearest images of each image.
+
+    Args:
+        features: float32 [N, D], at least two rows.
+    """
 
     def __init__(self, features: NDArray[np.float32]) -> None:
         from sklearn.neighbors import NearestNeighbors

@@ -107,7 +107,11 @@ def check(
 
 
 def gain(graph: bytes, fp32: bytes, images: NDArray[np.uint8], hardware: str) -> Gain:
-    """Times a variant and fp32 in turns, on one CPU thread, with uint8 [N >= `BATCH`, H, W, 3]."""
+    """Times a variant and fp32 in turns, on one thread of the CPU.
+
+    Args:
+        images: at least `BATCH`, uint8 [N, size, size, 3].
+    """
     batch = np.ascontiguousarray(images[:BATCH])
     sessions = [export.session(each, threads=1) for each in (graph, fp32)]
     times: list[list[float]] = [[], []]

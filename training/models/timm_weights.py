@@ -82,7 +82,15 @@ def check(wanted: str) -> None:
 
 
 def backbone(name: str, size: int) -> tuple[nn.Module, int]:
-    """A network of timm, headless, for `size` px, and its width; or LabelcurveError."""
+    """A network of timm without its classifier, and the width of its embedding.
+
+    Args:
+        name: `timm:NAME`.
+        size: side of the images in pixels.
+
+    Raises:
+        LabelcurveError: no such network, or it cannot take images of this size.
+    """
     check(name)
     return weights_file.sized(name, lambda: Backbone(_create(name.removeprefix(TIMM), size)), size)
 
@@ -91,6 +99,7 @@ def read(wanted: str, size: int, say: Callable[[str], None] = print) -> Extracto
     """The weights that `timm:NAME` or `timm:NAME=FILE` means.
 
     Args:
+        wanted: value of `--extractor`.
         size: side of the images in pixels.
         say: receives a message on a download, and on differences from the preprocessing with which
             the weights were trained.

@@ -32,7 +32,15 @@ def names() -> list[str]:
 
 
 def backbone(name: str, size: int) -> tuple[nn.Module, int]:
-    """A network of torchvision, headless, for `size` px, and its width; or LabelcurveError."""
+    """A network of torchvision without its classifier, and the width of its embedding.
+
+    Args:
+        name: `torchvision:NAME`.
+        size: side of the images in pixels.
+
+    Raises:
+        LabelcurveError: no such network, or it cannot take images of this size.
+    """
     network, _ = _headless(name.removeprefix(TORCHVISION))
     return weights_file.sized(name, lambda: network, size)
 
@@ -54,7 +62,15 @@ def check(wanted: str) -> None:
 
 
 def read(wanted: str, size: int) -> Extractor:
-    """The weights of `torchvision:NAME` or `torchvision:NAME=FILE`; or LabelcurveError."""
+    """The weights that `torchvision:NAME` or `torchvision:NAME=FILE` means.
+
+    Args:
+        wanted: value of `--extractor`.
+        size: side of the images in pixels.
+
+    Raises:
+        LabelcurveError: no such network, the weights are unavailable, or are another network's.
+    """
     name, _, file = wanted.removeprefix(TORCHVISION).partition("=")
     network, head = _headless(name)
     given = weights_file.state_dict(wanted, Path(file)) if file else _download(name)

@@ -15,7 +15,15 @@ from labelcurve.training.models.extractor import Card, Extractor, check_finite, 
 
 
 def check_file(wanted: str, file: str) -> None:
-    """Raises LabelcurveError where FILE of `KIND:NAME=FILE` is not there; says what is allowed."""
+    """Refuses a file that is not there.
+
+    Args:
+        wanted: value of `--extractor`, `KIND:NAME=FILE`.
+        file: the part after the equals sign.
+
+    Raises:
+        LabelcurveError: names what is allowed.
+    """
     if Path(file).is_file():
         return
     name = wanted.partition("=")[0]
@@ -27,7 +35,15 @@ def check_file(wanted: str, file: str) -> None:
 
 
 def sized(name: str, make: Callable[[], nn.Module], size: int) -> tuple[nn.Module, int]:
-    """A network and the width of its embedding; LabelcurveError where it cannot take `size` px."""
+    """Make a network without its classifier; also return the width of its embedding.
+
+    Args:
+        name: `KIND:NAME`.
+        size: side of the images in pixels.
+
+    Raises:
+        LabelcurveError: the network cannot take images of this size.
+    """
     try:
         network = make().eval()
         with torch.inference_mode():

@@ -169,7 +169,11 @@ class Checkpoint:
 
 
 class Finished:
-    """Marks a published bundle of an unfinished command, so that it is not trained again."""
+    """Marks a published bundle of an unfinished command, so that it is not trained again.
+
+    Args:
+        key: what the bundle depends on.
+    """
 
     def __init__(self, folder: Path, key: Mapping[str, object] | None = None) -> None:
         self._path = folder / "finished.json"

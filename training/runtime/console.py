@@ -51,7 +51,11 @@ def tell(text: str) -> None:
 
 
 class Bar:
-    """Shows the progress of a long task, below the rows that are printed meanwhile."""
+    """Shows the progress of a long task, below the rows that are printed meanwhile.
+
+    Args:
+        console: by default the standard output.
+    """
 
     def __init__(self, title: str, console: Console | None = None) -> None:
         from rich.console import Console
@@ -104,6 +108,7 @@ def epoch(row: Epoch, of: str, left: float) -> str:
     """A line below `EPOCHS`.
 
     Args:
+        row: an epoch of fine-tuning.
         of: `/` and the number of epochs, where it is known.
         left: seconds to go.
     """

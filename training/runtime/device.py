@@ -208,7 +208,11 @@ def _convolution_seconds(clock: Callable[[], float], bf16: bool = False) -> floa
 def continued(
     device: Device, about: Mapping[str, Any] | None, say: Callable[[str], None]
 ) -> Device:
-    """The device with the precision in which a run began, by the metadata of its checkpoint."""
+    """The device with the precision in which an interrupted run began.
+
+    Args:
+        about: metadata of its checkpoint; None if there is none.
+    """
     if about is None:
         return device
     began = Choice.model_validate(about["precision"])
@@ -237,6 +241,7 @@ def circumstances(device: Device, commit: str | None, reading: str) -> str:
     """Describes what the weights depend on apart from the arguments of a run.
 
     Args:
+        commit: of the code.
         reading: of the images, by `training.learning.batches.reading`.
     """
     return (

@@ -103,6 +103,7 @@ def clear(cache: Path | None = None, say: Say = print, before: float = math.inf)
     """Removes the cached pixels that no other process uses; downloads stay.
 
     Args:
+        cache: folder; None takes `default_cache()`.
         say: receives what stays.
         before: seconds since the epoch; what was cached later stays.
     """

@@ -143,6 +143,7 @@ def of_parquet(file: Path, schema: Any, label: str | None) -> tuple[str, str]:
     """The columns of images and labels of a Parquet file: by name, else by what `datasets` says.
 
     Args:
+        schema: of pyarrow.
         label: the column that holds the labels; None finds it.
 
     Raises:

@@ -72,7 +72,11 @@ def _may_lack_bytes(column: Column) -> bool:
 
 
 class RowGroups:
-    """File bytes of a split's rows, read by row groups; those used last are kept."""
+    """File bytes of the rows of a split, read by row groups; those used last are kept.
+
+    Args:
+        columns: of the files, in order.
+    """
 
     def __init__(self, columns: list[Column]) -> None:
         import pyarrow.parquet as pq

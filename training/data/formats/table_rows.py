@@ -34,6 +34,7 @@ def read(file: Path, label_column: str | None = None) -> list[Row]:
     """Reads a table by its ending.
 
     Args:
+        file: CSV, tab-separated values, JSON lines or JSON.
         label_column: the column of labels; None finds it by its name.
 
     Raises:
