@@ -129,7 +129,8 @@ def test_the_variants_of_cifar10_hold_the_rows_and_classes_that_they_name() -> N
 
     def old(one: Population) -> list[int]:
         """The classes that its rows have in the whole."""
-        return whole.labels[one.features[:, 0].astype(int)].tolist()
+        found: list[int] = whole.labels[one.features[:, 0].astype(int)].tolist()
+        return found
 
     assert found["animals"].labels.tolist() == [label - 2 for label in old(found["animals"])]
     assert set(old(found["animals"])) == {2, 3, 4, 5, 6, 7}

@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from labelcurve.benchmarks.resilience import faults, soak
+from labelcurve.benchmarks.resilience import client, faults, soak
 from labelcurve.benchmarks.resilience.client import Answer
 from tests.models import digit_png
 
@@ -62,8 +63,8 @@ def test_a_rate_leaves_out_the_warm_up_and_what_came_after_the_end(
         heard(0, ConnectionError("closed"))  # after the end
         clock[0] = 12.0
 
-    monkeypatch.setattr(faults.http, "closed_loop", closed_loop)
-    monkeypatch.setattr(faults.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(client, "closed_loop", closed_loop)
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
     found = asyncio.run(faults._timed(3000, os.getpid(), [b""], 64, 9.0, 0))
     # From 3.25 to 8.75 s, four a second: 18 and 5 answers in 6 seconds.
     assert found["per_s"] == {"200": 3.0, "503": 0.8}
@@ -82,8 +83,8 @@ def test_the_answers_are_compared_with_the_version_that_they_name() -> None:
         return Answer(200, head, json.dumps(body).encode(), 0.1)
 
     def rows(*first: float) -> NDArray[np.float32]:
-        others = np.tile(np.float32([0.5, 0.5]), (faults.N_IMAGES - 1, 1))
-        return np.concatenate([np.float32([first]), others + np.float32(first[0] - 0.5)])
+        other = (first[0], first[0])
+        return np.array([first, *[other] * (faults.N_IMAGES - 1)], np.float32)
 
     computed = {"00": rows(0.75, 0.25), "01": rows(0.25, 0.75)}
     pinned = faults.N_IMAGES
@@ -105,7 +106,7 @@ def test_what_was_heard_during_the_swaps_tells_errors_from_answers(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     clock = iter((1.0, 2.0, 3.0))
-    monkeypatch.setattr(faults.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(time, "monotonic", lambda: next(clock))
     heard = faults._Heard()
     good = Answer(200, b"\r\nX-Model-Version: 00", b"", 0.1)
     heard(3, good)

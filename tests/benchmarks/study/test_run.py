@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+import time
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -88,7 +89,7 @@ def test_rows_for_which_no_time_is_left_are_counted(
         clock[0] += 1800
 
     monkeypatch.setattr(run, "train", half_an_hour)
-    monkeypatch.setattr(run.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
     options = replace(arguments, models=tmp_path, out=tmp_path / "study.json", minutes=20.0)
     others = [Place("scratch", 0.5), Place("scratch", 1.0)]
     found = run.run(options, [PLACE, *others])

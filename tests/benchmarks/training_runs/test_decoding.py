@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import cast
@@ -46,7 +47,7 @@ def test_the_first_step_is_not_measured(monkeypatch: pytest.MonkeyPatch) -> None
         clock[0] += 0.5 if number else 60
         batches.waited += 0.125 if number else 30
 
-    monkeypatch.setattr(decoding.time, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(time, "perf_counter", lambda: clock[0])
     # 2 seconds of steps that take half a second each, a quarter of it waiting.
     assert decoding._timed(step, batches, FP32_CPU, 1.75) == (32.0, 0.25)
     assert numbers == [0, 1, 2, 3, 4]

@@ -76,7 +76,7 @@ def test_numbers_of_the_parameters_are_those_that_are_read() -> None:
             read = query.parse(f"{name}={allowed}".encode())
             assert allowed in (read.top_k, read.wish.accept, read.wish.set)
         for refused in (least - step, most + step):
-            with pytest.raises(Problem, match=f"{name}={refused}"):
+            with pytest.raises(Problem, match=f"{name}='{refused}'"):
                 query.parse(f"{name}={refused}".encode())
 
 

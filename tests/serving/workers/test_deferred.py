@@ -46,7 +46,7 @@ def test_a_module_is_imported_when_a_name_from_it_is_called(package: str) -> Non
 
 def test_a_name_that_was_not_given_is_looked_up_in_the_module(package: str) -> None:
     defer({f"{package}.plain": ()})
-    from deferredpackage import plain  # type: ignore[attr-defined]
+    from deferredpackage import plain
 
     assert imported() == []
     assert plain.OTHER == "another name"
@@ -59,7 +59,7 @@ def test_a_name_that_was_not_given_is_looked_up_in_the_module(package: str) -> N
 
 
 def test_a_module_that_is_imported_already_stays(package: str) -> None:
-    import deferredpackage.plain  # type: ignore[import-not-found]
+    import deferredpackage.plain
 
     before = sys.modules[f"{package}.plain"]
     defer({f"{package}.plain": ("Made",), f"{package}.inner": ()})

@@ -111,7 +111,8 @@ def test_an_untrained_network_is_the_same_again_and_its_features_are_of_this_dat
 
 def test_no_test_images_are_no_rows(digits: Data, tmp_path: Path, versions: list[str]) -> None:
     train, test = embedded.embedding(few(digits, 3, 0), None, "none", FP32_CPU, tmp_path)
-    assert (test.shape, test.dtype) == ((0, train.shape[1]), np.float32)
+    assert test.shape == (0, train.shape[1])
+    assert test.dtype == np.float32
     assert len(versions) == 1
 
 

@@ -184,7 +184,7 @@ def test_options_change_the_recipe_and_nothing_else(cache: Path, digits: Data) -
     ):
         given: dict[str, Any] = more
         found = pretrain_job._recipe(options(cache, **given), digits)
-        assert found == replace(plain, **changed)  # type: ignore[arg-type]
+        assert found == replace(plain, **changed)
     reference = pretrain_job._recipe(options(cache, objective="relative-position"), digits)
     assert reference.objective == "relative-position"
 
