@@ -116,6 +116,8 @@ class Recorder:
 
     def close(self) -> None:
         """Accept no further connections."""
+        with suppress(OSError):  # not on macOS, where closing is enough
+            self._listener.shutdown(socket.SHUT_RDWR)  # ends the accept() in progress
         self._listener.close()
 
     def _accept(self) -> None:
@@ -147,12 +149,22 @@ def split(sent: bytes) -> list[bytes]:
         head, _, rest = sent.partition(b"\r\n\r\n")
         length = re.search(rb"\r\ncontent-length: (\d+)", head, re.IGNORECASE)
         if re.search(rb"\r\ntransfer-encoding: chunked", head, re.IGNORECASE):
-            n = rest.index(b"0\r\n\r\n") + 5
+            n = _chunks_end(rest)
         else:
             n = int(length[1]) if length else 0
         found.append(VOLATILE.sub(b"", head) + b"\r\n\r\n" + rest[:n])
         sent = rest[n:]
     return found
+
+
+def _chunks_end(body: bytes) -> int:
+    """Bytes up to the end of the last chunk, the empty one; the chunks have no trailers."""
+    end, size = 0, 1
+    while size:
+        begin = body.index(b"\r\n", end) + 2
+        size = int(body[end:begin].partition(b";")[0], 16)
+        end = begin + size + 2
+    return end
 
 
 def python(version: str, folder: Path, script: Path) -> list[str]:

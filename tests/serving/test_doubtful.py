@@ -195,8 +195,48 @@ def test_a_missing_or_invalid_folder_is_tried_again(
     folder.unlink()
     keeper.offer(digit_png(1), ANSWER)
     wait_for(lambda: "kept again" in caplog.text)
-    assert [path.read_bytes() for path in images(folder)] == [digit_png(1)]
+    keeper.offer(digit_png(2), ANSWER)
+    keeper.close()
+    assert caplog.text.count("kept again") == 1
+    assert sorted(path.read_bytes() for path in images(folder)) == sorted(
+        [digit_png(1), digit_png(2)]
+    )
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+
+
+def test_a_reason_is_logged_once_and_again_after_uploads_were_kept(
+    folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", logger="labelcurve")
+    doubtful.prepare(folder, folder.parent / "models")
+    keeper = Doubtful(folder, 1, 10**6, pause=0.0)
+    for i in (0, 1, 2):  # one is kept, two find the folder full
+        keeper.offer(digit_png(i), ANSWER)
+    wait_for(lambda: keeper._done == keeper._taken)
+    for path in folder.iterdir():
+        path.unlink()
+    for i in (3, 4):
+        keeper.offer(digit_png(i), ANSWER)
+    keeper.close()
+    said = [record.getMessage().partition(":")[0] for record in caplog.records]
+    assert said == [
+        "doubtful uploads are not kept",
+        "doubtful uploads are kept again",
+        "doubtful uploads are not kept",
+    ]
+
+
+def test_nothing_is_tried_during_the_pause(folder: Path) -> None:
+    doubtful.prepare(folder, folder.parent / "models")
+    keeper = Doubtful(folder, 1, 10**6, pause=1e6)
+    for i in (0, 1):
+        keeper.offer(digit_png(i), ANSWER)
+    wait_for(lambda: keeper._done == keeper._taken)
+    for path in folder.iterdir():
+        path.unlink()
+    keeper.offer(digit_png(2), ANSWER)
+    keeper.close()
+    assert images(folder) == []
 
 
 def test_a_disk_that_hangs_blocks_no_request(

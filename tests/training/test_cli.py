@@ -10,7 +10,7 @@ import shlex
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ import pytest
 
 from labelcurve.bundle import store
 from labelcurve.bundle.preprocess import prepare
+from labelcurve.training import cli
 from labelcurve.training.data import dataset
 from tests.training.conftest import QUICK, SMALL, TRAIN, Finished, environment, train
 from tests.training.sets import digit_rows, write_folder
@@ -190,6 +191,69 @@ def test_the_reference_preset_publishes_too_and_test_can_stay_unread(
     assert sum(map(sum, store.read_run(bundle.path).confusion)) == entry["n_labels_val"]
     assert "validation: accuracy" in done.stdout
     assert "left unread" in (bundle.path / "README.md").read_text()
+
+
+@pytest.fixture
+def table(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[[dict[str, Any]], list[list[str]]]:
+    """The cells of the table that is shown on a terminal, row by row."""
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def cells(document: dict[str, Any]) -> list[list[str]]:
+        cli._show(document)
+        lines = [line.strip() for line in capsys.readouterr().out.splitlines()]
+        return [re.split(r" {2,}", line) for line in lines if line.strip("─ ")]
+
+    return cells
+
+
+def test_the_table_of_bundles_counts_all_labels_and_says_what_was_measured(
+    table: Callable[[dict[str, Any]], list[list[str]]],
+) -> None:
+    def bundle(name: str, test: float | None, **more: Any) -> dict[str, Any]:
+        judged = {"test": None if test is None else {"accuracy": test}, "val": {"accuracy": 0.5}}
+        return {"name": name, "path": f"models/{name}", **judged, **more}
+
+    counts = {"n_labels_train": 4500, "n_labels_val": 500}
+    document = {
+        "bundles": [bundle("a-10", 0.9012, **counts), bundle("a-20", None, **counts)],
+        "final": [bundle("a-final", 0.95, **counts, measured={"name": "a-100"})],
+    }
+    assert table(document) == [
+        ["model", "labels", "accuracy", "path"],
+        ["a-10", "5,000", "90.12 % (test)", "models/a-10"],
+        ["a-20", "5,000", "50.00 % (validation)", "models/a-20"],
+        ["a-final", "5,000", "95.00 % (test of a-100)", "models/a-final"],
+    ]
+    assert table({**document, "summary": {}}) == []
+    variant = {"precision": "int8", "test": {"accuracy": 0.8}, "val": {"accuracy": 0.5}}
+    assert table({"bundles": [bundle("a-10", 0.9, variant=variant)]}) == [
+        ["model", "precision", "accuracy", "path"],
+        ["a-10", "int8", "80.00 % (test)", "models/a-10"],
+    ]
+
+
+def test_the_table_of_an_audit_says_how_many_are_not_in_it(
+    table: Callable[[dict[str, Any]], list[list[str]]],
+) -> None:
+    row = {"path": "1.png", "label": "cat", "suggested": "dog", "score": 0.987, "reason": "answer"}
+    for doubtful, more in ((1, []), (1235, [["and 1,234 more"]])):
+        assert table({"audit": "a.csv", "first": [row], "doubtful": doubtful}) == [
+            ["image", "label", "suggested", "score", "reason"],
+            ["1.png", "cat", "dog", "0.99", "answer"],
+            *more,
+        ]
+
+
+def test_the_table_of_an_extractor_has_a_dash_for_what_was_not_measured(
+    table: Callable[[dict[str, Any]], list[list[str]]],
+) -> None:
+    made = {"path": "a.safetensors", "epochs": 2.5, "knn": 0.9012, "probe": None}
+    assert table({"extractor": made}) == [
+        ["extractor", "epochs", "k-NN", "linear probe"],
+        ["a.safetensors", "2.5", "90.12 %", "–"],
+    ]
 
 
 def test_a_dry_run_counts_the_labels_and_writes_nothing(tmp_path: Path, cache: Path) -> None:

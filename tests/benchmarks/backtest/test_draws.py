@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 from sklearn.datasets import load_digits
 from sklearn.linear_model import Ridge
 
+from labelcurve.benchmarks.backtest import populations
 from labelcurve.benchmarks.backtest.__main__ import Options, _populations, rows
 from labelcurve.benchmarks.backtest.draws import HEADER, HELD_OUT, Draw, draw, row
 from labelcurve.benchmarks.backtest.populations import Population
@@ -101,6 +103,60 @@ def test_what_is_embedded_goes_into_the_cache_that_is_named(
     assert [len(population.labels) for population in found[:3]] == [30, 30, 18]
     assert any((tmp_path / "cache").iterdir())
     assert not (tmp_path / "user").exists()
+
+
+def cifar(n: int = 2000) -> Population:
+    """Labels of ten classes, and features that tell which row each is of."""
+    labels = np.random.default_rng(5).integers(0, 10, n)
+    return Population("cifar10", np.arange(n, dtype=np.float32)[:, None], labels)
+
+
+def test_a_fifth_of_the_noisy_labels_is_drawn_from_all_classes() -> None:
+    noisy = populations._noisy(np.repeat([3, 9], 5000))
+    drawn = noisy[:5000][noisy[:5000] != 3]
+    # One in ten draws is the class itself.
+    assert len(drawn) == pytest.approx(5000 * 0.2 * 0.9, rel=0.1)
+    counts = np.bincount(drawn, minlength=10)
+    assert counts[3] == 0
+    assert np.delete(counts, 3) == pytest.approx(100, rel=0.35)
+    assert set(noisy[5000:].tolist()) == set(range(10))
+    assert (noisy == populations._noisy(np.repeat([3, 9], 5000))).all()
+
+
+def test_the_variants_of_cifar10_hold_the_rows_and_classes_that_they_name() -> None:
+    whole = cifar()
+    found = {one.name.removeprefix("cifar10-"): one for one in populations.derived(whole)}
+    assert list(found) == ["animals", "living-or-not", "cat-or-dog", "noisy-labels", "long-tail"]
+
+    def old(one: Population) -> list[int]:
+        """The classes that its rows have in the whole."""
+        found: list[int] = whole.labels[one.features[:, 0].astype(int)].tolist()
+        return found
+
+    assert found["animals"].labels.tolist() == [label - 2 for label in old(found["animals"])]
+    assert set(old(found["animals"])) == {2, 3, 4, 5, 6, 7}
+    living = [int(2 <= label <= 7) for label in whole.labels]
+    assert found["living-or-not"].labels.tolist() == living
+    pets = found["cat-or-dog"]
+    assert pets.labels.tolist() == [int(label == 5) for label in old(pets)]
+    assert set(old(pets)) == {3, 5}
+    noisy = found["noisy-labels"]
+    assert (noisy.features == whole.features).all()
+    assert 0.15 < (noisy.labels != whole.labels).mean() < 0.21
+    tail = found["long-tail"]
+    assert tail.labels.tolist() == old(tail)
+    left = np.bincount(tail.labels, minlength=10) / np.bincount(whole.labels)
+    assert left[0] == 1
+    assert left == pytest.approx(0.75 ** np.arange(10), abs=0.1)
+    assert not any(one.pool for one in found.values())
+
+
+def test_with_images_without_labels_every_population_has_a_pool() -> None:
+    found = populations.semi_supervised(replace(cifar(50), name="trash"), cifar(60))
+    assert [(one.name, len(one.labels)) for one in found[:2]] == [("trash", 50), ("cifar10", 60)]
+    assert all(one.pool for one in found)
+    assert (found[3].labels != cifar(50).labels).any()
+    assert (found[3].features == cifar(50).features).all()
 
 
 def test_a_draw_learns_from_both_numbers_of_labels_and_is_true_on_all_others() -> None:

@@ -48,6 +48,57 @@ def test_an_environment_that_cannot_be_made_says_why(
     assert not (tmp_path / "peers" / "none" / "requirements.txt").exists()
 
 
+def test_an_environment_is_kept_until_its_requirements_change(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("UV_OFFLINE", "1")
+    monkeypatch.setenv("UV_CACHE_DIR", str(tmp_path / "uv"))
+    folder = tmp_path / "peers" / "none"
+    server = servers.Server("none", "none", ("labelcurve==0.0.0a0", "b"), (), servers.raw)
+    lines: list[str] = []
+    for noted, kept in (
+        (("labelcurve==0.0.0a0", "b", *servers._COMMON), True),
+        (("labelcurve==0.0.0a1", "b", *servers._COMMON), False),
+    ):
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "requirements.txt").write_text("\n".join(noted))
+        if kept:
+            assert servers.python(server, tmp_path, lines.append) == folder / "bin" / "python"
+            assert lines == []
+        else:
+            with pytest.raises(LabelcurveError, match=r"`.*uv pip install` failed: "):
+                servers.python(server, tmp_path, lines.append)
+            assert lines.pop() == f"  none: installing labelcurve==0.0.0a0, b in {folder}"
+            assert not (folder / "requirements.txt").exists()
+
+
+def test_a_peer_gets_its_own_variables_and_none_of_ours(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("VIRTUAL_ENV", "PYTHONPATH", "PYTHONHOME"):
+        monkeypatch.setenv(name, "ours")
+    monkeypatch.setenv("OTHER", "kept")
+    monkeypatch.setenv("PATH", "/usr/bin")
+    monkeypatch.chdir(tmp_path)
+    interpreter = tmp_path / "peers/none/bin/python"
+    found = servers.environment(interpreter, Path("model.onnx"), 3001, 2)
+    assert "ours" not in found.values()
+    assert found["OTHER"] == "kept"
+    assert found["PATH"] == f"{interpreter.parent}:/usr/bin"
+    assert (found["PEER_PORT"], found["PEER_THREADS"]) == ("3001", "2")
+    assert found["PEER_MODEL"] == str(tmp_path / "model.onnx")
+    assert found["BENTOML_HOME"] == str(tmp_path / "peers/none/bentoml")
+
+
+def test_the_command_of_a_peer_names_its_port() -> None:
+    by_name = {server.name: server for server in servers.PEERS}
+    assert servers.command(by_name["bentoml"], Path("python"), 3001) == [
+        *("python", "-m", "bentoml", "serve", "bentoml_app:Classifier"),
+        *("--port", "3001", "--host=127.0.0.1"),
+    ]
+    assert servers.command(by_name["fastapi"], Path("python"), 3001) == ["python", "fastapi_app.py"]
+
+
 def test_wrk_counts_what_it_sends(tmp_path: Path) -> None:
     if shutil.which("wrk") is None:
         with pytest.raises(LabelcurveError, match="apt-get install wrk"):
@@ -141,6 +192,97 @@ def test_the_table_ranks_and_reports_what_is_missing() -> None:
     assert rows[0].startswith("| the fast | 350 ± 71 (1.00) |")
     assert rows[1].startswith("| the slow | 150 ± 71 (0.43) |")
     assert "**Left out.** the absent: not installed: no network" in text
+
+
+def compared(*series: tuple[str, str, int, float]) -> Peers:
+    """Peers with the requests/s of servers by model and number of clients."""
+    names = {name: None for name, *_ in series}
+    return Peers(
+        bundle="digits-100@0",
+        parameters=1,
+        image="a digit",
+        threads=1,
+        rounds=1,
+        limits={},
+        peers=tuple(
+            Peer(name=name, label=f"the {name}", packages={}, ready_s={}, memory_mb={})
+            for name in names
+        ),
+        series=tuple(
+            Series(server=name, model=model, clients=clients, turns=(turn(rate),))
+            for name, model, clients, rate in series
+        ),
+        provenance=provenance.here(["bench", "peers"]),
+    )
+
+
+def test_a_target_beside_a_peer_is_kept_from_its_share() -> None:
+    found = {
+        finding.target: finding
+        for finding in table._beside(
+            compared(
+                ("labelcurve", "null", 32, 1800.0),
+                ("starlette", "null", 32, 2000.0),
+                ("triton", "null", 32, 1000.0),
+                ("fastapi", "null", 32, 1001.0),
+                ("fastapi", "null", 64, 5000.0),
+                ("bentoml", "real", 32, 100.0),
+            )
+        )
+    }
+    assert {target: finding.kept for target, finding in found.items()} == {
+        "at least 0.9 of bare Starlette": True,
+        "at least 1.8 of the triton": True,
+        "at least 1.8 of the fastapi": False,
+    }
+    starlette = found["at least 0.9 of bare Starlette"]
+    assert starlette.what == "null model, 32 clients"
+    assert starlette.found == "1,800 and 2,000 requests/s, 0.90"
+
+
+def test_with_the_real_model_the_best_peer_is_the_measure() -> None:
+    first, second = table._beside(
+        compared(
+            ("labelcurve", "real", 32, 970.0),
+            ("slow", "real", 32, 500.0),
+            ("fast", "real", 32, 1000.0),
+            ("labelcurve", "real", 64, 960.0),
+            ("fast", "real", 64, 1000.0),
+            ("fast", "null", 32, 9000.0),
+        )
+    )
+    assert (first.what, first.target) == (
+        "real model, 32 clients",
+        "at least 0.97 of the best (the fast)",
+    )
+    assert first.kept
+    assert (second.what, second.found, second.kept) == (
+        "real model, 64 clients",
+        "960 and 1,000 requests/s, 0.96",
+        False,
+    )
+
+
+@pytest.mark.parametrize(("lowest", "kept"), [(900.0, True), (899.0, False)])
+def test_the_rate_may_not_fall_beyond_its_peak(lowest: float, kept: bool) -> None:
+    """What fewer clients than the best number reach does not count."""
+    series = [(1, 100.0), (32, 1000.0), (128, lowest), (512, 950.0)]
+    (finding,) = table._beside(
+        compared(*(("labelcurve", "null", clients, rate) for clients, rate in series))
+    )
+    assert finding.what == "null model, from the best number of clients (32) to 512"
+    assert finding.found.startswith(f"1,000 requests/s, lowest {lowest:,.0f} at 128 clients, -10")
+    assert finding.kept is kept
+    fewer = compared(*(("labelcurve", "null", clients, 1.0) for clients in (32, 511)))
+    assert list(table._beside(fewer)) == []
+
+
+def test_errors_are_no_requests_that_were_answered() -> None:
+    half = turn(100.0).model_copy(update={"errors": 100})
+    assert (half.n, half.requests_per_s) == (200, 50.0)
+    found = compared(("one", "null", 8, 0.0))
+    series = found.series[0].model_copy(update={"turns": (half, turn(100.0))})
+    assert table.rate(series) == 75.0
 
 
 def test_an_unknown_peer_is_refused(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+import time
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from labelcurve.benchmarks.study.rows import Study
 from labelcurve.benchmarks.study.run import Arguments, Place
 from labelcurve.bundle import store
 from labelcurve.bundle.errors import LabelcurveError
+from labelcurve.bundle.manifest import SHARED
 from labelcurve.training.recipes import recipe
 from tests.models import publish_digits
 
@@ -71,6 +73,90 @@ def test_a_second_call_trains_nothing(
     found = run.run(replace(arguments, collect=True), [PLACE, other])
     assert found.rows == trained.rows
     assert found.missing == ("python -m benchmarks.study --only no-ema",)
+
+
+def test_rows_for_which_no_time_is_left_are_counted(
+    arguments: Arguments,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    clock, trained = [0.0], []
+
+    def half_an_hour(options: Arguments, place: Place) -> None:
+        publish(options, place)
+        trained.append(place)
+        clock[0] += 1800
+
+    monkeypatch.setattr(run, "train", half_an_hour)
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+    options = replace(arguments, models=tmp_path, out=tmp_path / "study.json", minutes=20.0)
+    others = [Place("scratch", 0.5), Place("scratch", 1.0)]
+    found = run.run(options, [PLACE, *others])
+    out = capsys.readouterr().out
+    assert "== row 1 of 3: digits-scratch-10\n" in out
+    assert "20 minutes are over: 2 rows are left\n" in out
+    assert trained == [PLACE]
+    assert [row.bundle for row in found.rows] == ["digits-scratch-10"]
+    assert found.missing == (
+        "labelcurve train --fraction 0.5 --extractor none",
+        "labelcurve train --fraction 1 --extractor none",
+    )
+
+
+def test_only_and_fraction_choose_rows_together(
+    arguments: Arguments, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained: list[Place] = []
+
+    def publish_and_note(options: Arguments, place: Place) -> None:
+        publish(options, place)
+        trained.append(place)
+
+    monkeypatch.setattr(run, "train", publish_and_note)
+    options = replace(arguments, models=tmp_path, out=tmp_path / "study.json")
+    plan = [Place("default", 0.1), Place("scratch", 0.5), PLACE, Place("default", 0.5)]
+    found = run.run(replace(options, only=("scratch",), fraction=(0.1,)), plan)
+    assert trained == [PLACE]
+    assert len(found.missing) == 3
+
+
+def test_a_machine_that_did_other_work_marks_the_row(arguments: Arguments, tmp_path: Path) -> None:
+    publish(replace(arguments, models=tmp_path), PLACE)
+    bundle = store.read(tmp_path, "digits-scratch-10")
+    written = store.read_run(bundle.path)
+    for waited, shared in ((None, False), (SHARED, False), (SHARED + 0.01, True)):
+        folder = tmp_path / f"waited {waited}"
+        said = written.model_copy(update={"waited": waited, "git_commit": "abc"})
+        store.publish(folder, bundle.manifest, bundle.graph, "card", said)
+        row = run.collect(replace(arguments, models=folder, shared=False), PLACE)
+        assert row is not None
+        assert (row.shared, row.git_commit) == (shared, "abc")
+
+
+def test_rows_are_written_by_variant_fraction_and_seed() -> None:
+    wanted = [
+        Place("default", 0.05),
+        Place("default", 0.5, 1),
+        Place("default", 0.5, 2),
+        Place("scratch", 0.1),
+        Place("reference", 0.1),
+        Place("no-flip", 0.1),
+    ]
+    assert run._sorted(wanted[::-1]) == wanted
+
+
+@pytest.mark.parametrize(
+    ("place", "command"),
+    [
+        (Place("default", 0.05, 2), "labelcurve train --fraction 0.05 --seed 2"),
+        (Place("reference", 1.0), "labelcurve train --fraction 1 --preset reference"),
+        (Place("no-unlabelled", 0.1), "labelcurve train --fraction 0.1 --no-unlabelled"),
+        (Place("no-flip", 0.1), "python -m benchmarks.study --only no-flip"),
+    ],
+)
+def test_a_row_names_the_command_that_trains_it(place: Place, command: str) -> None:
+    assert run.command_of(place) == command
 
 
 def test_a_bundle_of_another_recipe_is_not_counted(

@@ -1,13 +1,18 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 from PIL import Image
 
 from labelcurve.benchmarks.study import documents
 from labelcurve.benchmarks.training_runs import decoding
+from labelcurve.training.learning.batches import Batches
+from labelcurve.training.runtime.device import FP32_CPU
 from tests.training.sets import digit_rows, write_folder
 
 
@@ -31,6 +36,21 @@ def test_each_size_is_decoded_and_trained_on(
     assert 0 <= training["waits_for_cache"] < 1
     assert 0 <= training["waits_for_decoding"] < 1
     assert "8 px, convnet" in documents.render("decoding", **document)
+
+
+def test_the_first_step_is_not_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    batches = cast(Batches, SimpleNamespace(batch=16, waited=0.0))
+    clock, numbers = [100.0], []
+
+    def step(number: int) -> None:
+        numbers.append(number)
+        clock[0] += 0.5 if number else 60
+        batches.waited += 0.125 if number else 30
+
+    monkeypatch.setattr(time, "perf_counter", lambda: clock[0])
+    # 2 seconds of steps that take half a second each, a quarter of it waiting.
+    assert decoding._timed(step, batches, FP32_CPU, 1.75) == (32.0, 0.25)
+    assert numbers == [0, 1, 2, 3, 4]
 
 
 def test_the_photos_are_what_cameras_make(tmp_path: Path) -> None:

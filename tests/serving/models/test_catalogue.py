@@ -360,6 +360,53 @@ def test_other_versions_are_loaded_when_named_and_few_of_them_stay(models: Path)
     follow(catalogue, ask)
 
 
+def test_the_version_that_was_named_longest_ago_goes_first(models: Path) -> None:
+    versions = [publish_digits(models, seed=seed).name for seed in range(4)]
+    catalogue = loaded(models, keep=2)
+
+    async def ask() -> None:
+        first, second = [await catalogue.fetch(f"digits-100@{v}") for v in versions[:2]]
+        assert catalogue.find(f"digits-100@{versions[0]}") is first
+        third = await catalogue.fetch(f"digits-100@{versions[2]}")
+        assert [model.retired for model in (first, second, third)] == [False, True, False]
+
+    follow(catalogue, ask)
+
+
+def test_with_a_name_its_other_versions_are_let_go(models: Path) -> None:
+    before = [publish_digits(models, seed=seed).name for seed in range(2)]
+    catalogue = loaded(models, keep=2)
+    found: list[Model] = []
+
+    async def ask() -> None:
+        found.append(await catalogue.fetch(f"digits-100@{before[0]}"))
+        found.append(current(catalogue))
+        shutil.rmtree(models / "digits-100")
+
+    def check() -> None:
+        assert [model.retired for model in found] == [True, True]
+        with pytest.raises(UnknownModel):
+            catalogue.find(f"digits-100@{before[0]}")
+
+    follow(catalogue, ask, check)
+
+
+def test_without_kept_versions_only_the_current_ones_can_be_named(models: Path) -> None:
+    first, second = [publish_digits(models, seed=seed).name for seed in range(2)]
+    catalogue = loaded(models, keep=0)
+    old = current(catalogue)
+    assert old.version == second
+    assert catalogue.versions(old) == [second]
+    with pytest.raises(UnknownModel):
+        catalogue.find(f"digits-100@{first}")
+
+    def check() -> None:
+        assert current(catalogue).version == first
+        assert old.retired
+
+    follow(catalogue, lambda: point(models, "digits-100", first), check)
+
+
 def test_a_damaged_version_that_is_named_is_unknown(models: Path) -> None:
     first = (models / "digits-100").joinpath(store.CURRENT).readlink().name
     publish_digits(models, seed=1)

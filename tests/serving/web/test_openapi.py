@@ -8,7 +8,8 @@ import pytest
 from jsonschema import Draft202012Validator
 from openapi_spec_validator import validate
 
-from labelcurve.serving.web import openapi
+from labelcurve.serving.errors import Problem
+from labelcurve.serving.web import openapi, query
 from tests.models import digit_png
 
 
@@ -62,6 +63,29 @@ def test_classify_answers_as_described(document: dict[str, Any], client: httpx.C
     assert [r.status_code for r in responses] == [200, 200, 400, 404, 413, 415, 422]
     for response in responses:
         check(document, response)
+
+
+def test_numbers_of_the_parameters_are_those_that_are_read() -> None:
+    parameters = openapi.document()["paths"]["/classify"]["post"]["parameters"]
+    schemas = {parameter["name"]: parameter["schema"] for parameter in parameters}
+    assert tuple(schemas) == query.ALLOWED
+    assert schemas["top_k"]["default"] == query.DEFAULT_TOP_K
+    for name, step in (("top_k", 1), ("accept", 1e-6), ("set", 1e-6)):
+        least, most = schemas[name]["minimum"], schemas[name]["maximum"]
+        for allowed in (least, most):
+            read = query.parse(f"{name}={allowed}".encode())
+            assert allowed in (read.top_k, read.wish.accept, read.wish.set)
+        for refused in (least - step, most + step):
+            with pytest.raises(Problem, match=f"{name}='{refused}'"):
+                query.parse(f"{name}={refused}".encode())
+
+
+def test_routes_are_described_where_the_service_has_them() -> None:
+    def paths(**options: bool) -> set[str]:
+        return set(openapi.document(**options)["paths"])
+
+    assert paths() - paths(metrics=False) == {"/metrics"}
+    assert paths(doubtful=True) - paths() == {"/doubtful.csv"}
 
 
 def test_embed_and_infer_answer_as_described(

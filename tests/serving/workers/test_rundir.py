@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import fcntl
+import os
 import tempfile
 from pathlib import Path
 
@@ -15,6 +16,47 @@ def test_the_supervisor_receives_the_messages_of_workers(tmp_path: Path) -> None
     run_dir.ready()
     run_dir.fail("no GPU")
     assert (run_dir.n_ready(), run_dir.failure()) == (1, "no GPU")
+
+
+def test_a_failure_is_that_of_the_worker_that_is_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_dir = RunDir(tmp_path)
+    for pid, message in ((17, "no GPU"), (170, "no memory")):
+        monkeypatch.setattr(os, "getpid", lambda pid=pid: pid)
+        run_dir.fail(message)
+    assert [run_dir.failure(pid) for pid in (17, 170, 1, 7)] == ["no GPU", "no memory", None, None]
+    assert run_dir.failure() in ("no GPU", "no memory")
+    assert run_dir.n_ready() == 0
+
+
+def test_the_version_that_a_name_answered_with_last_counts(tmp_path: Path) -> None:
+    run_dir = RunDir(tmp_path)
+    assert run_dir.served() == {}
+    for name, version in (("digits-10", "a"), ("digits-serves-1", "b"), ("digits-10", "c")):
+        run_dir.serves(name, version)
+    assert run_dir.served() == {"digits-10": "c", "digits-serves-1": "b"}
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
+
+
+def test_a_message_that_cannot_be_written_is_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "serves-digits").mkdir()
+    RunDir(tmp_path).serves("digits", "a")
+    (record,) = caplog.records
+    assert record.levelname == "WARNING"
+    assert f"cannot write {tmp_path}/serves-digits: " in record.getMessage()
+
+
+def test_what_another_user_left_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    (tmp_path / "labelcurve-other").mkdir()
+    (tmp_path / "labelcurve-other/lock").touch()
+    monkeypatch.setattr(os, "getuid", lambda: tmp_path.stat().st_uid + 1)
+    with RunDir.temporary():
+        pass
+    assert [path.name for path in tmp_path.iterdir()] == ["labelcurve-other"]
 
 
 def test_what_a_killed_server_left_is_removed_and_what_another_uses_is_not(

@@ -61,6 +61,37 @@ def test_class_folders_beside_parquet_files_are_not_passed_over(tmp_path: Path) 
     assert source.class_names == ("0", "1")
 
 
+@pytest.mark.parametrize("kind", ["folders", "parquet"])
+def test_the_folder_of_models_is_not_read_as_images(tmp_path: Path, kind: str) -> None:
+    if kind == "folders":
+        write_folder(tmp_path, digit_rows()[:20])
+    else:
+        write_parquet(tmp_path / "train.parquet", digit_rows()[:20], names=("0", "1"))
+    out = tmp_path / "later"
+    out.mkdir()
+    chosen = Selection(str(tmp_path), out=out)
+    said: list[str] = []
+    source = sources.open_source(chosen, tmp_path, said.append)
+    assert source.class_names == ("0", "1")
+    assert [line for line in said if "holds results" in line] == [
+        f"{out}: holds results of this program, not images: not read"
+    ]
+    write_folder(out, digit_rows()[:2])
+    with pytest.raises(DataError, match=r"later/\d holds images, and models are written to"):
+        sources.open_source(chosen, tmp_path, silent)
+
+
+def test_the_option_that_named_further_images_is_in_what_is_wrong_with_them(
+    tmp_path: Path,
+) -> None:
+    write_folder(tmp_path / "pets", digit_rows()[:20])
+    more = tmp_path / "nowhere"
+    for option in ("--unlabelled", "--images"):
+        chosen = Selection(str(tmp_path / "pets"), unlabelled=more, option=option)
+        with pytest.raises(DataError, match=f"{option} {more}"):
+            sources.open_source(chosen, tmp_path, silent)
+
+
 def test_what_lies_beside_parquet_files_is_counted(tmp_path: Path) -> None:
     write_parquet(tmp_path / "train.parquet", digit_rows()[:20], names=("a", "b"))
     for name in (".test.parquet", "train-2.parquet.crdownload", "more.csv"):

@@ -7,10 +7,20 @@ from dataclasses import replace
 from xml.etree import ElementTree
 
 import numpy as np
+import pytest
 
-from labelcurve.training.forecast.advice import advise, sentences
+from labelcurve.training.forecast.advice import Estimate, advise, sentences
 from labelcurve.training.forecast.law import Points
-from labelcurve.training.forecast.page import page, plot
+from labelcurve.training.forecast.page import (
+    BOTTOM,
+    HEIGHT,
+    LEFT,
+    RIGHT,
+    TOP,
+    WIDTH,
+    page,
+    plot,
+)
 
 SIZES = np.array([22.0, 39, 70, 126, 225, 403, 720])
 POINTS = Points(SIZES, 0.5 * (SIZES / 22) ** -0.35, 0.004**2 * np.eye(7), 800)
@@ -47,9 +57,46 @@ def test_a_curve_that_failed_its_check_is_drawn_as_far_as_it_was_measured() -> N
     failed = replace(advise(POINTS, 2000), answer="cannot tell", failed_check="beside the curve")
     text = page(failed, POINTS, sentences(failed, None), [])
     root = ElementTree.fromstring(plot(failed, POINTS))
-    assert len(root.findall("circle")) == len(SIZES)
+    circles = root.findall("circle")
+    assert len(circles) == len(SIZES)
+    last = float(circles[-1].attrib["cx"])
+    (centre,), (band,) = root.findall("polyline"), root.findall("polygon")
+    for line in (centre, band):
+        places = [float(place.split(",")[0]) for place in line.attrib["points"].split()]
+        assert min(places) == float(circles[0].attrib["cx"])
+        assert last - 15 < max(places) <= last
+    # The axis ends at the labels there are, and so do its numbers.
+    assert {text.text for text in root.findall("text")} >= {"50", "200", "500", "800"}
+    assert not {text.text for text in root.findall("text")} & {"1,000", "2,000", "2,800"}
+    assert "forecast" not in root.attrib["aria-label"]
     assert "2,000 more labels? Cannot tell." in text
     assert "Gain in points" not in text
+
+
+def test_points_and_bars_stand_where_they_were_measured() -> None:
+    """In a plot from 400 to 800 labels and 60 to 80 %, whose places are known."""
+    few = Points(np.array([400.0, 800.0]), np.array([0.4, 0.2]), 1e-12 * np.eye(2), 800)
+    failed = replace(advise(few, 1), failed_check="too few", accuracy_now=Estimate(0.8, 0.8, 0.8))
+    root = ElementTree.fromstring(plot(failed, few))
+    (left, low), (right, high) = (
+        (float(c.attrib["cx"]), float(c.attrib["cy"])) for c in root.findall("circle")
+    )
+    assert (left, low, high) == (LEFT, HEIGHT - BOTTOM, TOP)
+    # log 2 of log 2.16: 8 % of the labels are left free at the right.
+    width = WIDTH - LEFT - RIGHT
+    assert right == pytest.approx(LEFT + width * np.log(2) / np.log(2.16), abs=0.05)
+    ticks = {text.text: float(text.attrib["y"]) - 4 for text in root.findall("text")}
+    assert ticks["60 %"] == pytest.approx(HEIGHT - BOTTOM, abs=0.11)
+    assert ticks["70 %"] == pytest.approx((TOP + HEIGHT - BOTTOM) / 2, abs=0.11)
+
+
+def test_a_bar_is_the_interval_of_its_point() -> None:
+    wide = replace(POINTS, covariance=np.diag([0.1**2] + [0.004**2] * 6))
+    root = ElementTree.fromstring(plot(advise(wide, 2000), wide))
+    bars = [line for line in root.findall("line") if line.attrib["stroke"] == "var(--ink)"]
+    heights = [float(bar.attrib["y1"]) - float(bar.attrib["y2"]) for bar in bars]
+    assert len(heights) == len(SIZES)
+    assert min(heights[0] / height for height in heights[1:]) > 10
 
 
 def test_a_single_size_is_drawn_as_it_was_measured() -> None:

@@ -163,6 +163,32 @@ def test_a_limit_that_reading_has_used_up_is_refused(cache: Path, tmp_path: Path
     assert list(tmp_path.iterdir()) == []
 
 
+def test_the_time_before_the_training_is_taken_off_the_limit() -> None:
+    assert pretrain_job._time_left(None, 1e6) is None
+    # A minute without 2 % in reserve, and without 1.5 s for starting and ending the interpreter.
+    assert pretrain_job._time_left(1.0, 0.0) == pytest.approx(60 * 0.98 - 1.5)
+    assert pretrain_job._time_left(1.0, 20.0) == pytest.approx(60 * 0.98 - 1.5 - 20)
+    assert pretrain_job._time_left(1.0, 56.2) == pytest.approx(1.1)
+    with pytest.raises(LabelcurveError, match=r"--max-minutes 1 leaves no .* took 56 s. Allow mo"):
+        pretrain_job._time_left(1.0, 56.4)
+
+
+def test_options_change_the_recipe_and_nothing_else(cache: Path, digits: Data) -> None:
+    plain = pretraining("contrastive", len(digits.train), 8)
+    for more, changed in (
+        ({"epochs": None}, {}),
+        ({"epochs": 2.5}, {"epochs": 2.5}),
+        ({"epochs": None, "max_minutes": 3.0}, {"epochs": 10_000}),
+        ({"epochs": None, "batch_size": 33}, {"batch_size": 33}),
+        ({"epochs": 7.0, "trunk": Path("a")}, {"epochs": 7, "extendable": True, "decay": 0.25}),
+    ):
+        given: dict[str, Any] = more
+        found = pretrain_job._recipe(options(cache, **given), digits)
+        assert found == replace(plain, **changed)
+    reference = pretrain_job._recipe(options(cache, objective="relative-position"), digits)
+    assert reference.objective == "relative-position"
+
+
 def test_a_limit_within_the_first_epoch_is_warned_of(
     digits: Data, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -7,6 +7,7 @@ import pytest
 from numpy.typing import NDArray
 from scipy.special import softmax
 from sklearn.datasets import load_digits
+from sklearn.model_selection import StratifiedKFold
 
 from labelcurve.training.data.source import Index
 from labelcurve.training.models import propagation
@@ -121,6 +122,49 @@ def test_alike_answers_make_images_neighbours() -> None:
     ]
     assert same[0] < 0.7
     assert same[1] == pytest.approx(1)
+
+
+def test_answers_are_alike_by_the_cosine_of_their_logarithms_above_the_mean() -> None:
+    """The edges by hand, of 14 images, all of which are candidates."""
+    random = np.random.default_rng(0)
+    features = random.normal(size=(14, 3)).astype(np.float32)
+    answers = softmax(2 * random.normal(size=(14, 3)), axis=1).astype(np.float32)
+
+    def cosines(rows: NDArray[np.float64]) -> NDArray[np.float64]:
+        rows = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+        return rows @ rows.T
+
+    standard = ((features - features.mean(0)) / features.std(0)).astype(np.float64)
+    log = np.log(np.maximum(answers.astype(np.float64), 1e-12))
+    both = (cosines(standard) + cosines(log - log.mean(axis=0))) / 2
+    np.fill_diagonal(both, -2)
+    edges = np.zeros_like(both)
+    for i, near in enumerate(np.argsort(-both, axis=1)[:, :5]):
+        edges[i, near] = np.maximum(both[i, near], 0) ** 3
+    edges = (edges + edges.T) / 2
+    degree = edges.sum(1)
+    expected = edges / np.sqrt(np.outer(degree, degree))
+    found = Neighbours(features).graph(answers)._edges.toarray()
+    assert found == pytest.approx(expected, abs=1e-4)
+
+
+def test_answers_of_one_pass_are_those_of_the_labels_in_the_other_folds() -> None:
+    features, classes = digits()
+    head = fit_linear(features[:M], classes[:M], 10, penalty=0.1, balanced=True)
+    found = Pool(features[:300], classes[:M]).tried(head, seed=5)
+    assert found is not None
+    order = np.random.default_rng(5).permutation(M)
+    folds = StratifiedKFold(5, shuffle=True, random_state=5).split(order, classes[order])
+    graph, right = Neighbours(features[:300]).graph(), np.zeros((2, M), bool)
+    for learn, held in ((order[part] for part in parts) for parts in folds):
+        own = fit_linear(features[learn], classes[learn], 10, penalty=0.1, balanced=True)
+        before = propagation.probabilities(own, features[:300])
+        after = graph.spread(before, learn, classes[learn])
+        for i, answers in enumerate((before, after)):
+            right[i, held] = answers[held].argmax(axis=1) == classes[held]
+    assert (found.head, found.propagated) == (right[0].mean(), right[1].mean())
+    difference = right[1].astype(float) - right[0]
+    assert found.error == pytest.approx(difference.std() / np.sqrt(M), rel=0.02)
 
 
 def test_cross_validation_says_what_it_would_gain() -> None:

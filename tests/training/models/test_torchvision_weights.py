@@ -48,6 +48,20 @@ def test_the_weights_of_a_file_reach_the_network_and_its_embedding(weights: Path
         assert network(network.normalise(images)).shape == (2, 10)
 
 
+def test_the_card_says_whose_weights_they_are_and_from_how_many_images(
+    weights: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    card = torchvision_weights.read(f"torchvision:{NAME}={weights}", 32).card
+    assert (card.dataset, card.n_images, card.source) == ("mobilenet.pth", 0, None)
+    assert (card.backbone, card.image_size) == (f"torchvision:{NAME}", 32)
+    monkeypatch.setattr(
+        torchvision_weights, "_download", lambda _: torch.load(weights, weights_only=True)
+    )
+    card = torchvision_weights.read(f"torchvision:{NAME}", 32).card
+    assert (card.dataset, card.n_images) == ("ImageNet-1k", 1_281_167)
+    assert card.source == f"torchvision's default weights of {NAME}"
+
+
 def test_safetensors_are_read_too(weights: Path, tmp_path: Path) -> None:
     path = tmp_path / "mobilenet.safetensors"
     save_file(torch.load(weights, weights_only=True), path)
