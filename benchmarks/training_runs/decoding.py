@@ -13,7 +13,7 @@ import shutil
 import statistics
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -205,6 +205,13 @@ def _train(
         loss.backward()
         optimizers.step()
 
+    return _timed(step, batches, device, seconds)
+
+
+def _timed(
+    step: Callable[[int], None], batches: Batches, device: Device, seconds: float
+) -> tuple[float, float]:
+    """Images per second and the share of waiting, after a first step."""
     step(0)
     finish(device)
     since, before, number = time.perf_counter(), batches.waited, 0

@@ -112,7 +112,8 @@ def cifar(n: int = 2000) -> Population:
 
 
 def test_a_fifth_of_the_noisy_labels_is_drawn_from_all_classes() -> None:
-    noisy = populations._noisy(np.repeat([3, 9], 5000))
+    random = np.random.default_rng(0)
+    noisy = populations._noisy(np.repeat([3, 9], 5000), random)
     drawn = noisy[:5000][noisy[:5000] != 3]
     # One in ten draws is the class itself.
     assert len(drawn) == pytest.approx(5000 * 0.2 * 0.9, rel=0.1)
@@ -120,7 +121,6 @@ def test_a_fifth_of_the_noisy_labels_is_drawn_from_all_classes() -> None:
     assert counts[3] == 0
     assert np.delete(counts, 3) == pytest.approx(100, rel=0.35)
     assert set(noisy[5000:].tolist()) == set(range(10))
-    assert (noisy == populations._noisy(np.repeat([3, 9], 5000))).all()
 
 
 def test_the_variants_of_cifar10_hold_the_rows_and_classes_that_they_name() -> None:

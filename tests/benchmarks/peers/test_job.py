@@ -90,15 +90,6 @@ def test_a_peer_gets_its_own_variables_and_none_of_ours(
     assert found["BENTOML_HOME"] == str(tmp_path / "peers/none/bentoml")
 
 
-def test_the_command_of_a_peer_names_its_port() -> None:
-    by_name = {server.name: server for server in servers.PEERS}
-    assert servers.command(by_name["bentoml"], Path("python"), 3001) == [
-        *("python", "-m", "bentoml", "serve", "bentoml_app:Classifier"),
-        *("--port", "3001", "--host=127.0.0.1"),
-    ]
-    assert servers.command(by_name["fastapi"], Path("python"), 3001) == ["python", "fastapi_app.py"]
-
-
 def test_wrk_counts_what_it_sends(tmp_path: Path) -> None:
     if shutil.which("wrk") is None:
         with pytest.raises(LabelcurveError, match="apt-get install wrk"):

@@ -102,25 +102,6 @@ def test_the_answers_are_compared_with_the_version_that_they_name() -> None:
     }
 
 
-def test_what_was_heard_during_the_swaps_tells_errors_from_answers(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    clock = iter((1.0, 2.0, 3.0))
-    monkeypatch.setattr(time, "monotonic", lambda: next(clock))
-    heard = faults._Heard()
-    good = Answer(200, b"\r\nX-Model-Version: 00", b"", 0.1)
-    heard(3, good)
-    heard(4, good)
-    heard(faults.N_IMAGES, Answer(200, b"\r\nX-Model-Version: 01", b"", 0.1))  # named it
-    heard(5, Answer(503, b"", b"", 0.1))
-    heard(5, ConnectionError("closed"))
-    heard(6, ConnectionError("closed"))
-    assert heard.seen == {"00": 1.0}
-    assert [number for number, _ in heard.answers] == [3, 4, faults.N_IMAGES]
-    assert heard.errors["closed"] == 2
-    assert heard.errors.total() == 3
-
-
 def test_a_soak_says_what_it_saw(digits_models: Path, images: Path, tmp_path: Path) -> None:
     out = tmp_path / "soak.json"
     soak.main(

@@ -6,6 +6,7 @@ import base64
 import socket
 import sys
 from collections.abc import Iterator
+from contextlib import closing
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
@@ -82,7 +83,7 @@ def port() -> Iterator[int]:
 
 
 def test_each_request_is_taken_once(port: int) -> None:
-    with hub_clients.recording(port) as recorder:
+    with closing(hub_clients.Recorder(port)) as recorder:
         assert recorder.taken() == []
         for body in (b"abc", b"\r\n" * 40_000):
             url = f"http://127.0.0.1:{recorder.port}/classify"
@@ -110,7 +111,7 @@ def test_a_trial_is_the_outcomes_and_what_was_sent(port: int, tmp_path: Path) ->
     (tmp_path / "example.py").write_text(EXAMPLE)
     (tmp_path / "image.png").write_bytes(b"12345")
     command = [sys.executable, str(tmp_path / "example.py")]
-    with hub_clients.recording(port) as recorder:
+    with closing(hub_clients.Recorder(port)) as recorder:
         found = hub_clients.trial(command, recorder, tmp_path / "image.png")
     assert found["outcomes"] == {"bytes": "5", "top_k": "no"}
     (sent,) = map(base64.b64decode, found["requests"])
@@ -123,14 +124,14 @@ def test_an_example_that_says_nothing_is_an_error_with_its_last_words(
 ) -> None:
     said = "import sys; sys.exit('first' + 'x' * 2000 + 'last')"
     with (
-        hub_clients.recording(port) as recorder,
+        closing(hub_clients.Recorder(port)) as recorder,
         pytest.raises(LabelcurveError, match=r"printed nothing:\n[^f]*last$"),
     ):
         hub_clients.trial([sys.executable, "-c", said], recorder, tmp_path)
 
 
 def test_a_recorder_that_is_closed_takes_no_connection(port: int) -> None:
-    with hub_clients.recording(port) as recorder:
+    with closing(hub_clients.Recorder(port)) as recorder:
         pass
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection(("127.0.0.1", recorder.port), timeout=5)

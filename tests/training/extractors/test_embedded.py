@@ -10,8 +10,8 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from labelcurve.training.audit.options import AuditOptions
 from labelcurve.training.data.dataset import Data, Split
+from labelcurve.training.embedding_options import AuditOptions
 from labelcurve.training.extractors import choice, embedded
 from labelcurve.training.extractors.choice import Wanted
 from labelcurve.training.models.backbones import Network
