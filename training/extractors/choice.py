@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from labelcurve.bundle.errors import LabelcurveError, near
+from labelcurve.bundle.text import counted
 from labelcurve.training.data.dataset import Data
 from labelcurve.training.extractors.pretraining import Request, key, lock_file, make, split, summary
 from labelcurve.training.models import extractor
@@ -96,6 +97,8 @@ def obtain(
         LabelcurveError: no such extractor, or one that does not fit.
     """
     if name == "none":
+        if unused := len(images.train) - images.train.n_labelled:
+            say(f"extractor: none, so {counted(unused, 'image')} without a label are not used")
         return None
     if name.startswith(LIBRARIES):
         return _from_library(name, images.size)

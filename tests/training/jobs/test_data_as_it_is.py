@@ -53,12 +53,12 @@ def test_labels_of_copies_of_held_out_images_are_counted(
     entry, _ = run(data, tmp_path / "cache", fraction=(1.0,))
     assert (entry["n_labels_train"], entry["n_labels_val"]) == (24, 4)
     assert (
-        "4 other images used without labels; 4 labels not used, since held-out images have the "
+        "24 labels to train and 4 to validate; 4 labels not used, since held-out images have the "
         "same pixels\n"
     ) in capsys.readouterr().out
 
 
-def test_images_without_labels_are_learned_from_and_models_below_are_no_class(
+def test_images_without_labels_are_counted_and_models_below_are_no_class(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     data = write_folder(tmp_path / "set", rows(10), TWO)
@@ -68,9 +68,11 @@ def test_images_without_labels_are_learned_from_and_models_below_are_no_class(
     (data / "notes.txt").write_text("where they are from")
     entry, name = run(data, tmp_path / "cache", fraction=(1.0,))
     manifest = store.read(data / "models", name).manifest
-    assert (manifest.n_unlabelled, manifest.dataset.n_train, manifest.dataset.n_test) == (12, 28, 4)
+    assert (manifest.n_unlabelled, manifest.dataset.n_train, manifest.dataset.n_test) == (0, 28, 4)
     assert manifest.dataset.left_out == {".txt": 1}
-    assert "12 other images used without labels" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "16 to train and 4 to test, 12 without a label" in said
+    assert "extractor: none, so 12 images without a label are not used\n" in said
     again, _ = run(data, tmp_path / "cache", fraction=(1.0,))
     assert again["version"] == entry["version"], "the models of the first run change nothing"
     assert "models: holds results of this program" in capsys.readouterr().out
