@@ -97,11 +97,9 @@ def test_an_ablation_from_another_extractor_is_not_compared(folder: Path) -> Non
     full = study.group("default", 0.1)
     for seconds, expected in ((full[0].pretraining_seconds, "| +1.0 |"), (60.0, "| – |")):
         changed = {"accuracy": rows.mean(full, "accuracy") + 0.01, "pretraining_seconds": seconds}
-        found = tuple(
-            row.model_copy(update=changed) if row.variant == "no-crop" else row
-            for row in study.rows
-        )
-        path.write_text(study.model_copy(update={"rows": found}).model_dump_json())
+        ablation = full[0].model_copy(update={"variant": "no-crop", **changed})
+        found = [row for row in study.rows if row.variant != "no-crop"]
+        path.write_text(study.model_copy(update={"rows": (*found, ablation)}).model_dump_json())
         table = documents.tables(folder / "results")["docs/results.md", "study"]
         (line,) = (line for line in table.splitlines() if line.startswith("| without random crops"))
         assert line.endswith(expected)
