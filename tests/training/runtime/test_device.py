@@ -54,6 +54,17 @@ def test_the_cpu_by_name_says_that_it_was_asked_for() -> None:
     assert f"{torch.get_num_threads()} threads" in chosen.choice.reason
 
 
+def test_large_tensors_lie_in_large_pages_unless_the_switch_of_torch_is_set(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("THP_MEM_ALLOC_ENABLE", raising=False)
+    device.choose("cpu", "fp32")
+    assert os.environ["THP_MEM_ALLOC_ENABLE"] == "1"
+    monkeypatch.setenv("THP_MEM_ALLOC_ENABLE", "0")
+    device.choose("cpu", "fp32")
+    assert os.environ["THP_MEM_ALLOC_ENABLE"] == "0"
+
+
 def test_the_precision_is_the_one_that_autocast_computes_in() -> None:
     chosen = device.choose("cpu")
     expected = {"bf16": torch.bfloat16, "fp32": torch.float32}[chosen.precision.value]
