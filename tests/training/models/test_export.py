@@ -19,6 +19,7 @@ from labelcurve.training.data.dataset import Data, Split
 from labelcurve.training.models import export
 from labelcurve.training.models.backbones import ConvNet, Network, ReferenceNet, build
 from labelcurve.training.models.export import Served
+from tests import models
 
 NAMES = tuple(f"digit {i} – «{i}»" for i in range(10))
 """Characters outside ASCII must survive too."""
@@ -341,7 +342,7 @@ def test_no_node_needs_more_memory_than_the_service_reckons_with(backbone: str) 
 
 def test_the_median_leaves_the_warm_up_out(monkeypatch: pytest.MonkeyPatch) -> None:
     images = np.zeros((3, 8, 8, 3), np.uint8)
-    two_classes = graph(np.zeros((64, 2), np.float32), np.zeros(2, np.float32))
+    two_classes = models.graph(np.zeros((64, 2), np.float32), np.zeros(2, np.float32))
     took = [1.0] * export.WARM_UP + [0.002, 0.004, 0.003, 0.003, 9.0]
     monkeypatch.setattr("time.thread_time", clock(took).__next__)
     assert export.p50_ms(two_classes, images, timed=5) == 3.0

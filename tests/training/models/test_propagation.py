@@ -144,7 +144,7 @@ def test_answers_are_alike_by_the_cosine_of_their_logarithms_above_the_mean() ->
     edges = (edges + edges.T) / 2
     degree = edges.sum(1)
     expected = edges / np.sqrt(np.outer(degree, degree))
-    found = Neighbours(features).graph(answers)._edges.toarray()
+    found = Neighbours(features).graph(answers).toarray()
     assert found == pytest.approx(expected, abs=1e-4)
 
 
@@ -159,7 +159,7 @@ def test_answers_of_one_pass_are_those_of_the_labels_in_the_other_folds() -> Non
     for learn, held in ((order[part] for part in parts) for parts in folds):
         own = fit_linear(features[learn], classes[learn], 10, penalty=0.1, balanced=True)
         before = propagation.probabilities(own, features[:300])
-        after = graph.spread(before, learn, classes[learn])
+        after = propagation.spread(graph, before, learn, classes[learn])
         for i, answers in enumerate((before, after)):
             right[i, held] = answers[held].argmax(axis=1) == classes[held]
     assert (found.head, found.propagated) == (right[0].mean(), right[1].mean())
