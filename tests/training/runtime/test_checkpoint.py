@@ -193,7 +193,7 @@ def tuned(digits: Data, recipe: Recipe, seed: int = 0, **options: Any) -> tuple[
     rows: list[int] = []
     result = finetune.finetune(
         network(seed, recipe.backbone),
-        Examples(train, val, digits.train.images[600:900]),
+        Examples(train, val),
         recipe,
         FP32_CPU,
         0,
