@@ -12,10 +12,16 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import psutil
 import pytest
 
 LABELCURVE = str(Path(sys.executable).with_name("labelcurve"))
 SERVE = (LABELCURVE, "serve")
+
+
+def children(pid: int) -> list[int]:
+    """Its child processes; /proc/PID/task/PID/children may leave out some on a busy machine."""
+    return [child.pid for child in psutil.Process(pid).children()]
 
 
 class Service:
@@ -60,8 +66,7 @@ class Service:
         return self.log.read_text()
 
     def workers(self) -> list[int]:
-        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children")
-        return [int(pid) for pid in children.read_text().split()]
+        return children(self.process.pid)
 
     def wait_until_ready(self) -> None:
         wait_for(lambda: "ready " in self.output or self.process.poll() is not None)

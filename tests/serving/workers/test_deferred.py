@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -27,27 +28,23 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 
 
 def imported() -> list[str]:
-    from deferredpackage import IMPORTED  # type: ignore[import-not-found]
-
-    return list(IMPORTED)
+    return list(import_module("deferredpackage").IMPORTED)
 
 
 def test_a_module_is_imported_when_a_name_from_it_is_called(package: str) -> None:
     defer({f"{package}.plain": ("Made",)})
-    from deferredpackage.plain import Made  # type: ignore[import-not-found]
-
+    made = import_module(f"{package}.plain").Made
     assert imported() == []
-    assert Made(1, named=2).given == ((1,), {"named": 2})
+    assert made(1, named=2).given == ((1,), {"named": 2})
     assert imported() == [f"{package}.plain"]
-    assert Made.KIND == "of this class"
+    assert made.KIND == "of this class"
     assert imported() == [f"{package}.plain"]
-    assert sys.modules[f"{package}.plain"].Made is type(Made(1))
+    assert sys.modules[f"{package}.plain"].Made is type(made(1))
 
 
 def test_a_name_that_was_not_given_is_looked_up_in_the_module(package: str) -> None:
     defer({f"{package}.plain": ()})
-    from deferredpackage import plain
-
+    plain = import_module(f"{package}.plain")
     assert imported() == []
     assert plain.OTHER == "another name"
     assert plain.OTHER == "another name"
@@ -59,18 +56,14 @@ def test_a_name_that_was_not_given_is_looked_up_in_the_module(package: str) -> N
 
 
 def test_a_module_that_is_imported_already_stays(package: str) -> None:
-    import deferredpackage.plain
-
-    before = sys.modules[f"{package}.plain"]
+    before = import_module(f"{package}.plain")
     defer({f"{package}.plain": ("Made",), f"{package}.inner": ()})
-    assert sys.modules[f"{package}.plain"] is before is deferredpackage.plain
+    assert sys.modules[f"{package}.plain"] is before
     assert sys.modules[f"{package}.inner"] is not before
     assert imported() == [f"{package}.plain"]
 
 
 def test_a_module_below_a_deferred_package_is_found_without_it(package: str) -> None:
     defer({f"{package}.inner": ("Made",)})
-    from deferredpackage.inner.deep import OTHER  # type: ignore[import-not-found]
-
-    assert OTHER == "another name"
+    assert import_module(f"{package}.inner.deep").OTHER == "another name"
     assert imported() == [f"{package}.inner.deep"]

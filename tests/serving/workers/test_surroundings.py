@@ -22,7 +22,7 @@ from labelcurve.serving.workers import limits
 from labelcurve.serving.workers.limits import LEAST_CONNECTIONS, SPARE_FILES
 from labelcurve.serving.workers.supervisor import pause
 from tests.models import digit_png
-from tests.serving.conftest import SERVE, Service, alive, free_port, wait_for
+from tests.serving.conftest import SERVE, Service, alive, children, free_port, wait_for
 
 Start = Callable[..., Service]
 
@@ -164,8 +164,8 @@ def test_a_terminal_that_is_closed_leaves_no_process(digits_models: Path) -> Non
     shown = b""
     while b"ready " not in shown:
         shown += os.read(ours, 4096)
-    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
-    workers = [int(pid) for pid in children.read_text().split()]
+    workers = children(process.pid)
+    assert workers
     os.close(ours)
     assert process.wait(30) == 0
     assert not any(alive(pid) for pid in workers)

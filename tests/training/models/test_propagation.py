@@ -36,6 +36,28 @@ def right(answers: NDArray[np.float32], classes: Index) -> float:
     return float((answers.argmax(axis=1) == classes).mean())
 
 
+def scaled(features: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Zero mean and unit variance, constant columns zero."""
+    deviation = features.std(0).astype(np.float64)
+    return np.asarray((features - features.mean(0)) / np.where(deviation > 1e-6, deviation, 1))
+
+
+def cosines(rows: NDArray[np.float64]) -> NDArray[np.float64]:
+    rows = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+    return np.asarray(rows @ rows.T)
+
+
+def weights(likeness: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The graph by hand: five neighbours of each, cubed, symmetric, scaled by both ends."""
+    likeness = likeness - 9 * np.eye(len(likeness))
+    edges = np.zeros_like(likeness)
+    for i, near in enumerate(np.argsort(-likeness, axis=1)[:, :5]):
+        edges[i, near] = np.maximum(likeness[i, near], 0) ** 3
+    edges = (edges + edges.T) / 2
+    degree = edges.sum(1)
+    return np.asarray(edges / np.sqrt(np.outer(degree, degree)))
+
+
 def test_answers_of_neighbours_are_better_than_those_of_the_head() -> None:
     features, classes = digits()
     before = propagation.probabilities(fitted(features, classes), features[:N])
@@ -53,20 +75,9 @@ def test_it_is_the_fixed_point_of_the_source_on_a_dense_graph() -> None:
     answers = softmax(random.normal(size=(len(some), 10)), axis=1).astype(np.float32)
     found = spread(Neighbours(some).graph(), answers, known, classes[:M:2][:5])
 
-    standard = (some - some.mean(0)) / np.where(some.std(0) > 1e-6, some.std(0), 1)
-    cosine = standard @ standard.T
-    cosine /= np.outer(np.linalg.norm(standard, axis=1), np.linalg.norm(standard, axis=1))
-    np.fill_diagonal(cosine, -2)
-    edges = np.zeros_like(cosine)
-    for i, near in enumerate(np.argsort(-cosine, axis=1)[:, :5]):
-        edges[i, near] = np.maximum(cosine[i, near], 0) ** 3
-    edges = (edges + edges.T) / 2
-    degree = edges.sum(1)
     start = 0.1 * answers
     start[known] = np.eye(10)[classes[:M:2][:5]]
-    exact = np.linalg.solve(
-        np.eye(len(some)) - 0.85 * edges / np.sqrt(np.outer(degree, degree)), 0.15 * start
-    )
+    exact = np.linalg.solve(np.eye(len(some)) - 0.85 * weights(cosines(scaled(some))), 0.15 * start)
     exact /= exact.sum(1, keepdims=True)
     exact[known] = start[known]
     assert np.abs(found - exact).max() < 1e-3
@@ -130,22 +141,10 @@ def test_answers_are_alike_by_the_cosine_of_their_logarithms_above_the_mean() ->
     features = random.normal(size=(14, 3)).astype(np.float32)
     answers = softmax(2 * random.normal(size=(14, 3)), axis=1).astype(np.float32)
 
-    def cosines(rows: NDArray[np.float64]) -> NDArray[np.float64]:
-        rows = rows / np.linalg.norm(rows, axis=1, keepdims=True)
-        return rows @ rows.T
-
-    standard = ((features - features.mean(0)) / features.std(0)).astype(np.float64)
     log = np.log(np.maximum(answers.astype(np.float64), 1e-12))
-    both = (cosines(standard) + cosines(log - log.mean(axis=0))) / 2
-    np.fill_diagonal(both, -2)
-    edges = np.zeros_like(both)
-    for i, near in enumerate(np.argsort(-both, axis=1)[:, :5]):
-        edges[i, near] = np.maximum(both[i, near], 0) ** 3
-    edges = (edges + edges.T) / 2
-    degree = edges.sum(1)
-    expected = edges / np.sqrt(np.outer(degree, degree))
+    both = (cosines(scaled(features)) + cosines(log - log.mean(axis=0))) / 2
     found = Neighbours(features).graph(answers).toarray()
-    assert found == pytest.approx(expected, abs=1e-4)
+    assert found == pytest.approx(weights(both), abs=1e-4)
 
 
 def test_answers_of_one_pass_are_those_of_the_labels_in_the_other_folds() -> None:
