@@ -11,6 +11,7 @@ from labelcurve.benchmarks.backtest import truth
 from labelcurve.benchmarks.backtest.populations import Population
 from labelcurve.benchmarks.record import Estimate, Record
 from labelcurve.training.forecast import advice, head, measurement
+from labelcurve.training.forecast.advice import DEVIATIONS
 
 BAR = 2.0
 """Gain in percentage points above which more labels pay."""
@@ -36,11 +37,26 @@ class Draw(Record):
     """Accuracy of the model trained on the present labels."""
     true_then: float
     """Accuracy of the model trained on those and the further labels."""
+    gain_deviation: float
+    """Standard error of the true gain in points: the held-out images are a sample, too."""
 
     @property
     def true_gain(self) -> float:
         """True gain in points."""
         return (self.true_then - self.true_now) * 100
+
+    @property
+    def gain_inside(self) -> bool:
+        """Whether the true gain is in its interval."""
+        return self.gain.low <= self.true_gain <= self.gain.high
+
+    @property
+    def gain_compatible(self) -> bool:
+        """Whether it is in an interval that allows for the standard error of the truth as well."""
+        gain, error = self.gain, DEVIATIONS * self.gain_deviation
+        low = gain.value - np.hypot(gain.value - gain.low, error)
+        high = gain.value + np.hypot(gain.high - gain.value, error)
+        return bool(low <= self.true_gain <= high)
 
     @property
     def right(self) -> bool | None:
@@ -66,12 +82,14 @@ def draw(population: Population, n_labels: int, more: int, seed: int) -> Draw:
     )
     advised = advice.advise(measured.points(), more, BAR)
 
-    def accuracy(n: int) -> float:
+    def right(n: int) -> truth.Flags:
         train, others = order[:n], order[n:end]
         if pooled:
             return truth.of_train(features, labels, train, others, test, seed)
         return truth.of_ridge(features, labels, train, test)
 
+    before, after = right(n_labels), right(n_labels + more)
+    changed = after.astype(np.float64) - before
     return Draw(
         population=population.name,
         n_labels=n_labels,
@@ -83,8 +101,9 @@ def draw(population: Population, n_labels: int, more: int, seed: int) -> Draw:
         now=_rounded(advised.accuracy_now),
         then=_rounded(advised.accuracy_then),
         gain=_rounded(advised.gain),
-        true_now=accuracy(n_labels),
-        true_then=accuracy(n_labels + more),
+        true_now=float(before.mean()),
+        true_then=float(after.mean()),
+        gain_deviation=round(float(changed.std() / np.sqrt(len(test))) * 100, 5),
     )
 
 
@@ -94,7 +113,7 @@ def _rounded(found: advice.Estimate) -> Estimate:
 
 HEADER = (
     *("population", "labels", "draws", "truth inside", "median error", "mean error"),
-    *("median width", "true gain", "gain inside", "error of the gain"),
+    *("median width", "true gain", "gain inside", "or within its error", "error of the gain"),
     *("yes", "no", "cannot tell", "right", "failed check"),
 )
 
@@ -120,7 +139,8 @@ def row(name: str, draws: Sequence[Draw]) -> list[str]:
         f"{np.mean(errors):.2f}" + (f" ± {np.std(errors, ddof=1):.2f}" if errors[1:] else ""),
         f"{np.median(widths):.1f}",
         f"{np.mean([d.true_gain for d in draws]):.1f}",
-        share([d.gain.low <= d.true_gain <= d.gain.high for d in draws]),
+        share([d.gain_inside for d in draws]),
+        share([d.gain_compatible for d in draws]),
         f"{np.median(gains):.2f}",
         *(share([d.answer == a for d in draws]) for a in ("yes", "no", "cannot tell")),
         share(right),

@@ -1,4 +1,4 @@
-"""The true accuracy of a classifier on frozen features, measured on held-out images."""
+"""Which held-out images a classifier on frozen features gets right: the truth of a forecast."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ from labelcurve.training.models.linear_head import fit_linear
 from labelcurve.training.recipes import MOST_UNLABELLED, TUNED_FROM
 
 Numbers = NDArray[np.int64]
+Flags = NDArray[np.bool_]
 
 
-def of_ridge(features: Rows, labels: Index, train: Numbers, test: Numbers) -> float:
-    """Accuracy of the classifier that `plan` measures with.
+def of_ridge(features: Rows, labels: Index, train: Numbers, test: Numbers) -> Flags:
+    """[T] flags of the classifier that `plan` measures with.
 
     Args:
         features: [N, D]
@@ -27,13 +28,14 @@ def of_ridge(features: Rows, labels: Index, train: Numbers, test: Numbers) -> fl
     """
     scaled = head.standardise(features, features[train])
     fitted = head.fit(scaled[train], labels[train], int(labels.max()) + 1)
-    return float((fitted.scores(scaled[test]).argmax(axis=1) == labels[test]).mean())
+    right: Flags = fitted.scores(scaled[test]).argmax(axis=1) == labels[test]
+    return right
 
 
 def of_train(
     features: Rows, labels: Index, train: Numbers, others: Numbers, test: Numbers, seed: int
-) -> float:
-    """Accuracy of the linear head that `train` fits to photos; the arguments as for `of_ridge`.
+) -> Flags:
+    """[T] flags of the linear head that `train` fits to photos; arguments as for `of_ridge`.
 
     Args:
         others: rows without labels, from which it learns where labels are few.
@@ -46,4 +48,5 @@ def of_train(
         trial = pool.tried(fitted, seed)
         if trial is None or not trial.worse:
             fitted = pool.learned(fitted)
-    return float((fitted.logits(features[test]).argmax(axis=1) == labels[test]).mean())
+    right: Flags = fitted.logits(features[test]).argmax(axis=1) == labels[test]
+    return right

@@ -1,11 +1,13 @@
 """The posterior of a learning curve: a power law, a smooth departure from it, and noise.
 
-error(n) = floor + scale * n ** -exponent, the form that test errors follow over a wide range of
-data (Hestness et al. 2017; Rosenfeld et al. 2020). Real curves depart from it, smoothly and in
-proportion to the error; a Gaussian process over log2(n) stands for that (Kennedy and O'Hagan 2001),
-and its size is inferred from the points, too: points that follow the law give a narrow interval,
-others a wide one. Floor, exponent and departure lie on a grid, the scale is integrated in closed
-form, so that the posterior is exact up to the grid and needs no starting values.
+error(n) = floor + scale * (n + shift) ** -exponent. Without the shift it is the form that test
+errors follow over a wide range of data (Hestness et al. 2017; Rosenfeld et al. 2020); the shift
+(POW4 in Mohr et al. 2022) bends it where labels are few, and errors still fall slowly. Real curves
+depart from it, smoothly and in proportion to the error; a Gaussian process over log2(n) stands for
+that (Kennedy and O'Hagan 2001), and its size is inferred from the points, too: points that follow
+the law give a narrow interval, others a wide one. Floor, shift, exponent and departure lie on a
+grid, the scale is integrated in closed form, so that the posterior is exact up to the grid and
+needs no starting values.
 
 The priors were chosen by back-tests (docs/log.md); `python -m labelcurve.benchmarks.backtest` makes
 such a test with other draws.
@@ -23,13 +25,15 @@ Floats = NDArray[np.float64]
 
 DRAWS = 4000
 EXPONENTS = np.geomspace(0.03, 3, 40)
-TYPICAL_EXPONENT = 0.55
-EXPONENT_SPREAD = 0.5
+TYPICAL_EXPONENT = 0.5
+EXPONENT_SPREAD = 0.35
 """Standard deviation of the exponent's logarithm, a priori."""
+SHIFTS = (0.0, 0.5, 1.0, 2.0, 4.0)
+"""Shifts, as multiples of the fewest labels measured, equally likely a priori."""
 FLOORS = 1.2 * (np.arange(40) + 0.5) / 40
 """Floors, as shares of the least measured error, equally likely a priori. Some exceed 1, since the
 least of several measured errors is lower than the true one."""
-DEPARTURES: Mapping[float, float] = {0.01: 8, 0.02: 4, 0.05: 2, 0.1: 1}
+DEPARTURES: Mapping[float, float] = {0.01: 8, 0.02: 4, 0.05: 2, 0.1: 1, 0.2: 0.5}
 """Standard deviations of the departure from the law, as shares of the error, and their odds."""
 DOUBLINGS = 3.0
 """Doublings of the labels over which a departure is correlated."""
@@ -66,12 +70,15 @@ class Points:
 
 @dataclass(frozen=True)
 class _Posterior:
-    """Given a departure: the scale's mean [E, L] and precision [E], for exponents and floors."""
+    """Given a departure: the scale's mean [K, L] and precision [K], for curves and floors.
+
+    The K curves are all pairs of a shift and an exponent.
+    """
 
     scale: Floats
     precision: Floats
     log_weight: Floats
-    """[E, L]"""
+    """[K, L]"""
     gain: Floats
     """[F, T]: what a residual at the points says of the departure at the targets."""
     root: Floats
@@ -84,6 +91,7 @@ def forecast(
     *,
     noise: bool = True,
     departures: Mapping[float, float] = DEPARTURES,
+    shifts: Sequence[float] = SHIFTS,
     seed: int = 0,
 ) -> Floats:
     """Samples of the error at numbers of labels, jointly.
@@ -93,34 +101,42 @@ def forecast(
         labels: [T] numbers of labels.
         noise: that of a single model trained on so many labels; else the expectation over models.
         departures: prior of the departure from the law.
+        shifts: as multiples of the fewest labels measured, equally likely a priori.
         seed: of the samples.
 
     Returns:
         float64 [DRAWS, T], each between 0 and 1.
     """
     targets = np.asarray(labels, np.float64)
-    top = points.sizes[-1]
     floors = FLOORS * min(float(points.errors.min()), 1.0)
-    at = (points.sizes / top) ** -EXPONENTS[:, None]
+    at = _decay(points, points.sizes, shifts)
+    later = _decay(points, targets, shifts)
     parts = [_given(share, points, targets, floors, at, noise=noise) for share in departures]
     odds = departures.values()
     log_weight = np.stack([p.log_weight + np.log(w) for p, w in zip(parts, odds, strict=True)])
     weight = np.exp(log_weight - log_weight.max())
     random = np.random.default_rng(seed)
     picked = random.choice(weight.size, DRAWS, p=(weight / weight.sum()).ravel())
-    which, exponent, floor = np.unravel_index(picked, weight.shape)
+    which, curve, floor = np.unravel_index(picked, weight.shape)
     samples = np.empty((DRAWS, len(targets)))
     for index, part in enumerate(parts):
         rows = which == index
-        e, f = exponent[rows], floor[rows]
-        spread = random.standard_normal(len(e)) / np.sqrt(part.precision[e])
-        scale = np.abs(part.scale[e, f] + spread)[:, None]
+        k, f = curve[rows], floor[rows]
+        spread = random.standard_normal(len(k)) / np.sqrt(part.precision[k])
+        scale = np.abs(part.scale[k, f] + spread)[:, None]
         level = floors[f][:, None]
-        law = level + scale * (targets / top) ** -EXPONENTS[e][:, None]
-        residual = points.errors - level - scale * at[e]
-        departure = random.standard_normal((len(e), len(targets))) @ part.root.T
+        law = level + scale * later[k]
+        residual = points.errors - level - scale * at[k]
+        departure = random.standard_normal((len(k), len(targets))) @ part.root.T
         samples[rows] = law + residual @ part.gain + departure
     return np.clip(samples, 0, 1)
+
+
+def _decay(points: Points, labels: Floats, shifts: Sequence[float]) -> Floats:
+    """[K, T] of labels [T]: the falling part of the law, which is 1 at the most labels measured."""
+    shift = np.multiply(shifts, points.sizes[0])[:, None, None]
+    decay: Floats = ((labels + shift) / (points.sizes[-1] + shift)) ** -EXPONENTS[:, None]
+    return decay.reshape(-1, len(labels))
 
 
 def _given(
@@ -141,7 +157,7 @@ def _given(
     scale = np.maximum(xy / precision[:, None], 0)
     misfit = (y**2).sum(axis=0) - 2 * scale * xy + scale**2 * precision[:, None]
     prior = -0.5 * (np.log(EXPONENTS / TYPICAL_EXPONENT) / EXPONENT_SPREAD) ** 2
-    log_weight = prior[:, None] - 0.5 * (misfit + np.log(precision)[:, None])
+    log_weight = np.resize(prior, len(at))[:, None] - 0.5 * (misfit + np.log(precision)[:, None])
     log_weight -= np.log(np.diag(root)).sum()
     gain = np.linalg.solve(covariance, departure[:f, f:])
     left = departure[f:, f:] - departure[f:, :f] @ gain

@@ -14,9 +14,9 @@ from labelcurve.training.forecast.head import Rows
 from labelcurve.training.forecast.law import NOISE, Points
 
 FOLDS = 10
-REPEATS = 3
-SUBSETS = FOLDS * REPEATS
-"""Training sets of each size."""
+FEWEST_REPEATS, MOST_REPEATS = 3, 10
+REPEATED = 20_000
+"""Labels that all repetitions of a cross-validation test: from 2,000 on they become fewer."""
 SIZES = 7
 SPAN = 32
 """The most labels over the fewest."""
@@ -35,6 +35,8 @@ class Measured:
     wrong: NDArray[np.bool_]
     """[R, N, F]"""
     n: int
+    subsets: int
+    """Training sets of each size."""
 
     @property
     def errors(self) -> NDArray[np.float64]:
@@ -52,7 +54,7 @@ class Measured:
         n_test, errors = len(share), self.errors
         covariance = np.atleast_2d(np.cov(share, rowvar=False)) * (1 / n_test + NOISE / self.n)
         variance = np.maximum(errors * (1 - errors), 0.25 / n_test)
-        subsets = NOISE * variance * np.maximum(0, 1 / self.sizes - 1 / self.n) / SUBSETS
+        subsets = NOISE * variance * np.maximum(0, 1 / self.sizes - 1 / self.n) / self.subsets
         # Where no image or every image is wrong, the mean is no more precise than half an image.
         covariance += np.diag(subsets + 0.25 / n_test**2)
         return Points(self.sizes.astype(np.float64), errors, covariance, self.n)
@@ -66,7 +68,9 @@ def cross_validate(
     seed: int = 0,
     progress: Progress = lambda _: None,
 ) -> Measured:
-    """The curve up to nine tenths of the labels, by repeated stratified 10-fold cross-validation.
+    """The curve up to nine tenths of the labels, by stratified 10-fold cross-validation.
+
+    It is repeated 10 times, and with more than 2,000 labels, whose error is known well, fewer.
 
     Args:
         features: [N, D], as `head.standardise` gives them.
@@ -77,16 +81,21 @@ def cross_validate(
     random = np.random.default_rng(seed)
     most = len(labels) - -(-len(labels) // FOLDS)
     sizes = chosen_sizes(most, n_classes)
-    wrong = np.zeros((REPEATS, len(labels), len(sizes)), np.bool_)
-    for repeat in range(REPEATS):
+    repeats = _repeats(len(labels))
+    wrong = np.zeros((repeats, len(labels), len(sizes)), np.bool_)
+    for repeat in range(repeats):
         fold = folds(labels, FOLDS, random)
         for k in range(FOLDS):
             test, train = np.flatnonzero(fold == k), np.flatnonzero(fold != k)
             train = train[stratified(labels[train], random)]
             held = features[test], labels[test]
             wrong[repeat, test] = _wrong(features, labels, n_classes, sizes, train, held, random)
-            progress((repeat * FOLDS + k + 1) / SUBSETS)
-    return Measured(sizes, wrong, len(labels))
+            progress((repeat * FOLDS + k + 1) / (repeats * FOLDS))
+    return Measured(sizes, wrong, len(labels), repeats * FOLDS)
+
+
+def _repeats(n_labels: int) -> int:
+    return min(MOST_REPEATS, max(FEWEST_REPEATS, REPEATED // n_labels))
 
 
 def hold_out(
@@ -109,12 +118,13 @@ def hold_out(
     """
     random = np.random.default_rng(seed)
     sizes = chosen_sizes(len(labels), n_classes)
-    wrong = np.zeros((SUBSETS, len(test[1]), len(sizes)), np.bool_)
-    for repeat in range(SUBSETS):
+    subsets = _repeats(len(labels)) * FOLDS
+    wrong = np.zeros((subsets, len(test[1]), len(sizes)), np.bool_)
+    for repeat in range(subsets):
         train = stratified(labels, random)
         wrong[repeat] = _wrong(features, labels, n_classes, sizes, train, test, random)
-        progress((repeat + 1) / SUBSETS)
-    return Measured(sizes, wrong, len(labels))
+        progress((repeat + 1) / subsets)
+    return Measured(sizes, wrong, len(labels), subsets)
 
 
 def _wrong(

@@ -23,7 +23,7 @@ from labelcurve.training.forecast.balance import Balance
 from labelcurve.training.forecast.distinct import Distinct
 from labelcurve.training.forecast.head import Rows
 from labelcurve.training.forecast.law import Points
-from labelcurve.training.forecast.measurement import FOLDS, REPEATS, SUBSETS, Measured
+from labelcurve.training.forecast.measurement import FOLDS, Measured
 from labelcurve.training.forecast.page import page
 from labelcurve.training.recipes import LIBRARIES, MOST_UNLABELLED, TUNED_FROM
 from labelcurve.training.runtime.console import Bar, say
@@ -197,17 +197,18 @@ def _labels(images: Data) -> tuple[Index, Index]:
 def _details(
     options: PlanOptions, images: Data, source: str, measured: Measured, seconds: dict[str, float]
 ) -> list[tuple[str, str]]:
-    how = f"each label was test {REPEATS} times ({FOLDS}-fold cross-validation, stratified)"
+    times = len(measured.wrong)
+    how = f"each label was test {times} times ({FOLDS}-fold cross-validation, stratified)"
     if images.test_given:
         how = f"on the {len(images.test):,} images of the given test split"
     return [
         ("Data", f"{images.name}, {measured.n:,} labels of {len(images.class_names)} classes"),
         ("Image size", f"{images.size} px"),
         ("Tested", how),
-        ("Training sets of each size", f"{SUBSETS}"),
+        ("Training sets of each size", f"{measured.subsets}"),
         ("Features", source),
         ("Classifier", f"linear, ridge regression, penalty {head.PENALTY:g} at every size"),
-        ("Forecast", "power law and a smooth departure from it; Bayesian 95 % intervals"),
+        ("Forecast", "shifted power law and a smooth departure from it; Bayesian 95 % intervals"),
         ("Time", ", ".join(f"{name} {duration(value)}" for name, value in seconds.items())),
     ]
 

@@ -37,13 +37,14 @@ def made(answer: Answer, then: float, true_then: float, true_now: float = 0.80) 
         gain=Estimate(value=gain, low=gain - 2, high=gain + 2),
         true_now=true_now,
         true_then=true_then,
+        gain_deviation=1.5,
     )
 
 
 def test_a_row_counts_what_was_inside_and_right() -> None:
     draws = [
         made("yes", 0.85, 0.86),  # inside, a gain of 6: right
-        made("yes", 0.85, 0.81),  # outside, a gain of 1: wrong
+        made("yes", 0.85, 0.815),  # outside, a gain of 1.5: wrong
         made("no", 0.81, 0.815),  # inside, a gain of 1.5: right
         made("cannot tell", 0.82, 0.83),  # inside, neither right nor wrong
     ]
@@ -53,11 +54,12 @@ def test_a_row_counts_what_was_inside_and_right() -> None:
         "labels": "200 → 800",
         "draws": "4",
         "truth inside": "75 %",
-        "median error": "1.00",  # of 1, 4, 0.5 and 1 points
-        "mean error": "1.62 ± 1.60",
+        "median error": "1.00",  # of 1, 3.5, 0.5 and 1 points
+        "mean error": "1.50 ± 1.35",
         "median width": "6.0",
-        "true gain": "2.9",  # of 6, 1, 1.5 and 3
+        "true gain": "3.0",  # of 6, 1.5, 1.5 and 3
         "gain inside": "75 %",
+        "or within its error": "100 %",  # 3.5 points off, and 2² + (1.96 * 1.5)² is 3.55²
         "error of the gain": "1.00",
         "yes": "50 %",
         "no": "25 %",
@@ -176,6 +178,9 @@ def test_a_draw_learns_from_both_numbers_of_labels_and_is_true_on_all_others() -
     accuracy = (fitted.predict(scaled[test]).argmax(axis=1) == digits.target[test]).mean()
     assert found.true_then == pytest.approx(accuracy, abs=0.002)
     assert found.true_now < found.true_then
+    # A gain of -1, 0 or 1 an image varies at least as much as one of 0 or 1.
+    gain = found.true_gain / 100
+    assert 100 * np.sqrt(gain * (1 - gain) / 1097) < found.gain_deviation < 1
 
 
 def test_with_a_pool_the_others_teach_the_truth_and_the_forecast_is_the_same() -> None:

@@ -16,7 +16,8 @@ def found(labels: Index, guess: int) -> balance.Balance:
     """A model that is right only with the most labels, and then only of one class."""
     wrong = np.ones((3, len(labels), 2), np.bool_)
     wrong[:, :, 1] = labels != guess
-    return balance.balance(Measured(np.array([10, 20]), wrong, len(labels)), labels, labels, NAMES)
+    measured = Measured(np.array([10, 20]), wrong, len(labels), subsets=30)
+    return balance.balance(measured, labels, labels, NAMES)
 
 
 def test_a_model_that_guesses_the_most_frequent_class_has_no_skill() -> None:

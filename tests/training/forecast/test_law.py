@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from labelcurve.training.forecast.law import DRAWS, NOISE, Floats, Points, forecast
+from labelcurve.training.forecast.law import DRAWS, NOISE, SHIFTS, Floats, Points, forecast
 
 SIZES = np.array([22.0, 39, 70, 126, 225, 403, 720])
 
@@ -22,6 +22,18 @@ def test_a_power_law_without_noise_is_recovered(floor: float, exponent: float) -
     truth = error(np.array([800.0, 2800.0]), floor, exponent)
     assert median == pytest.approx(truth, abs=0.006)
     assert ((low <= truth) & (truth <= high)).all()
+
+
+def test_a_curve_that_falls_slowly_at_first_is_forecast_by_its_shift() -> None:
+    shift = 2 * SIZES[0]
+    points = Points(SIZES, error(SIZES + shift, 0.1, 0.9), 1e-6 * np.eye(7), 800)
+    truth = error(np.array(2800 + shift), 0.1, 0.9)
+    with_shift, without = (
+        np.median(forecast(points, (2800,), noise=False, departures={1e-6: 1}, shifts=shifts))
+        for shifts in (SHIFTS, (0.0,))
+    )
+    assert with_shift == pytest.approx(truth, abs=0.005)
+    assert without < truth - 0.01
 
 
 def test_the_interval_holds_the_truth_of_simulated_curves() -> None:

@@ -24,7 +24,7 @@ def test_no_image_is_tested_by_a_model_that_learned_from_it() -> None:
     labels = np.random.default_rng(0).integers(0, 2, 300)
     features = head.standardise(np.eye(300, dtype=np.float32))
     measured = measurement.cross_validate(features, labels, 2)
-    assert measured.wrong.shape == (measurement.REPEATS, 300, len(measured.sizes))
+    assert measured.wrong.shape == (10, 300, len(measured.sizes))
     assert (measured.errors > 0.38).all()
 
 
@@ -37,7 +37,16 @@ def test_the_curve_falls_and_ends_at_nine_tenths_of_the_labels() -> None:
     assert measured.sizes[-1] == 450
     assert measured.errors[0] > 0.2
     assert measured.errors[-1] < 0.1
-    assert shares == pytest.approx(np.arange(1, 31) / 30)
+    assert shares == pytest.approx(np.arange(1, 101) / 100)
+
+
+def test_the_more_labels_the_fewer_repetitions() -> None:
+    features, labels = digits(1797)
+    some, every = features[:, :2], np.repeat(features[:, :2], 3, axis=0)
+    few = measurement.cross_validate(head.standardise(some), labels, 10)
+    many = measurement.cross_validate(head.standardise(every), np.repeat(labels, 3), 10)
+    assert (few.subsets, many.subsets) == (100, 30)
+    assert (len(few.wrong), len(many.wrong)) == (10, 3)
 
 
 def test_the_same_seed_measures_the_same() -> None:
@@ -55,6 +64,7 @@ def test_a_given_test_split_is_used_as_it_is_and_all_labels_are_trained_on() -> 
     scaled = head.standardise(features, features[:300])
     measured = measurement.hold_out(scaled[:300], labels[:300], 10, (scaled[300:], labels[300:]))
     assert measured.sizes[-1] == measured.n == 300
+    assert measured.subsets == len(measured.wrong) == 100
     fitted = head.fit(scaled[:300], labels[:300], 10)
     error = (fitted.scores(scaled[300:]).argmax(axis=1) != labels[300:]).mean()
     assert measured.errors[-1] == pytest.approx(error, abs=0.005)
@@ -64,10 +74,10 @@ def test_the_covariance_has_the_parts_of_images_labels_and_subsets() -> None:
     # Two images, one always wrong: the variance of the mean of two is 0.5 / 2.
     wrong = np.zeros((3, 2, 2), np.bool_)
     wrong[:, 0, :] = True
-    points = Measured(np.array([10, 100]), wrong, 100).points()
+    points = Measured(np.array([10, 100]), wrong, 100, subsets=30).points()
     shared = 0.5 * (1 / 2 + NOISE / 100)
     half_an_image = 0.25 / 4
-    subsets = NOISE * 0.25 * (1 / 10 - 1 / 100) / measurement.SUBSETS
+    subsets = NOISE * 0.25 * (1 / 10 - 1 / 100) / 30
     assert points.covariance[0, 1] == pytest.approx(shared)
     assert points.covariance[1, 1] == pytest.approx(shared + half_an_image)
     assert points.covariance[0, 0] == pytest.approx(shared + half_an_image + subsets)
