@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable, Sequence
+from decimal import Decimal
 from pathlib import Path
 
 _SPECIAL = re.compile(r"([\\`*_\[\]<>|~&])")
@@ -44,6 +45,18 @@ def duration(seconds: float) -> str:
 def percent(share: float, digits: int = 2) -> str:
     """0.9334 as `93.34 %`."""
     return f"{share * 100:.{digits}f} %"
+
+
+def one(value: float) -> str:
+    """A number with one decimal, and never `-0.0`."""
+    return f"{round(value, 1) + 0.0:.1f}"
+
+
+def plain(value: float) -> str:
+    """A number to three digits, without an exponent: `1.25`, `2,000`, `0.00000002`."""
+    if value >= 100:
+        return f"{value:,.0f}"
+    return f"{Decimal(f'{value:.3g}'):f}"
 
 
 def table(header: Sequence[str], body: Sequence[Sequence[object]]) -> str:

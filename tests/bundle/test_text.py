@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 from markdown_it import MarkdownIt
 
-from labelcurve.bundle.text import counted, duration, escaped, percent, table
+from labelcurve.bundle.text import counted, duration, escaped, one, percent, plain, table
 
 
 @pytest.mark.parametrize(
@@ -66,3 +66,14 @@ def test_counts_shares_and_tables() -> None:
     assert table(("a", "b"), [("x|y", 1), (r"x\|y", 2.5)]) == (
         "| a | b |\n| --- | ---: |\n| x\\|y | 1 |\n| x\\|y | 2.5 |\n"
     )
+
+
+def test_numbers_to_three_digits_or_one_decimal_have_no_exponent_and_no_minus_zero() -> None:
+    assert [plain(v) for v in (0, 2e-8, 1.25, 99.96, 1e15)] == [
+        "0",
+        "0.00000002",
+        "1.25",
+        "100",
+        "1,000,000,000,000,000",
+    ]
+    assert [one(v) for v in (-0.04, -0.06, 12.345)] == ["0.0", "-0.1", "12.3"]

@@ -8,9 +8,10 @@ from math import log10
 
 import numpy as np
 
-from labelcurve.bundle.text import counted
-from labelcurve.training.forecast.advice import DEVIATIONS, Advice, Estimate, one, shown_gain
+from labelcurve.bundle.text import counted, one
+from labelcurve.training.forecast.advice import DEVIATIONS, Advice, Estimate
 from labelcurve.training.forecast.law import Points
+from labelcurve.training.forecast.sentences import shown_gain
 
 Scale = Callable[[float], float]
 

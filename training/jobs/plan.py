@@ -18,13 +18,14 @@ from labelcurve.training.data.source import UNLABELLED, Index
 from labelcurve.training.embedding_options import PlanOptions
 from labelcurve.training.extractors import choice, embedded
 from labelcurve.training.forecast import balance, distinct, head, measurement
-from labelcurve.training.forecast.advice import REACH, Advice, TargetLabels, advise, sentences
+from labelcurve.training.forecast.advice import REACH, Advice, TargetLabels, advise
 from labelcurve.training.forecast.balance import Balance
 from labelcurve.training.forecast.distinct import Distinct
 from labelcurve.training.forecast.head import Rows
 from labelcurve.training.forecast.law import Points
 from labelcurve.training.forecast.measurement import FOLDS, Measured
 from labelcurve.training.forecast.page import page
+from labelcurve.training.forecast.sentences import sentences
 from labelcurve.training.recipes import LIBRARIES, MOST_UNLABELLED, TUNED_FROM
 from labelcurve.training.runtime.console import Bar, say
 from labelcurve.training.runtime.device import check as check_device

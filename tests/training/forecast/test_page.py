@@ -9,7 +9,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-from labelcurve.training.forecast.advice import Estimate, advise, sentences
+from labelcurve.training.forecast.advice import Estimate, advise
 from labelcurve.training.forecast.law import Points
 from labelcurve.training.forecast.page import (
     BOTTOM,
@@ -21,6 +21,7 @@ from labelcurve.training.forecast.page import (
     page,
     plot,
 )
+from labelcurve.training.forecast.sentences import sentences
 
 SIZES = np.array([22.0, 39, 70, 126, 225, 403, 720])
 POINTS = Points(SIZES, 0.5 * (SIZES / 22) ** -0.35, 0.004**2 * np.eye(7), 800)
