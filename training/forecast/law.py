@@ -37,10 +37,9 @@ DEPARTURES: Mapping[float, float] = {0.01: 8, 0.02: 4, 0.05: 2, 0.1: 1, 0.2: 0.5
 """Standard deviations of the departure from the law, as shares of the error, and their odds."""
 DOUBLINGS = 3.0
 """Doublings of the labels over which a departure is correlated."""
-NOISE = 0.2
+NOISE = 0.14
 """Variance of the accuracy between training sets of n labels, in units of error * (1 - error) / n:
-0.06 to 0.28 on six label sets of CIFAR-10's embeddings at 200 and 800 labels. With the mean of
-these, 0.14, intervals contain the truth too rarely (docs/log.md)."""
+0 to 0.23 on eight label sets at 200 labels, 0 to 0.12 at 800 (docs/log.md)."""
 SHARED = 4.0
 """Power of the share of labels that two training sets have in common: with 180 labels of TrashNet
 and 10 or 50 more the interval of the gain is a half and four fifths as wide as with independent
