@@ -10,6 +10,15 @@ from pathlib import Path
 
 from labelcurve.bundle.errors import LabelcurveError
 
+SYSTEM_FOLDERS = frozenset(
+    (
+        *("@eadir", "lost+found", "system volume information", "$recycle.bin", "recycler"),
+        *("lost.dir", "__macosx", "__pycache__", "mlruns"),
+        *("#recycle", "@recycle", "#snapshot", "@tmp"),
+    )
+)
+"""Folders that a system puts among others, in lower case: no person put their images there."""
+
 
 def read(path: Path) -> bytes:
     """The content of a regular file, or of a link to one: reading others may never finish.
@@ -86,6 +95,8 @@ def check_out(path: Path) -> None:
     there = path
     try:
         while not there.exists():
+            if there.is_symlink():
+                raise FileNotFoundError(errno.ENOENT, f"a link to {there.readlink()}, not there")
             there = there.parent
         tempfile.TemporaryFile(dir=there).close()
     except OSError as error:

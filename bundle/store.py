@@ -141,6 +141,11 @@ def names(root: Path) -> list[str]:
         for entry, reason in unreadable.items():
             if reason:
                 raise _cannot_read(entry, reason)
+        for model in (root.absolute(), root.absolute().parent):
+            if (model / CURRENT).is_symlink():
+                raise BundleError(
+                    f"{root} is one model, and --models names the folder around it: {model.parent}"
+                )
         raise BundleError(
             f"no bundle in {root.absolute()}: it should hold NAME/VERSION/{GRAPH} with a link "
             f"NAME/{CURRENT}; `labelcurve train --out {root}` writes one, --models names another "

@@ -43,3 +43,8 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module 'labelcurve' has no attribute {name!r}")
     module = "bundle.errors" if name == "LabelcurveError" else "library"
     return getattr(import_module(f"labelcurve.{module}"), name)
+
+
+def __dir__() -> list[str]:
+    """What there is to import, for completion."""
+    return __all__

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
+from io import IOBase
 from pathlib import Path
 from types import NoneType
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin, get_type_hints
@@ -20,10 +21,17 @@ from numpy.typing import NDArray
 from PIL import Image
 from pydantic import TypeAdapter, ValidationError
 
-from labelcurve.bundle import preprocess, store
-from labelcurve.bundle.errors import LabelcurveError, MissingExtra, UnsupportedImage, near
+from labelcurve.bundle import files, preprocess, store
+from labelcurve.bundle.errors import (
+    LabelcurveError,
+    MissingExtra,
+    UnreadableImage,
+    UnsupportedImage,
+    near,
+)
 from labelcurve.bundle.machine import cores
 from labelcurve.bundle.store import Bundle
+from labelcurve.bundle.text import shown
 
 if TYPE_CHECKING:
     from labelcurve.benchmarks.record import Report
@@ -41,6 +49,9 @@ _WORDS = {
 
 ImageLike = str | Path | bytes | Image.Image | NDArray[np.uint8]
 """A file, a file's bytes, a Pillow image, or pixels: uint8 [H, W, 3] or grey [H, W]."""
+
+_NO_IMAGES = (Mapping, Set, IOBase, bytearray, memoryview)
+"""What iterates over something else than images in their order: an open file, over its lines."""
 
 
 @dataclass(frozen=True)
@@ -165,10 +176,13 @@ class Model:
             several = [images]
         elif isinstance(images, np.ndarray):
             several = list(images) if images.ndim == 4 else [images]
-        elif isinstance(images, Iterable) and not isinstance(images, Mapping | Set):
+        elif isinstance(images, Iterable) and not isinstance(images, _NO_IMAGES):
             several = list(images)  # a column of a table in its own order, whatever its index says
         else:
-            raise TypeError(f"images of type {type(images).__name__}: allowed are one or several")
+            raise TypeError(
+                f"images of type {type(images).__name__}: allowed are one or several paths, file "
+                "bytes, Pillow images and uint8 arrays"
+            )
         for i, image in enumerate(several):
             if not isinstance(image, str | Path | bytes | Image.Image | np.ndarray):
                 raise TypeError(
@@ -265,8 +279,10 @@ def _pixels(image: ImageLike, place: int, size: int) -> NDArray[np.uint8]:
     name = f"image {place}"
     try:
         if isinstance(image, str | Path):
-            name = str(image)
-            return preprocess.prepare(Path(image).read_bytes(), size)
+            name = shown(Path(image))
+            if "\0" in str(image):
+                raise UnreadableImage("no file's name holds a null byte")
+            return preprocess.prepare(files.read(Path(image)), size)
         if isinstance(image, bytes):
             return preprocess.prepare(image, size)
         if isinstance(image, np.ndarray):
@@ -302,6 +318,8 @@ def _checked(given: Mapping[str, Any], kinds: Mapping[str, Any]) -> dict[str, An
         kind = kinds[name]
         plain = _plain(value)
         if isinstance(plain, str) and kind in (Path, Path | None):
+            if not plain:  # as a path it would mean the current folder
+                raise LabelcurveError(f"{name} is empty: allowed are {_allowed(kind)}")
             plain = Path(plain)
         try:
             values[name] = TypeAdapter(kind).validate_python(plain, strict=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -21,6 +21,7 @@ from labelcurve.bundle.command import PerCore, Within, check
 from labelcurve.bundle.errors import LabelcurveError
 from labelcurve.bundle.machine import cores
 from labelcurve.bundle.preprocess import OTHER_SUFFIXES, SUFFIXES
+from labelcurve.bundle.text import shown
 from labelcurve.serving import tables
 from labelcurve.serving.models.answer import ranked
 from labelcurve.serving.models.device import choose_device
@@ -172,6 +173,8 @@ def _print(line: str, go_on: bool) -> bool:
 def find(paths: Iterable[Path]) -> Iterator[Path]:
     """The files among `paths`, and the images at any depth in the folders, in sorted order.
 
+    One line on stderr counts what is left out of a folder.
+
     Raises:
         LabelcurveError: a folder holds no image, or cannot be read.
     """
@@ -179,14 +182,28 @@ def find(paths: Iterable[Path]) -> Iterator[Path]:
         if not path.is_dir():
             yield path
             continue
-        found = sorted(_below(path))
+        left_out: Counter[str] = Counter()
+        found = sorted(_below(path, left_out))
+        if left_out:
+            counts = ", ".join(f"{reason} ({n:,})" for reason, n in sorted(left_out.items()))
+            print(
+                f"{shown(path)}: left out: {counts}; a file named as a PATH is read whatever it "
+                "is called",
+                file=sys.stderr,
+            )
         if not found:
             raise LabelcurveError(f"{path} holds no image ({', '.join(sorted(SUFFIXES))})")
         yield from found
 
 
-def _below(folder: Path) -> Iterator[Path]:
-    """The files in a folder with an image's ending; links to folders are followed, each once."""
+def _below(folder: Path, left_out: Counter[str]) -> Iterator[Path]:
+    """The files in a folder with an image's ending; links to folders are followed, each once.
+
+    Hidden ones and those of the system are no images to classify, as for `train`.
+
+    Args:
+        left_out: receives the number of the others by reason.
+    """
     suffixes = SUFFIXES | OTHER_SUFFIXES  # the latter get an error that names the remedy
     seen = set()
     for inner, folders, names in os.walk(folder, onerror=_unreadable, followlinks=True):
@@ -195,7 +212,18 @@ def _below(folder: Path) -> Iterator[Path]:
             folders.clear()
             continue
         seen.add((status.st_dev, status.st_ino))
-        yield from (p for name in names if (p := Path(inner, name)).suffix.lower() in suffixes)
+        read = [n for n in folders if not (n.startswith(".") or n.lower() in files.SYSTEM_FOLDERS)]
+        if len(read) < len(folders):
+            left_out["hidden and system folders"] += len(folders) - len(read)
+        folders[:] = read
+        for path in (Path(inner, name) for name in names):
+            suffix = path.suffix.lower()
+            if path.name.startswith("."):
+                left_out["hidden files"] += 1
+            elif suffix in suffixes:
+                yield path
+            else:
+                left_out[suffix or "files without an ending"] += 1
 
 
 def _unreadable(error: OSError) -> NoReturn:

@@ -64,6 +64,15 @@ def test_where_results_go_is_a_folder_that_can_be_written_or_made(tmp_path: Path
             files.check_out(path)
 
 
+def test_a_link_to_a_volume_that_is_not_there_is_not_where_results_go(tmp_path: Path) -> None:
+    (tmp_path / "models").symlink_to("volume/models")
+    for path in (tmp_path / "models", tmp_path / "models" / "a"):
+        with pytest.raises(
+            LabelcurveError, match=r"models is .*a link to volume/models, not there"
+        ):
+            files.check_out(path)
+
+
 def test_hidden_files_and_others_names_are_told_apart(tmp_path: Path) -> None:
     (tmp_path / ".a.safetensors-1.part").touch()
     (tmp_path / ".checkpoint-1.part").touch()

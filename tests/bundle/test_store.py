@@ -280,6 +280,17 @@ def test_a_missing_folder_names_the_remedy(tmp_path: Path) -> None:
         store.names(tmp_path / "file")
 
 
+def test_a_model_in_place_of_the_folder_around_it_names_that(digits_models: Path) -> None:
+    model = digits_models / store.names(digits_models)[0]
+    for given in (
+        model,
+        model / "current",
+        model.resolve() / store.read(digits_models, model.name).version,
+    ):
+        with pytest.raises(BundleError, match=rf"is one model, .* around it: {digits_models}$"):
+            store.names(given)
+
+
 def test_an_empty_folder_says_what_it_should_hold(tmp_path: Path) -> None:
     with pytest.raises(BundleError, match=r"no bundle in .*NAME/VERSION/model.onnx.*train --out"):
         store.names(tmp_path)

@@ -144,15 +144,24 @@ def test_images_are_answered_in_the_order_in_which_they_come(model: labelcurve.M
         assert np.array_equal(model.predict(images).probabilities, expected)
 
 
-@pytest.mark.parametrize("images", [None, 3, {b"a": b"b"}, {b"a"}])
-def test_what_has_no_order_is_refused(model: labelcurve.Model, images: Any) -> None:
+@pytest.mark.parametrize(
+    "images", [None, 3, {b"a": b"b"}, {b"a"}, BytesIO(digit_png(0)), bytearray(digit_png(0))]
+)
+def test_what_does_not_hold_images_in_an_order_is_refused(
+    model: labelcurve.Model, images: Any
+) -> None:
     with pytest.raises(TypeError, match=f"images of type {type(images).__name__}: allowed are"):
         model.predict(images)
 
 
-def test_a_file_that_is_not_there_is_named(model: labelcurve.Model, tmp_path: Path) -> None:
+def test_a_file_that_cannot_be_read_is_named(model: labelcurve.Model, tmp_path: Path) -> None:
     with pytest.raises(labelcurve.LabelcurveError, match=r"nowhere\.png: No such file"):
         model.predict(tmp_path / "nowhere.png")
+    with pytest.raises(labelcurve.LabelcurveError, match=r"^a\\x00\.png: no file's name"):
+        model.predict("a\0.png")
+    os.mkfifo(tmp_path / "fifo.png")
+    with pytest.raises(labelcurve.LabelcurveError, match=r"fifo\.png: it is a pipe"):
+        model.predict(tmp_path / "fifo.png")
     with pytest.raises(TypeError, match="image 1 is of type int: allowed are paths, file bytes"):
         model.predict([digit_png(0), 3])  # type: ignore[list-item]
 
@@ -206,6 +215,8 @@ def test_what_is_not_there_is_explained(digits_models: Path, tmp_path: Path) -> 
         ({"max_minutes": "1"}, "max_minutes='1': allowed are numbers and None"),
         ({"seed": 1.5}, "seed=1.5: allowed are whole numbers"),
         ({"out": None}, "out=None: allowed are paths"),
+        ({"out": ""}, "out is empty: allowed are paths"),
+        ({"cache": ""}, "cache is empty: allowed are paths and None"),
         ({"cache": 3}, "cache=3: allowed are paths and None"),
         ({"data": None}, "data=None: allowed are strings and paths"),
     ],
@@ -222,6 +233,7 @@ def test_an_option_of_train_that_is_of_another_kind_is_named(
     ("options", "message"),
     [
         ({"path": None}, "path=None: allowed are paths"),
+        ({"path": ""}, "path is empty: allowed are paths"),
         ({"model": 3}, "model=3: allowed are strings and None"),
         ({"device": "gpu"}, "device='gpu': allowed are 'auto', 'cuda', 'cpu'"),
         ({"threads": "2"}, "threads='2': allowed are whole numbers and None"),
@@ -306,6 +318,7 @@ def test_importing_it_is_quick_and_changes_nothing() -> None:
 import signal, sys
 before = [signal.getsignal(number) for number in signal.valid_signals()]
 import labelcurve
+assert dir(labelcurve) == sorted(labelcurve.__all__)
 assert not {"numpy", "torch", "onnxruntime", "pydantic", "tyro", "rich"} & set(sys.modules)
 import labelcurve.library, labelcurve.training.options, labelcurve.serving.models.engine
 assert [signal.getsignal(number) for number in signal.valid_signals()] == before

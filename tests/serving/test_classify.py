@@ -68,6 +68,24 @@ def test_a_photo_in_a_format_that_is_not_read_is_not_passed_over(tmp_path: Path)
     assert [file.name for file in find([tmp_path])] == ["a.HEIC", "b.png", "c.tif"]
 
 
+def test_what_a_system_put_into_a_folder_is_no_image_and_what_is_left_out_is_counted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("@eaDir/1.png", ".thumbs/1.png", "a/._1.png", "a/1.png", "a/2", "3.txt", "4.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    assert list(find([tmp_path])) == [tmp_path / "a/1.png"]
+    assert capsys.readouterr().err == (
+        f"{tmp_path}: left out: .txt (2), files without an ending (1), hidden and system folders "
+        "(2), hidden files (1); a file named as a PATH is read whatever it is called\n"
+    )
+    assert list(find([tmp_path / "a/._1.png", tmp_path / "a/2"])) == [
+        tmp_path / "a/._1.png",
+        tmp_path / "a/2",
+    ]
+    assert not capsys.readouterr().err
+
+
 def test_folders_are_read_through_links_and_each_once(tmp_path: Path) -> None:
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "elsewhere/1.png").write_bytes(digit_png(1))
@@ -159,7 +177,8 @@ def test_unreadable_files_are_reported_and_the_rest_is_classified(
     done = classify(images, tmp_path / "none.png", "--models", digits_models, "--csv", table)
     assert done.returncode == 1
     assert len(done.stdout.splitlines()) == 69
-    errors = done.stderr.splitlines()[1:]
+    left_out, _, *errors = done.stderr.splitlines()
+    assert left_out.startswith(f"{images}: left out: .txt (1); ")
     assert [error.partition(": ")[0].rpartition("/")[2] for error in errors[:3]] == [
         "10.png",
         "11.png",

@@ -12,6 +12,7 @@ from typing import Any
 
 from labelcurve.bundle.errors import DataError
 from labelcurve.training.data.class_names import class_name
+from labelcurve.training.data.corrections import COLUMNS as AUDITED
 from labelcurve.training.data.formats.columns import check_others, note, of_table, one_hot
 from labelcurve.training.data.source import shown
 
@@ -93,6 +94,11 @@ def _read_csv(file: Path, text: str, label: str | None) -> list[Row]:
 
 def _csv_columns(file: Path, reader: csv.DictReader[str], label: str | None) -> dict[str, str]:
     names = reader.fieldnames or []
+    if label is None and set(AUDITED) <= set(names):
+        raise DataError(
+            f"{shown(file)} is a list of doubtful labels, which `labelcurve audit` wrote: give it "
+            "with --drop or --relabel, and the labelled images with --data"
+        )
     try:
         return of_table(file, names, label=label)
     except DataError:

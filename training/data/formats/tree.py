@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from labelcurve.bundle.errors import DataError
+from labelcurve.bundle.files import SYSTEM_FOLDERS
 from labelcurve.bundle.preprocess import OTHER_SUFFIXES, SUFFIXES
 from labelcurve.training.data.source import LeftOut, Say, shown
 
@@ -18,14 +19,8 @@ TEXTS = frozenset((".txt", ".json", ".xml", ".csv", ".md", ".html", ".yaml", ".y
 """Extensions of files that are certainly not images: their content is not read."""
 
 SYSTEM = {
+    **dict.fromkeys(SYSTEM_FOLDERS, "files in system folders"),
     "@eadir": "thumbnails (@eaDir)",
-    **dict.fromkeys(
-        (
-            *("lost+found", "system volume information", "$recycle.bin", "recycler", "lost.dir"),
-            *("__macosx", "__pycache__", "mlruns", "#recycle", "@recycle", "#snapshot", "@tmp"),
-        ),
-        "files in system folders",
-    ),
 }
 """Folders that a system puts there, in lower case, and what their files are called."""
 

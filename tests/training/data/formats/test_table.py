@@ -359,6 +359,16 @@ def test_folders_that_hold_equally_many_of_the_names_are_all_named(tmp_path: Pat
         opened(tmp_path / "train.csv", "path,label\n0.png,cat\n1.png,dog\n")
 
 
+def test_a_list_of_doubtful_labels_is_no_table_of_labels(tmp_path: Path) -> None:
+    images(tmp_path, 2)
+    audited = "path,label,suggested,score,reason\nphotos/0.png,cat,dog,0.9,label\n"
+    (tmp_path / "audit.csv").write_text(audited)
+    with pytest.raises(DataError, match=r"audit\.csv is a list of doubtful .*--drop or --relabel"):
+        table(tmp_path / "audit.csv", print)
+    _, said = opened(tmp_path / "labels.csv", "path,label\nphotos/0.png,cat\nphotos/1.png,dog\n")
+    assert said == []
+
+
 def test_another_table_of_labels_beside_it_is_named(tmp_path: Path) -> None:
     images(tmp_path, 3)
     (tmp_path / "test.csv").write_text("path,label\nphotos/2.png,cat\n")
