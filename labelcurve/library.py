@@ -141,7 +141,13 @@ class Predictions:
     """Names of the K columns."""
 
     def top(self, k: int) -> list[list[tuple[str, float]]]:
-        """The k most probable classes of each image with their probabilities, best first."""
+        """The k most probable classes of each image with their probabilities, best first.
+
+        Raises:
+            ValueError: k is below 1.
+        """
+        if k < 1:
+            raise ValueError(f"k is {k}: allowed are 1 and more")
         order = np.argsort(-self.probabilities, axis=1, kind="stable")[:, :k]
         return [
             [(self.class_names[i], float(row[i])) for i in best]

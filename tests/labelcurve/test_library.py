@@ -97,7 +97,11 @@ def test_labels_are_the_most_probable_classes_in_the_order_of_the_images(
     for label, row, best in zip(found.labels, found.probabilities, found.top(3), strict=True):
         assert [name for name, _ in best] == [str(i) for i in np.argsort(-row)[:3]]
         assert best[0] == (label, float(row.max()))
+    assert [len(best) for best in found.top(99)] == [10] * 40
     assert model.predict([]).labels == ()
+    for k in (0, -1):
+        with pytest.raises(ValueError, match=f"k is {k}: allowed are 1 and more"):
+            found.top(k)
 
 
 @pytest.mark.parametrize(
