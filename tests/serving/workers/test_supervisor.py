@@ -6,12 +6,16 @@ import resource
 import shutil
 import signal
 import socket
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import httpx
+from circus.process import DEAD_OR_ZOMBIE
+from tornado.ioloop import IOLoop
 
 from labelcurve.serving.workers.metrics_server import CONNECTIONS
+from labelcurve.serving.workers.supervisor import _Workers
 from tests.models import digit_png
 from tests.serving.conftest import Service, alive, free_port, listening, wait_for
 
@@ -148,6 +152,24 @@ def test_a_worker_that_is_killed_as_it_starts_is_said_to_be(
     assert service.process.returncode == 1
     assert "was ended by SIGKILL (as the kernel does where memory runs out" in service.output
     assert "while it started" in service.output
+
+
+def test_a_worker_that_dies_while_another_is_reaped_is_reaped_as_well() -> None:
+    reaped = []
+
+    def after_reap(process_pid: int, exit_code: int, **_: object) -> None:
+        reaped.append((process_pid, exit_code))
+
+    workers = _Workers("service", sys.executable, hooks={"after_reap": (after_reap, True)})
+    workers.initialize(None, {}, None)
+    workers._status = "active"
+    workers.spawn_process()
+    (worker,) = workers.processes.values()
+    worker.send_signal(signal.SIGKILL)
+    wait_for(lambda: worker.status == DEAD_OR_ZOMBIE)
+    workers.numprocesses = 0
+    IOLoop().run_sync(workers.manage_processes)
+    assert reaped == [(worker.pid, -signal.SIGKILL)]
 
 
 def test_what_a_killed_worker_had_in_progress_is_counted_no_more(
