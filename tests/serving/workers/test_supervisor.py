@@ -191,6 +191,22 @@ def test_what_a_killed_worker_had_in_progress_is_counted_no_more(
         client.close()
 
 
+def test_a_worker_that_cannot_read_the_keys_says_so_in_a_line_until_it_can(
+    start_service: Start, digits_models: Path, tmp_path: Path
+) -> None:
+    keys = tmp_path / "keys"
+    keys.write_text(f"a {'0' * 64} 0\n")
+    service = start_service(digits_models, "--api-keys", str(keys))
+    service.wait_until_ready()
+    keys.write_text("garbage\n")
+    (worker,) = service.workers()
+    os.kill(worker, signal.SIGKILL)
+    wait_for(lambda: f"ended: {keys}, line 1: expected NAME SHA256" in service.output, 60)
+    keys.write_text(f"a {'0' * 64} 0\n")
+    wait_for(lambda: httpx.get(f"{service.url}/readyz", timeout=60).is_success, 60)
+    assert "Traceback" not in service.output
+
+
 def test_idle_connections_to_the_metrics_take_few_descriptors(
     start_service: Start, digits_models: Path
 ) -> None:
