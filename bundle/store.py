@@ -25,6 +25,8 @@ from labelcurve.bundle.manifest import PREPROCESSING_VERSION, SCHEMA_VERSION, Ma
 GRAPH, MANIFEST, CARD, RUN = "model.onnx", "manifest.json", "README.md", "run.json"
 CURRENT = "current"
 
+_NOT_UTF8 = "its name is not UTF-8"
+
 
 def variant_file(precision: str) -> str:
     """Name of the graph of a variant: `model.int8.onnx`."""
@@ -139,7 +141,7 @@ def names(root: Path) -> list[str]:
     found = found or sorted(_unlinked(root))
     if not found:
         for entry, reason in unreadable.items():
-            if reason:
+            if reason and reason != _NOT_UTF8:
                 raise _cannot_read(entry, reason)
         for model in (root.absolute(), root.absolute().parent):
             if (model / CURRENT).is_symlink():
@@ -191,7 +193,7 @@ def scan(root: Path) -> dict[str, Found]:
                 found[folder.name] = Found(None, {}, error)
                 continue
             link = folder / CURRENT
-            current = link.readlink().name if link.is_symlink() else None
+            current = _legible(link.readlink().name) if link.is_symlink() else None
             versions = {v: _stamp(folder / v) for v in _versions(folder) if v != CURRENT}
             if current is not None or versions:
                 found[folder.name] = Found(current, versions)
@@ -202,8 +204,15 @@ def scan(root: Path) -> dict[str, Found]:
     return found
 
 
+def _legible(name: str) -> str:
+    """A name whose bytes outside of UTF-8, which no answer can hold, are replaced."""
+    return os.fsencode(name).decode(errors="replace")
+
+
 def _unreadable(folder: Path) -> str | None:
-    """Reason why a folder cannot be listed or searched; None if it can."""
+    """Reason why a folder cannot be listed or searched, or named in an answer; None if it can."""
+    if folder.name != _legible(folder.name):
+        return _NOT_UTF8
     try:
         if folder.is_dir():
             os.scandir(folder).close()
@@ -291,10 +300,12 @@ def _parse(file: Path, content: bytes) -> Manifest:
         return Manifest.model_validate_json(content)
     except ValidationError as error:
         schema = _schema_of(content)
+        first = error.errors(include_input=False, include_url=False)[0]
+        where = ".".join(map(str, first["loc"])) or "the file"
         raise BundleError(
             f"{file} has schema_version {schema}, this release reads {SCHEMA_VERSION}"
             if schema != SCHEMA_VERSION
-            else f"{file} does not follow the schema: {error}"
+            else f"{file} does not follow the schema: {where}: {first['msg']}"
         ) from error
 
 
@@ -335,7 +346,7 @@ def _unlinked(root: Path) -> dict[str, str]:
 
 
 def _versions(folder: Path) -> list[str]:
-    return sorted(path.parent.name for path in folder.glob(f"[!.]*/{MANIFEST}"))
+    return sorted(_legible(path.parent.name) for path in folder.glob(f"[!.]*/{MANIFEST}"))
 
 
 def _schema_of(manifest: bytes) -> object:

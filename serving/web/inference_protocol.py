@@ -22,7 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from labelcurve.serving.errors import Problem
 from labelcurve.serving.models.model import Model
-from labelcurve.serving.web.multipart import MAX_PARTS
+from labelcurve.serving.web.multipart import MAX_PARTS, too_many
 from labelcurve.serving.web.request import check_json
 
 HEADER_LENGTH = "inference-header-content-length"
@@ -111,7 +111,7 @@ def parse(body: bytes, header_length: str | None, size: int) -> Inference:
     (tensor,) = content.inputs
     n = tensor.shape[0]
     if n > MAX_PARTS:
-        raise Problem(f"{n} images: at most {MAX_PARTS} in one request", status=413)
+        raise too_many(n, "images")
     binary = _binary(tensor, body[length:])
     everywhere = bool(content.parameters.get("binary_data_output", False))
     wanted = content.outputs or [

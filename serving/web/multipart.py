@@ -41,6 +41,12 @@ def parse(body: bytes, content_type: str) -> list[tuple[str, bytes]]:
     return form.parts
 
 
+def too_many(found: int, what: str) -> Problem:
+    """A request has more images than are allowed."""
+    detail = f"{found} {what} in one request: at most {MAX_PARTS} are allowed"
+    return Problem(detail, status=413, found=found, allowed=MAX_PARTS)
+
+
 class _Form:
     """The parts of a multipart body, as `MultipartParser` reports them."""
 
@@ -82,7 +88,7 @@ class _Form:
 
     def _part_end(self) -> None:
         if len(self.parts) == MAX_PARTS:
-            raise Problem(f"more than {MAX_PARTS} parts in one request", status=413)
+            raise too_many(MAX_PARTS + 1, "parts or more")
         self.parts.append((self._name, b"".join(self._data)))
 
     def _end(self) -> None:

@@ -97,7 +97,7 @@ class RunDir:
 
     def ready(self) -> None:
         """Called by a worker whose models are warm."""
-        (self.path / f"ready-{os.getpid()}").touch()
+        self._say(f"ready-{os.getpid()}", "")
 
     def fail(self, message: str) -> None:
         """Called by a worker that cannot serve."""
@@ -108,9 +108,10 @@ class RunDir:
         self._say(f"serves-{name}", version)
 
     def _say(self, name: str, text: str) -> None:
-        """Writes a file atomically; a full disk does not stop the service."""
+        """Writes a file atomically; neither a full disk nor a removed folder stops the service."""
         temporary = self.path / f".{name}-{os.getpid()}"
         try:
+            self.path.mkdir(0o700, parents=True, exist_ok=True)
             temporary.write_text(text)
             temporary.rename(self.path / name)
         except OSError as error:

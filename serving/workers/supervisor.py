@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from circus.arbiter import Arbiter
 from circus.exc import ConflictError
+from circus.process import DEAD_OR_ZOMBIE, UNEXISTING
 from circus.sockets import CircusSocket
 from circus.watcher import Watcher
 from tornado import gen
@@ -110,6 +111,21 @@ class _Workers(Watcher):  # type: ignore[misc]
     not_before = 0.0
     """Earliest start of the next worker, by the monotonic clock."""
     _pausing = False
+
+    @gen.coroutine
+    def manage_processes(self) -> Any:
+        """Starts a worker for each that has died.
+
+        circus reaps those that it is told of first, and here forgets one that died in between, as
+        when all are killed at once: its end would be neither logged nor counted.
+        """
+        if self.is_stopped():
+            return
+        for process in list(self.processes.values()):
+            if process.status in (DEAD_OR_ZOMBIE, UNEXISTING):
+                self.reap_process(process.pid)
+        if len(self.processes) < self.numprocesses and not self.is_stopping():
+            yield self.spawn_processes()
 
     @gen.coroutine
     def spawn_processes(self) -> Any:

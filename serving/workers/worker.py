@@ -6,8 +6,10 @@ import gc
 import signal
 import sys
 
+from labelcurve.bundle.errors import LabelcurveError
 from labelcurve.serving.telemetry import output
 from labelcurve.serving.workers import bento
+from labelcurve.serving.workers.rundir import RunDir
 
 
 def main() -> None:
@@ -18,6 +20,17 @@ def main() -> None:
     output.install(_count_dropped)
     bento.ignore_its_environment()
     bento.defer_unused()
+    try:
+        _serve()
+    except LabelcurveError as error:  # the supervisor logs it, in a line
+        run_dir = RunDir.from_environment()
+        if run_dir is None:
+            raise
+        run_dir.fail(str(error))
+        sys.exit(1)
+
+
+def _serve() -> None:
     from labelcurve.serving.workers import loading
 
     serves = loading.begin()

@@ -102,9 +102,10 @@ def test_as_many_images_as_allowed_are_taken_and_one_more_is_413() -> None:
         return json.dumps({"inputs": [tensor]}).encode()
 
     assert len(parse(body(MAX_PARTS), None, SIZE).pixels) == MAX_PARTS
-    with pytest.raises(Problem, match="65 images: at most 64 in one request") as error:
+    with pytest.raises(Problem, match="65 images in one request: at most 64") as error:
         parse(body(MAX_PARTS + 1), None, SIZE)
     assert error.value.status == 413
+    assert error.value.members == {"found": 65, "allowed": 64}
 
 
 @pytest.mark.parametrize(

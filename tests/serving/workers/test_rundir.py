@@ -49,6 +49,21 @@ def test_a_message_that_cannot_be_written_is_a_warning(
     assert f"cannot write {tmp_path}/serves-digits: " in record.getMessage()
 
 
+def test_a_worker_is_ready_where_the_folder_was_removed_or_cannot_be_written(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run_dir = RunDir(tmp_path / "removed")
+    run_dir.ready()
+    run_dir.serves("digits", "a")
+    assert (run_dir.n_ready(), run_dir.served()) == (1, {"digits": "a"})
+    assert run_dir.path.stat().st_mode & 0o777 == 0o700
+    assert not caplog.records
+
+    (tmp_path / "file").touch()
+    RunDir(tmp_path / "file").ready()
+    assert "The service continues" in caplog.text
+
+
 def test_what_another_user_left_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     (tmp_path / "labelcurve-other").mkdir()

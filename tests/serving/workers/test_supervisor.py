@@ -6,12 +6,16 @@ import resource
 import shutil
 import signal
 import socket
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import httpx
+from circus.process import DEAD_OR_ZOMBIE
+from tornado.ioloop import IOLoop
 
 from labelcurve.serving.workers.metrics_server import CONNECTIONS
+from labelcurve.serving.workers.supervisor import _Workers
 from tests.models import digit_png
 from tests.serving.conftest import Service, alive, free_port, listening, wait_for
 
@@ -150,6 +154,24 @@ def test_a_worker_that_is_killed_as_it_starts_is_said_to_be(
     assert "while it started" in service.output
 
 
+def test_a_worker_that_dies_while_another_is_reaped_is_reaped_as_well() -> None:
+    reaped = []
+
+    def after_reap(process_pid: int, exit_code: int, **_: object) -> None:
+        reaped.append((process_pid, exit_code))
+
+    workers = _Workers("service", sys.executable, hooks={"after_reap": (after_reap, True)})
+    workers.initialize(None, {}, None)
+    workers._status = "active"
+    workers.spawn_process()
+    (worker,) = workers.processes.values()
+    worker.send_signal(signal.SIGKILL)
+    wait_for(lambda: worker.status == DEAD_OR_ZOMBIE)
+    workers.numprocesses = 0
+    IOLoop().run_sync(workers.manage_processes)
+    assert reaped == [(worker.pid, -signal.SIGKILL)]
+
+
 def test_what_a_killed_worker_had_in_progress_is_counted_no_more(
     start_service: Start, digits_models: Path
 ) -> None:
@@ -167,6 +189,22 @@ def test_what_a_killed_worker_had_in_progress_is_counted_no_more(
     assert in_progress(service) == 0
     for client in waiting:
         client.close()
+
+
+def test_a_worker_that_cannot_read_the_keys_says_so_in_a_line_until_it_can(
+    start_service: Start, digits_models: Path, tmp_path: Path
+) -> None:
+    keys = tmp_path / "keys"
+    keys.write_text(f"a {'0' * 64} 0\n")
+    service = start_service(digits_models, "--api-keys", str(keys))
+    service.wait_until_ready()
+    keys.write_text("garbage\n")
+    (worker,) = service.workers()
+    os.kill(worker, signal.SIGKILL)
+    wait_for(lambda: f"ended: {keys}, line 1: expected NAME SHA256" in service.output, 60)
+    keys.write_text(f"a {'0' * 64} 0\n")
+    wait_for(lambda: httpx.get(f"{service.url}/readyz", timeout=60).is_success, 60)
+    assert "Traceback" not in service.output
 
 
 def test_idle_connections_to_the_metrics_take_few_descriptors(
