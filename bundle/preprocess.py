@@ -16,6 +16,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from labelcurve.bundle import pieces
 from labelcurve.bundle.errors import ImageTooLarge, UnreadableImage, UnsupportedImage
 from labelcurve.bundle.manifest import PREPROCESSING_VERSION
+from labelcurve.bundle.text import counted
 
 VERSION = PREPROCESSING_VERSION
 """Version of the function `prepare`; a bundle records the one used in training."""
@@ -103,14 +104,15 @@ def decode(
             # that would keep the whole file in memory until the garbage collector runs.
             detail = "its header cannot be read" if unknown else str(error)
             raise UnreadableImage(f"the {kind} image is truncated or corrupt: {detail}") from error
+        length = counted(len(data), "byte")
         others = (kind for start, kind in _OTHERS.items() if re.match(start, data))
         if kind := next(others, None):
             raise UnsupportedImage(
-                f"a {kind} file ({len(data)} bytes), which is not read: convert it to JPEG or PNG "
+                f"{kind} ({length}) is not read: convert it to JPEG or PNG "
                 f"(allowed are {', '.join(FORMATS)})"
             ) from error
         raise UnsupportedImage(
-            f"not an image that can be read ({len(data)} bytes): allowed are {', '.join(FORMATS)}"
+            f"not an image that can be read ({length}): allowed are {', '.join(FORMATS)}"
         ) from error
     width, height = image.size
     if image.format == "MPO":  # a JPEG with further pictures behind the first

@@ -17,6 +17,7 @@ from sklearn.datasets import load_sample_image
 
 from labelcurve.bundle import preprocess
 from labelcurve.bundle.errors import ImageTooLarge, UnreadableImage, UnsupportedImage
+from labelcurve.bundle.text import counted
 
 RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
 
@@ -395,7 +396,7 @@ def test_a_format_that_is_not_read_is_called_by_its_name(data: bytes, kind: str)
     with pytest.raises(UnsupportedImage) as error:
         preprocess.decode(data)
     assert str(error.value) == (
-        f"a {kind} file ({len(data)} bytes), which is not read: convert it to JPEG or PNG "
+        f"{kind} ({counted(len(data), 'byte')}) is not read: convert it to JPEG or PNG "
         "(allowed are PNG, JPEG, WEBP, BMP, GIF)"
     )
 
