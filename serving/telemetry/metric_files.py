@@ -65,7 +65,8 @@ class Values(MmapedDict):
         content = b"".join((struct.pack("i", self._used), bytes(4), self._m[8 : self._used]))
         if content == self._written and self._path.exists():
             return
-        self._path.parent.mkdir(0o700, parents=True, exist_ok=True)
+        for folder in (self._path.parent.parent, self._path.parent):  # both for this user alone
+            folder.mkdir(0o700, parents=True, exist_ok=True)
         descriptor = os.open(self._path, os.O_WRONLY | os.O_CREAT, 0o644)
         try:
             # The first four bytes hold the length: readers must not see them before the rest.

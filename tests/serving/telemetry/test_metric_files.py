@@ -81,6 +81,7 @@ def test_a_folder_that_a_cleaner_removed_is_made_again(
     assert b'a_total{path="a"} 1.0\n' in generate_latest(metric_files.registry(str(folder)))
     kept.flush()
     assert others(kept) == {KEY % "a": 1.0}
+    assert [path.stat().st_mode & 0o777 for path in (folder.parent, folder)] == [0o700] * 2
 
 
 def test_a_full_disk_is_an_error_and_loses_nothing(kept: Values) -> None:
