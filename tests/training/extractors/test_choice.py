@@ -19,6 +19,8 @@ from labelcurve.training.recipes import pretraining
 from labelcurve.training.runtime.device import FP32_CPU
 from tests.training.extractors.test_pretraining import few, interrupted, made
 
+pytestmark = pytest.mark.usefixtures("narrow")
+
 
 @pytest.fixture(autouse=True)
 def nothing_outside(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

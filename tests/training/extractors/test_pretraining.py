@@ -24,6 +24,8 @@ from labelcurve.training.recipes import extendable, pretraining
 from labelcurve.training.runtime.checkpoint import CheckpointPolicy
 from labelcurve.training.runtime.device import FP32_CPU
 
+pytestmark = pytest.mark.usefixtures("narrow")
+
 
 @pytest.fixture(autouse=True)
 def nothing_outside(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

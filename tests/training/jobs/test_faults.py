@@ -34,6 +34,8 @@ from tests.training.jobs import test_train
 from tests.training.jobs.test_train import published
 from tests.training.sets import digit_rows, write_folder
 
+pytestmark = pytest.mark.usefixtures("narrow")
+
 
 def options(out: Path, cache: Path, **more: Any) -> Options:
     return test_train.options(out, cache, **({"no_unlabelled": True} | more))

@@ -149,6 +149,7 @@ def test_a_beginning_that_is_not_there_is_named_by_its_own_option(cache: Path) -
     assert "--extractor" not in str(error.value), "`pretrain` has no such option"
 
 
+@pytest.mark.usefixtures("narrow")
 def test_a_limit_of_minutes_ends_the_run_with_its_extractor(cache: Path, tmp_path: Path) -> None:
     out = tmp_path / "a.safetensors"
     entry = pretrain_job.run(options(cache, epochs=None, max_minutes=0.05, out=out))["extractor"]
@@ -189,6 +190,7 @@ def test_options_change_the_recipe_and_nothing_else(cache: Path, digits: Data) -
     assert reference.objective == "relative-position"
 
 
+@pytest.mark.usefixtures("narrow")
 def test_a_limit_within_the_first_epoch_is_warned_of(
     digits: Data, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -231,6 +233,7 @@ def test_the_same_command_in_another_process_gives_the_same_version(
     assert again["extractor"]["version"] == done.document["extractor"]["version"]
 
 
+@pytest.mark.usefixtures("narrow")
 def test_pretrain_says_what_it_replaces_and_what_train_will_take(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -253,6 +256,7 @@ def test_pretrain_says_what_it_replaces_and_what_train_will_take(
     ) in said
 
 
+@pytest.mark.usefixtures("narrow")
 def test_a_batch_of_another_size_is_learnt_from(cache: Path, tmp_path: Path) -> None:
     given = options(cache, epochs=0.1, batch_size=100, out=tmp_path / "a.safetensors")
     found = extractor.read(Path(pretrain_job.run(given)["extractor"]["path"]))
@@ -273,6 +277,7 @@ def test_a_file_that_another_run_is_making_is_refused(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.usefixtures("narrow")
 def test_a_trunk_is_continued_by_the_same_command_for_any_length(
     tmp_path: Path, cache: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

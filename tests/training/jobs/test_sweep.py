@@ -183,6 +183,7 @@ def test_mean_and_spread_are_over_the_seeds() -> None:
     assert two == {"data": "b", "fraction": 0.1, "seeds": 1, "mean": 0.9, "std": None}
 
 
+@pytest.mark.usefixtures("narrow")
 def test_a_second_attempt_resumes_and_finds_what_the_first_published(
     tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -233,6 +234,7 @@ class InProcess:
             raise self.exceptions.RayTaskError("train", "", error) from error
 
 
+@pytest.mark.usefixtures("narrow")
 def test_what_was_published_is_not_trained_again_until_all_of_it_is_there(
     tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -24,6 +24,8 @@ from labelcurve.training.recipes import recipe
 from labelcurve.training.runs import grid
 from tests.training.sets import digit_rows, write_folder
 
+pytestmark = pytest.mark.usefixtures("narrow")
+
 
 def options(out: Path, cache: Path, **more: Any) -> Options:
     values: dict[str, Any] = {
@@ -131,8 +133,9 @@ def test_a_fraction_of_the_labels_is_as_few_labels_and_other_images_without(
 
 @pytest.mark.usefixtures("briefly")
 def test_what_the_network_began_with_is_in_the_manifest_and_on_the_card(
-    tmp_path: Path, cache: Path, digits: Data
+    tmp_path: Path, digits: Data
 ) -> None:
+    cache = tmp_path / "cache"
     train.run(options(tmp_path, cache, extractor="auto"))
     bundle = store.read(tmp_path, "digits-20")
     found = extractor.find(digits.pixels_hash, "convnet", 8, False, cache)
@@ -156,8 +159,9 @@ def test_without_an_extractor_none_is_in_the_manifest(tmp_path: Path, cache: Pat
 
 @pytest.mark.usefixtures("briefly")
 def test_an_extractor_can_be_named_and_another_network_refuses_it(
-    tmp_path: Path, cache: Path, digits: Data
+    tmp_path: Path, digits: Data
 ) -> None:
+    cache = tmp_path / "cache"
     train.run(options(tmp_path / "first", cache, extractor="auto"))
     path = extractor.cached(digits.pixels_hash, "convnet", 8, False, cache)
     named = options(tmp_path / "second", tmp_path / "empty", extractor=str(path))

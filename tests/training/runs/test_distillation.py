@@ -21,6 +21,8 @@ from tests.models import graph
 from tests.training.jobs import test_train
 from tests.training.jobs.test_faults import Gone, left, versions
 
+pytestmark = pytest.mark.usefixtures("narrow")
+
 TEACHER, STUDENT = "digits-scratch-20", "digits-scratch-compact-20"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,10 +21,17 @@ from labelcurve.training.jobs import train
 from labelcurve.training.models import quantize
 from labelcurve.training.options import Options, QuantizeOptions
 from labelcurve.training.runs import candidates, final, grid
+from tests.training.conftest import narrowed
 from tests.training.sets import digit_rows, write_folder
 
 N = 150
 """Labels: 15 a class, of which 3 are test and 1 validates."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def narrow() -> Iterator[None]:
+    with narrowed():
+        yield
 
 
 @pytest.fixture(scope="module")
