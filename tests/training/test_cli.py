@@ -22,6 +22,8 @@ from labelcurve.bundle import store
 from labelcurve.bundle.preprocess import prepare
 from labelcurve.training import cli
 from labelcurve.training.data import dataset
+from labelcurve.training.jobs import train as job
+from labelcurve.training.options import parse
 from tests.training.conftest import QUICK, SMALL, TRAIN, Finished, environment, train
 from tests.training.sets import digit_rows, write_folder
 
@@ -176,11 +178,10 @@ def test_the_same_seed_gives_the_same_version_alone_and_on_a_terminal_a_table_co
 
 
 def test_the_reference_preset_publishes_too_and_test_can_stay_unread(
-    tmp_path: Path, cache: Path
+    tmp_path: Path, cache: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    done = train(tmp_path, cache, *QUICK, "--preset", "reference", "--no-test", "--fraction", "0.1")
-    assert done.code == 0, done.stderr
-    (entry,) = bundles(done)
+    given = ("--preset", "reference", "--no-test", "--fraction", "0.1", "--out", str(tmp_path))
+    (entry,) = job.run(parse([*QUICK, *given, "--cache", str(cache)]))["bundles"]
     assert entry["name"] == "digits-reference-scratch-10"
     assert entry["test"] is None
     bundle = store.read(tmp_path, "digits-reference-scratch-10")
@@ -189,7 +190,7 @@ def test_the_reference_preset_publishes_too_and_test_can_stay_unread(
     assert bundle.manifest.predicted.split == "validation"
     assert bundle.manifest.backbone == "reference"
     assert sum(map(sum, store.read_run(bundle.path).confusion)) == entry["n_labels_val"]
-    assert "validation: accuracy" in done.stdout
+    assert "validation: accuracy" in capsys.readouterr().out
     assert "left unread" in (bundle.path / "README.md").read_text()
 
 
