@@ -75,7 +75,7 @@ def test_every_command_has_help_under_its_name(
     name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["labelcurve", name, "--help"])
-    with pytest.raises(SystemExit, match="^0$"):
+    with pytest.raises(SystemExit, match=r"^0$"):
         __main__._run(name, ["--help"])
     assert capsys.readouterr().out.startswith(f"usage: labelcurve {name} ")
 

@@ -1,9 +1,10 @@
-"""`audit` on digits with planted errors, and `train` with its table, as commands."""
+"""`audit` on digits with planted errors, as a command, and `train` with its table."""
 
 from __future__ import annotations
 
 import csv
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,9 @@ import pytest
 from labelcurve.bundle import store
 from labelcurve.bundle.errors import LabelcurveError
 from labelcurve.training.embedding_options import AuditOptions
-from labelcurve.training.jobs import audit
-from tests.training.conftest import LABELCURVE, Finished, finished, train
+from labelcurve.training.jobs import audit, train
+from labelcurve.training.options import parse
+from tests.training.conftest import LABELCURVE, Finished, finished
 from tests.training.sets import digit_rows, write_folder
 
 WRONG, COPIES = 20, 3
@@ -95,25 +97,32 @@ def test_the_last_line_and_the_page_say_the_same(audited: Finished) -> None:
     assert page.index("broken.png") < page.index("blank.png")
 
 
+@pytest.mark.usefixtures("narrow")
 @pytest.mark.parametrize("flag", ["--drop", "--relabel"])
 def test_train_takes_the_table(
-    audited: Finished, planted: Planted, cache: Path, tmp_path: Path, flag: str
+    audited: Finished,
+    planted: Planted,
+    cache: Path,
+    tmp_path: Path,
+    flag: str,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     quick = ("--image-size", "16", "--epochs", "1", "--extractor", "none", "--fraction", "1.0")
     broken = () if flag == "--drop" else ("--skip-unreadable",)
-    options = ("--data", str(planted.data), *quick, "--device", "cpu", "--no-final")
-    done = train(tmp_path / "models", cache, *options, flag, str(audited.out), *broken)
-    assert done.code == 0, done.stderr
+    given = ("--data", str(planted.data), *quick, "--device", "cpu", "--no-final")
+    places = ("--out", str(tmp_path / "models"), "--cache", str(cache))
+    train.run(parse([*given, *places, flag, str(audited.out), *broken]))
+    said = capsys.readouterr().out
     manifest = store.read_all(tmp_path / "models")[0].manifest
     dropped, relabelled = manifest.dataset.dropped, manifest.dataset.relabelled
     if flag == "--drop":
         assert dropped > WRONG / 2
         assert relabelled == 0
-        assert f"--drop: {dropped} training images left out" in done.stdout
+        assert f"--drop: {dropped} training images left out" in said
     else:
         assert relabelled > WRONG / 2
         assert dropped == 0
-        assert f"--relabel: {relabelled} training images with another label" in done.stdout
+        assert f"--relabel: {relabelled} training images with another label" in said
     card = (tmp_path / "models" / "data-scratch-100" / "current" / "README.md").read_text()
     assert f"{max(dropped, relabelled)} training images" in card
 
@@ -121,10 +130,10 @@ def test_train_takes_the_table(
 def test_a_line_that_was_edited_is_named(audited: Finished, planted: Planted, cache: Path) -> None:
     edited = audited.out.with_name("edited.csv")
     edited.write_text("path,label,suggested,score,reason\n0/none.png,0,1,0.9,label\n")
-    options = ("--data", str(planted.data), "--skip-unreadable", "--dry-run")
-    done = train(edited.parent / "m", cache, *options, "--relabel", str(edited))
-    assert done.code == 1
-    assert f"--relabel {edited} line 2: no image of --data" in done.stderr
+    given = ("--data", str(planted.data), "--skip-unreadable", "--dry-run", "--cache", str(cache))
+    message = f"--relabel {edited} line 2: no image of --data"
+    with pytest.raises(LabelcurveError, match=re.escape(message)):
+        train.run(parse([*given, "--out", str(edited.parent / "m"), "--relabel", str(edited)]))
 
 
 def test_a_table_that_is_there_is_kept(audited: Finished, planted: Planted, cache: Path) -> None:

@@ -16,6 +16,8 @@ from labelcurve.training.jobs import train
 from labelcurve.training.options import Options
 from tests.training.sets import write_parquet
 
+pytestmark = pytest.mark.usefixtures("narrow")
+
 
 def trained(folder: Path, **more: Any) -> Bundle:
     out = folder / "out"

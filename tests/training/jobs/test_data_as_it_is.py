@@ -13,6 +13,8 @@ from labelcurve.training.jobs import train
 from labelcurve.training.options import Options
 from tests.training.sets import digit_rows, write_folder
 
+pytestmark = pytest.mark.usefixtures("narrow")
+
 TWO = ("nought", "one")
 
 

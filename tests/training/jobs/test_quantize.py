@@ -11,16 +11,27 @@ import pytest
 from labelcurve.bundle import store
 from labelcurve.bundle.errors import ExportError
 from labelcurve.training.jobs import quantize as quantize_job
+from labelcurve.training.jobs import train
 from labelcurve.training.models import quantize
-from labelcurve.training.options import QuantizeOptions
-from tests.training.conftest import LABELCURVE, QUICK, Finished, train
+from labelcurve.training.options import QuantizeOptions, parse
+from tests.training.conftest import LABELCURVE, QUICK, narrowed
 from tests.training.sets import digit_rows, write_folder
 
 
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Path:
+    """digits-scratch-10 and digits-scratch-100; do not change them."""
+    out = tmp_path_factory.mktemp("made")
+    places = ("--out", str(out), "--cache", str(cache))
+    with narrowed():
+        train.run(parse([*QUICK, *places, "--fraction", "0.1", "--fraction", "1.0"]))
+    return out
+
+
 @pytest.fixture
-def models(trained: Finished, tmp_path: Path) -> Path:
+def models(made: Path, tmp_path: Path) -> Path:
     """Bundles to change."""
-    return Path(shutil.copytree(trained.out, tmp_path / "models", symlinks=True))
+    return Path(shutil.copytree(made, tmp_path / "models", symlinks=True))
 
 
 def test_a_bundle_gets_both_variants_and_keeps_its_name(
@@ -133,16 +144,17 @@ def test_a_model_of_corrected_labels_needs_the_tables_of_its_training(
     drop.write_text("path,suggested\n" + "".join(f"{name},\n" for name in names[::10]))
     relabel.write_text("path,suggested\n" + "".join(f"{name},0\n" for name in names[31:36]))
     given = ("--data", str(data), "--drop", str(drop), "--relabel", str(relabel))
-    done = train(tmp_path / "models", cache, *QUICK, *given, "--fraction", "1", "--epochs", "1")
-    assert done.code == 0, done.stderr
-    options = QuantizeOptions(models=done.out, data=str(data), cache=cache)
+    out = tmp_path / "models"
+    more = ("--fraction", "1", "--epochs", "1", "--out", str(out), "--cache", str(cache))
+    with narrowed():
+        before = train.run(parse([*QUICK, *given, *more]))["bundles"][0]
+    options = QuantizeOptions(models=out, data=str(data), cache=cache)
     with pytest.raises(
         ExportError, match=r"was trained with \d images dropped and \d relabelled.*--drop"
     ):
         quantize_job.run(options)
     quantize_job.run(replace(options, drop=drop, relabel=relabel))
-    before = done.document["bundles"][0]
-    after = store.read(done.out, before["name"])
+    after = store.read(out, before["name"])
     assert after.version != before["version"]
     assert [variant.val.n for variant in after.manifest.variants] == [before["n_labels_val"]]
 
