@@ -3,10 +3,10 @@
 Stated substitutions: `make test` is this very run, so its block is looked at and not run again;
 `make demo` has another test (tests/benchmarks/test_demo.py); CIFAR-10 needs a download, so
 two fractions of digits stand in for it, for one epoch, without an extractor and with a short load;
-images are learned from at their 8 pixels; `train` on images has two epochs, and so has `pretrain`,
-not a hundred; with a trunk it has four instead of 480 minutes (the limit is in
-tests/training/jobs/test_pretrain.py). `serve` runs in the background until the end. A command that
-occurs twice is run once. The block with docker is that of docs/deploying.md, which
+images are learned from at their 8 pixels; `train` on images has two of its fractions and two
+epochs, and so has `pretrain`, not a hundred; with a trunk it has four instead of 480 minutes (the
+limit is in tests/training/jobs/test_pretrain.py). `serve` runs in the background until the end. A
+command that occurs twice is run once. The block with docker is that of docs/deploying.md, which
 scripts/containers runs: with podman, on digits and without a GPU. What the JavaScript client sends
 is in tests/serving/web: it needs further packages.
 """
@@ -46,6 +46,9 @@ def substituted(block: str, port: int) -> str:
     block = block.replace("--fraction 0.05 0.1 0.2 0.3 0.5 1", "--fraction 0.1 1")
     digits = r"\1--epochs 1 --extractor none --data digits"
     block = re.sub(r"^(labelcurve train .*)--data cifar10", digits, block, flags=re.M)
+    block = re.sub(
+        r"^(labelcurve train --data path/to/images)$", r"\1 --fraction 0.1 1", block, flags=re.M
+    )
     block = re.sub(
         r"^(labelcurve (?:train|plan|pretrain) --data path/to/images)",
         r"\1 --image-size 8",
