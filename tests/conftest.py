@@ -36,8 +36,6 @@ LONG = (
     "training/jobs/test_faults",
     "training/test_cli",
     "training/runtime/test_distributed",
-    "training/extractors/test_pretraining",
-    "training/extractors/test_choice",
     "training/jobs/test_pretrain",
     "benchmarks/test_cli",
     "benchmarks/test_demo",
