@@ -42,6 +42,7 @@ def test_a_device_that_is_not_there() -> None:
         selftest.run("cuda")
 
 
+@pytest.mark.usefixtures("narrow")
 def test_wrong_results_fail(monkeypatch: pytest.MonkeyPatch) -> None:
     bf16 = device.Device(
         torch.device("cpu"),
