@@ -29,6 +29,8 @@ class Session:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
+        # As in the service; and several models are open at once, whose threads would wait spinning.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         options.log_severity_level = 3
         # As in the service: by default fp32 is TF32 there.
         own = {"use_tf32": "0", "cudnn_conv_algo_search": "EXHAUSTIVE"} if device == "cuda" else {}
