@@ -19,6 +19,7 @@ from labelcurve.bundle import store
 from labelcurve.bundle.errors import LabelcurveError
 from labelcurve.training import options
 from labelcurve.training.jobs import sweep
+from labelcurve.training.runtime import interruption
 from labelcurve.training.sweep_options import SweepOptions, parse_sweep
 from tests.training.conftest import LABELCURVE, QUICK, SMALL, environment, finished
 
@@ -248,7 +249,7 @@ def test_ray_has_three_attempts_to_start(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     monkeypatch.setattr("tempfile.mkdtemp", lambda **_: str(tmp_path))
-    monkeypatch.setattr(sweep.interruption, "remove_at_end", lambda _: None)
+    monkeypatch.setattr(interruption, "remove_at_end", lambda _: None)
     fails, given = [2], list[dict[str, Any]]()
 
     def init(**options: Any) -> None:

@@ -114,11 +114,7 @@ def ramp(n: int) -> Tensor:
 
 
 def test_views_are_as_strong_as_they_were_measured_to_be_best() -> None:
-    assert Views(8) == Views(
-        *(8, (0.2, 1.0), True),
-        **{"brightness": 0.4, "contrast": 0.4, "saturation": 0.4, "hue": 0.1},
-        **{"changed": 0.8, "grey": 0.2},
-    )
+    assert Views(8) == Views(8, (0.2, 1.0), True, 0.4, 0.4, 0.4, 0.1, changed=0.8, grey=0.2)
 
 
 @pytest.mark.parametrize("size", [4, 8, 13])
