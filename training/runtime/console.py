@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from rich.progress import Progress
 
 EPOCHS = (
-    "epoch      loss  accuracy  val loss  val accuracy  val F1       lr  images/s  seconds     left"
+    "epoch       loss  accuracy  val loss  val accuracy  val F1       lr  images/s  seconds"
+    "     left"
 )
 """Columns of `epoch`."""
 

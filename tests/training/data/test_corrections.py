@@ -60,6 +60,21 @@ def test_what_is_written_is_read_again(tmp_path: Path) -> None:
     assert summary(rows) == {"label": 1, "duplicate": 1}
 
 
+@pytest.mark.parametrize("delimiter", [",", ";", "\t"])
+def test_a_table_that_a_spreadsheet_has_saved_is_read(tmp_path: Path, delimiter: str) -> None:
+    rows = ["path,label,suggested", "a.png, cat ,dog", "b.png,,"]
+    text = "\r\n".join(row.replace(",", delimiter) for row in rows)
+    (tmp_path / "a.csv").write_bytes(f"{text}\r\n".encode("utf-8-sig"))
+    found = read(tmp_path / "a.csv", "--drop")
+    assert list(found.values()) == [
+        Doubt("a.png", "cat", "dog", 0.0, "", 2),
+        Doubt("b.png", "", "", 0.0, "", 3),
+    ]
+    (tmp_path / "a.csv").write_bytes(b"path,suggested\ncaf\xe9.png,a\n")
+    with pytest.raises(DataError, match=r"--drop .*a\.csv is not UTF-8 \(byte 18\)"):
+        read(tmp_path / "a.csv", "--drop")
+
+
 def test_dropped_images_are_gone_and_relabelled_ones_have_the_new_label(
     folder: Path, tmp_path: Path
 ) -> None:

@@ -81,3 +81,9 @@ def test_without_labels_unreadable_images_are_listed_too(tmp_path: Path) -> None
     assert all(str(path) in str(error.value) for path in bad)
     found, _ = loaded(tmp_path / "set", tmp_path / "cache", labelled=False, skip_unreadable=True)
     assert len(found.train) == 97
+
+
+def test_of_many_lines_twenty_are_listed() -> None:
+    lines = [str(i) for i in range(21)]
+    assert checks.block(lines[:20], 20) == "\n".join(f"  {i}" for i in range(20))
+    assert checks.block(lines, 21).splitlines()[-2:] == ["  19", "  and 1 more"]

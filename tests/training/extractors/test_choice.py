@@ -207,6 +207,16 @@ def test_a_short_pretraining_is_no_longer_than_a_whole_one(n: int) -> None:
     assert replace(found, epochs=plan.epochs) == plan
 
 
+@pytest.mark.parametrize(
+    ("n", "epochs"), [(300, 20), (7_500, 20), (10_000, 15), (150_000, 1), (1_000_000, 1)]
+)
+def test_a_short_pretraining_sees_150000_images_at_most(n: int, epochs: float) -> None:
+    plan = replace(pretraining("contrastive", n, 32), epochs=100)
+    assert short(plan, n).epochs == epochs
+    other = replace(plan, objective="relative-position")
+    assert short(other, n) == other
+
+
 def test_the_cache_can_be_cleared_without_losing_extractors(tmp_path: Path, digits: Data) -> None:
     found = made(few(digits, 200), extractor.cached("ab" * 32, "convnet", 8, False, tmp_path))
     dataset.clear(tmp_path)

@@ -17,8 +17,9 @@ from labelcurve.training.data.dataset import Data, Split
 from labelcurve.training.data.decoded.stored import Stored
 from labelcurve.training.extractors import pretraining as pretraining_job
 from labelcurve.training.extractors.pretraining import Request, make, split
+from labelcurve.training.learning.probe import Probe
 from labelcurve.training.models import extractor
-from labelcurve.training.models.backbones import build
+from labelcurve.training.models.backbones import Network, build
 from labelcurve.training.models.extractor import Extractor
 from labelcurve.training.recipes import extendable, pretraining
 from labelcurve.training.runtime.checkpoint import CheckpointPolicy
@@ -156,6 +157,52 @@ def test_without_labels_there_is_no_figure(tmp_path: Path, digits: Data) -> None
     found = made(few(digits, 200), tmp_path / "a.safetensors", labelled=False)
     assert found.card.knn is found.card.probe is None
     assert "It was not evaluated, for lack" in (tmp_path / "a.md").read_text()
+
+
+def test_a_checkpoint_is_of_all_that_an_extractor_depends_on(digits: Data) -> None:
+    plan = replace(pretraining("contrastive", 300, 8), epochs=3)
+    request = Request(plan, True, seed=4, precision="fp32")
+    found = pretraining_job.key(digits, request, 77)
+    rest = {
+        name: value for name, value in vars(plan).items() if name not in ("objective", "epochs")
+    }
+    assert found == {
+        "the hash of the images": digits.pixels_hash,
+        "images to learn from:": 77,
+        "--image-size": 8,
+        "--no-flip": False,
+        "--seed": 4,
+        "--precision": "fp32",
+        "--start": None,
+        "--objective": "contrastive",
+        "--epochs": 3,
+        **{f"the recipe's {name}": value for name, value in rest.items()},
+    }
+    longer = replace(request, recipe=extendable(plan))
+    assert pretraining_job.key(digits, longer, 77)["--epochs"] is None
+
+
+@pytest.mark.parametrize(("seconds", "judged", "left"), [(20.0, True, 10.0), (19.9, False, 19.9)])
+def test_an_evaluation_takes_half_of_the_time_at_most(
+    digits: Data, seconds: float, judged: bool, left: float
+) -> None:
+    class Timed(Probe):
+        def seconds(self, network: Network) -> tuple[float, float]:
+            return 3.0, 10.0
+
+    nothing = torch.zeros(0), np.zeros(0, np.int64)
+    probe, said = Timed(*nothing, *nothing, FP32_CPU), list[str]()
+    network = build("convnet", digits.train.images, 2)
+    found, time_left = pretraining_job._share_time(probe, network, seconds, said.append)
+    assert time_left == left
+    assert (found is not None) is judged
+    if found is None:
+        assert said == [
+            "not evaluated: k-NN and linear probe would take some 10 of 20 s (--max-minutes)"
+        ]
+    else:
+        assert (found.cost, said) == (3.0, [])
+    assert pretraining_job._share_time(None, network, 5.0, said.append) == (None, 5.0)
 
 
 class Stopped(Exception):

@@ -296,3 +296,40 @@ def test_a_trunk_is_continued_by_the_same_command_for_any_length(
         pretrain_job.run(replace(given, seed=1))
     with pytest.raises(LabelcurveError, match=r"--trunk .*: allowed is the name of a file"):
         replace(given, trunk=given.out)
+
+
+def test_the_options_reach_the_training(
+    cache: Path, tmp_path: Path, digits: Data, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found: list[Any] = []
+
+    def take(*given: Any, **more: Any) -> None:
+        found.append((*given, more))
+        raise LabelcurveError("enough")
+
+    monkeypatch.setattr(pretrain_job, "make", take)
+    monkeypatch.setattr(pretrain_job, "_load", lambda _: digits)
+    data = str(tmp_path)
+    more: dict[str, Any] = {
+        "checkpoint_seconds": 7.0,
+        "fresh": True,
+        "out": tmp_path / "a.safetensors",
+    }
+    plans: tuple[dict[str, Any], ...] = (
+        {"seed": 5, "data": data, "epochs": None, "max_minutes": 9.0, "precision": "fp32", **more},
+        {"data": data, "no_flip": True},
+        {"unlabelled": True},
+    )
+    for given in plans:
+        with pytest.raises(LabelcurveError, match="enough"):
+            pretrain_job.run(options(cache, **given))
+    requests = [each[1] for each in found]
+    assert [request.flip for request in requests] == [True, False, False]
+    assert [request.labelled for request in requests] == [True, True, False]
+    assert [request.seed for request in requests] == [5, 0, 0]
+    assert [request.precision for request in requests] == ["fp32", "auto", "auto"]
+    assert 400 < requests[0].seconds < 9 * 60
+    assert requests[1].seconds is None
+    assert found[0][3] == tmp_path / "a.safetensors"
+    policy = found[0][4]["policy"]
+    assert (policy.fresh, policy.seconds) == (True, 7.0)

@@ -5,11 +5,13 @@ import shutil
 import subprocess
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from labelcurve.bundle import store
-from labelcurve.bundle.errors import ExportError
+from labelcurve.bundle.errors import DataError, ExportError
+from labelcurve.training.data.dataset import Data
 from labelcurve.training.jobs import quantize as quantize_job
 from labelcurve.training.jobs import train
 from labelcurve.training.models import quantize
@@ -42,6 +44,13 @@ def test_a_bundle_gets_both_variants_and_keeps_its_name(
     monkeypatch.setattr(quantize, "LOST_POINTS", 100.0)
     monkeypatch.setattr(quantize, "LEAST_AGREEMENT", 0.0)
     before = store.read(models, "digits-scratch-100")
+    judged, real = [], quantize.check
+
+    def check(*given: Any) -> None:
+        judged.append(given)
+        real(*given)
+
+    monkeypatch.setattr(quantize, "check", check)
     for precision in ("int8", "fp16"):
         document = quantize_job.run(
             QuantizeOptions(
@@ -66,6 +75,10 @@ def test_a_bundle_gets_both_variants_and_keeps_its_name(
     assert int8.test is not None
     assert int8.test.n == before.manifest.dataset.n_test
     assert 0.5 < int8.agreement <= 1.0
+    for variant, (name, own, fp32, error, agreement) in zip((int8, fp16), judged, strict=True):
+        assert (name, own, agreement) == (variant.precision, variant.val, variant.agreement)
+        assert fp32.model_dump() == pytest.approx(before.manifest.val.model_dump())
+        assert 0 <= error < 0.1
     gains = store.read_run(after.path).gains
     assert gains["fp16"] is None
     assert gains["int8"] is not None
@@ -169,3 +182,31 @@ def test_an_unknown_model_is_named_in_the_error_of_the_command(models: Path) -> 
         "--only digits-11: no such model; there are digits-scratch-10, digits-scratch-100"
         in done.stderr
     )
+
+
+def test_a_model_of_another_image_size_is_named(trained: Finished, digits: Data) -> None:
+    bundle = store.read(trained.out, "digits-scratch-10")
+    _, subset = quantize_job._learned(bundle, digits, "digits")
+    assert subset.hash == bundle.manifest.indices_hash
+    with pytest.raises(DataError, match=r"takes images of 8 px, another model of 16 px: .*--only"):
+        quantize_job._learned(bundle, replace(digits, size=16), "digits")
+    other = bundle.manifest.model_copy(update={"seed": 1})
+    with pytest.raises(
+        DataError, match=r"those that this release draws at 0\.1 with seed 1: train"
+    ):
+        quantize_job._learned(replace(bundle, manifest=other), digits, "digits")
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [({"avx512_vnni"}, ", VNNI"), ({"avx_vnni"}, ", VNNI"), ({"avx2"}, ", no VNNI")],
+)
+def test_the_hardware_of_a_gain_says_whether_it_has_products_of_8_bits(
+    flags: set[str], said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(quantize_job, "cpu_flags", lambda: flags)
+    monkeypatch.setattr(quantize_job, "cpu_name", lambda: "a processor")
+    monkeypatch.setattr("platform.machine", lambda: "x86_64")
+    assert quantize_job.hardware() == f"a processor{said}"
+    monkeypatch.setattr("platform.machine", lambda: "aarch64")
+    assert quantize_job.hardware() == "a processor"

@@ -55,3 +55,11 @@ def test_wrong_results_fail(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(selftest.TOLERANCE, torch.bfloat16, 0.0)
     with pytest.raises(DeviceError, match="results from there cannot be trusted"):
         selftest.run("cpu")
+    monkeypatch.setitem(selftest.TOLERANCE, torch.bfloat16, 1.0)
+    for loss, places, message in (
+        (float("nan"), {"cpu"}, "loss on cpu in fp32 is nan, in fp32 on the CPU"),
+        (1.0, {"cuda"}, r"gradients on \{'cuda'\}, expected on cpu"),
+    ):
+        monkeypatch.setattr(selftest, "_step", lambda *_, found=(loss, 1.0, places): found)
+        with pytest.raises(DeviceError, match=message):
+            selftest.run("cpu")

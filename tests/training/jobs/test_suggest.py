@@ -4,14 +4,23 @@ from __future__ import annotations
 
 import csv
 import os
+import re
+from base64 import b64decode
+from dataclasses import replace
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from labelcurve.bundle.errors import DataError, LabelcurveError
+from labelcurve.training.data.dataset import Data
 from labelcurve.training.embedding_options import SuggestOptions
-from labelcurve.training.jobs import suggest
+from labelcurve.training.jobs import suggest, suggestions
+from labelcurve.training.jobs.suggestions import Suggestion
+from labelcurve.training.learning import selection
 from tests.models import digit_label, digit_png
 
 N = 300
@@ -24,11 +33,6 @@ def pool(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for i in range(N):
         (folder / ("deeper" if i % 2 else "") / f"{i}.png").write_bytes(digit_png(i))
     return folder
-
-
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("cache")
 
 
 def rows(table: Path) -> list[dict[str, str]]:
@@ -59,6 +63,8 @@ def test_first_without_labels_then_with_them(pool: Path, cache: Path, tmp_path: 
     assert {row["label"] for row in found} == {row["guess"] for row in found} == {""}
     links = sorted((tmp_path / "first/images").iterdir())
     assert [str(link.resolve()) for link in links] == [row["path"] for row in found]
+    assert links[0].name == f"0001-{Path(found[0]['path']).name}"
+    assert (tmp_path / "first").stat().st_mode & 0o777 == 0o755, "others may label, too"
     page = (tmp_path / "first/index.html").read_text()
     assert page.count('<img src="data:image/webp;base64,') == 100
     assert "http" not in page
@@ -71,6 +77,14 @@ def test_first_without_labels_then_with_them(pool: Path, cache: Path, tmp_path: 
     assert len(more) == 50
     assert not {row["path"] for row in more} & {row["path"] for row in found}
     assert {row["guess"] for row in more} <= set("0123456789")
+    page = (tmp_path / "second/index.html").read_text()
+    shown = re.findall(r"(\d)\? (\d+) %<small>(\w+), ([^<]+)</small>", page)
+    assert shown == [
+        (r["guess"], f"{float(r['probability']) * 100:.0f}", r["reason"], Path(r["path"]).name)
+        for r in more
+    ]
+    right = [row["guess"] == str(digit_label(int(Path(row["path"]).stem))) for row in more]
+    assert sum(right) > 10, "of classes, not of rows"
     sure = {
         sample: [float(row["probability"]) for row in more if row["sample"] == sample]
         for sample in ("chosen", "random")
@@ -169,3 +183,45 @@ def test_a_pool_within_the_data_is_read_once_and_is_no_class(
     found = run(data / "unlabelled", cache, tmp_path / "out", n=30, data=str(data))
     assert (found["n"], found["n_pool"]) == (30, n)
     assert len({row["path"] for row in rows(tmp_path / "out/suggest.csv")}) == 30
+
+
+def test_a_fifth_is_drawn_at_random_by_the_seed(
+    digits: Data, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    features = np.asarray(digits.train.images[:120], np.float32).reshape(120, -1)
+    pool = np.arange(20, 120)
+    known = suggest._Known(digits.train, features, None, (), np.arange(20), pool, 0)
+    found = suggest._choose(known, "typical", 24, 3)
+    drawn = np.random.default_rng(3).permutation(pool)
+    assert [one.row for one in found[19:]] == drawn[:5].tolist(), "24 / 5, rounded"
+    assert [(one.random, one.reason) for one in found] == [(False, "typical")] * 19 + [
+        (True, "random")
+    ] * 5
+    assert len({one.row for one in found}) == 24
+    assert min(one.row for one in found) >= 20
+    other = suggest._choose(known, "random", 24, 4)
+    assert [one.row for one in other] == np.random.default_rng(4).permutation(pool)[:24].tolist()
+    assert {one.random for one in other} == {True}
+    capsys.readouterr()
+    monkeypatch.setattr(selection, "MOST", 30)
+    few = suggest._choose(known, "typical", 24, 3)
+    assert {one.row for one in few[:19]} <= set(drawn[5:35].tolist())
+    assert capsys.readouterr().out == "30 images of the pool, drawn at random, are looked at\n"
+
+
+def test_a_folder_that_cannot_be_completed_is_not_left(digits: Data, tmp_path: Path) -> None:
+    def gone(_: int) -> bytes:
+        raise OSError(5, "Input/output error")
+
+    found = [Suggestion(0, True, "random", None)]
+    with pytest.raises(
+        LabelcurveError, match=r"--out .*/out cannot be written: Input/output error"
+    ):
+        suggestions.write(tmp_path / "out", found, replace(digits.train, read=gone), ())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_picture_of_the_gallery_is_small() -> None:
+    page = suggestions._picture(np.zeros((300, 200, 3), np.uint8))
+    with Image.open(BytesIO(b64decode(page.removeprefix("data:image/webp;base64,")))) as image:
+        assert image.size == (85, 128)

@@ -19,6 +19,7 @@ from labelcurve.bundle import store
 from labelcurve.bundle.errors import LabelcurveError
 from labelcurve.training import options
 from labelcurve.training.jobs import sweep
+from labelcurve.training.runtime import interruption
 from labelcurve.training.sweep_options import SweepOptions, parse_sweep
 from tests.training.conftest import LABELCURVE, QUICK, SMALL, environment, finished
 
@@ -33,14 +34,17 @@ def jobs(*arguments: str) -> list[sweep.Job]:
 def test_the_grid_is_every_data_set_with_every_fraction_and_seed() -> None:
     found = jobs(
         *("--data", "digits", "--data", "a/photos", "--fraction", "1", "--fraction", "0.1"),
+        *("--fraction", "1.0", "--cpus", "0.5"),
         *("--seed", "3", "--seeds", "2", "--epochs", "4", "--out", "there"),
     )
-    assert {(job.data, job.fraction, job.seed) for job in found} == {
+    assert [(job.data, job.fraction, job.seed) for job in found] == [
         (data, fraction, seed)
+        for seed in (3, 4)
         for data in ("digits", "a/photos")
         for fraction in (0.1, 1.0)
-        for seed in (3, 4)
-    }
+    ]
+    assert {(job.cpus, job.folder) for job in found} == {(0.5, Path.cwd())}
+    assert [job.log for job in found[2:4]] == ["photos-0.1-s3.log", "photos-1-s3.log"]
     assert len(found) == 8
     for job in found:
         given = options.parse(job.arguments)
@@ -140,10 +144,14 @@ def test_data_that_is_not_there_is_said_before_ray_starts() -> None:
 
 def test_the_cache_is_cleared_once_a_sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["sweep"])
+    monkeypatch.setattr(sweep, "cores", lambda: 4)
+    monkeypatch.setattr(sweep, "memory", lambda: 8e9)
     cleared: list[bool] = []
+    memory: list[float | None] = []
 
     def run(given: options.Options, **_: object) -> dict[str, Any]:
         cleared.append(given.clear_cache)
+        memory.append(given.memory_gb)
         pixels = tmp_path / "pixels" / str(len(cleared))
         pixels.mkdir(parents=True)
         return {"bundles": [{"there": sorted(path.name for path in pixels.parent.iterdir())}]}
@@ -156,6 +164,10 @@ def test_the_cache_is_cleared_once_a_sweep(tmp_path: Path, monkeypatch: pytest.M
     )
     assert [sweep.train(one)[0]["there"] for one in both] == [["1"], ["1", "2"]]
     assert cleared == [False, False]
+    assert memory == [0.5, 0.5], "a quarter of 8 GB, for one core of four"
+    sweep.train(replace(both[0], cpus=9.0))
+    sweep.train(replace(both[0], arguments=(*both[0].arguments, "--memory-gb", "3")))
+    assert memory[2:] == [2.0, 3.0]
 
 
 def test_every_option_has_its_line_of_help(capsys: pytest.CaptureFixture[str]) -> None:
@@ -181,6 +193,34 @@ def test_mean_and_spread_are_over_the_seeds() -> None:
     assert one["mean"] == pytest.approx(0.6)
     assert one["std"] == pytest.approx(0.1414, abs=1e-4)
     assert two == {"data": "b", "fraction": 0.1, "seeds": 1, "mean": 0.9, "std": None}
+    small = {**entry("b", 0.3), "teacher": {}}
+    _, third = sweep.summarise([small, entry("b", 0.9)])
+    assert (third["compact"], third["mean"]) == (True, 0.3)
+
+
+def test_a_row_of_a_job_stands_below_its_head() -> None:
+    entry = {
+        **{"data": "a/photos", "fraction": 0.125, "seed": 3, "version": "0123456789ab"},
+        **{"seconds": {"total": 61.7, "train": 5.0}, "node": "here", "val": {}},
+        "test": {"accuracy": 0.75, "balanced_accuracy": 0.25},
+    }
+    row = sweep._row(entry)
+    assert row.split() == [
+        *("photos", "12.5", "%", "3", "0.7500", "0.2500", "0123456789ab", "62", "here"),
+    ]
+    head = sweep.HEADER.removeprefix("done     ")
+    for name, value in (("accuracy", "0.7500"), ("balanced", "0.2500"), ("seconds", "62")):
+        assert row.index(value) + len(value) == head.index(name) + len(name)
+    table = sweep._table(
+        [
+            {"data": "a/photos", "fraction": 0.125, "seeds": 2, "mean": 0.5, "std": 0.0625},
+            {"data": "b", "fraction": 1.0, "compact": True, "seeds": 1, "mean": 0.25, "std": None},
+        ]
+    )
+    assert [list(column.cells) for column in table.columns] == [
+        *(["photos", "b"], ["12.5 %", "100 % compact"], ["2", "1"]),
+        ["0.5000 ± 0.0625", "0.2500"],
+    ]
 
 
 @pytest.mark.usefixtures("narrow")
@@ -206,6 +246,29 @@ def test_a_second_attempt_resumes_and_finds_what_the_first_published(
     assert run.command.startswith("labelcurve train --data digits --fraction 0.1 --seed 0 ")
 
 
+def test_ray_has_three_attempts_to_start(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setattr("tempfile.mkdtemp", lambda **_: str(tmp_path))
+    monkeypatch.setattr(interruption, "remove_at_end", lambda _: None)
+    fails, given = [2], list[dict[str, Any]]()
+
+    def init(**options: Any) -> None:
+        given.append(options)
+        fails[0] -= 1
+        if fails[0] >= 0:
+            raise TimeoutError("too slow")
+
+    sweep._start(SimpleNamespace(init=init))
+    assert len(given) == 3
+    assert (given[0]["address"], given[0]["_node_ip_address"]) == ("local", "127.0.0.1")
+    assert capsys.readouterr().out.count("did not start in time: trying once more\n") == 2
+    fails[0] = 3
+    with pytest.raises(LabelcurveError, match="Ray does not start on this machine: too slow"):
+        sweep._start(SimpleNamespace(init=init))
+    assert len(given) == 6
+
+
 class InProcess:
     """The part of Ray that `sweep` uses: runs each job in this process when its result is asked."""
 
@@ -213,14 +276,16 @@ class InProcess:
         import ray
 
         self.exceptions: Any = ray.exceptions
+        self.asked: dict[str, Any] = {}
 
     def cluster_resources(self) -> dict[str, float]:
-        return {"CPU": 2.0}
+        return {"CPU": 2.0, "GPU": 1.0}
 
     def nodes(self) -> list[dict[str, Any]]:
         return [{"Alive": True, "Resources": self.cluster_resources()}]
 
-    def remote(self, **_: object) -> Callable[..., Any]:
+    def remote(self, **asked: Any) -> Callable[..., Any]:
+        self.asked = asked
         return lambda train: SimpleNamespace(remote=lambda job: (train, job))
 
     def wait(self, waiting: list[Any], timeout: float) -> tuple[list[Any], list[Any]]:
@@ -239,14 +304,16 @@ def test_what_was_published_is_not_trained_again_until_all_of_it_is_there(
     tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["sweep"])
-    monkeypatch.setattr(sweep, "_ray", lambda address: nullcontext(InProcess()))
+    ray = InProcess()
+    monkeypatch.setattr(sweep, "_ray", lambda address: nullcontext(ray))
     empty = tmp_path / "nothing"
     empty.mkdir()
     out = tmp_path / "out"
     others = [*QUICK[2:], "--out", str(out), "--cache", str(cache)]
-    both = SweepOptions(data=("digits", str(empty)), fraction=(0.1,))
+    both = SweepOptions(data=("digits", str(empty)), fraction=(0.1,), cpus=1.5, retries=7)
     with pytest.raises(LabelcurveError, match="1 of 2 jobs failed; the same command runs them aga"):
         sweep.run(both, others)
+    assert ray.asked == {"num_cpus": 1.5, "num_gpus": 0.0, "max_retries": 7}, "--device cpu"
     name = "digits-scratch-10"
     assert (out / ".runs" / name / "finished.json").exists()
     (entry,) = sweep.run(replace(both, data=("digits",)), others)["bundles"]

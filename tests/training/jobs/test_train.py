@@ -14,14 +14,18 @@ from labelcurve.bundle.errors import BundleError, ExportError, LabelcurveError
 from labelcurve.bundle.store import Bundle
 from labelcurve.training.data import dataset, fractions
 from labelcurve.training.data.dataset import Data, Split
+from labelcurve.training.data.decoded.stored import Images
 from labelcurve.training.data.fractions import Subset
 from labelcurve.training.data.source import UNLABELLED
 from labelcurve.training.extractors import choice
 from labelcurve.training.jobs import train
+from labelcurve.training.learning import metrics
 from labelcurve.training.models import export, extractor
+from labelcurve.training.models.backbones import Network
 from labelcurve.training.options import Options
 from labelcurve.training.recipes import recipe
 from labelcurve.training.runs import grid
+from labelcurve.training.runtime.device import Device
 from tests.training.sets import digit_rows, write_folder
 
 pytestmark = pytest.mark.usefixtures("narrow")
@@ -149,11 +153,25 @@ def test_what_the_network_began_with_is_in_the_manifest_and_on_the_card(
     assert f"feature extractor (`{found.version}`" in (bundle.path / "README.md").read_text()
 
 
-def test_without_an_extractor_none_is_in_the_manifest(tmp_path: Path, cache: Path) -> None:
+def test_without_an_extractor_none_is_in_the_manifest(
+    tmp_path: Path, cache: Path, digits: Data
+) -> None:
     train.run(options(tmp_path, cache))
     bundle = store.read(tmp_path, "digits-scratch-20")
     assert bundle.manifest.extractor is None
-    assert store.read_run(bundle.path).pretraining_seconds is None
+    run = store.read_run(bundle.path)
+    assert run.pretraining_seconds is None
+    seconds = run.seconds
+    assert seconds["total"] == pytest.approx(
+        seconds["train"] + seconds["export"] + seconds["evaluate"], abs=0.01
+    )
+    assert seconds["command"] > seconds["total"] > seconds["evaluate"] > 0
+    # The temperature is inside the graph: its answers to the validation images need none.
+    subset = fractions.subset(digits.train, digits.class_names, 0.2, 0)
+    val = digits.train.take(subset.val)
+    found = np.log(export.probabilities(export.session(bundle.graph), val.images))
+    again = metrics.temperature(found * bundle.manifest.temperature, val.labels)
+    assert again == pytest.approx(bundle.manifest.temperature, rel=1e-3)
     assert "feature extractor" not in (bundle.path / "README.md").read_text()
 
 
@@ -258,6 +276,25 @@ def test_a_file_in_the_place_of_a_bundle_is_refused_before_anything_is_trained(
     with pytest.raises(LabelcurveError, match=r"/digits-scratch-20 is not a writable .*--out"):
         train.run(options(tmp_path, cache))
     assert "epoch" not in capsys.readouterr().out
+
+
+def test_the_speed_of_testing_is_measured_on_more_images_until_it_takes_long_enough(
+    digits: Data, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now, seen = [0.0], list[int]()
+
+    def predict(_: Network, images: Images, __: Device) -> None:
+        seen.append(len(images))
+        now[0] += 0.002 * len(images)
+
+    monkeypatch.setattr(train, "predict_logits", predict)
+    monkeypatch.setattr("labelcurve.training.jobs.train.time.monotonic", lambda: now[0])
+    (cell,) = grid.cells(Options(data="digits", fraction=(0.2,)), digits, print)
+    assert train._test_speed(digits, cell) == pytest.approx(500)
+    assert seen == [4, 4, 16, 64, 256]
+    few = replace(digits, train=digits.train.take(np.arange(50)))
+    assert train._test_speed(few, cell) == pytest.approx(500)
+    assert seen[5:] == [4, 4, 16, 50]
 
 
 def test_runs_of_one_name_keep_their_events_apart(tmp_path: Path, cache: Path) -> None:

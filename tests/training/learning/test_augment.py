@@ -113,6 +113,10 @@ def ramp(n: int) -> Tensor:
     return row.expand(n, 3, 8, 8)
 
 
+def test_views_are_as_strong_as_they_were_measured_to_be_best() -> None:
+    assert Views(8) == Views(8, (0.2, 1.0), True, 0.4, 0.4, 0.4, 0.1, changed=0.8, grey=0.2)
+
+
 @pytest.mark.parametrize("size", [4, 8, 13])
 def test_a_view_is_of_its_size_and_from_0_to_1(digits: Data, size: int) -> None:
     found = Views(size)(pixels(digits), seeded())
@@ -263,6 +267,17 @@ def test_a_full_turn_of_hue_takes_red_to_green_and_to_blue() -> None:
     red[:, 0] = 0.6
     found = replace(STILL, hue=0.5).recolour(red, seeded())[:, :, 0, 0]
     assert {0, 1, 2} == set(found.argmax(1).tolist())
+
+
+def test_the_angle_of_hue_is_a_share_of_a_full_turn_either_way() -> None:
+    images, yiq = muted(300), torch.tensor(augment.YIQ)
+    found = replace(STILL, hue=0.1).recolour(images, seeded())
+    before, after = (
+        torch.complex(*(each[:, :, 0, 0] @ yiq.T)[:, 1:].T.contiguous()) for each in (images, found)
+    )
+    turns = (after / before).angle() / (2 * np.pi)
+    assert -0.1 - 1e-3 <= turns.min() < -0.09
+    assert 0.09 < turns.max() <= 0.1 + 1e-3
 
 
 def test_brightness_multiplies_all_channels_alike() -> None:

@@ -152,6 +152,19 @@ def test_what_goes_wrong_while_reading_ahead_is_raised_where_it_is_needed(outsid
         batches.draw(4)
 
 
+@pytest.mark.parametrize(("crop", "border"), [(0, 0), (4, 1), (6, 2), (8, 2)])
+def test_the_border_of_crops_is_given_for_images_of_32_pixels(crop: int, border: int) -> None:
+    crops = stream.Crops(PIXELS, BATCH, crop, 3, FP32_CPU, silent)
+    resident = crops._batches.resident
+    assert resident is not None
+    assert resident.shape == (N, 3, SIZE + 2 * border, SIZE + 2 * border)
+    rows, pixels = crops.draw(20, False, torch.Generator().manual_seed(0))
+    same, _, _ = Batches(PIXELS, BATCH, border, [3], FP32_CPU, silent).draw(20)
+    assert torch.equal(rows, same)
+    assert pixels.shape == (BATCH, 3, SIZE, SIZE)
+    assert (crops.batch, crops.steps) == (16, 18)
+
+
 def test_images_that_do_not_fit_on_the_device_are_announced(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

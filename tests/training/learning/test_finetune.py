@@ -397,12 +397,28 @@ def test_a_row_has_the_figures_of_its_epoch(digits: Data, monkeypatch: pytest.Mo
     logits = backbones.predict_logits(net, train.images, FP32_CPU)
     expected = scores(logits, train.labels)
     assert expected.accuracy > 0
-    plan = replace(PLATEAU, lr=0.0, epochs=2)
-    result = finetune.finetune(clock.tick(net, 0.5), Examples(train, val), plan, FP32_CPU, 0)
+    logs = torch.from_numpy(logits).log_softmax(1)
+    smoothed = 0.8 * expected.loss - 0.2 * float(logs.mean())
+    judged = scores(backbones.predict_logits(net, val.images, FP32_CPU), val.labels)
+    plan = replace(PLATEAU, lr=0.0, epochs=2, label_smoothing=0.2)
+    said: list[str] = []
+    left: list[tuple[float, float]] = []
+    control = Control(say=said.append, on_step=lambda *given: left.append(given))
+    result = finetune.finetune(
+        clock.tick(net, 0.5), Examples(train, val), plan, FP32_CPU, 0, control
+    )
     first, second = result.history
     for row in (first, second):
         assert row.train_accuracy == pytest.approx(expected.accuracy)
-        assert row.train_loss == pytest.approx(expected.loss, rel=1e-5)
+        assert row.train_loss == pytest.approx(smoothed, rel=1e-5)
+        assert (row.val_loss, row.val_accuracy) == pytest.approx((judged.loss, judged.accuracy))
+        assert (row.val_f1, row.val_precision, row.val_recall) == pytest.approx(
+            (judged.f1, judged.precision, judged.recall)
+        )
         assert row.images_per_s == pytest.approx(192 / 1.5)
         assert row.seconds == pytest.approx(1.5)
     assert (result.seconds, result.epochs, result.micro_batches) == (3.0, 2.0, 1)
+    assert [line.split()[-2] for line in said[1:]] == ["2", "0"], "1.5 s of 3 are left, rounded"
+    # Three steps an epoch of half a second each.
+    assert [done for done, _ in left] == pytest.approx([i / 6 for i in range(6)])
+    assert [seconds for _, seconds in left] == pytest.approx([0, 2.5, 2, 1.5, 1, 0.5])

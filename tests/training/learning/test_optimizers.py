@@ -353,3 +353,36 @@ def test_averaged_weights_forget_the_initial_ones_first_and_then_decay_by_epoch(
 def test_without_ema_nothing_is_averaged() -> None:
     plan = recipe("default", 4_500, flip=True, unlabelled=False)
     assert averaged(nn.Linear(1, 1), replace(plan, ema=0.0), steps=2) is None
+
+
+@pytest.mark.parametrize(("shape", "scale"), [((6, 12), 1.0), ((12, 6), 2**0.5), ((8, 2, 1), 2.0)])
+def test_two_steps_of_muon_are_those_worked_out_by_hand(
+    shape: tuple[int, ...], scale: float
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    first, second, start = (torch.randn(shape, generator=generator) for _ in range(3))
+    weight = nn.Parameter(start.clone())
+    muon = Muon([weight], lr=0.1, momentum=0.5, dtype=torch.float32)
+    muon.param_groups[0]["weight_decay"] = 0.2
+    expected, momentum = start.clone(), torch.zeros(shape)
+    for gradient in (first, second):
+        weight.grad = gradient.clone()
+        muon.step()
+        momentum = 0.5 * momentum + gradient
+        step = orthogonal((gradient + 0.5 * momentum).flatten(1), torch.float32).view(shape)
+        expected = expected * (1 - 0.1 * 0.2) - 0.1 * scale * step
+    assert torch.allclose(weight, expected, atol=1e-5)
+
+
+def test_sgd_looks_ahead() -> None:
+    model = nn.Linear(1, 1, bias=False)
+    nn.init.zeros_(model.weight)
+    optimizers = Optimizers([(model, 1.0)], PLANS["sgd"])
+    values = []
+    for _ in range(2):
+        optimizers.begin(0.0)
+        model.weight.grad = torch.ones(1, 1)
+        optimizers.step()
+        values.append(model.weight.item())
+    # The momentum is 1 and then 1.9; each step goes on by nine tenths of it.
+    assert values == pytest.approx([-0.1 * 1.9, -0.1 * (1.9 + 1 + 0.9 * 1.9)])

@@ -338,7 +338,12 @@ def test_the_seconds_end_the_run_and_the_learning_rate_has_come_down(
     assert result.epochs == 5.8
     assert len(said) == 11
     assert said[-1].endswith(" 0 s")
-    rates = [float(re.split(" +", row.strip())[3]) for row in said[1:]]
+    rows = [re.split(" +", row.strip()) for row in said[1:]]
+    rates = [float(row[3]) for row in rows]
+    assert {row[5] for row in rows} == {"128"}, "two views of 64 images in a second"
+    # A tenth of the time a row, and as much less is left; at the end none.
+    assert [row[6] for row in rows] == ["3", "6", "9", "12", "15", "18", "21", "24", "27", "29"]
+    assert [row[7] for row in rows[::3]] == ["26", "17", "8", "0"]
     assert max(rates) > PLAN.lr / 2
     assert rates[-1] < PLAN.lr / 10
 

@@ -12,7 +12,7 @@ from labelcurve.training.data.dataset import Data
 from labelcurve.training.learning import probe
 from labelcurve.training.learning.probe import Probe, embed
 from labelcurve.training.models.backbones import ConvNet, Network
-from labelcurve.training.runtime.device import FP32_CPU, choose, to_device
+from labelcurve.training.runtime.device import FP32_CPU, Device, choose, to_device
 
 
 def network(backbone: nn.Module | None = None, dim: int = 64) -> Network:
@@ -127,3 +127,28 @@ def test_evaluation_changes_nothing(digits: Data) -> None:
     assert results[0] == results[1]
     assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
     assert torch.equal(torch.random.get_rng_state(), state)
+
+
+def test_a_neighbour_counts_by_its_cosine() -> None:
+    distances = np.array([0.0, 2**0.5, 2.0])  # of unit vectors at 0, 90 and 180 degrees
+    assert probe._nearness(distances) == pytest.approx(np.exp([10.0, 0.0, -10.0]))
+
+
+def test_the_time_of_both_evaluations_is_that_of_some_images_scaled_up(
+    digits: Data, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now, judge = [0.0], of(digits, 500)
+
+    def slow(_: Network, images: torch.Tensor, __: Device) -> None:
+        now[0] += 0.01 * len(images)
+
+    monkeypatch.setattr(probe, "embed", slow)
+    monkeypatch.setattr("labelcurve.training.learning.probe.time.monotonic", lambda: now[0])
+    held = len(judge.held_out)
+    knn, both = judge.seconds(raw())
+    assert knn == pytest.approx(1.5 * 0.01 * (500 + held))
+    assert both == pytest.approx(2 * knn)
+    monkeypatch.setattr(probe, "BANK", 200)
+    knn, both = judge.seconds(raw())
+    assert knn == pytest.approx(1.5 * 0.01 * (200 + held))
+    assert both - knn == pytest.approx(1.5 * 0.01 * (500 + held))

@@ -57,6 +57,31 @@ def test_the_unsure_are_chosen_and_differ(blobs: Rows) -> None:
     assert sorted(everything) == list(range(7))
 
 
+def test_of_clusters_without_a_label_the_largest_comes_first(blobs: Rows) -> None:
+    sizes = [30, 12, 25, 8, 18]
+    pool = np.concatenate([30 * blob + np.arange(size) for blob, size in enumerate(sizes)])
+    found = selection.typical(blobs, NONE, pool, 5, seed=0)
+    assert (found // 30).tolist() == [0, 2, 4, 1, 3]
+
+
+def test_the_most_typical_image_is_nearest_to_the_others_of_its_cluster() -> None:
+    angles = np.radians([0, 10, 20, 31, 45])
+    rows = np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
+    found = selection.typical(rows, NONE, np.arange(5), 1, seed=0)
+    assert found.tolist() == [2]
+
+
+def test_of_unsure_images_the_least_sure_come_first(blobs: Rows) -> None:
+    # The margin grows with the number of the row: of ten candidates for each, one from a blob.
+    first = np.linspace(0.5, 0.99, 300)
+    probabilities = np.stack([first, 1 - first], axis=1)
+    found = selection.unsure(blobs, probabilities, np.arange(300)[::-1], 10, seed=0)
+    assert found.tolist() == sorted(found)
+    assert found.max() < 100
+    few = selection.unsure(blobs, probabilities, np.arange(300), 300, seed=0)
+    assert few.tolist() == list(range(300))
+
+
 def test_the_same_seed_chooses_the_same(blobs: Rows) -> None:
     for seed in (0, 1):
         first, second = (
@@ -77,6 +102,7 @@ def test_typical_images_first_then_unsure_ones_and_random_ones_where_nothing_is_
     assert selection.strategy(100, 10, 1000, 100) == "unsure"
     assert selection.strategy(2000, 10, 1000, 100) == "unsure"
     assert selection.strategy(2001, 10, 1000, 100) == "random"
+    assert selection.strategy(100, 10, 300, 100) == "unsure"
     assert selection.strategy(100, 10, 299, 100) == "random"
 
 

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -46,6 +48,25 @@ def test_the_compact_network_is_offered_on_smaller_images(
     assert choose(0.7, sixteen, "convnet") == "convnet/2"
     said = " ".join(capsys.readouterr().out.split())
     assert "convnet 1.00 ms on one thread, and convnet/2 (on images of 1/2 the side) 0.50" in said
+    assert choose(0.5, sixteen, "convnet") == "convnet/2", "the limit itself is allowed"
+
+
+@pytest.mark.parametrize(
+    ("size", "names"),
+    [
+        (8, ["convnet"]),
+        (64, ["convnet", "convnet/2", "convnet/4", "convnet/8"]),
+        (65, []),
+        (66, ["convnet/2"]),
+        (512, ["convnet/8"]),
+    ],
+)
+def test_the_compact_network_is_tried_at_sides_of_8_to_64_pixels(
+    sixteen: Data, size: int, names: list[str]
+) -> None:
+    images = replace(sixteen, size=size)
+    assert list(candidates._candidates("reference", images)) == names
+    assert list(candidates._candidates("convnet", images)) == names[names[:1] == ["convnet"] :]
 
 
 def test_pretrained_weights_on_smaller_images_come_before_the_compact_network(
@@ -93,5 +114,8 @@ def test_a_resumed_command_decides_as_before(
     assert choose(0.7, sixteen, "convnet", file) == "convnet/2"
     monkeypatch.setattr(candidates, "_took", lambda *_: 0.6)
     assert choose(0.7, sixteen, "convnet", file) == "convnet/2"
+    assert json.loads(file.read_text()) == {"convnet at 16 px": 1.0, "convnet/2 at 16 px": 0.5}
     again = candidates.Times(sixteen, file, fresh=True)
     assert candidates.choose(0.7, sixteen, "convnet", again) is None
+    file.write_text("half of")
+    assert candidates.choose(0.7, sixteen, "convnet", candidates.Times(sixteen, file)) is None

@@ -162,6 +162,31 @@ def test_unlabelled_images_are_those_that_are_neither_labelled_nor_validated(
     assert alone.n_images(n) == len(alone.subset.train)
     assert student(epochs=7).recipe.epochs == 7
     assert student(seed=3).name == f"{STUDENT}-s3"
+    assert not cell.recipe.flip, "digits have no mirror images"
+    assert student(data="photos").recipe.flip
+    assert not student(data="photos", no_flip=True).recipe.flip
+
+
+def test_the_line_about_a_compact_model_says_what_both_reach() -> None:
+    def entry(name: str, ms: float, **more: Any) -> dict[str, Any]:
+        figures = {"val": {"accuracy": 0.5}, "test": {"accuracy": 0.25}}
+        return {"name": name, "p50_ms": ms, **figures, **more}
+
+    entries = [
+        entry("a", 2.0),
+        entry("b", 1.0, teacher={"name": "a"}),
+        entry("c", 4.0, test=None),
+        entry("d", 3.0, test=None, teacher={"name": "c"}),
+        entry("e", 6.0, measured={}),
+        entry("f", 5.0, measured={}, teacher={"name": "e"}),
+    ]
+    assert distillation.said(entries, 1.5) == [
+        "a: accuracy 0.2500 on test, 2.00 ms an image; b: accuracy 0.2500 on test, 1.00 ms an "
+        "image (--max-latency 1.5)",
+        "c: accuracy 0.5000 on validation, 4.00 ms an image; d: accuracy 0.5000 on validation, "
+        "3.00 ms an image (--max-latency 1.5)",
+        "e: 6.00 ms an image; f: 5.00 ms an image (--max-latency 1.5)",
+    ]
 
 
 @pytest.mark.parametrize("flip", [False, True])

@@ -94,6 +94,7 @@ def test_the_card_says_whose_figures_they_are(trained: tuple[Path, dict[str, Any
     assert f"The final model, trained on all {N} labels of `digits8`" in card
     assert "**The figures are those of `digits8-scratch-100`**" in card
     assert "on 150\n  training images" in card
+    assert "among them, as `digits8-scratch-100` was on 110." in card
     assert "No other label was used" not in card
     other = (bundle(trained, "digits8-scratch-100").path / "README.md").read_text()
     assert "final model" not in other
@@ -116,7 +117,10 @@ def test_a_label_of_the_test_images_reaches_the_final_model_alone(
 
 @pytest.mark.parametrize(
     "more",
-    [{"no_final": True}, {"no_test": True}, {"fraction": (0.5,)}, {"data": "digits"}, {"seed": 1}],
+    [
+        *({"no_final": True}, {"no_test": True}, {"fraction": (0.5,)}, {"data": "digits"}),
+        *({"seed": 1}, {"preset": "reference"}),
+    ],
     ids=str,
 )
 def test_where_there_is_none(folder: Path, cache: Path, more: dict[str, Any]) -> None:

@@ -17,12 +17,14 @@ from labelcurve.training.data.fractions import Subset
 from labelcurve.training.jobs import train
 from labelcurve.training.learning.finetune import Labelled, Result
 from labelcurve.training.models import propagation
-from labelcurve.training.models.backbones import Network, build
+from labelcurve.training.models.backbones import Network, build, predict_logits
+from labelcurve.training.models.linear_head import LinearHead
 from labelcurve.training.models.propagation import Trial
 from labelcurve.training.options import Options
 from labelcurve.training.recipes import MOST_UNLABELLED
 from labelcurve.training.runs import frozen, grid
 from labelcurve.training.runs.grid import Cell
+from labelcurve.training.runtime.device import FP32_CPU
 from tests.photos import LITE0_FILE, photos
 from tests.training.sets import digit_rows, write_folder
 
@@ -96,6 +98,8 @@ def test_the_final_model_learns_from_them_as_the_model_before_did(
         assert model.manifest.n_unlabelled == 12
         assert model.manifest.recipe["linear_head"]["n_unlabelled"] == 12
     assert [model.manifest.n_labels_train for model in models] == [28, 40]
+    one, two = (model.manifest.recipe["linear_head"] for model in models)
+    assert (one["penalty"], one["balanced"]) == (two["penalty"], two["balanced"])
     card, final = (" ".join((m.path / "README.md").read_text().split()) for m in models)
     again = (
         "; fitted again, all images weighted equally, on the labels and on its answers to 12 "
@@ -172,3 +176,36 @@ def _always(images: Data, label: int) -> Result:
     network.classifier.bias.data.zero_()
     network.classifier.bias.data[label] = 5.0
     return Result(network, (), 0, 0.0, 0.0, 1)
+
+
+def test_few_labels_are_fewer_than_1000(capsys: pytest.CaptureFixture[str]) -> None:
+    assert not frozen.few(1_000)
+    assert capsys.readouterr().out == ""
+    assert frozen.few(999)
+    assert "fine-tuning: left out, since with fewer than 1,000 labels" in capsys.readouterr().out
+
+
+def test_fine_tuning_learns_a_copy_that_begins_with_the_same_answers(digits: Data) -> None:
+    network: Network = build("convnet", digits.train.images, 10)
+    linear = Result(network.eval(), (), 0, 0.0, 0.0, 1)
+    images = digits.train.images[:5]
+    expected = predict_logits(network, images, FP32_CPU)
+    copy = frozen.learning(
+        linear, recipes.recipe("default", 9, flip=False, unlabelled=False), images
+    )
+    assert np.allclose(predict_logits(copy, images, FP32_CPU), expected, atol=1e-4)
+    for parameter in copy.parameters():
+        parameter.data.zero_()
+    assert np.array_equal(predict_logits(network, images, FP32_CPU), expected)
+
+
+def test_the_choice_of_a_linear_head_is_said() -> None:
+    head = LinearHead(np.zeros((2, 2), np.float32), np.zeros(2, np.float32), 0.5, True, 0.75, 0.25)
+    assert frozen._chosen(head, False) == (
+        "penalty 0.5, classes weighted equally, by cross-validation (accuracy 0.7500, balanced "
+        "0.2500)"
+    )
+    plain = replace(head, balanced=False, accuracy=None, balanced_accuracy=None)
+    said = "penalty 0.5, labels weighted equally"
+    assert frozen._chosen(plain, True) == f"{said} (as the measured model)"
+    assert frozen._chosen(plain, False) == f"{said} (too few labels to choose by)"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import math
 import os
+import shutil
 import signal
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +15,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from labelcurve.bundle import store
 from labelcurve.bundle.errors import DeviceError, DivergedError, LabelcurveError
 from labelcurve.training.data.dataset import Data
 from labelcurve.training.learning import finetune
@@ -22,7 +24,13 @@ from labelcurve.training.learning.loop import Control
 from labelcurve.training.models.backbones import Network
 from labelcurve.training.recipes import Recipe
 from labelcurve.training.runtime import interruption
-from labelcurve.training.runtime.checkpoint import Checkpoint, differences, mix
+from labelcurve.training.runtime.checkpoint import (
+    Checkpoint,
+    Finished,
+    check_room,
+    differences,
+    mix,
+)
 from labelcurve.training.runtime.device import FP32_CPU
 from tests.training.learning.test_finetune import PLATEAU, RECIPE, labelled, network, same_weights
 
@@ -168,6 +176,47 @@ def test_a_mixed_seed_differs_by_each_number() -> None:
     found = {mix(seed, kind, step) for seed in range(3) for kind in (1, 2) for step in range(9)}
     assert len(found) == 54
     assert all(0 <= value < 2**63 for value in found)
+
+
+def test_room_is_needed_for_the_weights_eleven_times(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = torch.nn.Linear(9, 10, bias=True)  # 100 weights of 4 bytes
+    disk = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: disk._replace(free=4_400))
+    check_room(tmp_path, module)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: disk._replace(free=4_399))
+    with pytest.raises(LabelcurveError, match=r"0 MB free, .* up to 0 MB: make room"):
+        check_room(tmp_path, module)
+
+
+def test_a_bundle_is_finished_for_its_own_key_and_version(
+    tmp_path: Path, digits_models: Path
+) -> None:
+    version = store.read(digits_models, "digits-10").version
+    entry = {"name": "digits-10", "version": version}
+    key = {"--seed": 0, "--max-minutes": None}
+    Finished(tmp_path, key).write(entry)
+    assert Finished(tmp_path, key).read(digits_models) == entry
+    assert Finished(tmp_path, {**key, "--seed": 1}).read(digits_models) is None
+    assert Finished(tmp_path, key).read(tmp_path) is None, "the bundle is not there"
+    Finished(tmp_path, key).write({**entry, "version": "0" * 12})
+    assert Finished(tmp_path, key).read(digits_models) is None
+    Finished(tmp_path).remove()
+    Finished(tmp_path).remove()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_that_continues_elsewhere_says_so(tmp_path: Path) -> None:
+    said: list[str] = []
+    Checkpoint(tmp_path / "a", {"lr": math.nan}, where="one").write(state())
+    Checkpoint(tmp_path / "a", {"lr": math.nan}, where="one", say=said.append).read()
+    assert said == []
+    Checkpoint(tmp_path / "a", {"lr": math.nan}, where="two", say=said.append).read()
+    assert said == [
+        f"{tmp_path / 'a'} was written on one, and the run continues on two: its weights will be "
+        "bitwise those of neither"
+    ]
 
 
 class Interrupted(Exception):

@@ -173,6 +173,15 @@ def test_fewer_threads_are_announced_with_the_reason(
     assert torch.get_num_threads() == 1
 
 
+@pytest.mark.parametrize(("fp32", "bf16", "pays"), [(1.2, 1.0, True), (1.19, 1.0, False)])
+def test_bf16_pays_where_it_is_a_fifth_faster_after_the_first_time(
+    fp32: float, bf16: float, pays: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken = {False: [0.001, 3.0, fp32, 2.0], True: [0.001, bf16, 5.0, 4.0]}
+    monkeypatch.setattr(device, "_convolution_seconds", lambda _, bf16: taken[bf16].pop(0))
+    assert device.bf16_pays.__wrapped__() is pays
+
+
 def test_the_measure_of_bf16_says_the_same_again_and_moves_no_seed() -> None:
     torch.manual_seed(1)
     first = torch.rand(1)
@@ -190,7 +199,14 @@ def test_the_reference_device_computes_in_fp32() -> None:
 
 def test_the_hardware_names_the_processor() -> None:
     assert cpu_name()
-    assert cpu_name() in device.hardware(device.FP32_CPU)
+    threads = f"{cpu_name()}, {torch.get_num_threads()} threads"
+    assert device.hardware(device.FP32_CPU) == threads
+    bf16 = device.FP32_CPU.with_precision(Choice(value="bf16", reason=""))
+    assert device.circumstances(bf16, None, "images in memory") == (
+        f"{threads}, bf16, torch {torch.__version__}, commit unknown, images in memory"
+    )
+    assert ", fp32, " in device.circumstances(device.FP32_CPU, "abc", "")
+    assert ", commit abc, " in device.circumstances(device.FP32_CPU, "abc", "")
 
 
 def test_beside_a_gpu_the_threads_are_those_of_the_container(

@@ -73,6 +73,7 @@ def test_parameters_epochs_figures_and_version_are_kept() -> None:
     assert found.data.params == {"fraction": "0.1", "seed": "3"}
     assert found.data.metrics["val_accuracy"] == 0.5
     assert found.data.metrics["images_per_s"] == 100.0
+    assert "val_n" not in found.data.metrics
     assert found.data.tags["version"] == "0123456789ab"
 
 
@@ -186,6 +187,16 @@ def test_tensorboard_reads_a_scalar_for_each_figure_and_epoch(tmp_path: Path) ->
     assert set(found.Tags()["scalars"]) == set(Epoch.model_fields) - {"epoch"}
     accuracy = found.Scalars("val_accuracy")
     assert [(event.step, event.value) for event in accuracy] == [(1, 0.25), (2, 0.5), (3, 0.75)]
+
+
+def test_epochs_after_the_checkpoint_are_written_again(tmp_path: Path) -> None:
+    with EventWriter(tmp_path) as writer:
+        for number in (1, 2, 3):
+            writer.write(epoch(number))
+    with EventWriter(tmp_path, after=2) as writer:
+        writer.write(epoch(3).model_copy(update={"val_accuracy": 0.0}))
+    accuracy = events(tmp_path).Scalars("val_accuracy")
+    assert [(event.step, event.value) for event in accuracy] == [(1, 0.25), (2, 0.5), (3, 0.0)]
 
 
 def test_an_epoch_can_be_read_during_the_run(tmp_path: Path) -> None:

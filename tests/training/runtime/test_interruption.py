@@ -1,10 +1,14 @@
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
+
+from labelcurve.training.runtime import interruption
 
 LONG_STEP = """
 import os, signal, sys, time
@@ -31,3 +35,31 @@ def test_folders_go_with_the_process_however_it_ends(tmp_path: Path, step: str, 
     assert (done.returncode == 143) == bool(said), done.stderr
     assert said in done.stderr
     assert not folder.exists()
+
+
+def ended(*signals: signal.Signals, waiting: bool = True) -> int:
+    """The exit code of a step that receives these signals."""
+    with pytest.raises(interruption.Stopped) as stopped:
+        _step(signals, waiting)
+    assert not interruption.pending()
+    return stopped.value.code
+
+
+def _step(signals: tuple[signal.Signals, ...], waiting: bool) -> None:
+    with interruption.deferred() if waiting else nullcontext():
+        for number in signals:
+            interruption._handle(number, None)
+        assert waiting, "it went on"
+        assert interruption.came() == signals[-1] != signal.SIGINT
+        with interruption.deferred():
+            pass  # the outer one has the say
+
+
+def test_the_first_signal_waits_and_the_second_ctrl_c_does_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(interruption, "_came", None)
+    assert ended(signal.SIGTERM, signal.SIGTERM) == 143, "a launcher may forward it once more"
+    assert ended(signal.SIGHUP, signal.SIGINT) == 130
+    assert ended(signal.SIGHUP) == 129
+    assert ended(signal.SIGTERM, waiting=False) == 143

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import os
+import platform
 import subprocess
 import sys
 import threading
@@ -73,6 +75,13 @@ def test_who_waits_gets_it_when_the_other_is_done(
         assert holder.wait(timeout=30) == 0
     assert len(said) == 1
     assert said[0].startswith(f"process {holder.pid}")
+
+
+def test_the_holder_is_named_whatever_was_in_the_file(tmp_path: Path) -> None:
+    (tmp_path / "lock").write_text("process 123456789 on another machine with a long name")
+    with lock.hold(tmp_path / "lock", ""):
+        said = (tmp_path / "lock").read_text()
+    assert said == f"process {os.getpid()} on {platform.node()}"
 
 
 def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
