@@ -184,8 +184,8 @@ def test_an_unknown_model_is_named_in_the_error_of_the_command(models: Path) -> 
     )
 
 
-def test_a_model_of_another_image_size_is_named(trained: Finished, digits: Data) -> None:
-    bundle = store.read(trained.out, "digits-scratch-10")
+def test_a_model_of_another_image_size_is_named(made: Path, digits: Data) -> None:
+    bundle = store.read(made, "digits-scratch-10")
     _, subset = quantize_job._learned(bundle, digits, "digits")
     assert subset.hash == bundle.manifest.indices_hash
     with pytest.raises(DataError, match=r"takes images of 8 px, another model of 16 px: .*--only"):
