@@ -86,7 +86,7 @@ def draw(population: Population, n_labels: int, more: int, seed: int) -> Draw:
         train, others = order[:n], order[n:end]
         if pooled:
             return truth.of_train(features, labels, train, others, test, seed)
-        return truth.of_ridge(features, labels, train, test)
+        return truth.of_ridge(features, labels, train, test, measured.penalty)
 
     before, after = right(n_labels), right(n_labels + more)
     changed = after.astype(np.float64) - before

@@ -17,7 +17,7 @@ Numbers = NDArray[np.int64]
 Flags = NDArray[np.bool_]
 
 
-def of_ridge(features: Rows, labels: Index, train: Numbers, test: Numbers) -> Flags:
+def of_ridge(features: Rows, labels: Index, train: Numbers, test: Numbers, penalty: float) -> Flags:
     """[T] flags of the classifier that `plan` measures with.
 
     Args:
@@ -25,9 +25,10 @@ def of_ridge(features: Rows, labels: Index, train: Numbers, test: Numbers) -> Fl
         labels: [N]
         train: rows to learn from.
         test: rows to evaluate on.
+        penalty: that of `plan`.
     """
     scaled = head.standardise(features, features[train])
-    fitted = head.fit(scaled[train], labels[train], int(labels.max()) + 1)
+    fitted = head.fit(scaled[train], labels[train], int(labels.max()) + 1, penalty)
     right: Flags = fitted.scores(scaled[test]).argmax(axis=1) == labels[test]
     return right
 

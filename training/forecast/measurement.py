@@ -17,6 +17,7 @@ FOLDS = 10
 FEWEST_REPEATS, MOST_REPEATS = 3, 10
 REPEATED = 20_000
 """Labels that all repetitions of a cross-validation test: from 2,000 on they become fewer."""
+PENALTY_FOLDS = 5
 SIZES = 7
 SPAN = 32
 """The most labels over the fewest."""
@@ -37,6 +38,8 @@ class Measured:
     n: int
     subsets: int
     """Training sets of each size."""
+    penalty: float
+    """Of the classifier, at every size."""
 
     @property
     def errors(self) -> NDArray[np.float64]:
@@ -81,6 +84,7 @@ def cross_validate(
     random = np.random.default_rng(seed)
     most = len(labels) - -(-len(labels) // FOLDS)
     sizes = chosen_sizes(most, n_classes)
+    penalty = best_penalty(features, labels, n_classes, random)
     repeats = _repeats(len(labels))
     wrong = np.zeros((repeats, len(labels), len(sizes)), np.bool_)
     for repeat in range(repeats):
@@ -89,9 +93,11 @@ def cross_validate(
             test, train = np.flatnonzero(fold == k), np.flatnonzero(fold != k)
             train = train[stratified(labels[train], random)]
             held = features[test], labels[test]
-            wrong[repeat, test] = _wrong(features, labels, n_classes, sizes, train, held, random)
+            wrong[repeat, test] = _wrong(
+                (features, labels, n_classes), sizes, train, held, penalty, random
+            )
             progress((repeat * FOLDS + k + 1) / (repeats * FOLDS))
-    return Measured(sizes, wrong, len(labels), repeats * FOLDS)
+    return Measured(sizes, wrong, len(labels), repeats * FOLDS, penalty)
 
 
 def _repeats(n_labels: int) -> int:
@@ -118,32 +124,47 @@ def hold_out(
     """
     random = np.random.default_rng(seed)
     sizes = chosen_sizes(len(labels), n_classes)
+    penalty = best_penalty(features, labels, n_classes, random)
     subsets = _repeats(len(labels)) * FOLDS
     wrong = np.zeros((subsets, len(test[1]), len(sizes)), np.bool_)
     for repeat in range(subsets):
         train = stratified(labels, random)
-        wrong[repeat] = _wrong(features, labels, n_classes, sizes, train, test, random)
+        wrong[repeat] = _wrong((features, labels, n_classes), sizes, train, test, penalty, random)
         progress((repeat + 1) / subsets)
-    return Measured(sizes, wrong, len(labels), subsets)
+    return Measured(sizes, wrong, len(labels), subsets, penalty)
 
 
 def _wrong(
-    features: Rows,
-    labels: Index,
-    n_classes: int,
+    labelled: tuple[Rows, Index, int],
     sizes: NDArray[np.int64],
     train: NDArray[np.int64],
     test: tuple[Rows, Index],
+    penalty: float,
     random: np.random.Generator,
 ) -> NDArray[np.bool_]:
     """Which of the test images heads get wrong that learn a stretch of each size, [M, F]."""
+    features, labels, n_classes = labelled
     wrong = np.empty((len(test[1]), len(sizes)), np.bool_)
     for j, size in enumerate(sizes):
         first = int(random.integers(0, len(train) - int(size) + 1))
         rows = train[first : first + size]
-        fitted = head.fit(features[rows], labels[rows], n_classes)
+        fitted = head.fit(features[rows], labels[rows], n_classes, penalty)
         wrong[:, j] = fitted.scores(test[0]).argmax(axis=1) != test[1]
     return wrong
+
+
+def best_penalty(
+    features: Rows, labels: Index, n_classes: int, random: np.random.Generator
+) -> float:
+    """The penalty with the fewest errors, by one stratified 5-fold cross-validation."""
+    fold = folds(labels, PENALTY_FOLDS, random)
+    errors = dict.fromkeys(head.PENALTIES, 0)
+    for k in range(PENALTY_FOLDS):
+        test, train = fold == k, fold != k
+        for penalty in errors:
+            fitted = head.fit(features[train], labels[train], n_classes, penalty)
+            errors[penalty] += int((fitted.scores(features[test]).argmax(1) != labels[test]).sum())
+    return min(errors, key=errors.__getitem__)
 
 
 def chosen_sizes(most: int, n_classes: int) -> NDArray[np.int64]:

@@ -208,7 +208,7 @@ def _details(
         ("Tested", how),
         ("Training sets of each size", f"{measured.subsets}"),
         ("Features", source),
-        ("Classifier", f"linear, ridge regression, penalty {head.PENALTY:g} at every size"),
+        ("Classifier", f"linear, ridge regression, penalty {measured.penalty:g} at every size"),
         ("Forecast", "shifted power law and a smooth departure from it; Bayesian 95 % intervals"),
         ("Time", ", ".join(f"{name} {duration(value)}" for name, value in seconds.items())),
     ]

@@ -15,7 +15,7 @@ from labelcurve.benchmarks.backtest.__main__ import Options, _populations, rows
 from labelcurve.benchmarks.backtest.draws import HEADER, HELD_OUT, Draw, draw, row
 from labelcurve.benchmarks.backtest.populations import Population
 from labelcurve.benchmarks.record import Estimate
-from labelcurve.training.forecast import head
+from labelcurve.training.forecast import head, measurement
 from labelcurve.training.forecast.advice import Answer
 from labelcurve.training.models import propagation
 from labelcurve.training.models.linear_head import fit_linear
@@ -174,7 +174,9 @@ def test_a_draw_learns_from_both_numbers_of_labels_and_is_true_on_all_others() -
     train, test = order[:700], order[700:]
     scaled = head.standardise(features, features[train])
     targets = 2.0 * np.eye(10)[digits.target[train]] - 1
-    fitted = Ridge(alpha=head.PENALTY).fit(scaled[train].astype(np.float64), targets)
+    now = head.standardise(features[order[:200]]), digits.target[order[:200]]
+    penalty = measurement.best_penalty(*now, 10, np.random.default_rng(3))
+    fitted = Ridge(alpha=penalty).fit(scaled[train].astype(np.float64), targets)
     accuracy = (fitted.predict(scaled[test]).argmax(axis=1) == digits.target[test]).mean()
     assert found.true_then == pytest.approx(accuracy, abs=0.002)
     assert found.true_now < found.true_then

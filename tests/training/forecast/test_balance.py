@@ -16,7 +16,7 @@ def found(labels: Index, guess: int) -> balance.Balance:
     """A model that is right only with the most labels, and then only of one class."""
     wrong = np.ones((3, len(labels), 2), np.bool_)
     wrong[:, :, 1] = labels != guess
-    measured = Measured(np.array([10, 20]), wrong, len(labels), subsets=30)
+    measured = Measured(np.array([10, 20]), wrong, len(labels), subsets=30, penalty=1)
     return balance.balance(measured, labels, labels, NAMES)
 
 

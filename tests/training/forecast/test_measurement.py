@@ -65,7 +65,7 @@ def test_a_given_test_split_is_used_as_it_is_and_all_labels_are_trained_on() -> 
     measured = measurement.hold_out(scaled[:300], labels[:300], 10, (scaled[300:], labels[300:]))
     assert measured.sizes[-1] == measured.n == 300
     assert measured.subsets == len(measured.wrong) == 100
-    fitted = head.fit(scaled[:300], labels[:300], 10)
+    fitted = head.fit(scaled[:300], labels[:300], 10, measured.penalty)
     error = (fitted.scores(scaled[300:]).argmax(axis=1) != labels[300:]).mean()
     assert measured.errors[-1] == pytest.approx(error, abs=0.005)
 
@@ -74,13 +74,31 @@ def test_the_covariance_has_the_parts_of_images_labels_and_subsets() -> None:
     # Two images, one always wrong: the variance of the mean of two is 0.5 / 2.
     wrong = np.zeros((3, 2, 2), np.bool_)
     wrong[:, 0, :] = True
-    points = Measured(np.array([10, 100]), wrong, 100, subsets=30).points()
+    points = Measured(np.array([10, 100]), wrong, 100, subsets=30, penalty=1).points()
     shared = 0.5 * (1 / 2 + NOISE / 100)
     half_an_image = 0.25 / 4
     subsets = NOISE * 0.25 * (1 / 10 - 1 / 100) / 30
     assert points.covariance[0, 1] == pytest.approx(shared)
     assert points.covariance[1, 1] == pytest.approx(shared + half_an_image)
     assert points.covariance[0, 0] == pytest.approx(shared + half_an_image + subsets)
+
+
+def test_wrong_labels_take_a_higher_penalty() -> None:
+    features, labels = digits(600)
+    random = np.random.default_rng(0)
+    noisy = np.where(np.arange(600) % 2 == 0, random.integers(0, 10, 600), labels)
+    scaled = head.standardise(features)
+    assert measurement.best_penalty(scaled, labels, 10, random) <= 1
+    assert measurement.best_penalty(scaled, noisy, 10, random) == 3
+    assert measurement.cross_validate(scaled, noisy, 10).penalty == 3
+    test = scaled[:50], labels[:50]
+    assert measurement.hold_out(scaled[50:], noisy[50:], 10, test).penalty == 3
+
+
+def test_equal_penalties_leave_the_lowest() -> None:
+    features = np.repeat([[-1.0], [1.0]], 20, axis=0).astype(np.float32)
+    labels = np.repeat([0, 1], 20)
+    assert measurement.best_penalty(features, labels, 2, np.random.default_rng(0)) == 0.3
 
 
 def test_sizes_spread_evenly_in_the_logarithm_from_a_thirty_second_to_all() -> None:
