@@ -148,7 +148,7 @@ def test_a_new_version_takes_over_and_the_old_one_stays_for_those_who_name_it(
     def check() -> None:
         second = current(catalogue)
         assert swaps.get() - before == 1
-        assert REMEMBERED == [str(model) for model in catalogue.models]
+        assert [str(model) for model in catalogue.models] == REMEMBERED
         assert second.version == store.read(models, "digits-100").version != first.version
         assert catalogue.default is second
         assert catalogue.find(str(first)) is first

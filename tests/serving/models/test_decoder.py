@@ -132,7 +132,7 @@ def test_of_several_images_the_bad_one_is_named() -> None:
     decoder = Decoder(1)
     with pytest.raises(UnreadableImage, match="image 2 of 2: "):
         asyncio.run(decoder.decode([SMALL, SMALL[:200]], 16))
-    with pytest.raises(UnreadableImage, match="^(?!image 1 of 1)"):
+    with pytest.raises(UnreadableImage, match=r"^(?!image 1 of 1)"):
         asyncio.run(decoder.decode([SMALL[:200]], 16))
 
 
