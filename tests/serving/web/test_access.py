@@ -167,6 +167,13 @@ def test_keys_other_sites_and_metrics_apart(
             "origin": "https://example.org", "access-control-request-method": "POST",
             "access-control-request-headers": "authorization"})  # fmt: skip
         assert known.headers["access-control-allow-origin"] == "https://example.org"
+        allowed = set(known.headers["access-control-allow-headers"].lower().split(", "))
+        assert allowed >= {"authorization", "content-type", "x-api-key", "x-request-id"}
+        assert known.headers["access-control-allow-methods"] == "GET, POST"
+        read = ask(authorization=f"Bearer {alice}", origin="https://example.org")
+        assert read.headers["access-control-expose-headers"] == (
+            "retry-after, server-timing, x-accepted, x-model-name, x-model-version, x-request-id"
+        )
         other = ask(authorization=f"Bearer {alice}", origin="https://example.com")
         assert "access-control-allow-origin" not in other.headers
 
