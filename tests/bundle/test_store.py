@@ -478,3 +478,55 @@ def test_a_damaged_run_record_is_named(root: Path, content: str | None) -> None:
         (path / "run.json").write_text(content)
     with pytest.raises(BundleError, match=r"cannot read .*run\.json"):
         store.read_run(path)
+
+
+def test_a_bundle_is_on_the_disk_before_it_has_its_name_and_that_before_the_link(
+    tmp_path: Path, bundle: store.Bundle, record: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    events: list[str] = []
+    fsync, rename, replace = os.fsync, Path.rename, Path.replace
+
+    def synced(descriptor: int) -> None:
+        name = Path(f"/proc/self/fd/{descriptor}").readlink().name
+        events.append("sync " + ("temporary" if name.startswith(".") else name))
+        fsync(descriptor)
+
+    def renamed(path: Path, target: Path) -> Path:
+        events.append(f"rename to {Path(target).name}")
+        return rename(path, target)
+
+    def replaced(path: Path, target: Path) -> Path:
+        events.append(f"replace {Path(target).name}")
+        return replace(path, target)
+
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(Path, "rename", renamed)
+    monkeypatch.setattr(Path, "replace", replaced)
+    path = store.publish(tmp_path, bundle.manifest, bundle.graph, CARD, record)
+    assert sorted(events[:4]) == [
+        "sync README.md", "sync manifest.json", "sync model.onnx", "sync run.json",
+    ]  # fmt: skip
+    assert events[4:] == [
+        "sync temporary", f"rename to {path.name}", "replace current", "sync digits-10",
+    ]  # fmt: skip
+    assert path.stat().st_mode & 0o777 == 0o755
+    events.clear()
+    store.point(tmp_path, "digits-10", path.name)
+    assert events == ["replace current", "sync digits-10"]
+
+
+@pytest.mark.parametrize("file", [store.GRAPH, store.MANIFEST])
+def test_a_version_that_is_written_again_has_another_stamp(root: Path, file: str) -> None:
+    path = store.read(root, "digits-10").path
+    before = store.scan(root)
+    assert before == store.scan(root)
+    there = (path / file).stat()
+    copy = path / "copy"
+    copy.write_bytes((path / file).read_bytes())
+    os.utime(copy, ns=(there.st_atime_ns, there.st_mtime_ns))
+    copy.replace(path / file)  # of the same size and time
+    after = store.scan(root)
+    assert after["digits-10"].versions[path.name] != before["digits-10"].versions[path.name]
+    assert after["digits-50"] == before["digits-50"]
+    os.utime(path / file, ns=(0, 10**9))
+    assert store.scan(root)["digits-10"] != after["digits-10"]

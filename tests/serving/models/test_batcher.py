@@ -72,6 +72,23 @@ def test_what_arrives_during_a_batch_is_the_next_batch(engine: Gated, batcher: B
     np.testing.assert_allclose(rows, expected, atol=1e-6)
 
 
+def test_two_full_batches_are_handed_over_early(engine: Gated) -> None:
+    batcher = Batcher(engine, "digits", limit=100)
+
+    async def submit() -> None:
+        first = batcher.submit(digits(1))
+        await asyncio.to_thread(engine.busy.wait)
+        futures = batcher.submit(digits(80))
+        await asyncio.sleep(0)
+        assert (batcher._handed, batcher._n_ahead, len(batcher._waiting)) == (3, 32, 48)
+        engine.gate.set()
+        await asyncio.gather(*first, *futures)
+
+    asyncio.run(submit())
+    batcher.close()
+    assert engine.batches == [1, 16, 16, 16, 16, 16]
+
+
 def test_a_full_batch_does_not_wait_for_the_event_loop(
     engine: Gated, batcher: Batcher, monkeypatch: pytest.MonkeyPatch
 ) -> None:
