@@ -15,6 +15,7 @@ import pytest
 from starlette.requests import ClientDisconnect, Request
 
 from labelcurve.bundle.errors import UnreadableImage, UnsupportedImage
+from labelcurve.serving.deadline import Clock
 from labelcurve.serving.errors import Overloaded, Problem
 from labelcurve.serving.models.batcher import Prediction
 from labelcurve.serving.models.catalogue import Catalogue
@@ -177,7 +178,7 @@ def test_a_request_that_is_late_says_whose_time_it_was(
     error, cancelling = asyncio.run(late(app.classify({**scope}, never)))
     assert (error.status, error.headers, cancelling) == (408, {"Connection": "close"}, 0)
     assert error.detail == "the body did not arrive within 0.2 s"
-    app._answers = module.Clock(0.01)
+    app._answers = Clock(0.01)
     monkeypatch.setattr(app._decoder, "decode", decode)
     error, cancelling = asyncio.run(late(app.classify({**scope}, body)))
     assert (error.status, error.headers, cancelling) == (504, None, 0)
