@@ -192,9 +192,11 @@ def test_each_version_is_described_and_promotions_are_listed_newest_first(
     monkeypatch.setenv("COLUMNS", "120")
     for name in ("digits-10", "digits-50"):
         promotion.promote(root, name)
-    found = describe(root)
     manifest = store.read(root, "digits-50").manifest
     assert manifest.test is not None
+    other = manifest.model_copy(update={"val": manifest.val.model_copy(update={"accuracy": 0.5})})
+    (root / "digits-50/current" / store.MANIFEST).write_text(other.model_dump_json())
+    found = describe(root)
     (version,) = next(each for each in found["models"] if each["name"] == "digits-50")["versions"]
     assert version == {
         "version": (root / "digits-50/current").readlink().name,
