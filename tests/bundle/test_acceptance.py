@@ -141,3 +141,28 @@ def test_a_class_at_the_threshold_is_in_the_set() -> None:
     assert acceptance.members(row, 0.3) == [1, 2]
     assert acceptance.members(row, 0.31) == [1]
     assert acceptance.members(row, 0.6) == [1]
+
+
+def test_what_is_kept_and_chosen_of_a_few_answers() -> None:
+    confidence = np.array([0.9, 0.8, 0.7, 0.6], np.float32)
+    probabilities = np.stack([confidence, 1 - confidence], axis=1)
+    held = acceptance.held_out(probabilities, np.array([0, 1, 0, 0]))
+    assert (held.n, held.ranks, held.truth_ranks) == (4, (1, 2, 3, 4), (1, 2, 3, 4))
+    assert held.confidence == (0.9, 0.8, 0.7, 0.6)
+    assert held.wrong == (0, 1, 1, 1)
+    np.testing.assert_allclose(held.truth, (0.9, 0.7, 0.6, 0.2), atol=1e-6)
+    # The third of (4 + 1) * 0.6, and the fourth of (4 + 1) * 0.61.
+    assert acceptance.set_threshold(held, 0.6) == held.truth[2]
+    assert acceptance.set_threshold(held, 0.61) == held.truth[3]
+    with pytest.raises(NotEnough, match=r"hold the true class in 81 % need at least 5 held-out"):
+        acceptance.set_threshold(held, 0.81)
+
+
+def test_with_the_fewest_images_only_all_of_them_without_an_error_will_do() -> None:
+    for wished in (0.9, 0.95, 0.98):
+        n = acceptance.fewest(wished)
+        assert acceptance._allowed(n, wished) == (*[-1] * n, 0)
+        assert set(acceptance._allowed(n - 1, wished)) == {-1}
+    more = acceptance._allowed(600, 0.98)
+    assert list(more) == sorted(more)
+    assert 149 < more.index(0) < more.index(1) < more.index(2) < 600

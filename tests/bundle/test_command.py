@@ -246,3 +246,14 @@ def test_threads_are_bounded_by_the_cores() -> None:
     for wrong in (0, most + 1):
         with pytest.raises(LabelcurveError, match=f"^--threads {wrong}: allowed are 1 to {most}"):
             check(Given(threads=wrong))
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here: a full disk")
+def test_a_result_that_cannot_be_written_is_an_error_that_says_that_all_is_done() -> None:
+    with Path("/dev/full").open("w") as full:
+        done = run(ANSWER, stdout=full)
+    assert done.returncode == 1
+    assert done.stderr == (
+        "error: all is done, but its result cannot be written to stdout: No space left on device\n"
+    )
+    assert MOST_A_CORE == 8

@@ -85,3 +85,23 @@ def test_the_file_of_out_gets_its_folder_and_a_failure_names_the_flag(tmp_path: 
     (tmp_path / "file").write_text("")
     with pytest.raises(LabelcurveError, match=r"^--out .*page.html cannot be written: File exists"):
         files.write_out(tmp_path / "file" / "page.html", "")
+
+
+def test_the_new_content_is_on_the_disk_before_it_takes_the_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    events: list[str] = []
+    fsync, replace = os.fsync, Path.replace
+
+    def synced(descriptor: int) -> None:
+        events.append(f"sync {Path(f'/proc/self/fd/{descriptor}').read_bytes()!r}")
+        fsync(descriptor)
+
+    def replaced(path: Path, target: Path) -> Path:
+        events.append(f"replace, mode {path.stat().st_mode & 0o777:o}")
+        return replace(path, target)
+
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(Path, "replace", replaced)
+    files.replace(tmp_path / "a", b"new")
+    assert events == ["sync b'new'", "replace, mode 644"]

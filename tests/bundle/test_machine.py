@@ -21,6 +21,18 @@ def test_cgroup_v2_quota_limits_the_cores(tmp_path: Path) -> None:
     assert cores(tmp_path) == unlimited
 
 
+@pytest.mark.parametrize(
+    ("quota", "expected"), [("250000 100000", 3), ("20000 10000", 2), ("1000 100000", 1),
+                            ("1600000 100000", 8), ("max 100000", 8), ("x", 8)],
+)  # fmt: skip
+def test_a_part_of_a_core_counts_as_one(
+    quota: str, expected: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)))
+    (tmp_path / "cpu.max").write_text(quota)
+    assert cores(tmp_path) == expected
+
+
 def test_cgroup_v1_quota_limits_the_cores(tmp_path: Path) -> None:
     unlimited = cores(tmp_path)
     (tmp_path / "cpu").mkdir()

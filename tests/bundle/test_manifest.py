@@ -53,6 +53,11 @@ def test_a_commit_of_an_older_release_is_read_and_not_written(fields: dict[str, 
         ("class_names", ["cat", "dog", "cat"]),
         ("seed", "many"),
         ("test", {"accuracy": 1}),
+        ("fraction", -0.1),
+        (
+            "predicted",
+            {"split": "test", "n": 2, "classes": [1, 1], "confidence": [0] * 20},
+        ),
     ],
 )
 def test_a_wrong_value_is_refused_by_name(fields: dict[str, Any], key: str, value: object) -> None:

@@ -359,6 +359,36 @@ def test_what_would_take_too_much_memory_is_too_large(
     preprocess.prepare(file.getvalue(), 8, max_memory=300_000)
 
 
+@pytest.mark.parametrize(
+    ("mode", "form", "options", "each", "turned"),
+    [
+        ("L", "PNG", {}, 6, 7),
+        ("P", "GIF", {}, 6, None),
+        ("I;16", "PNG", {}, 10, 13),
+        ("RGB", "PNG", {}, 5, 9),
+        ("RGB", "PNG", {"transparency": (1, 2, 3)}, 10, 14),
+        ("RGBA", "PNG", {}, 10, 14),
+        ("RGB", "WEBP", {}, 17, 17),
+        ("RGBA", "WEBP", {}, 22, 22),
+        ("RGB", "JPEG", {}, 12, 12),
+        ("RGB", "JPEG", {"progressive": True}, 18, 18),
+        ("L", "JPEG", {"progressive": True}, 14, 14),
+    ],
+)
+def test_the_memory_is_estimated_from_the_kind_of_image(
+    mode: str, form: str, options: dict[str, Any], each: int, turned: int | None
+) -> None:
+    def memory(**more: Any) -> int:
+        image = Image.open(BytesIO(encoded(Image.new(mode, (20, 10)), form, **options, **more)))
+        return preprocess._memory(image, 200)
+
+    assert memory() == each * 200
+    if turned:
+        exif = Image.Exif()
+        exif[0x0112] = 6
+        assert memory(exif=exif) == turned * 200
+
+
 def test_one_image_takes_no_more_memory_than_allowed(tmp_path: Path) -> None:
     file = tmp_path / "large.png"
     Image.new("RGBA", (4600, 3600), (9, 9, 9, 128)).save(file, compress_level=1)

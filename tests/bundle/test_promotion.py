@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shutil
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from threading import Thread
 
 import pytest
 
@@ -153,3 +156,38 @@ def test_of_models_with_as_many_labels_the_compact_one_is_the_default() -> None:
             == "it is the first of those with the most labels, since there is no default.json"
         )
     assert choose({"x-100": 9, "x-compact-100": 9, "y": 10}, None)[1].startswith("it has the most")
+
+
+def test_a_promotion_waits_for_another_one(root: Path) -> None:
+    thread = Thread(target=promote, args=(root, "digits-10"))
+    held = os.open(root, os.O_RDONLY)
+    try:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        thread.start()
+        thread.join(0.1)
+        assert thread.is_alive()
+        assert read(root) is None
+    finally:
+        os.close(held)
+    thread.join(30)
+    assert history(root) == ["digits-100", "digits-10"]
+    with pytest.raises(BundleError, match="cannot read the folder"):
+        rollback(root / "none")
+
+
+def test_the_file_says_when_which_version_became_the_default(root: Path) -> None:
+    begun = datetime.now(UTC) - timedelta(seconds=1)
+    before, now = promote(root, "digits-10")
+    text = (root / FILE).read_text()
+    assert text.endswith("}\n")
+    found = json.loads(text)
+    assert found["default"] == "digits-10"
+    assert [f"{each['name']}@{each['version']}" for each in found["promoted"]] == [
+        f"digits-100@{current(root, 'digits-100')}",
+        f"digits-10@{current(root, 'digits-10')}",
+    ]
+    assert [str(before), str(now)] == [f"{e['name']}@{e['version']}" for e in found["promoted"]]
+    for each in found["promoted"]:
+        assert each["time"].endswith("+00:00")
+        assert begun < datetime.fromisoformat(each["time"]) <= datetime.now(UTC)
+    assert promotion.KEPT == 50

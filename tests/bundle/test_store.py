@@ -2,41 +2,19 @@ from __future__ import annotations
 
 import errno
 import hashlib
-import json
 import os
 import shutil
-import signal
-import subprocess
-import sys
-import threading
-import time
 from pathlib import Path
 
 import pytest
 
 from labelcurve.bundle import preprocess, store
 from labelcurve.bundle.errors import BundleError
-from labelcurve.bundle.manifest import Manifest, Preprocessing, Run, Variant
+from labelcurve.bundle.manifest import Preprocessing, Run, Variant
 from tests.models import publish_digits
 from tests.permissions import forbidden, public_copy
 
 CARD = "# digits\n"
-
-
-@pytest.fixture
-def root(tmp_path: Path, digits_models: Path) -> Path:
-    """A models folder of digits-10, -50 and -100 that a test may change."""
-    return Path(shutil.copytree(digits_models, tmp_path / "models", symlinks=True))
-
-
-@pytest.fixture
-def bundle(digits_models: Path) -> store.Bundle:
-    return store.read(digits_models, "digits-10")
-
-
-@pytest.fixture
-def record(bundle: store.Bundle) -> Run:
-    return store.read_run(bundle.path)
 
 
 def test_what_is_published_is_read_back(tmp_path: Path, bundle: store.Bundle, record: Run) -> None:
@@ -345,136 +323,3 @@ def test_nothing_but_a_folder_that_cannot_be_read_is_an_error(digits_models: Pat
         message = r"cannot read the folder .*/digits-10: Permission denied for user \d+\. .*--user"
         with forbidden(models / "digits-10"), pytest.raises(BundleError, match=message):
             store.names(models)
-
-
-def test_an_output_folder_that_cannot_be_written_is_named(
-    tmp_path: Path, bundle: store.Bundle, record: Run
-) -> None:
-    (tmp_path / "models").write_text("a file in the way")
-    with pytest.raises(BundleError, match=r"cannot write the bundle .*models.*--out"):
-        store.publish(tmp_path / "models", bundle.manifest, bundle.graph, CARD, record)
-
-
-def test_a_full_disk_leaves_no_half_bundle(
-    tmp_path: Path, bundle: store.Bundle, record: Run
-) -> None:
-    # A limit on the size of a file fails the write as a full disk does, without being root.
-    (tmp_path / "graph").write_bytes(bundle.graph * 20)
-    (tmp_path / "manifest").write_text(bundle.manifest.model_dump_json())
-    (tmp_path / "run").write_text(record.model_dump_json())
-    code = (
-        "import resource, signal, sys; from pathlib import Path\n"
-        "from labelcurve.bundle import store\n"
-        "from labelcurve.bundle.errors import BundleError\n"
-        "from labelcurve.bundle.manifest import Manifest, Run\n"
-        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
-        "resource.setrlimit(resource.RLIMIT_FSIZE, (16384, 16384))\n"
-        "here = Path(sys.argv[1])\n"
-        "manifest = Manifest.model_validate_json((here / 'manifest').read_text())\n"
-        "run = Run.model_validate_json((here / 'run').read_text())\n"
-        "try:\n"
-        "    store.publish(here / 'out', manifest, (here / 'graph').read_bytes(), '#', run)\n"
-        "except BundleError as error:\n"
-        "    sys.exit(str(error))\n"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 1
-    assert "cannot write the bundle" in done.stderr
-    assert "File too large" in done.stderr
-    assert "make room" in done.stderr
-    assert list((tmp_path / "out" / "digits-10").iterdir()) == []
-
-
-def test_several_writers_may_publish_under_one_name(
-    tmp_path: Path, bundle: store.Bundle, record: Run
-) -> None:
-    failures: list[BaseException] = []
-    manifests = [bundle.manifest.model_copy(update={"seed": seed}) for seed in range(6)]
-
-    def publish() -> None:
-        try:
-            for manifest in manifests:
-                start.wait()
-                store.publish(tmp_path, manifest, bundle.graph, CARD, record)
-        except BaseException as error:
-            start.abort()
-            failures.append(error)
-
-    threads = [threading.Thread(target=publish) for _ in range(4)]
-    start = threading.Barrier(len(threads), timeout=30)
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert failures == []
-    assert store.read(tmp_path, "digits-10").manifest == manifests[-1]
-    assert len(list((tmp_path / "digits-10").iterdir())) == len(manifests) + 1
-
-
-PUBLISH_FOR_EVER = """
-import itertools, sys
-from pathlib import Path
-from labelcurve.bundle import store
-from labelcurve.bundle.manifest import Manifest
-
-source, target = map(Path, sys.argv[1:])
-first = store.read(source, "digits-10")
-run = store.read_run(first.path)
-for seed in itertools.count(int(sys.stdin.readline())):
-    manifest = first.manifest.model_copy(update={"seed": seed})
-    store.publish(target, manifest, first.graph, f"# seed {seed}", run)
-    print(seed, flush=True)
-"""
-
-
-def test_a_reader_never_sees_half_a_bundle_of_a_writer_that_is_killed(
-    tmp_path: Path, bundle: store.Bundle
-) -> None:
-    for round_number in range(4):
-        writer = subprocess.Popen(
-            [sys.executable, "-c", PUBLISH_FOR_EVER, str(bundle.path.parent.parent), str(tmp_path)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        assert writer.stdin is not None
-        assert writer.stdout is not None
-        try:
-            writer.stdin.write(f"{round_number * 10_000}\n")
-            writer.stdin.flush()
-            assert writer.stdout.readline(), "the writer has not begun"
-            seeds = set()
-            deadline = time.monotonic() + 0.4 + 0.07 * round_number
-            while time.monotonic() < deadline:
-                assert store.names(tmp_path) == ["digits-10"]
-                found = store.read(tmp_path, "digits-10")
-                seeds.add(found.manifest.seed)
-                assert (found.path / "README.md").read_text() == f"# seed {found.manifest.seed}"
-                store.read_run(found.path)
-        finally:
-            writer.send_signal(signal.SIGKILL)
-            writer.communicate()
-        assert len(seeds) > 1, "the reader saw the link move"
-        last = store.read(tmp_path, "digits-10").manifest.seed
-        assert last >= max(seeds)
-    for folder in (tmp_path / "digits-10").iterdir():
-        if not folder.name.startswith(".") and folder.name != "current":
-            assert store.read(tmp_path, "digits-10", folder.name).version == folder.name
-
-
-def test_a_manifest_on_disk_is_readable_json(bundle: store.Bundle) -> None:
-    text = (bundle.path / "manifest.json").read_text()
-    assert json.loads(text)["class_names"] == list(bundle.manifest.class_names)
-    assert Manifest.model_validate_json(text) == bundle.manifest
-
-
-@pytest.mark.parametrize("content", [None, "", "{}", "no json"])
-def test_a_damaged_run_record_is_named(root: Path, content: str | None) -> None:
-    path = store.read(root, "digits-10").path
-    (path / "run.json").unlink()
-    if content is not None:
-        (path / "run.json").write_text(content)
-    with pytest.raises(BundleError, match=r"cannot read .*run\.json"):
-        store.read_run(path)

@@ -1,9 +1,22 @@
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
 import pytest
 from markdown_it import MarkdownIt
 
-from labelcurve.bundle.text import counted, duration, escaped, one, percent, plain, table
+from labelcurve.bundle.text import (
+    counted,
+    duration,
+    escaped,
+    listed,
+    one,
+    percent,
+    plain,
+    shown,
+    table,
+)
 
 
 @pytest.mark.parametrize(
@@ -77,3 +90,16 @@ def test_numbers_to_three_digits_or_one_decimal_have_no_exponent_and_no_minus_ze
         "1,000,000,000,000,000",
     ]
     assert [one(v) for v in (-0.04, -0.06, 12.345)] == ["0.0", "-0.1", "12.3"]
+
+
+def test_a_list_has_an_end_and_a_path_is_one_line_of_text() -> None:
+    assert listed([], 2) == ""
+    assert listed(["a", "b"], 2) == "a, b"
+    assert listed(["a", "b", "c"], 2) == "a, b and 1 more"
+    assert listed(map(str, range(2000)), 1) == "0 and 1,999 more"
+    assert shown(Path("a\x1b\x7f\x9f\nb é")) == r"a\x1b\x7f\x9f\x0ab é"
+    assert shown(Path(os.fsdecode(b"\xe9"))) == r"\xe9"
+
+
+def test_numbers_from_a_hundred_on_are_whole() -> None:
+    assert [plain(v) for v in (99.4, 100, 1234.5, 0.125)] == ["99.4", "100", "1,234", "0.125"]

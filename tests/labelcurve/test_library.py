@@ -22,6 +22,7 @@ from labelcurve.benchmarks.options import Bench
 from labelcurve.bundle import preprocess
 from labelcurve.bundle.command import PerCore
 from labelcurve.bundle.errors import BundleError, ImageError, MissingExtra
+from labelcurve.bundle.machine import cores
 from labelcurve.training.options import Options
 from tests.labelcurve.test_extras import MISSING
 from tests.models import digit_png
@@ -291,6 +292,37 @@ def test_what_stands_for_an_option_arrives_as_the_command_has_it(
     assert found[-1] == Bench(
         models=Path("m"), data="digits", out=Path("r"), cache=Path("c"), only=("a",), clients=(1, 2)
     )
+
+
+def test_what_train_published_is_returned_final_models_last(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    entry = {
+        "name": "a", "version": "1", "path": "models/a/1", "fraction": 0.5, "seed": 7,
+        "n_labels_train": 90, "n_labels_val": 10, "val": {"accuracy": 0.75},
+        "test": {"accuracy": 0.5},
+    }  # fmt: skip
+    final = {**entry, "name": "b", "test": None, "measured": {"name": "a"}}
+    document = {"bundles": [entry], "final": [final]}
+    monkeypatch.setattr("labelcurve.training.jobs.train.run", lambda options: document)
+    found = labelcurve.train("digits")
+    assert found == [
+        labelcurve.TrainedModel(
+            name="a", version="1", path=Path("models/a/1"), fraction=0.5, seed=7, n_labels=100,
+            validation_accuracy=0.75, test_accuracy=0.5, measured=None,
+        ),
+        labelcurve.TrainedModel(
+            name="b", version="1", path=Path("models/a/1"), fraction=0.5, seed=7, n_labels=100,
+            validation_accuracy=0.75, test_accuracy=None, measured="a",
+        ),
+    ]  # fmt: skip
+
+
+def test_a_model_is_loaded_with_the_threads_it_is_given(digits_models: Path) -> None:
+    for threads, expected in ((cores() + 1, cores() + 1), (None, cores())):
+        model = labelcurve.load(digits_models, "digits-10", device="cpu", threads=threads)
+        options = model._engine._session.get_session_options()
+        assert options.intra_op_num_threads == expected
 
 
 def test_train_publishes_says_nothing_and_leaves_the_process_alone(

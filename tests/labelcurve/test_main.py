@@ -7,12 +7,14 @@ import subprocess
 import sys
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from labelcurve import __main__
-from labelcurve.__main__ import COMMANDS
+from labelcurve.__main__ import COMMANDS, main
 from labelcurve.benchmarks import cli
+from labelcurve.bundle import command
 
 LABELCURVE = str(Path(sys.executable).with_name("labelcurve"))
 VERSION = f"labelcurve {importlib.metadata.version('labelcurve')}\n"
@@ -28,8 +30,8 @@ def test_help_is_one_screen_with_a_line_for_each_command() -> None:
     lines = done.stdout.splitlines()
     assert len(lines) <= 24
     assert max(map(len, lines)) <= 80
-    for name, command in COMMANDS.items():
-        assert [line.split(maxsplit=1) for line in lines].count([name, command.summary]) == 1
+    for name, each in COMMANDS.items():
+        assert [line.split(maxsplit=1) for line in lines].count([name, each.summary]) == 1
 
 
 @pytest.mark.parametrize("option", ["--help", "--version"])
@@ -124,3 +126,35 @@ def test_bash_completes_commands_and_their_options(tmp_path: Path) -> None:
     assert "--fraction" not in completed("labelcurve", "serve")
     assert {"compare", "render", "peers", "--robustness-images"} <= completed("labelcurve", "bench")
     assert "--null-clients" in completed("labelcurve", "bench", "peers")
+
+
+@pytest.mark.parametrize(
+    ("words", "arguments", "extra", "terminated"),
+    [
+        (["serve", "--port", "1"], ["--port", "1"], "serve", 0),  # to be stopped is no failure
+        (["train"], [], "train", 143),
+        (["models", "list"], ["list"], "serve", 143),
+        (["bench"], [], "bench", 143),
+        (["completion", "bash"], ["bash"], None, 143),
+        (["trian"], [], None, 143),
+        ([], [], None, 143),
+    ],
+)
+def test_a_command_is_entered_with_its_extra_and_what_a_signal_means_to_it(
+    words: list[str],
+    arguments: list[str],
+    extra: str | None,
+    terminated: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    entered: list[Any] = []
+
+    def enter(main: Any, given: Any, **options: Any) -> None:
+        entered.append((main.args, given, options))
+
+    monkeypatch.setattr(command, "enter", enter)
+    monkeypatch.setattr(sys, "argv", ["/usr/bin/x", *words])
+    main()
+    assert sys.argv[0] == "labelcurve"
+    name = words[0] if words else ""
+    assert entered == [((name,), arguments, {"extra": extra, "terminated": terminated})]

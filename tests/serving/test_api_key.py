@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,10 @@ def test_a_file_of_keys_holds_no_key(tmp_path: Path) -> None:
     tokens = [make_key(NewKey("alice", file)), make_key(NewKey("bob", file, rate=2))]
     assert [(key.name, key.rate) for key in read_keys(file)] == [("alice", 0), ("bob", 2)]
     assert len(set(tokens)) == 2
+    # 256 random bits each, in 43 characters.
+    assert [(token[:3], len(token)) for token in tokens] == [("lc_", 46)] * 2
+    digests = [key.digest for key in read_keys(file)]
+    assert digests == [hashlib.sha256(token.encode()).digest() for token in tokens]
     assert not any(token in file.read_text() for token in tokens)
     assert file.stat().st_mode & 0o077 == 0
     with pytest.raises(LabelcurveError, match="has a key for bob"):

@@ -14,6 +14,8 @@ from typing import Any
 import httpx
 import pytest
 
+from labelcurve.bundle import store
+from labelcurve.bundle.acceptance import threshold
 from labelcurve.bundle.errors import LabelcurveError
 from labelcurve.serving.classify import Options, find, run
 from labelcurve.serving.errors import UnknownModel
@@ -323,3 +325,37 @@ def test_what_the_held_out_images_do_not_show_is_refused_before_anything_is_writ
     (tmp_path / "file").touch()
     with pytest.raises(LabelcurveError, match=r"cannot write accepted.csv and ask.csv.*--out"):
         run(Options((images,), models=digits_models, accept=0.9, out=tmp_path / "file"))
+
+
+def test_each_line_and_the_summary_say_what_was_found(
+    tmp_path: Path, digits_models: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for i in range(1437, 1467):
+        (tmp_path / f"{i}.png").write_bytes(digit_png(i))
+    (tmp_path / "bad.png").write_bytes(b"no image")
+    out = tmp_path / "out"
+    options = Options(
+        (tmp_path,), models=digits_models, top_k=2, accept=0.95, set=0.9, out=out, csv=out / "a.csv"
+    )
+    out.mkdir()
+    assert run(options) == 1
+    said = capsys.readouterr()
+    with (out / "a.csv").open(encoding="utf-8", newline="") as file:
+        rows = [row for row in csv.DictReader(file) if not row["error"]]
+    assert said.out.splitlines() == [
+        f"{row['path']}: {row['label']} {float(row['score']):.4f}, "
+        f"{row['label_2']} {float(row['score_2']):.4f} [{', '.join(json.loads(row['set']))}] "
+        f"{'accepted' if row['accepted'] == 'true' else 'ask'}"
+        for row in rows
+    ]
+    held = store.read(digits_models, "digits-100").manifest.held_out
+    n = sum(row["accepted"] == "true" for row in rows)
+    first, bad, last = said.err.splitlines()
+    version = (digits_models / "digits-100/current").readlink().name
+    assert first.startswith(f"digits-100@{version} on ")
+    assert bad.startswith(f"{tmp_path}/bad.png: ")
+    assert last == (
+        f"accepted {n} of 31 ({n / 31:.1%}; {threshold(held, 0.95).coverage:.1%} of the 360 "
+        f"held-out images), of which 0.95 are right unless these images are of another kind: "
+        f"{out}/accepted.csv; a person looks at the rest: {out}/ask.csv"
+    )

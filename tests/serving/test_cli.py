@@ -8,8 +8,12 @@ from typing import Any
 
 import pytest
 
+from labelcurve.bundle import store
+from labelcurve.bundle.acceptance import threshold
 from labelcurve.bundle.errors import BundleError, LabelcurveError
+from labelcurve.serving import cli
 from labelcurve.serving.cli import serve
+from labelcurve.serving.models.device import Device
 from labelcurve.serving.settings import Settings
 from tests.serving.conftest import SERVE, Service, free_port
 
@@ -104,3 +108,49 @@ def test_impossible_options(
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     with pytest.raises(LabelcurveError, match=says):
         serve(Settings(models=digits_models, **options))
+
+
+def test_what_is_served_is_said_to_people_and_to_programs(
+    digits_models: Path, tmp_path: Path
+) -> None:
+    models = tmp_path / "models"
+    shutil.copytree(digits_models, models, symlinks=True)
+    (models / "digits-10" / store.CURRENT).unlink()
+    said: list[tuple[str, str, dict[str, Any]]] = []
+
+    def say(event: str, text: str, **fields: Any) -> None:
+        said.append((event, text, fields))
+
+    settings = Settings(models=models, workers=2, threads=3, connections=500, accept=0.95)
+    cli._say_process(settings, Device("cpu", "a test"), 100, say)
+    bundles = store.read_all(models, ["digits-50", "digits-100"])
+    cli._say_models(settings, bundles, ["fp32", "int8"], say)
+    cli._accepting(bundles[0], "fp32", 0.999, say)
+    first, second = (bundle.version for bundle in bundles)
+    shares = [threshold(bundle.manifest.held_out, 0.95).coverage for bundle in bundles]
+    why = "it has the most labels, since there is no default.json"
+    about = {"classes": 10, "size": 8}
+    assert said[-1][2] == {"model": "digits-50", "share": 0.0}
+    assert said[-1][1].startswith("accept   digits-50: nothing; accepting with 99.9 % accuracy")
+    assert said[:-1] == [
+        ("device", "device   cpu (a test)", {"kind": "cpu", "reason": "a test"}),
+        ("workers", "workers  2, 3 threads each", {"workers": 2, "threads": 3}),
+        ("connections", "limit    100 connections for each worker, for --connections 500: the "
+         "limit of open files (ulimit -Hn) allows no more", {"connections": 100, "wanted": 500}),
+        ("model", f"model    digits-50@{first}: 10 classes, 797 labels, 8 px, fp32",
+         {"model": "digits-50", "version": first, "labels": 797, "precision": "fp32",
+          "default": False, **about}),
+        ("accept", f"accept   digits-50: {shares[0]:.0%} of the answers, a person looks at the "
+         "rest", {"model": "digits-50", "share": round(shares[0], 4)}),
+        ("model", f"model    digits-100@{second}: 10 classes, 1596 labels, 8 px, int8 (default)",
+         {"model": "digits-100", "version": second, "labels": 1596, "precision": "int8",
+          "default": True, **about}),
+        ("accept", f"accept   digits-100: {shares[1]:.0%} of the answers, a person looks at the "
+         "rest", {"model": "digits-100", "share": round(shares[1], 4)}),
+        ("default", f"default  digits-100: {why}", {"model": "digits-100", "reason": why}),
+        ("skipped", "skipped  digits-10: it has versions and no link `current`",
+         {"model": "digits-10", "reason": "it has versions and no link `current`"}),
+    ]  # fmt: skip
+    said.clear()
+    cli._say_process(settings, Device("cpu", "a test"), 500, say)
+    assert [event for event, *_ in said] == ["device", "workers"]

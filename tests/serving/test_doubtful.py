@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import hashlib
+import json
 import os
 import resource
 import shutil
@@ -224,6 +226,37 @@ def test_a_reason_is_logged_once_and_again_after_uploads_were_kept(
         "doubtful uploads are kept again",
         "doubtful uploads are not kept",
     ]
+
+
+def test_the_folder_is_no_folder_of_models_and_checking_it_leaves_nothing(tmp_path: Path) -> None:
+    models = tmp_path / "models"
+    for wrong in (models, models / "a/b"):
+        with pytest.raises(LabelcurveError, match="is in the models folder: name one outside"):
+            doubtful.prepare(wrong, models)
+    assert not models.exists()
+    doubtful.prepare(tmp_path / "a/b", models)
+    assert list((tmp_path / "a/b").iterdir()) == []
+
+
+def test_an_upload_is_kept_under_its_digest_with_the_answer_beside_it(
+    open_folder: Callable[..., Doubtful], folder: Path
+) -> None:
+    keeper = open_folder()
+    keeper.offer(digit_png(0), Answer("é", 0.25, "digits@1"))
+    keeper.offer(digit_png(1), Answer("1", 0.125, "digits@2"))
+    keeper.close()
+    names = [f"{hashlib.sha256(digit_png(i)).hexdigest()[:32]}.png" for i in (0, 1)]
+    for i, name in enumerate(names):
+        assert (folder / name).read_bytes() == digit_png(i)
+    assert json.loads((folder / names[0]).with_suffix(".json").read_bytes()) == {
+        "file": names[0], "guess": "é", "probability": 0.25, "model": "digits@1",
+    }  # fmt: skip
+    assert len(list(folder.iterdir())) == 4
+    assert table(folder) == (  # the least probable first
+        "path,label,sample,reason,guess,probability\n"
+        f"doubtful/{names[1]},,chosen,not accepted by digits@2,1,0.1250\n"
+        f"doubtful/{names[0]},,chosen,not accepted by digits@1,é,0.2500\n"
+    )
 
 
 def test_nothing_is_tried_during_the_pause(folder: Path) -> None:

@@ -14,9 +14,9 @@ from typing import Any
 import httpx
 import pytest
 
-from labelcurve.bundle import store
+from labelcurve.bundle import promotion, store
 from labelcurve.bundle.errors import BundleError, LabelcurveError
-from labelcurve.serving.lifecycle import describe, remove
+from labelcurve.serving.lifecycle import _show, describe, remove
 from tests.models import digit_png, publish_digits
 from tests.serving.conftest import LABELCURVE, Service, wait_for
 
@@ -141,7 +141,7 @@ def test_the_default_and_a_current_version_are_not_removed(root: Path) -> None:
     ]
 
 
-@pytest.mark.parametrize(("answer", "status"), [("y\n", 0), ("n\n", 1), ("\n", 1)])
+@pytest.mark.parametrize(("answer", "status"), [(" YES\n", 0), ("n\n", 1), ("\n", 1)])
 def test_remove_asks(root: Path, answer: str, status: int) -> None:
     ours, theirs = pty.openpty()
     with subprocess.Popen(
@@ -184,3 +184,42 @@ def test_why_a_model_has_no_current_version_is_said(root: Path) -> None:
         "digits-50": "the link `current` leads to 000000000000, which is not there",
         "digits-100": None,
     }
+
+
+def test_each_version_is_described_and_promotions_are_listed_newest_first(
+    root: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "120")
+    for name in ("digits-10", "digits-50"):
+        promotion.promote(root, name)
+    manifest = store.read(root, "digits-50").manifest
+    assert manifest.test is not None
+    other = manifest.model_copy(update={"val": manifest.val.model_copy(update={"accuracy": 0.5})})
+    (root / "digits-50/current" / store.MANIFEST).write_text(other.model_dump_json())
+    found = describe(root)
+    (version,) = next(each for each in found["models"] if each["name"] == "digits-50")["versions"]
+    assert version == {
+        "version": (root / "digits-50/current").readlink().name,
+        "started": "2026-01-01T00:00:00Z",
+        "error": None,
+        "n_labels_train": 718,
+        "n_labels_val": 79,
+        "classes": 10,
+        "accuracy": manifest.test.accuracy,
+        "split": "test",
+        "measured": None,
+    }
+    assert (found["default"], found["reason"]) == ("digits-50", "default.json names it")
+    _show(found)
+    lines = capsys.readouterr().out.splitlines()
+    marks = {line.split()[0]: line.split()[-1] for line in lines if line.startswith("digits-")}
+    assert marks == {"digits-10": "current", "digits-50": "default", "digits-100": "current"}
+    row = next(line for line in lines if line.startswith("digits-50"))
+    assert row.split()[2:5] == ["2026-01-01", "797", "10"]
+    assert f"{manifest.test.accuracy * 100:.2f} % (test)" in row
+    at = lines.index("default: digits-50 (default.json names it)")
+    n = len(found["promoted"])
+    assert lines[at + 1] == f"{n} promotions, newest first:"
+    listed = [line.split()[1].partition("@")[0] for line in lines[at + 2 :]]
+    assert listed[:2] == ["digits-50", "digits-10"]
+    assert len(listed) == n

@@ -14,7 +14,9 @@ import pytest
 from PIL import Image
 
 from labelcurve.bundle.preprocess import MAX_BYTES
-from labelcurve.serving.connections.connection import HEAD_BYTES
+from labelcurve.serving.connections.connection import (
+    HEAD_BYTES,
+)
 from labelcurve.serving.web.access import HEADERS
 from tests.models import digit_png
 from tests.serving.conftest import Service, wait_for, was_read

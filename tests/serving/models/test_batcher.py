@@ -72,6 +72,23 @@ def test_what_arrives_during_a_batch_is_the_next_batch(engine: Gated, batcher: B
     np.testing.assert_allclose(rows, expected, atol=1e-6)
 
 
+def test_two_full_batches_are_handed_over_early(engine: Gated) -> None:
+    batcher = Batcher(engine, "digits", limit=100)
+
+    async def submit() -> None:
+        first = batcher.submit(digits(1))
+        await asyncio.to_thread(engine.busy.wait)
+        futures = batcher.submit(digits(80))
+        await asyncio.sleep(0)
+        assert (batcher._handed, batcher._n_ahead, len(batcher._waiting)) == (3, 32, 48)
+        engine.gate.set()
+        await asyncio.gather(*first, *futures)
+
+    asyncio.run(submit())
+    batcher.close()
+    assert engine.batches == [1, 16, 16, 16, 16, 16]
+
+
 def test_a_full_batch_does_not_wait_for_the_event_loop(
     engine: Gated, batcher: Batcher, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -181,16 +198,19 @@ def test_waits_are_estimated_and_counted_in_their_units(
 
 def test_places_of_disconnected_clients_are_freed(engine: Gated, batcher: Batcher) -> None:
     async def submit() -> None:
-        running = batcher.submit(digits(1))
-        await asyncio.to_thread(engine.busy.wait)
-        for future in batcher.submit(digits(39)):
-            future.cancel()
-        waiting = batcher.submit(digits(30))
-        engine.gate.set()
-        await asyncio.gather(*running, *waiting)
+        for _ in range(2):  # once for each batch
+            engine.gate.clear()
+            engine.busy.clear()
+            running = batcher.submit(digits(1))
+            await asyncio.to_thread(engine.busy.wait)
+            for future in batcher.submit(digits(39)):
+                future.cancel()
+            waiting = batcher.submit(digits(30))
+            engine.gate.set()
+            await asyncio.gather(*running, *waiting)
 
     asyncio.run(submit())
-    assert sum(engine.batches) == 31
+    assert sum(engine.batches) == 62
 
 
 def test_what_was_cancelled_is_not_computed(engine: Gated, batcher: Batcher) -> None:
@@ -216,6 +236,65 @@ def test_an_error_reaches_its_batch_and_no_other(engine: Gated, batcher: Batcher
         await asyncio.gather(*batcher.submit(digits(1)))
 
     asyncio.run(submit())
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_client_that_leaves_during_a_batch_costs_the_others_nothing(
+    engine: Gated, batcher: Batcher, fails: bool
+) -> None:
+    async def submit() -> None:
+        gone, stays = batcher.submit(
+            [*np.zeros((2, SIZE, SIZE, 3), np.uint8)] if fails else digits(2)
+        )
+        await asyncio.to_thread(engine.busy.wait)
+        gone.cancel()
+        engine.gate.set()
+        async with asyncio.timeout(10):
+            if fails:
+                with pytest.raises(RuntimeError, match="black"):
+                    await stays
+            else:
+                assert (await stays).probabilities.shape == (10,)
+
+    asyncio.run(submit())
+
+
+def test_an_empty_queue_takes_as_many_images_as_its_limit(engine: Gated, batcher: Batcher) -> None:
+    engine.gate.set()
+
+    async def submit() -> None:
+        with pytest.raises(Overloaded, match="41 images are more than the queue of 40 holds"):
+            batcher.submit(digits(41))
+        await asyncio.gather(*batcher.submit(digits(40)))
+
+    asyncio.run(submit())
+    assert sum(engine.batches) == 40
+
+
+def test_of_a_batch_only_those_who_asked_get_an_embedding(engine: Gated) -> None:
+    seen: list[NDArray[np.float32]] = []
+    batcher = Batcher(engine, "digits", limit=40, answered=seen.append)
+    images = digits(3)
+    engine.gate.set()
+    probabilities, embeddings = engine.embed(images)
+
+    async def submit() -> None:
+        futures = [
+            *batcher.submit(images[:1]),
+            *batcher.submit(images[1:2], embed=True),
+            *batcher.submit(images[2:]),
+        ]
+        first, second, third = await asyncio.gather(*futures)
+        assert first.embedding is third.embedding is None
+        assert second.embedding is not None
+        np.testing.assert_array_equal(second.embedding, embeddings[1])
+        np.testing.assert_array_equal(third.probabilities, probabilities[2])
+
+    asyncio.run(submit())
+    batcher.close()
+    assert engine.batches == []  # one run, that of the embeddings
+    (rows,) = seen
+    np.testing.assert_array_equal(rows, probabilities)
 
 
 def test_the_estimate_of_the_wait_follows_the_last_batches(batcher: Batcher) -> None:

@@ -23,6 +23,9 @@ from tests.permissions import forbidden, public_copy
 
 CPU = Device("cpu", "a test")
 
+REMEMBERED: list[str] = []
+"""What the catalogues of `loaded` began to answer with."""
+
 
 @pytest.fixture
 def models(digits_models: Path, tmp_path: Path) -> Path:
@@ -31,7 +34,7 @@ def models(digits_models: Path, tmp_path: Path) -> Path:
 
 
 def loaded(models: Path, keep: int = 1, **known_good: str) -> Catalogue:
-    catalogue = Catalogue()
+    catalogue = Catalogue(remember=lambda name, version: REMEMBERED.append(f"{name}@{version}"))
     names = {name.replace("_", "-"): version for name, version in known_good.items()}
     catalogue.load(Settings(models=models, threads=1, queue=10, keep=keep), CPU, names)
     return catalogue
@@ -91,6 +94,10 @@ def test_every_model_is_there_and_described(digits_models: Path) -> None:
     assert {d["provider"] for d in described} == {"CPUExecutionProvider"}
     assert [d["versions"] for d in described] == [[d["version"]] for d in described]
     assert [d["refused"] for d in described] == [None] * 3
+    for model in catalogue.models:
+        assert model.batcher._limit == 10
+        options = model.engine._session.get_session_options()
+        assert options.intra_op_num_threads == 1
 
 
 def test_refusals_are_exported_before_the_first_one(digits_models: Path) -> None:
@@ -134,9 +141,14 @@ def test_a_new_version_takes_over_and_the_old_one_stays_for_those_who_name_it(
 ) -> None:
     catalogue = loaded(models)
     first = current(catalogue)
+    swaps = metrics.SWAPS.labels("digits-100")._value
+    before = swaps.get()
+    REMEMBERED.clear()
 
     def check() -> None:
         second = current(catalogue)
+        assert swaps.get() - before == 1
+        assert [str(model) for model in catalogue.models] == REMEMBERED
         assert second.version == store.read(models, "digits-100").version != first.version
         assert catalogue.default is second
         assert catalogue.find(str(first)) is first
@@ -146,8 +158,13 @@ def test_a_new_version_takes_over_and_the_old_one_stays_for_those_who_name_it(
 
     def rolled_back() -> None:
         assert current(catalogue) is first
+        assert swaps.get() - before == 2
+        threads.extend(model.batcher._thread for model in catalogue._kept.values())
 
+    threads = [model.batcher._thread for model in catalogue.models]
     follow(catalogue, lambda: publish_digits(models, seed=1), check, rolled_back)
+    # At the end, those of the kept version too.
+    assert [thread.is_alive() for thread in threads] == [False] * 4
 
 
 def test_a_model_is_ended_when_the_last_request_that_holds_it_is_done(models: Path) -> None:
@@ -200,6 +217,7 @@ def test_a_broken_version_is_refused_and_the_old_one_keeps_serving(
 
 def test_a_model_that_was_removed_is_drained_and_a_new_one_joins(models: Path) -> None:
     catalogue = loaded(models)
+    version = current(catalogue, "digits-50").version
 
     def change() -> None:
         shutil.rmtree(models / "digits-100")
@@ -208,7 +226,7 @@ def test_a_model_that_was_removed_is_drained_and_a_new_one_joins(models: Path) -
 
     def check() -> None:
         assert [model.name for model in catalogue.models] == ["digits-10", "new-100"]
-        for gone in ("digits-100", "digits-50"):
+        for gone in ("digits-100", "digits-50", f"digits-50@{version}"):
             with pytest.raises(UnknownModel):
                 catalogue.find(gone)
 
@@ -427,12 +445,47 @@ def test_the_same_version_is_loaded_once_and_few_at_a_time(models: Path) -> None
     catalogue = loaded(models, keep=4)
 
     async def ask() -> None:
-        same = await asyncio.gather(*[catalogue.fetch(f"digits-100@{first}") for _ in range(5)])
+        asking = [asyncio.ensure_future(catalogue.fetch(f"digits-100@{first}")) for _ in range(6)]
+        await asyncio.sleep(0)
+        asking.pop(0).cancel()  # the first client leaves: the others still get their answer
+        same = await asyncio.gather(*asking)
         assert len({id(model) for model in same}) == 1
         answers = await asyncio.gather(
             *[catalogue.fetch(f"digits-100@{version}") for version in versions[:5]],
             return_exceptions=True,
         )
-        assert sum(isinstance(answer, Overloaded) for answer in answers) == 1
+        (refused,) = (answer for answer in answers if isinstance(answer, Overloaded))
+        assert refused.headers == {"Retry-After": "5"}
 
     follow(catalogue, ask)
+
+
+def test_only_the_models_that_are_listed_are_served(models: Path) -> None:
+    catalogue = Catalogue()
+    only = ("digits-10", "digits-50")
+    catalogue.load(Settings(models=models, model=only, threads=1, queue=10), CPU)
+
+    def check() -> None:
+        assert [model.name for model in catalogue.models] == ["digits-10", "digits-50"]
+        assert catalogue.default is current(catalogue, "digits-10")  # the first that is listed
+        with pytest.raises(UnknownModel, match="there are digits-10@"):
+            catalogue.find("digits-100")
+
+    follow(catalogue, check, check)
+
+
+def test_a_default_that_cannot_be_read_stays_as_it_is(
+    models: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    promotion.promote(models, "digits-10")
+    catalogue = loaded(models)
+    good = (models / promotion.FILE).read_text()
+
+    def damaged() -> None:
+        (models / promotion.FILE).write_text(good[:-9])
+
+    def check() -> None:
+        assert catalogue.default is current(catalogue, "digits-10")
+        assert caplog.text.count("the default stays as it is") == 1
+
+    follow(catalogue, damaged, check, check)

@@ -1,11 +1,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
+import onnxruntime
 import pytest
 
+from labelcurve.bundle import cuda
 from labelcurve.bundle.errors import DeviceError
-from labelcurve.serving.models.device import choose_device
+from labelcurve.serving.models.device import PROVIDERS, choose_device
 
 
 @pytest.fixture
@@ -39,3 +42,22 @@ def test_two_packages_of_onnx_runtime_are_refused(
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(DeviceError, match="uninstall both"):
         choose_device("cpu")
+
+
+@pytest.mark.parametrize(
+    ("wanted", "reason"), [("auto", "2 NVIDIA GPU visible"), ("cuda", "asked for")]
+)
+def test_a_visible_gpu_is_used_and_refused_without_its_package(
+    wanted: Literal["auto", "cuda"], reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checked: list[str] = []
+    monkeypatch.setattr(cuda, "visible_gpus", lambda: 2)
+    monkeypatch.setattr(cuda, "check_driver", lambda needed, package: checked.append(package))
+    there = [PROVIDERS["cuda"], PROVIDERS["cpu"]]
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: there)
+    device = choose_device(wanted)
+    assert (device.kind, device.reason) == ("cuda", reason)
+    assert checked == [f"onnxruntime-gpu {onnxruntime.__version__}"]
+    there.remove(PROVIDERS["cuda"])
+    with pytest.raises(DeviceError, match="has only CPUExecutionProvider: install onnxruntime-gpu"):
+        choose_device(wanted)

@@ -45,12 +45,24 @@ def test_a_batch_is_padded_to_the_next_size(digits_models: Path) -> None:
     expected = engine.run(images)
     engine.batch_sizes = (1, 8)
     np.testing.assert_allclose(engine.run(images), expected, atol=1e-6)
+    probabilities, embeddings = engine.embed(images)
+    np.testing.assert_allclose(probabilities, expected, atol=1e-6)
+    scaled = np.stack([image[:, :, 0].ravel() for image in images]) / np.float32(255)
+    np.testing.assert_array_equal(embeddings, scaled)
 
 
 def test_the_real_provider_is_reported(digits_models: Path) -> None:
     engine = open_digits(digits_models)
     engine.warm()
     assert engine.provider == "CPUExecutionProvider"
+
+
+def test_a_session_has_the_threads_it_was_given_and_they_do_not_spin(digits_models: Path) -> None:
+    graph = store.read(digits_models, "digits-10").graph
+    options = engines.open_session(graph, CPU, 3).get_session_options()
+    assert (options.intra_op_num_threads, options.inter_op_num_threads) == (3, 1)
+    assert options.get_session_config_entry("session.intra_op.allow_spinning") == "0"
+    assert options.get_session_config_entry("session.use_env_allocators") == "1"
 
 
 def test_a_session_that_is_not_on_the_gpu_is_refused(digits_models: Path) -> None:
@@ -147,7 +159,15 @@ def test_on_a_gpu_no_session_sees_two_batch_sizes(gpu: type[StandIn], digits_mod
         np.testing.assert_allclose(engine.run(images[:n]), alone[:n], atol=1e-6)
     assert len(gpu.made) == len(engine.batch_sizes) == 7
     assert [set(session.sizes) for session in gpu.made] == [{n} for n in engine.batch_sizes]
-    assert gpu.made[0].providers[0][1]["use_tf32"] == "0"
+    options = {
+        "cudnn_conv_algo_search": "EXHAUSTIVE",
+        "arena_extend_strategy": "kSameAsRequested",
+        "gpu_mem_limit": str(2 * 2**30),
+        "use_tf32": "0",
+    }
+    assert [session.providers for session in gpu.made] == [
+        [("CUDAExecutionProvider", options)] for _ in engine.batch_sizes
+    ]
 
 
 def test_a_gpu_that_failed_is_told_from_a_batch_that_failed(

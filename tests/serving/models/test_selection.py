@@ -18,6 +18,8 @@ def test_the_default_is_the_promoted_one_or_that_with_the_most_labels(
     bundles = store.read_all(digits_models)
     assert default(digits_models, bundles)[0] == "digits-100"
     assert default(digits_models, bundles[:2])[0] == "digits-50"
+    only = ("digits-50", "digits-10")
+    assert default(digits_models, bundles[:2], only)[0] == "digits-50"
     (tmp_path / promotion.FILE).write_text('{"default": "digits-10"}')
     assert default(tmp_path, bundles)[0] == "digits-10"
 

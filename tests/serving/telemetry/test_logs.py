@@ -14,7 +14,14 @@ from typing import Any
 import httpx
 import pytest
 
-from labelcurve.serving.telemetry.logs import AccessLog, Format, timings
+from labelcurve.serving.telemetry.logs import (
+    REQUEST_ID,
+    AccessLog,
+    Format,
+    _line,
+    rfc3339,
+    timings,
+)
 from labelcurve.serving.telemetry.requests import Traffic
 from labelcurve.serving.web.middleware import Front
 from tests.models import digit_png
@@ -253,3 +260,63 @@ def test_neither_path_nor_client_can_forge_a_line(
 def test_timings_are_read_from_the_header() -> None:
     header = b"decode;dur=1.500, queue;dur=0.001, inference;dur=20.000"
     assert timings(header) == {"decode_ms": 1.5, "queue_ms": 0.001, "inference_ms": 20.0}
+
+
+def test_times_are_utc_with_milliseconds() -> None:
+    assert rfc3339(1_700_000_000.25) == "2023-11-14T22:13:20.250Z"
+
+
+@pytest.mark.parametrize(
+    ("status", "level"),
+    [(200, "info"), (415, "info"), (503, "info"), (500, "error"), (504, "error")],
+)
+def test_a_line_has_all_that_is_known_of_a_request(
+    status: int, level: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("time.time", lambda: 1_700_000_000.0625)
+    scope = {
+        "method": "POST", "path": "/classify", "client": ("::1", 9), REQUEST_ID: "mine",
+        "trace_id": "0af7",
+    }  # fmt: skip
+    headers = [
+        (b"x-model-name", b"digits"),
+        (b"x-model-version", b"0123"),
+        (b"server-timing", b"decode;dur=1.500, queue;dur=0.250"),
+    ]
+    at = "2023-11-14T22:13:20.062Z"
+    assert _line("text", scope, status, headers, 0.0125) == (
+        f"{at} {status} POST /classify 12.50 ms ::1 digits@0123 mine\n"
+    )
+    assert json.loads(_line("json", scope, status, headers, 0.0125)) == {
+        "time": at, "level": level, "event": "request", "request_id": "mine", "method": "POST",
+        "path": "/classify", "status": status, "ms": 12.5, "client": "::1", "model": "digits",
+        "version": "0123", "decode_ms": 1.5, "queue_ms": 0.25, "trace_id": "0af7",
+    }  # fmt: skip
+    del scope["trace_id"]
+    plain = json.loads(_line("json", scope, status, [], 0.0125))
+    assert plain.keys().isdisjoint({"model", "version", "decode_ms", "trace_id"})
+
+
+def test_a_request_without_an_answer_is_a_line_with_499_and_a_probe_is_none(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    async def add() -> None:
+        log = AccessLog("text")
+        scope = {"method": "GET", "client": ("::1", 9), REQUEST_ID: "mine"}
+        for path in ("/livez", "/readyz", "/metrics", "/models"):
+            answer = {"status": 200, "headers": []}
+            log.add({**scope, "path": path}, answer, 0.0)
+        log.add({**scope, "path": "/livez"}, None, 0.0)
+        log.add({**scope, "path": "/readyz"}, {"status": 503, "headers": []}, 0.0)
+        assert not capsys.readouterr().out
+        log.close()
+        found = [line.split()[1:4] for line in capsys.readouterr().out.splitlines()]
+        assert found == [
+            ["200", "GET", "/models"],
+            ["499", "GET", "/livez"],
+            ["503", "GET", "/readyz"],
+        ]
+        log.add({**scope, "path": "/x"}, None, 0.0)  # at once from now on
+        assert capsys.readouterr().out.count("\n") == 1
+
+    asyncio.run(add())

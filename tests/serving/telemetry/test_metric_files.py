@@ -111,3 +111,21 @@ def test_a_damaged_file_is_left_out_and_named_once(
     path.write_bytes(content)
     assert values(path) == values(path) == {}
     assert caplog.text.count(str(path)) == 1
+
+
+def test_readers_see_the_length_after_the_values_that_it_covers(
+    kept: Values, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    offsets: list[int] = []
+    pwrite = os.pwrite
+
+    def write(descriptor: int, data: bytes, offset: int) -> int:
+        offsets.append(offset)
+        return pwrite(descriptor, data, offset)
+
+    monkeypatch.setattr(os, "pwrite", write)
+    put(kept, KEY % "a", 1.0)
+    kept.flush()
+    assert offsets == [8, 0]
+    (used,) = struct.unpack("i", kept._path.read_bytes()[:4])
+    assert used == kept._path.stat().st_size

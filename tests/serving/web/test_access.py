@@ -67,6 +67,7 @@ def test_a_limit_that_cannot_be_shared_is_kept_by_each_worker(
     key, other = (Key("alice", b"a", rate=2) for _ in range(2))
     assert key.wait(tmp_path) == 0
     (file,) = tmp_path.iterdir()
+    assert file.stat().st_mode & 0o777 == 0o600
     with file.open() as held:  # as by a worker that is stopped
         fcntl.flock(held, fcntl.LOCK_EX)
         assert [key.wait(tmp_path) > 0 for _ in range(2)] == [False, True]
@@ -94,6 +95,7 @@ def test_beyond_a_limit_retry_after_says_the_seconds_and_they_suffice(
     assert refusal is not None
     assert refusal.status_code == 429
     assert refusal.headers["retry-after"] == str(seconds)
+    assert f"the key alice may send {rate:g} requests per second".encode() in refusal.body
     # Another line in the file does not refill the limit.
     make_key(NewKey("bob", file))
     now += 0.5 * min(1.0, 1 / rate)
@@ -165,6 +167,13 @@ def test_keys_other_sites_and_metrics_apart(
             "origin": "https://example.org", "access-control-request-method": "POST",
             "access-control-request-headers": "authorization"})  # fmt: skip
         assert known.headers["access-control-allow-origin"] == "https://example.org"
+        allowed = set(known.headers["access-control-allow-headers"].lower().split(", "))
+        assert allowed >= {"authorization", "content-type", "x-api-key", "x-request-id"}
+        assert known.headers["access-control-allow-methods"] == "GET, POST"
+        read = ask(authorization=f"Bearer {alice}", origin="https://example.org")
+        assert read.headers["access-control-expose-headers"] == (
+            "retry-after, server-timing, x-accepted, x-model-name, x-model-version, x-request-id"
+        )
         other = ask(authorization=f"Bearer {alice}", origin="https://example.com")
         assert "access-control-allow-origin" not in other.headers
 
@@ -207,3 +216,42 @@ def test_it_does_not_start_without_its_keys(digits_models: Path, tmp_path: Path)
     )  # fmt: skip
     assert done.returncode == 1
     assert "cannot read the API keys" in done.stderr
+
+
+def test_a_key_is_sent_in_either_header_and_a_few_paths_need_none(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    file = tmp_path / "keys"
+    key = make_key(NewKey("alice", file))
+    file.write_text(f"\ufeff# of the team\n\n{file.read_text()}", encoding="utf-8")
+    access = Access(file)
+
+    def refusal(path: str, method: str = "GET", **headers: str) -> bytes | None:
+        sent = [(name.replace("_", "-").encode(), v.encode()) for name, v in headers.items()]
+        scope = {"type": "http", "method": method, "path": path, "headers": sent}
+        found = access.refusal(scope)
+        assert found is None or (found.status_code, found.headers["www-authenticate"]) == (
+            401, "Bearer",
+        )  # fmt: skip
+        return None if found is None else bytes(found.body)
+
+    for headers in (
+        {"authorization": f"Bearer {key}"},
+        {"authorization": f"bearer  {key} "},
+        {"x_api_key": key},
+    ):
+        assert refusal("/classify", **headers) is None
+    for path in ("/", "/docs", "/livez", "/readyz", "/openapi.json", "/page/page.js",
+                 "/v2/health/live", "/v2/health/ready"):  # fmt: skip
+        assert refusal(path) is None
+    assert refusal("/classify", "OPTIONS") is None  # a browser asks first, without the key
+    for path in ("/classify", "/embed", "/models", "/metrics", "/doubtful.csv", "/page", "/v2"):
+        assert b"an API key is needed" in (refusal(path) or b"")
+    for headers in ({"authorization": f"Token {key}"}, {"x_api_key": "x"}):
+        said = refusal("/classify", **headers)
+        assert said is not None
+        assert (b"this API key is not known" in said) == ("x_api_key" in headers)
+    file.write_text("# nobody\n")
+    access._looked = 0.0
+    assert refusal("/classify", x_api_key=key) is not None
+    assert "holds no API keys any more: all requests are refused" in caplog.text

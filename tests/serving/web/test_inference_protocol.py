@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import base64
 import json
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
 import numpy as np
 import pytest
 
-from labelcurve.bundle import preprocess
+from labelcurve.bundle import preprocess, store
 from labelcurve.serving.errors import Problem
-from labelcurve.serving.web.inference_protocol import parse
+from labelcurve.serving.models.model import Model, open_model
+from labelcurve.serving.web.inference_protocol import JSON_BYTES, Inference, answer, metadata, parse
 from labelcurve.serving.web.multipart import MAX_PARTS
 from tests.models import SIZE, digit_png
 from tests.serving.conftest import Service
+from tests.serving.models.test_engine import CPU
 from tests.serving.web.test_request import problem
 
 PIXELS = np.stack([preprocess.prepare(digit_png(i), SIZE) for i in range(3)])
@@ -223,3 +227,84 @@ def test_a_nested_tensor_of_the_most_pixels_is_taken() -> None:
     tensor = {"name": "images", "datatype": "UINT8", "shape": list(zeros.shape)}
     body = json.dumps({"inputs": [{**tensor, "data": zeros.tolist()}]}, separators=(",", ":"))
     assert len(parse(body.encode(), None, 224).pixels) == 2
+
+
+@pytest.fixture(scope="module")
+def model(digits_models: Path) -> Iterator[Model]:
+    model = open_model(store.read(digits_models, "digits-50"), CPU, 1, 8)
+    yield model
+    model.batcher.close()
+
+
+def test_an_output_is_binary_where_it_or_the_whole_request_says_so() -> None:
+    def wanted(**more: Any) -> dict[str, bool]:
+        return parse(request([0] * 192, **more), None, 8).outputs
+
+    labels, both = {"name": "labels"}, {"probabilities": False, "labels": False}
+    assert wanted() == both
+    assert wanted(parameters={"binary_data_output": True}) == dict.fromkeys(both, True)
+    assert wanted(outputs=[labels]) == {"labels": False}
+    assert wanted(outputs=[labels], parameters={"binary_data_output": True}) == {"labels": True}
+    plain = {**labels, "parameters": {"binary_data": False}}
+    assert wanted(outputs=[plain], parameters={"binary_data_output": True}) == {"labels": False}
+    assert parse(request([0] * 192), None, 8).request_id is None
+    assert parse(request([0] * 192, id="x" * 128), None, 8).request_id == "x" * 128
+    with pytest.raises(Problem, match="id: "):
+        parse(request([0] * 192, id="x" * 129), None, 8)
+
+
+def test_an_answer_is_json_and_after_it_the_binary_outputs_in_their_order(model: Model) -> None:
+    rows = np.eye(10, dtype=np.float32)[[3, 7]]
+    asked = Inference("mine", [], [], {"labels": True, "probabilities": True})
+    body, headers = answer(model, asked, rows)
+    length = int(headers["inference-header-content-length"])
+    assert headers["content-type"] == "application/octet-stream"
+    assert json.loads(body[:length]) == {
+        "model_name": "digits-50",
+        "model_version": model.version,
+        "outputs": [
+            {"name": "labels", "datatype": "BYTES", "shape": [2],
+             "parameters": {"binary_data_size": 10}},
+            {"name": "probabilities", "datatype": "FP32", "shape": [2, 10],
+             "parameters": {"binary_data_size": 80}},
+        ],
+        "id": "mine",
+    }  # fmt: skip
+    assert body[length:] == b"\1\0\0\0003\1\0\0\0007" + rows.tobytes()
+    plain, headers = answer(model, Inference(None, [], [], {"labels": False}), rows)
+    assert headers == {"content-type": "application/json"}
+    assert json.loads(plain) == {
+        "model_name": "digits-50",
+        "model_version": model.version,
+        "outputs": [{"name": "labels", "datatype": "BYTES", "shape": [2], "data": ["3", "7"]}],
+    }
+
+
+def test_metadata_name_what_goes_in_and_comes_out(model: Model) -> None:
+    assert metadata(model, ["1", "2"]) == {
+        "name": "digits-50",
+        "versions": ["1", "2"],
+        "platform": "onnxruntime_onnx",
+        "inputs": [{"name": "images", "datatype": "UINT8", "shape": [-1, 8, 8, 3]}],
+        "outputs": [
+            {"name": "probabilities", "datatype": "FP32", "shape": [-1, 10]},
+            {"name": "labels", "datatype": "BYTES", "shape": [-1]},
+        ],
+    }
+
+
+@pytest.mark.parametrize(("more", "status"), [(0, 400), (1, 413)])
+def test_json_has_a_limit_that_binary_tensors_do_not_count_for(more: int, status: int) -> None:
+    with pytest.raises(Problem) as caught:
+        parse(b" " * (JSON_BYTES + more) + b"\0" * 100, str(JSON_BYTES + more), 8)
+    assert caught.value.status == status
+
+
+@pytest.mark.parametrize("rest", [b"\0" * 191, b"\0" * 193])
+def test_as_many_bytes_follow_as_were_announced(rest: bytes) -> None:
+    tensor = {"name": "images", "datatype": "UINT8", "shape": [1, 8, 8, 3]}
+    head = json.dumps({"inputs": [{**tensor, "parameters": {"binary_data_size": 192}}]}).encode()
+    with pytest.raises(Problem, match=f"192', and {len(rest)} bytes after"):
+        parse(head + rest, str(len(head)), 8)
+    (pixels,) = parse(head + bytes(range(192)), str(len(head)), 8).pixels
+    assert pixels.ravel().tolist() == list(range(192))

@@ -1,15 +1,21 @@
 from __future__ import annotations
 
 import asyncio
+import json
+from typing import Any
 
 import httpx
 import pytest
 from starlette.applications import Starlette
-from starlette.requests import Request
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from labelcurve.serving.web.problems import HANDLERS
+from labelcurve.bundle.errors import ImageTooLarge, UnsupportedImage
+from labelcurve.serving.errors import DeviceLost, Overloaded, UnknownModel
+from labelcurve.serving.telemetry.logs import REQUEST_ID
+from labelcurve.serving.web.problems import HANDLERS, answer
 from tests.serving.web.test_request import problem
 
 
@@ -49,3 +55,46 @@ def test_an_error_of_ours_is_a_problem_too() -> None:
             return await client.get("/")
 
     assert "secret" not in problem(asyncio.run(get()), 500)["detail"]
+
+
+REQUEST = {"type": "http", "method": "PUT", "path": "/x", "headers": [], REQUEST_ID: "mine"}
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "headers", "members"),
+    [
+        (Overloaded("full"), 503, {"retry-after": "1"}, {"detail": "full"}),
+        (DeviceLost("gone"), 503, {"retry-after": "5"}, {"detail": "gone"}),
+        (UnknownModel("none", models=["a@1"]), 404, {}, {"detail": "none", "models": ["a@1"]}),
+        (
+            UnsupportedImage("no image"),
+            415,
+            {},
+            {"detail": "no image", "title": "Unsupported Media Type"},
+        ),
+        (ImageTooLarge("large", 9, 4), 413, {}, {"detail": "large", "found": 9, "allowed": 4}),
+        (
+            HTTPException(405, headers={"Allow": "GET"}),
+            405,
+            {"allow": "GET"},
+            {"detail": "PUT is not allowed here; allowed: GET", "title": "Method Not Allowed"},
+        ),
+        (HTTPException(400, "odd"), 400, {}, {"detail": "odd"}),
+        (RuntimeError("x"), 500, {}, {"detail": "internal error; the log contains the traceback"}),
+    ],
+)  # fmt: skip
+def test_each_error_has_its_status_headers_and_members(
+    error: Exception, status: int, headers: dict[str, str], members: dict[str, Any]
+) -> None:
+    response = answer(Request(REQUEST), error)
+    assert response.status_code == status
+    assert response.headers["content-type"] == "application/problem+json"
+    assert headers.items() <= dict(response.headers).items()
+    body = json.loads(bytes(response.body))
+    assert members.items() <= body.items()
+    assert (body["status"], body["request_id"], body["type"]) == (status, "mine", "about:blank")
+
+
+def test_a_client_that_disconnected_gets_a_status_for_the_metrics_alone() -> None:
+    response = answer(Request(REQUEST), ClientDisconnect())
+    assert (response.status_code, response.body) == (499, b"")

@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 
 from labelcurve.bundle.preprocess import MAX_BYTES, MAX_PIXELS
+from labelcurve.serving.errors import Overloaded, Problem
 from labelcurve.serving.models.decoder import INLINE_BYTES, INLINE_PIXELS, MAX_MEMORY
 from labelcurve.serving.web import request
 from labelcurve.serving.web.multipart import MAX_PARTS
@@ -286,3 +287,58 @@ def test_large_bodies_are_parsed_in_a_thread() -> None:
 
     assert asyncio.run(request._parsed(where, bytes(request.INLINE_BYTES)))
     assert not asyncio.run(request._parsed(where, bytes(request.INLINE_BYTES + 1)))
+
+
+def read(
+    chunks: list[bytes], limit: int = 2**30, **headers: str
+) -> tuple[request.Upload, request.Bodies]:
+    """What a body in pieces is, in a worker that may hold `limit` bytes."""
+    bodies = request.Bodies(limit)
+    claim = request.Claim(bodies)
+    left = [*chunks]
+
+    async def receive() -> Any:
+        return {"type": "http.request", "body": left.pop(0), "more_body": bool(left)}
+
+    sent = [(name.replace("_", "-").encode(), v.encode()) for name, v in headers.items()]
+    return asyncio.run(request.read({"headers": sent}, receive, claim)), bodies
+
+
+def test_a_body_of_exactly_the_limit_is_read() -> None:
+    def body(chunks: list[bytes], announced: bytes = b"") -> bytes:
+        async def receive() -> Any:
+            return {"type": "http.request", "body": chunks.pop(0), "more_body": bool(chunks)}
+
+        return asyncio.run(
+            request.read_body(receive, announced, 10, request.Claim(request.Bodies()))
+        )
+
+    assert body([b"12345", b"67890"], b"10") == b"1234567890"
+    for chunks, announced in (([b"12345", b"678901"], b""), ([b"x"], b"11")):
+        with pytest.raises(Problem, match="has 11 bytes or more: at most 10") as caught:
+            body(chunks, announced)
+        assert caught.value.status == 413
+        assert caught.value.members == {"found": 11, "allowed": 10}
+
+
+def test_all_bodies_of_a_worker_have_one_limit() -> None:
+    bodies = request.Bodies(10)
+    one, other = request.Claim(bodies), request.Claim(bodies)
+    one.add(4)
+    other.add(6)
+    with pytest.raises(Overloaded, match="too many large bodies"):
+        one.add(1)
+    assert (one.held, other.held, bodies.held) == (4, 6, 10)
+    other.close()
+    other.close()
+    assert (other.held, bodies.held) == (0, 4)
+    with pytest.raises(Overloaded):
+        read([b"12345", b"678901"], limit=10)
+    assert request.MAX_HELD == 256 * 2**20
+
+
+@pytest.mark.parametrize("kind", ["Application/JSON", "application/json ; charset=utf-8"])
+def test_a_type_is_read_in_any_case(kind: str) -> None:
+    body = json.dumps(inputs(PNG, top_k=3)).encode()
+    upload, _ = read([body], content_type=kind)
+    assert upload == request.Upload([PNG], several=False, top_k=3)

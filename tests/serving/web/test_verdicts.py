@@ -6,14 +6,18 @@ from collections.abc import Callable
 from pathlib import Path
 
 import httpx
+import numpy as np
 import pytest
 
 from labelcurve.bundle import store
 from labelcurve.serving.errors import Problem
+from labelcurve.serving.models.model import open_model
 from labelcurve.serving.models.verdict import Wish
 from labelcurve.serving.web.query import Query, parse
+from labelcurve.serving.web.verdicts import Verdicts
 from tests.models import digit_png
 from tests.serving.conftest import Service
+from tests.serving.models.test_engine import CPU
 from tests.serving.web.test_openapi import check
 
 
@@ -87,12 +91,42 @@ def test_an_invalid_accuracy_is_refused_at_the_start(
 def test_the_parameters() -> None:
     assert parse(b"") == Query()
     assert parse(b"accept=0.98&set=.95&top_k=2&model=x") == Query("x", 2, Wish(0.98, 0.95))
+    assert parse(b"accept=0.5&set=0.9999").wish == Wish(0.5, 0.9999)
+    assert parse(b"top_k=999999999").top_k == 999_999_999
     for text, says in (
         (b"accept=1", r"accept='1': a share from 0.5 to 0.9999"),
         (b"set=nan", "set='nan'"),
         (b"accept=", "accept=''"),
+        (b"accept=0.4999", "accept='0.4999'"),
+        (b"set=0.99991", "set='0.99991'"),
+        (b"top_k=1000000000", "from 1 to 999999999"),
         (b"accept=0.9&accept=0.9", "given 2 times"),
         (b"accepted=0.9", "allowed are model, top_k, accept and set"),
     ):
         with pytest.raises(Problem, match=says):
             parse(text)
+
+
+def test_what_a_request_asks_for_goes_before_what_the_service_was_started_with(
+    digits_models: Path,
+) -> None:
+    model = open_model(store.read(digits_models, "digits-100"), CPU, 1, 8)
+    model.batcher.close()
+    service, none = Verdicts(0.95), Verdicts(None)
+    own = model.rule(Wish(accept=0.95))
+    assert none.of(model, Wish()) is None
+    plain = service.of(model, Wish())
+    assert plain is not None
+    assert (plain.asked, plain.accepting, plain.header) == (None, own, True)
+    named = service.of(model, Wish(accept=0.6))
+    assert named is not None
+    assert named.asked == named.accepting == model.rule(Wish(accept=0.6)) != own
+    sets = service.of(model, Wish(set=0.9))
+    assert sets is not None
+    assert (sets.asked, sets.accepting) == (model.rule(Wish(set=0.9)), own)
+    alone = none.of(model, Wish(set=0.9))
+    assert alone is not None
+    row = np.eye(10, dtype=np.float32)[3]
+    assert (alone.header, alone.headers([row]), alone.accepted(row)) == (False, [], False)
+    assert plain.accepted(row)
+    assert plain.headers([row, row * 0]) == [(b"x-accepted", b"true, false")]

@@ -25,9 +25,12 @@ def test_a_failure_is_that_of_the_worker_that_is_asked_for(
     for pid, message in ((17, "no GPU"), (170, "no memory")):
         monkeypatch.setattr(os, "getpid", lambda pid=pid: pid)
         run_dir.fail(message)
+        assert run_dir.n_ready() == (0 if pid == 17 else 1)
+        run_dir.ready()
     assert [run_dir.failure(pid) for pid in (17, 170, 1, 7)] == ["no GPU", "no memory", None, None]
     assert run_dir.failure() in ("no GPU", "no memory")
-    assert run_dir.n_ready() == 0
+    assert run_dir.n_ready() == 2
+    assert run_dir.socket("control") == f"ipc://{tmp_path}/control"
 
 
 def test_the_version_that_a_name_answered_with_last_counts(tmp_path: Path) -> None:

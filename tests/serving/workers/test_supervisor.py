@@ -14,8 +14,9 @@ import httpx
 from circus.process import DEAD_OR_ZOMBIE
 from tornado.ioloop import IOLoop
 
+from labelcurve.serving.settings import Settings
 from labelcurve.serving.workers.metrics_server import CONNECTIONS
-from labelcurve.serving.workers.supervisor import _Workers
+from labelcurve.serving.workers.supervisor import _worker_arguments, _Workers, address
 from tests.models import digit_png
 from tests.serving.conftest import Service, alive, free_port, listening, wait_for
 
@@ -152,6 +153,18 @@ def test_a_worker_that_is_killed_as_it_starts_is_said_to_be(
     assert service.process.returncode == 1
     assert "was ended by SIGKILL (as the kernel does where memory runs out" in service.output
     assert "while it started" in service.output
+
+
+def test_a_worker_is_told_its_socket_its_number_and_its_times() -> None:
+    assert _worker_arguments(Settings(keep_alive=33, drain=44)) == [
+        "-P", "-m", "labelcurve.serving.workers.worker",
+        "$(circus.sockets.http)", "$(CIRCUS.WID)", "2048", "33", "44",
+    ]  # fmt: skip
+    port = free_port()
+    assert address(Settings(port=port)) == ("127.0.0.1", socket.AF_INET)
+    assert address(Settings(host="localhost", port=1, metrics_port=port), "metrics-port")[0] in (
+        "127.0.0.1", "::1",
+    )  # fmt: skip
 
 
 def test_a_worker_that_dies_while_another_is_reaped_is_reaped_as_well() -> None:
