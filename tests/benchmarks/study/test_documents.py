@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from labelcurve.benchmarks.backtest.draws import Draw
 from labelcurve.benchmarks.study import curves, documents, rows
 from labelcurve.bundle.errors import LabelcurveError
 
@@ -43,6 +44,14 @@ def test_the_documents_follow_the_results(folder: Path) -> None:
     text = (folder / "README.md").read_text()
     assert text.startswith("# Labelcurve")
     assert text.count("<!-- results:end -->") == 1
+
+
+def test_the_readme_says_how_often_plan_was_right() -> None:
+    found = json.loads((documents.RESULTS / "backtest.json").read_text())["draws"]
+    draws = [Draw(**draw) for draw in found]
+    right = [draw.right for draw in draws if draw.right is not None]
+    said = f"{sum(right) / len(right):.0%} of its yes and no were right in {len(draws)} back-tests"
+    assert said.replace("%", " %") in (documents.ROOT / "README.md").read_text()
 
 
 def test_the_published_figures_are_next_to_ours(folder: Path) -> None:
