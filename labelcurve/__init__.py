@@ -46,5 +46,5 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    """What there is to import, for completion."""
+    """Returns the public names, for completion."""
     return __all__

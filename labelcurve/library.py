@@ -51,7 +51,7 @@ ImageLike = str | Path | bytes | Image.Image | NDArray[np.uint8]
 """A file, a file's bytes, a Pillow image, or pixels: uint8 [H, W, 3] or grey [H, W]."""
 
 _NO_IMAGES = (Mapping, Set, IOBase, bytearray, memoryview)
-"""What iterates over something else than images in their order: an open file, over its lines."""
+"""Types that iterate, and not over images in their order: an open file iterates over its lines."""
 
 
 @dataclass(frozen=True)

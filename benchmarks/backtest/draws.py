@@ -113,7 +113,8 @@ def _rounded(found: advice.Estimate) -> Estimate:
 
 HEADER = (
     *("population", "labels", "draws", "truth inside", "median error", "mean error"),
-    *("median width", "true gain", "gain inside", "or within its error", "error of the gain"),
+    *("median width", "true gain", "its standard error", "gain inside", "or within its error"),
+    "error of the gain",
     *("yes", "no", "cannot tell", "right", "failed check"),
 )
 
@@ -139,6 +140,7 @@ def row(name: str, draws: Sequence[Draw]) -> list[str]:
         f"{np.mean(errors):.2f}" + (f" ± {np.std(errors, ddof=1):.2f}" if errors[1:] else ""),
         f"{np.median(widths):.1f}",
         f"{np.mean([d.true_gain for d in draws]):.1f}",
+        f"{np.median([d.gain_deviation for d in draws]):.2f}",
         share([d.gain_inside for d in draws]),
         share([d.gain_compatible for d in draws]),
         f"{np.median(gains):.2f}",

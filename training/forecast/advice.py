@@ -8,7 +8,7 @@ from typing import Literal
 
 import numpy as np
 
-from labelcurve.bundle.text import counted, one, plain
+from labelcurve.bundle.text import counted, one, percent, plain
 from labelcurve.training.forecast.law import Floats, Points, forecast
 
 Answer = Literal["yes", "no", "cannot tell"]
@@ -180,7 +180,7 @@ def _unfit(points: Points) -> str | None:
 
 def _listed(points: Points) -> str:
     pairs = zip(points.sizes, 1 - points.errors, strict=True)
-    return ", ".join(f"{one(accuracy * 100)} % with {size:,.0f}" for size, accuracy in pairs)
+    return ", ".join(f"{percent(accuracy, 1)} with {size:,.0f}" for size, accuracy in pairs)
 
 
 def _beyond(n: int, more: int) -> str | None:

@@ -39,7 +39,7 @@ class Measured:
     subsets: int
     """Training sets of each size."""
     penalty: float
-    """Of the classifier, at every size."""
+    """L2 penalty of the classifier, at every size."""
 
     @property
     def errors(self) -> NDArray[np.float64]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from labelcurve.bundle.text import counted, one, plain
+from labelcurve.bundle.text import counted, one, percent, plain
 from labelcurve.training.forecast.advice import Advice
 
 
@@ -42,7 +42,7 @@ def _forecast(advice: Advice) -> str:
     total = advice.n_labels + advice.more
     return (
         f"{head}: {counted(advice.more, 'more label')} ({total:,} in all) would take accuracy from "
-        f"{one(now.value * 100)} % to about {one(then.value * 100)} % "
+        f"{percent(now.value, 1)} to about {percent(then.value, 1)} "
         f"({one(then.low * 100)} to {one(then.high * 100)} %), a gain of {shown_gain(advice)} "
         f"points ({one(gain.low)} to {one(gain.high)})."
     )

@@ -124,8 +124,8 @@ def _unlabelled(options: PlanOptions, images: Data) -> tuple[str, ...]:
     if n and options.extractor.startswith(LIBRARIES) and n_labels < TUNED_FROM:
         notes += (
             f"`train` also learns from {counted(n, 'image')} without labels, and this forecast "
-            "does not: with few labels the models of `train` start some points higher, and what "
-            "more labels gain is about the same (docs/plan.md)",
+            "does not: with few labels the models of `train` may start higher and gain less from "
+            "more of them (docs/plan.md)",
         )
     for note in notes:
         say(note)

@@ -58,6 +58,7 @@ def test_a_row_counts_what_was_inside_and_right() -> None:
         "mean error": "1.50 ± 1.35",
         "median width": "6.0",
         "true gain": "3.0",  # of 6, 1.5, 1.5 and 3
+        "its standard error": "1.50",
         "gain inside": "75 %",
         "or within its error": "100 %",  # 3.5 points off, and 2² + (1.96 * 1.5)² is 3.55²
         "error of the gain": "1.00",

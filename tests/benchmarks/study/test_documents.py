@@ -50,8 +50,9 @@ def test_the_readme_says_how_often_plan_was_right() -> None:
     found = json.loads((documents.RESULTS / "backtest.json").read_text())["draws"]
     draws = [Draw(**draw) for draw in found]
     right = [draw.right for draw in draws if draw.right is not None]
-    said = f"{sum(right) / len(right):.0%} of its yes and no were right in {len(draws)} back-tests"
-    assert said.replace("%", " %") in (documents.ROOT / "README.md").read_text()
+    share = f"{sum(right) / len(right) * 100:.0f} %"
+    said = f"Of {len(draws)} back-tests it answered {len(right)} with yes or no, {share} of them"
+    assert f"{said} rightly" in (documents.ROOT / "README.md").read_text()
 
 
 def test_the_published_figures_are_next_to_ours(folder: Path) -> None:

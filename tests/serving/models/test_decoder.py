@@ -32,6 +32,8 @@ def jpeg(side: int) -> bytes:
 
 LARGE, SMALL = jpeg(1000), jpeg(16)
 
+Held = tuple[threading.Event, threading.Event]
+
 
 def test_large_images_wait_for_a_thread_and_small_ones_for_none(
     monkeypatch: pytest.MonkeyPatch,
@@ -66,9 +68,9 @@ def test_large_images_wait_for_a_thread_and_small_ones_for_none(
     assert all(found.pixels[0].shape == (16, 16, 3) for found in (first, second, small))
 
 
-def test_a_request_given_up_occupies_its_thread_to_the_end(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+@pytest.fixture
+def held(monkeypatch: pytest.MonkeyPatch) -> Held:
+    """Set when a decode has begun; it goes on when the second is set."""
     began, go_on = threading.Event(), threading.Event()
 
     def prepared(data: bytes, size: int, **limits: int) -> NDArray[np.uint8]:
@@ -77,6 +79,11 @@ def test_a_request_given_up_occupies_its_thread_to_the_end(
         return np.zeros((size, size, 3), np.uint8)
 
     monkeypatch.setattr(preprocess, "prepare", prepared)
+    return began, go_on
+
+
+def test_a_request_given_up_occupies_its_thread_to_the_end(held: Held) -> None:
+    began, go_on = held
 
     async def run() -> None:
         decoder = Decoder(1)
@@ -204,15 +211,8 @@ def test_the_waits_of_all_images_of_a_request_are_added() -> None:
     assert found.waited == 7
 
 
-def test_what_waits_when_it_is_closed_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
-    began, go_on = threading.Event(), threading.Event()
-
-    def prepared(data: bytes, size: int, **limits: int) -> NDArray[np.uint8]:
-        began.set()
-        assert go_on.wait(60)
-        return np.zeros((size, size, 3), np.uint8)
-
-    monkeypatch.setattr(preprocess, "prepare", prepared)
+def test_what_waits_when_it_is_closed_is_dropped(held: Held) -> None:
+    began, go_on = held
 
     async def run() -> None:
         decoder = Decoder(1)
