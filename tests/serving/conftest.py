@@ -122,33 +122,44 @@ def alive(pid: int) -> bool:
     return state != "Z"
 
 
-@pytest.fixture(scope="session")
-def start_service(
-    tmp_path_factory: pytest.TempPathFactory,
-) -> Iterator[Callable[..., Service]]:
-    """Starts a `serve` over a models folder; all of them are stopped at the end."""
+@contextlib.contextmanager
+def services(folder: Path) -> Iterator[Callable[..., Service]]:
+    """Starts a `serve` over a models folder, its log in `folder`; all are stopped at the end."""
     started: list[Service] = []
 
     def start(models: Path, *options: str, **how: Any) -> Service:
-        service = Service(models, tmp_path_factory.mktemp("serve") / "log", *options, **how)
+        service = Service(models, folder / f"log-{len(started)}", *options, **how)
         started.append(service)
         return service
 
     yield start
-    for service in started:
-        workers = service.workers() if service.process.poll() is None else []
+    running = [service for service in started if service.process.poll() is None]
+    workers = [pid for service in running for pid in service.workers()]
+    for service in running:
+        service.process.send_signal(signal.SIGTERM)
+    for service in running:
         service.stop()
-        for pid in workers:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+    for pid in workers:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+
+@pytest.fixture(scope="module")
+def start_service(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[Callable[..., Service]]:
+    """As `services`; they end with the module, since an idle one takes 0.5 % of a core."""
+    with services(tmp_path_factory.mktemp("serve")) as start:
+        yield start
 
 
 @pytest.fixture(scope="session")
-def service(start_service: Callable[..., Service], digits_models: Path) -> Service:
+def service(tmp_path_factory: pytest.TempPathFactory, digits_models: Path) -> Iterator[Service]:
     """One `serve` over the three digits models; do not stop it."""
-    service = start_service(digits_models)
-    service.wait_until_ready()
-    return service
+    with services(tmp_path_factory.mktemp("serve")) as start:
+        service = start(digits_models)
+        service.wait_until_ready()
+        yield service
 
 
 @pytest.fixture(scope="session")

@@ -7,7 +7,6 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,10 @@ SMALL = ("--data", "digits", "--image-size", "8", "--device", "cpu")
 QUICK = (*SMALL, "--epochs", "2", "--extractor", "none")
 
 LABELCURVE = str(Path(sys.executable).with_name("labelcurve"))
-TRAIN = (LABELCURVE, "train")
+NARROW = (sys.executable, "-m", "tests.training.narrow")
+"""The command with a narrow convnet."""
+
+TRAIN = (*NARROW, "train")
 
 # Networks on a few pixels: several threads mostly wait for each other.
 torch.set_num_threads(1)
@@ -46,7 +48,7 @@ class Finished:
 
 def environment(cache: Path) -> dict[str, str]:
     """For a real command."""
-    env = os.environ | {"OMP_NUM_THREADS": "1"}
+    env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
     env.pop("PYTHONDONTWRITEBYTECODE", None)  # each process would compile our modules again
     return env
 
@@ -80,7 +82,7 @@ def narrowed() -> Iterator[None]:
     An extractor of it fits no other process, so it does not belong into `cache`.
     """
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(backbones, "ConvNet", partial(backbones.ConvNet, (16, 32, 64)))
+        patch.setattr(backbones.ConvNet.__init__, "__defaults__", ((16, 32, 64),))
         yield
 
 

@@ -6,7 +6,6 @@ import json
 import os
 import pty
 import re
-import shlex
 import signal
 import subprocess
 import sys
@@ -24,7 +23,7 @@ from labelcurve.training import cli
 from labelcurve.training.data import dataset
 from labelcurve.training.jobs import train as job
 from labelcurve.training.options import parse
-from tests.training.conftest import QUICK, SMALL, TRAIN, Finished, environment, train
+from tests.training.conftest import LABELCURVE, QUICK, SMALL, TRAIN, Finished, environment, train
 from tests.training.sets import digit_rows, write_folder
 
 KEYS = {
@@ -317,7 +316,7 @@ def test_a_folder_with_bad_images_is_trained_on_once_they_are_skipped(
 
 
 def test_memory_that_is_too_small_for_torch_is_an_error(cache: Path) -> None:
-    limited = f"ulimit -v 600000; exec {shlex.join(TRAIN)} --data digits --dry-run"
+    limited = f"ulimit -v 600000; exec {LABELCURVE} train --data digits --dry-run"
     done = subprocess.run(
         ["sh", "-c", limited], capture_output=True, text=True, env=environment(cache), check=False
     )

@@ -24,7 +24,8 @@ from labelcurve.training.options import PretrainOptions
 from labelcurve.training.recipes import pretraining
 from labelcurve.training.runtime import lock
 from labelcurve.training.runtime.device import FP32_CPU
-from tests.training.conftest import LABELCURVE, SMALL, Finished, environment, pretrain, train
+from tests.training.conftest import LABELCURVE, NARROW, SMALL, Finished, environment, pretrain
+from tests.training.conftest import finished as run
 from tests.training.sets import digit_rows
 
 
@@ -99,7 +100,8 @@ def test_a_trained_embedding_separates_the_digits(done: Finished) -> None:
 def test_train_finds_what_pretrain_left_in_the_cache(tmp_path: Path, cache: Path) -> None:
     found = pretrain_job.run(options(cache))["extractor"]
     assert Path(found["path"]).is_relative_to(cache)
-    finished = train(tmp_path, cache, *SMALL, *("--epochs", "1", "--fraction", "0.2"))
+    command = (LABELCURVE, "train", "--out", str(tmp_path), *SMALL)
+    finished = run(tmp_path, cache, *command, *("--epochs", "1", "--fraction", "0.2"))
     assert finished.code == 0, finished.stderr
     assert f"{found['version']}, contrastive on 1,298 images of digits" in finished.stdout
     assert "a short one is made" not in finished.stdout
@@ -203,7 +205,7 @@ def test_a_limit_within_the_first_epoch_is_warned_of(
 
 def test_an_interrupted_command_says_how_to_resume(tmp_path: Path, cache: Path) -> None:
     out = tmp_path / "a.safetensors"
-    command = [LABELCURVE, "pretrain", "--out", str(out), "--cache", str(cache), *SMALL]
+    command = [*NARROW, "pretrain", "--out", str(out), "--cache", str(cache), *SMALL]
     process = subprocess.Popen(
         [*command, "--epochs", "1000"],
         stdout=subprocess.PIPE,

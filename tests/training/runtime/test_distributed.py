@@ -20,7 +20,7 @@ from labelcurve.bundle import store
 from labelcurve.bundle.errors import LabelcurveError
 from labelcurve.training.runtime import distributed
 from labelcurve.training.runtime.distributed import part
-from tests.training.conftest import QUICK, SMALL, Finished, environment, finished
+from tests.training.conftest import NARROW, QUICK, SMALL, Finished, environment, finished
 from tests.training.ranks import work
 
 TORCHRUN = (
@@ -129,7 +129,7 @@ def two(cache: Path, *command: str) -> Iterator[list[subprocess.Popen[str]]]:
     }
     processes = [
         subprocess.Popen(
-            [sys.executable, "-m", "labelcurve", *command, "--cache", str(cache)],
+            [*NARROW, *command, "--cache", str(cache)],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -178,7 +178,7 @@ def test_a_signal_to_one_ends_both_at_a_checkpoint_and_two_resume_to_the_result_
     folder = tmp_path / ".runs" / "digits-scratch-100"
     assert (folder / "checkpoint.pt").exists()
     assert len(list(folder.rglob("*tfevents*"))) == 1, "one process writes"
-    done = finished(tmp_path, cache, *TORCHRUN, "-m", "labelcurve", *command)
+    done = finished(tmp_path, cache, *TORCHRUN, *NARROW[1:], *command)
     assert done.code == 0, done.stderr
     assert "(--memory-gb): streamed from the disk" in done.stdout
     assert re.search(r"resuming at epoch \d\.\d from .*checkpoint\.pt", done.stdout)
