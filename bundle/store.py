@@ -93,8 +93,7 @@ def publish(
                 _place(temporary, final)
             finally:
                 shutil.rmtree(temporary, ignore_errors=True)
-        _point(folder / CURRENT, version)
-        _sync(folder)
+        _link(root, manifest.name, version)
     except OSError as error:
         raise BundleError(
             f"cannot write the bundle {final}: {error.strerror or error}. "
@@ -111,8 +110,7 @@ def point(root: Path, name: str, version: str) -> None:
         BundleError: the folder cannot be written.
     """
     try:
-        _point(root / name / CURRENT, version)
-        _sync(root / name)
+        _link(root, name, version)
     except OSError as error:
         raise BundleError(f"cannot write {root / name / CURRENT}: {error.strerror}") from error
 
@@ -197,10 +195,12 @@ def scan(root: Path) -> dict[str, Found]:
             versions = {v: _stamp(folder / v) for v in _versions(folder) if v != CURRENT}
             if current is not None or versions:
                 found[folder.name] = Found(current, versions)
-        for name, version in _unlinked(root).items():
-            found[name] = Found(version, found[name].versions)
     except OSError as error:
         raise BundleError(f"cannot read the folder {root}: {error.strerror}") from error
+    if not any(each.current for each in found.values()):  # as `_unlinked`
+        for name, each in found.items():
+            if len(each.versions) == 1:
+                found[name] = Found(next(iter(each.versions)), each.versions)
     return found
 
 
@@ -389,6 +389,19 @@ def _write(path: Path, data: bytes) -> None:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
+
+
+def _link(root: Path, name: str, version: str) -> None:
+    """Points the link `current` of a model to a version.
+
+    The first link in a folder ends the rule for copies without any (`_unlinked`): the other models
+    get theirs before it, or they would not be served any more.
+    """
+    for other, only in _unlinked(root).items():
+        if other != name and not (root / other / CURRENT).exists():
+            _point(root / other / CURRENT, only)
+    _point(root / name / CURRENT, version)
+    _sync(root / name)
 
 
 def _point(link: Path, target: str) -> None:
