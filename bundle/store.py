@@ -130,17 +130,14 @@ def names(root: Path) -> list[str]:
                 f"no folder {root}: name the folder that `labelcurve train --out` wrote with "
                 "--models"
             )
-        unreadable = {entry: _unreadable(entry) for entry in sorted(root.glob("[!.]*"))}
-        os.scandir(root).close()
     except OSError as error:
         raise _cannot_read(root, error.strerror or str(error)) from error
-    readable = [entry for entry, reason in unreadable.items() if reason is None]
-    found = [entry.name for entry in readable if (entry / CURRENT).is_symlink()]
-    found = found or sorted(_unlinked(root))
+    there = scan(root)
+    found = [name for name, each in there.items() if each.current is not None]
     if not found:
-        for entry, reason in unreadable.items():
-            if reason and reason != _NOT_UTF8:
-                raise _cannot_read(entry, reason)
+        for name, each in there.items():
+            if each.error and each.error != _NOT_UTF8:
+                raise _cannot_read(root / name, each.error)
         for model in (root.absolute(), root.absolute().parent):
             if (model / CURRENT).is_symlink():
                 raise BundleError(
@@ -195,6 +192,8 @@ def scan(root: Path) -> dict[str, Found]:
             versions = {v: _stamp(folder / v) for v in _versions(folder) if v != CURRENT}
             if current is not None or versions:
                 found[folder.name] = Found(current, versions)
+    except PermissionError as error:
+        raise _cannot_read(root, str(error.strerror)) from error
     except OSError as error:
         raise BundleError(f"cannot read the folder {root}: {error.strerror}") from error
     if not any(each.current for each in found.values()):  # as `_unlinked`

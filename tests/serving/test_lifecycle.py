@@ -244,7 +244,7 @@ def test_what_cannot_be_removed_is_not_half_removed_in_silence(digits_models: Pa
     with public_copy(digits_models) as root:
         with forbidden(root / "digits-50"), pytest.raises(BundleError, match="Permission denied"):
             remove(root, "digits-50", yes=True)
-        with forbidden(root, 0o755), pytest.raises(LabelcurveError, match="cannot remove .*-10: "):
+        with forbidden(root, 0o755), pytest.raises(LabelcurveError, match=r"cannot remove .*-10: "):
             remove(root, "digits-10", yes=True)
         assert sorted(path.name for path in root.iterdir()) == [
             "digits-10",
