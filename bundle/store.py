@@ -408,6 +408,11 @@ def _point(link: Path, target: str) -> None:
     temporary.symlink_to(target)
     try:
         temporary.replace(link)
+    except IsADirectoryError as error:
+        raise BundleError(
+            f"{link} is a folder in place of a link, as a copy that followed links leaves it: "
+            "remove it, and run the same command again"
+        ) from error
     finally:
         temporary.unlink(missing_ok=True)
 

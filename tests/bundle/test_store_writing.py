@@ -219,3 +219,7 @@ def test_the_first_link_in_a_copy_without_links_leaves_no_model_out(
     versions["new"] = path.name
     del versions["digits-100"]
     assert {name: store.read(root, name).version for name in store.names(root)} == versions
+    with pytest.raises(
+        BundleError, match=r"digits-100/current is a folder in place of a link.*rem"
+    ):
+        store.point(root, "digits-100", only.name)
