@@ -72,7 +72,7 @@ def test_two_commands_at_a_time_keep_both_keys(
             make_key(NewKey("bob", file))
             return str(text)
 
-        handle.read = slow
+        monkeypatch.setattr(handle, "read", slow)
         return handle
 
     monkeypatch.setattr(Path, "open", opened)
