@@ -154,7 +154,8 @@ async function run(file) {
   byId("models").setAttribute("aria-busy", "true");
   const answers = new Map();
   try {
-    for (const [index, model] of chosen.entries()) { // of this run: `refresh` replaces `chosen`
+    // By place: `refresh` may replace `chosen` meanwhile.
+    for (const [index, model] of chosen.entries()) {
       const place = byId("models").children[index];
       try {
         const answer = await patiently(() => classify(file, model.name, TOP_K, signal), signal);
