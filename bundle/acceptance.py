@@ -130,10 +130,10 @@ def set_threshold(held: HeldOut | None, wished: float) -> float:
     held = _kept(held)
     rank = ceil((held.n + 1) * wished)
     if rank > held.n:
+        least = ceil(round(wished / (1 - wished), 6))  # 0.9 / (1 - 0.9) is a little more than 9
         raise NotEnough(
-            f"sets that hold the true class in {_share(wished)} need at least "
-            f"{ceil(wished / (1 - wished)):,} held-out images, and the model has {held.n:,}: label "
-            "more images, or ask for less"
+            f"sets that hold the true class in {_share(wished)} need at least {least:,} held-out "
+            f"images, and the model has {held.n:,}: label more images, or ask for less"
         )
     # The next rank that was kept: never less than wished.
     return held.truth[int(np.searchsorted(held.truth_ranks, rank))]

@@ -118,13 +118,13 @@ def promote(root: Path, name: str, version: str | None = None) -> tuple[Promotio
     Raises:
         BundleError: the bundle does not exist or is damaged, or the folder is not writable.
     """
-    there = store.scan(root)
-    names = [each for each, found in there.items() if found.current]
-    if name not in there or (version is None and name not in names):
-        raise BundleError(f"no model {name!r} in {root}{near(name, names)}")
-    bundle = store.read(root, name, version or there[name].current)
-    now = Promotion(name=name, version=bundle.version, time=_now())
     with _locked(root):
+        there = store.scan(root)
+        names = [each for each, found in there.items() if found.current]
+        if name not in there or (version is None and name not in names):
+            raise BundleError(f"no model {name!r} in {root}{near(name, names)}")
+        bundle = store.read(root, name, version or there[name].current)
+        now = Promotion(name=name, version=bundle.version, time=_now())
         found = read(root)
         before = _present(root, found)
         history = [*found.promoted] if found else []

@@ -93,8 +93,7 @@ def publish(
                 _place(temporary, final)
             finally:
                 shutil.rmtree(temporary, ignore_errors=True)
-        _point(folder / CURRENT, version)
-        _sync(folder)
+        _link(root, manifest.name, version)
     except OSError as error:
         raise BundleError(
             f"cannot write the bundle {final}: {error.strerror or error}. "
@@ -111,8 +110,7 @@ def point(root: Path, name: str, version: str) -> None:
         BundleError: the folder cannot be written.
     """
     try:
-        _point(root / name / CURRENT, version)
-        _sync(root / name)
+        _link(root, name, version)
     except OSError as error:
         raise BundleError(f"cannot write {root / name / CURRENT}: {error.strerror}") from error
 
@@ -132,17 +130,14 @@ def names(root: Path) -> list[str]:
                 f"no folder {root}: name the folder that `labelcurve train --out` wrote with "
                 "--models"
             )
-        unreadable = {entry: _unreadable(entry) for entry in sorted(root.glob("[!.]*"))}
-        os.scandir(root).close()
     except OSError as error:
         raise _cannot_read(root, error.strerror or str(error)) from error
-    readable = [entry for entry, reason in unreadable.items() if reason is None]
-    found = [entry.name for entry in readable if (entry / CURRENT).is_symlink()]
-    found = found or sorted(_unlinked(root))
+    there = scan(root)
+    found = [name for name, each in there.items() if each.current is not None]
     if not found:
-        for entry, reason in unreadable.items():
-            if reason and reason != _NOT_UTF8:
-                raise _cannot_read(entry, reason)
+        for name, each in there.items():
+            if each.error and each.error != _NOT_UTF8:
+                raise _cannot_read(root / name, each.error)
         for model in (root.absolute(), root.absolute().parent):
             if (model / CURRENT).is_symlink():
                 raise BundleError(
@@ -197,10 +192,14 @@ def scan(root: Path) -> dict[str, Found]:
             versions = {v: _stamp(folder / v) for v in _versions(folder) if v != CURRENT}
             if current is not None or versions:
                 found[folder.name] = Found(current, versions)
-        for name, version in _unlinked(root).items():
-            found[name] = Found(version, found[name].versions)
+    except PermissionError as error:
+        raise _cannot_read(root, str(error.strerror)) from error
     except OSError as error:
         raise BundleError(f"cannot read the folder {root}: {error.strerror}") from error
+    if not any(each.current for each in found.values()):  # as `_unlinked`
+        for name, each in found.items():
+            if len(each.versions) == 1:
+                found[name] = Found(next(iter(each.versions)), each.versions)
     return found
 
 
@@ -391,11 +390,29 @@ def _write(path: Path, data: bytes) -> None:
         os.fsync(file.fileno())
 
 
+def _link(root: Path, name: str, version: str) -> None:
+    """Points the link `current` of a model to a version.
+
+    The first link in a folder ends the rule for copies without any (`_unlinked`): the other models
+    get theirs before it, or they would not be served any more.
+    """
+    for other, only in _unlinked(root).items():
+        if other != name and not (root / other / CURRENT).exists():
+            _point(root / other / CURRENT, only)
+    _point(root / name / CURRENT, version)
+    _sync(root / name)
+
+
 def _point(link: Path, target: str) -> None:
     temporary = link.with_name(f".{link.name}-{secrets.token_hex(8)}")
     temporary.symlink_to(target)
     try:
         temporary.replace(link)
+    except IsADirectoryError as error:
+        raise BundleError(
+            f"{link} is a folder in place of a link, as a copy that followed links leaves it: "
+            "remove it, and run the same command again"
+        ) from error
     finally:
         temporary.unlink(missing_ok=True)
 

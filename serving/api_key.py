@@ -11,7 +11,7 @@ from pathlib import Path
 import tyro
 
 from labelcurve.bundle.errors import LabelcurveError
-from labelcurve.serving.web.access import LINE, read_keys
+from labelcurve.serving.web.access import LINE, parse_keys
 
 RATES = (0.001, 1e6)
 """Smallest and largest limit in requests per second."""
@@ -59,12 +59,13 @@ def make_key(options: NewKey) -> str:
         raise LabelcurveError(
             f"{options.name!r}: a name has 1 to 64 letters, digits, dots, dashes and underscores"
         )
-    there = read_keys(options.file) if options.file.exists() else []
+    there = parse_keys(options.file) if options.file.exists() else []
     if options.name in {key.name for key in there}:
         raise LabelcurveError(f"{options.file} has a key for {options.name}: remove its line")
     try:
         options.file.touch(mode=0o600)
-        with options.file.open("r+") as file:
+        with options.file.open("a+") as file:  # not over the line of another `api-key`
+            file.seek(0)
             text = file.read()  # to its end, where an editor may have left no newline
             file.write(line if text.endswith("\n") or not text else f"\n{line}")
     except OSError as error:

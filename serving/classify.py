@@ -159,6 +159,7 @@ def _print(line: str, go_on: bool) -> bool:
 
     Raises:
         BrokenPipeError: the reader closed the output and nothing else remains to do (not `go_on`).
+        LabelcurveError: stdout cannot be written, as a file on a full disk.
     """
     try:
         print(line, flush=True)
@@ -167,6 +168,9 @@ def _print(line: str, go_on: bool) -> bool:
             raise
         command.discard_output()
         return False
+    except OSError as error:
+        command.discard_output()
+        raise LabelcurveError(f"the answers cannot be printed: {error.strerror}") from error
     return True
 
 

@@ -14,7 +14,7 @@ import json
 import logging
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from io import StringIO
 from pathlib import Path
@@ -152,8 +152,11 @@ class Doubtful:
             files.replace(file.with_suffix(".json"), about)
 
     def _check_room(self, more: int) -> None:
+        sizes = {}
         with os.scandir(self.folder) as entries:
-            sizes = {entry.name: entry.stat().st_size for entry in entries}
+            for entry in entries:
+                with suppress(FileNotFoundError):  # removed meanwhile, or a link to nowhere
+                    sizes[entry.name] = entry.stat().st_size
         n = sum(not name.startswith(".") and not name.endswith(".json") for name in sizes)
         held = sum(sizes.values())
         if n >= self._most_images or held + more > self._most_bytes:

@@ -111,7 +111,7 @@ def describe(root: Path) -> dict[str, Any]:
         now = next((each for each in versions if each["version"] == found.current), None)
         error = found.error
         if error is None and found.current is None:
-            error = f"no version and no link `{store.CURRENT}` to it"
+            error = f"it has versions and no link `{store.CURRENT}`"
         elif error is None and now is None:
             error = f"the link `{store.CURRENT}` leads to {found.current}, which is not there"
         if now and now["error"] is None:
@@ -135,16 +135,19 @@ def remove(root: Path, wanted: str, yes: bool = False) -> list[str]:
     """Delete NAME or NAME@VERSION, after asking on a terminal.
 
     Returns:
-        NAME@VERSION of each bundle that was deleted.
+        NAME@VERSION of each bundle that was deleted; NAME where there was none.
 
     Raises:
-        LabelcurveError: it is the default, a current version or missing; or it was not confirmed.
+        LabelcurveError: it is the default, a current version or missing; it was not confirmed; or
+            it cannot be read, renamed or deleted.
     """
     name, version = _parts(wanted)
     there = store.scan(root)
     if name not in there:
         raise BundleError(f"no model {name!r} in {root}{near(name, there)}")
     found = there[name]
+    if found.error:
+        raise BundleError(f"cannot remove {root / name}: {found.error}")
     if version is not None and version not in found.versions:
         raise BundleError(
             f"no version {version!r} of {name}; there are {', '.join(found.versions)}"
@@ -159,16 +162,26 @@ def remove(root: Path, wanted: str, yes: bool = False) -> list[str]:
             f"{version} is the current version of {name}: promote another version first, or remove "
             f"{name} as a whole"
         )
-    removed = [f"{name}@{each}" for each in (found.versions if version is None else (version,))]
+    versions = found.versions if version is None else (version,)
+    removed = [f"{name}@{each}" for each in versions] or [name]
     _confirm(f"Remove {', '.join(removed)} from {root}?", yes)
     folder = root / name if version is None else root / name / version
     # Renamed first: a service never sees a part of it.
     aside = folder.with_name(f".removed-{folder.name}-{secrets.token_hex(4)}")
     try:
         folder.rename(aside)
-        shutil.rmtree(aside)
     except OSError as error:
-        raise LabelcurveError(f"cannot remove {error.filename}: {error.strerror}") from error
+        raise LabelcurveError(f"cannot remove {folder}: {error.strerror}") from error
+    try:
+        if aside.is_symlink():  # to files elsewhere, which stay
+            aside.unlink()
+        else:
+            shutil.rmtree(aside)
+    except OSError as error:
+        raise LabelcurveError(
+            f"{wanted} is removed, but {error.filename} cannot be deleted: {error.strerror}. "
+            f"Delete {aside} as its owner"
+        ) from error
     return removed
 
 
@@ -236,7 +249,7 @@ def _show(document: dict[str, Any]) -> None:
             table.add_row(*cells)
         if model["error"]:
             table.add_row(model["name"], "", "", "", "", "", model["error"])
-    Console().print(table)
+    Console(markup=False).print(table)
     print(f"\ndefault: {document['default']} ({document['reason']})")
     if document["promoted"]:
         print(f"{counted(len(document['promoted']), 'promotion')}, newest first:")

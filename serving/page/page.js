@@ -88,7 +88,11 @@ function choose() {
     const boxes = models.map((model) => {
       const box = html("input", { type: "checkbox", checked: chosen.includes(model) });
       box.addEventListener("change", () => {
-        chosen = models.filter((m) => (m === model ? box.checked : chosen.includes(m)));
+        // By name: `refresh` replaces the models.
+        const names = new Set(chosen.map((m) => m.name));
+        if (box.checked) names.add(model.name);
+        else names.delete(model.name);
+        chosen = models.filter((m) => names.has(m.name));
         columns();
         if (image) run(image);
       });
@@ -150,8 +154,9 @@ async function run(file) {
   byId("models").setAttribute("aria-busy", "true");
   const answers = new Map();
   try {
-    for (const model of chosen) {
-      const place = byId("models").children[chosen.indexOf(model)];
+    // By place: `refresh` may replace `chosen` meanwhile.
+    for (const [index, model] of chosen.entries()) {
+      const place = byId("models").children[index];
       try {
         const answer = await patiently(() => classify(file, model.name, TOP_K, signal), signal);
         answers.set(model, answer);

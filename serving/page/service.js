@@ -27,6 +27,9 @@ export async function send(path, options) {
   return { response, text, roundTrip: performance.now() - start };
 }
 
+// Whether a file is still there as it was chosen: otherwise `fetch` fails as without a connection.
+const readable = (file) => file.slice(0, 1).arrayBuffer().then(() => true, () => false);
+
 async function ask(path, options = {}, parse = JSON.parse) {
   let response;
   let text;
@@ -36,6 +39,9 @@ async function ask(path, options = {}, parse = JSON.parse) {
     text = await response.text();
   } catch (error) {
     if (error.name === "AbortError") throw error;
+    if (options.body && !(await readable(options.body))) {
+      throw new Problem(0, "The file cannot be read", "It is a folder, or was changed, moved or removed after it was chosen: choose it again.");
+    }
     throw new Problem(0, "No answer", "The service did not answer: it may be down, or the connection is.");
   }
   const roundTrip = performance.now() - start;

@@ -108,23 +108,24 @@ def read_keys(path: Path) -> list[Key]:
     Raises:
         LabelcurveError: the file cannot be read, has a malformed line, or holds no key.
     """
-    if keys := _parse(path):
+    if keys := parse_keys(path):
         return keys
     raise LabelcurveError(
         f"{path} holds no API key: `labelcurve api-key NAME --file {path}` adds one"
     )
 
 
-def _parse(path: Path) -> list[Key]:
+def parse_keys(path: Path) -> list[Key]:
+    """As `read_keys`, of a file that may hold none."""
     try:
         lines = files.read(path).decode("utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise LabelcurveError(f"cannot read the API keys in {path}: {error}") from error
     keys = []
-    for number, line in enumerate(lines, 1):
-        if not line.strip() or line.startswith("#"):
+    for number, line in enumerate(map(str.strip, lines), 1):
+        if not line or line.startswith("#"):
             continue
-        match = LINE.fullmatch(line.strip())
+        match = LINE.fullmatch(line)
         if match is None:
             raise LabelcurveError(
                 f"{path}, line {number}: expected NAME SHA256 REQUESTS_PER_SECOND; "
@@ -149,8 +150,8 @@ class Access:
         """
         self._path = keys
         self._shared = shared
+        self._stamp = self._stamped()  # first: the file may change while it is read
         self._keys = read_keys(keys) if keys else None
-        self._stamp = self._stamped()
         self._looked = monotonic()
 
     def refusal(self, scope: Scope) -> Response | None:
@@ -202,7 +203,7 @@ class Access:
             return
         self._stamp = stamp
         try:
-            keys = _parse(self._path)
+            keys = parse_keys(self._path)
         except LabelcurveError as error:  # one malformed line must not lock all clients out
             logger.error("%s. The previous keys remain valid", error)
             return

@@ -112,7 +112,7 @@ class RunDir:
         temporary = self.path / f".{name}-{os.getpid()}"
         try:
             self.path.mkdir(0o700, parents=True, exist_ok=True)
-            temporary.write_text(text)
+            temporary.write_text(text, errors="backslashreplace")  # of paths
             temporary.rename(self.path / name)
         except OSError as error:
             logger.warning("cannot write %s: %s. The service continues", self.path / name, error)

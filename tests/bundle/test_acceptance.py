@@ -136,6 +136,15 @@ def test_sets_need_images_too() -> None:
     assert acceptance.set_threshold(held, 0.9) == held.truth[-1], "the last of 18"
 
 
+@pytest.mark.parametrize(("wished", "least"), [(0.8, 4), (0.9, 9), (0.95, 19), (0.9975, 399)])
+def test_as_many_images_as_sets_are_said_to_need_are_enough(wished: float, least: int) -> None:
+    held = acceptance.held_out(*drawn(np.random.default_rng(0), least))
+    assert acceptance.set_threshold(held, wished) == held.truth[-1]
+    held = acceptance.held_out(*drawn(np.random.default_rng(0), least - 1))
+    with pytest.raises(NotEnough, match=f"need at least {least} held-out images"):
+        acceptance.set_threshold(held, wished)
+
+
 def test_a_class_at_the_threshold_is_in_the_set() -> None:
     row = np.array([0.2, 0.5, 0.3], np.float32)
     assert acceptance.members(row, 0.3) == [1, 2]

@@ -117,6 +117,12 @@ def test_a_copy_without_links_keeps_all_of_its_models(root: Path) -> None:
         link.unlink()
     promote(root, "digits-10")
     assert len(store.names(root)) == 3
+    # Of a name with several versions none is current: its promotion makes the first link.
+    shutil.copytree(next((root / "digits-50").iterdir()), root / "digits-50" / "0123456789ab")
+    version = next(v for v in store.scan(root)["digits-50"].versions if v != "0123456789ab")
+    promote(root, "digits-50", version)
+    assert store.names(root) == ["digits-10", "digits-100", "digits-50"]
+    assert current(root, "digits-50") == version
 
 
 @pytest.mark.parametrize("content", ["", "[]", "digits-10", '{"default": 1}', '{"defualt": "a"}'])
@@ -159,7 +165,9 @@ def test_of_models_with_as_many_labels_the_compact_one_is_the_default() -> None:
 
 
 def test_a_promotion_waits_for_another_one(root: Path) -> None:
-    thread = Thread(target=promote, args=(root, "digits-10"))
+    first = current(root, "digits-10")
+    second = publish_digits(root, 0.1, seed=1).name
+    thread = Thread(target=promote, args=(root, "digits-10", second))
     held = os.open(root, os.O_RDONLY)
     try:
         fcntl.flock(held, fcntl.LOCK_EX)
@@ -167,10 +175,12 @@ def test_a_promotion_waits_for_another_one(root: Path) -> None:
         thread.join(0.1)
         assert thread.is_alive()
         assert read(root) is None
+        store.point(root, "digits-10", first)  # what the other one does
     finally:
         os.close(held)
     thread.join(30)
     assert history(root) == ["digits-100", "digits-10"]
+    assert current(root, "digits-10") == second
     with pytest.raises(BundleError, match="cannot read the folder"):
         rollback(root / "none")
 

@@ -276,8 +276,9 @@ def test_an_empty_folder_says_what_it_should_hold(tmp_path: Path) -> None:
 
 def test_a_folder_that_cannot_be_read_names_the_remedy(root: Path) -> None:
     message = r"cannot read the folder .*: Permission denied for user \d+\. .*--user"
-    with forbidden(root), pytest.raises(BundleError, match=message):
-        store.names(root)
+    for read in (store.names, store.scan):
+        with forbidden(root), pytest.raises(BundleError, match=message):
+            read(root)
 
 
 @pytest.mark.parametrize("mode", [0, 0o444])

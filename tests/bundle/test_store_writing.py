@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -202,3 +203,23 @@ def test_a_version_that_is_written_again_has_another_stamp(root: Path, file: str
     assert after["digits-50"] == before["digits-50"]
     os.utime(path / file, ns=(0, 10**9))
     assert store.scan(root)["digits-10"] != after["digits-10"]
+
+
+def test_the_first_link_in_a_copy_without_links_leaves_no_model_out(
+    root: Path, bundle: store.Bundle, record: Run
+) -> None:
+    for link in root.glob("*/current"):
+        link.unlink()
+    # A copy that followed links has a folder in place of one.
+    (only,) = (root / "digits-100").iterdir()
+    shutil.copytree(only, root / "digits-100" / store.CURRENT)
+    versions = {name: found.current for name, found in store.scan(root).items()}
+    manifest = bundle.manifest.model_copy(update={"name": "new"})
+    path = store.publish(root, manifest, bundle.graph, CARD, record)
+    versions["new"] = path.name
+    del versions["digits-100"]
+    assert {name: store.read(root, name).version for name in store.names(root)} == versions
+    with pytest.raises(
+        BundleError, match=r"digits-100/current is a folder in place of a link.*rem"
+    ):
+        store.point(root, "digits-100", only.name)

@@ -150,6 +150,8 @@ def test_each_pod_of_the_job_trains_another_pair(
         ["train", "--data", environment["DATA"], "--fraction", fraction, "--seed", seed, *others]
         for seed, fraction in pairs
     ]
+    said = (FOLDER.parents[1] / "docs/deploying.md").read_text()
+    assert f"one pod per pair of fraction and seed, {len(found)} in total" in said
     assert sorted({float(arguments[4]) for arguments in found}) == sorted(DEFAULT_FRACTIONS)
     for arguments in found:
         parse(arguments[1:])

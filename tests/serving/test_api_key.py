@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -40,3 +41,40 @@ def test_a_key_is_added_to_what_an_editor_left(tmp_path: Path) -> None:
     file.write_text("\ufeff" + file.read_text().rstrip("\n"), encoding="utf-8")
     make_key(NewKey("bob", file, rate=2))
     assert [(key.name, key.rate) for key in read_keys(file)] == [("alice", 0), ("bob", 2)]
+
+
+@pytest.mark.parametrize("there", ["", "# keys of the service\n", "  # indented\n"])
+def test_the_first_key_is_added_to_a_file_that_holds_none(tmp_path: Path, there: str) -> None:
+    file = tmp_path / "keys"
+    file.write_text(there)
+    make_key(NewKey("alice", file))
+    assert file.read_text().startswith(there)
+    assert [key.name for key in read_keys(file)] == ["alice"]
+
+
+def test_two_commands_at_a_time_keep_both_keys(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "keys"
+    make_key(NewKey("carol", file))
+    open_file = Path.open
+
+    def opened(path: Path, mode: str) -> Any:
+        """While the first one adds its key, the second one does."""
+        if "b" in mode:
+            return open_file(path, mode)
+        monkeypatch.setattr(Path, "open", open_file)
+        handle = open_file(path, mode)
+        read = handle.read
+
+        def slow() -> str:
+            text = read()
+            make_key(NewKey("bob", file))
+            return str(text)
+
+        monkeypatch.setattr(handle, "read", slow)
+        return handle
+
+    monkeypatch.setattr(Path, "open", opened)
+    make_key(NewKey("alice", file))
+    assert sorted(key.name for key in read_keys(file)) == ["alice", "bob", "carol"]

@@ -257,6 +257,20 @@ def test_output_that_is_read_in_part_only_ends_without_a_traceback(
         assert len(file.read_text().splitlines()) == 72, "each image and the header"
 
 
+@pytest.mark.parametrize("table", ["--csv", "--accept"])
+def test_an_output_on_a_full_disk_is_not_taken_for_the_tables(
+    images: Path, digits_models: Path, tmp_path: Path, table: str
+) -> None:
+    more = ("--csv", tmp_path / "a.csv") if table == "--csv" else (table, "0.5", "--out", tmp_path)
+    command = [*CLASSIFY, images, "--models", digits_models, *more]
+    with Path("/dev/full").open("wb") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, timeout=60)
+    assert done.returncode == 1
+    says = "error: the answers cannot be printed: No space left on device"
+    assert done.stderr.splitlines()[-1] == says
+    assert not list(tmp_path.glob("*.csv"))
+
+
 def test_names_of_classes_that_the_output_cannot_encode_are_written_as_escapes(
     images: Path, digits_models: Path
 ) -> None:

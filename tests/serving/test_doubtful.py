@@ -185,6 +185,16 @@ def test_the_last_answer_to_an_image_counts(
     assert (row["guess"], row["probability"]) == ("8, or so", "0.3000")
 
 
+def test_a_link_to_nowhere_among_the_images_is_not_counted(
+    open_folder: Callable[..., Doubtful], folder: Path
+) -> None:
+    keeper = open_folder(most_images=1)
+    (folder / "moved.png").symlink_to("nowhere")
+    keeper.offer(digit_png(0), ANSWER)
+    keeper.close()
+    assert len(images(folder)) == 2
+
+
 def test_a_missing_or_invalid_folder_is_tried_again(
     open_folder: Callable[..., Doubtful], folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -18,6 +18,7 @@ from labelcurve.bundle import promotion, store
 from labelcurve.bundle.errors import BundleError, LabelcurveError
 from labelcurve.serving.lifecycle import _show, describe, remove
 from tests.models import digit_png, publish_digits
+from tests.permissions import forbidden, public_copy
 from tests.serving.conftest import LABELCURVE, Service, wait_for
 
 
@@ -180,7 +181,7 @@ def test_why_a_model_has_no_current_version_is_said(root: Path) -> None:
     link.symlink_to("000000000000")
     errors = {each["name"]: each["error"] for each in describe(root)["models"]}
     assert errors == {
-        "digits-10": "no version and no link `current` to it",
+        "digits-10": "it has versions and no link `current`",
         "digits-50": "the link `current` leads to 000000000000, which is not there",
         "digits-100": None,
     }
@@ -223,3 +224,42 @@ def test_each_version_is_described_and_promotions_are_listed_newest_first(
     listed = [line.split()[1].partition("@")[0] for line in lines[at + 2 :]]
     assert listed[:2] == ["digits-50", "digits-10"]
     assert len(listed) == n
+
+
+def test_a_linked_model_is_removed_and_its_files_stay(root: Path, tmp_path: Path) -> None:
+    (root / "digits-10").rename(tmp_path / "elsewhere")
+    (root / "digits-10").symlink_to(tmp_path / "elsewhere")
+    before = sorted(tmp_path.glob("elsewhere/**/*"))
+    assert [each.partition("@")[0] for each in remove(root, "digits-10", yes=True)] == ["digits-10"]
+    assert sorted(path.name for path in root.iterdir()) == ["digits-100", "digits-50"]
+    assert sorted(tmp_path.glob("elsewhere/**/*")) == before
+
+
+def test_a_model_without_a_version_is_named_when_it_is_removed(root: Path) -> None:
+    shutil.rmtree((root / "digits-10" / store.CURRENT).resolve())
+    assert remove(root, "digits-10", yes=True) == ["digits-10"]
+
+
+def test_what_cannot_be_removed_is_not_half_removed_in_silence(digits_models: Path) -> None:
+    with public_copy(digits_models) as root:
+        with forbidden(root / "digits-50"), pytest.raises(BundleError, match="Permission denied"):
+            remove(root, "digits-50", yes=True)
+        with forbidden(root, 0o755), pytest.raises(LabelcurveError, match=r"cannot remove .*-10: "):
+            remove(root, "digits-10", yes=True)
+        assert sorted(path.name for path in root.iterdir()) == [
+            "digits-10",
+            "digits-100",
+            "digits-50",
+        ]
+        found = (
+            r"digits-10 is removed, but .* cannot be deleted: Perm.*Delete .*/\.removed-digits-10"
+        )
+        with forbidden(root, 0o777), pytest.raises(LabelcurveError, match=found):
+            remove(root, "digits-10", yes=True)
+
+
+def test_brackets_in_names_are_no_markup(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    other = shutil.copytree(root, root.parent / "[" / "models]", symlinks=True)
+    (other / "digits-10/current" / store.MANIFEST).write_text("{}")
+    _show(describe(other))
+    assert "[/models]" in "".join(capsys.readouterr().out.split())

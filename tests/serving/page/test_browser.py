@@ -229,6 +229,50 @@ def test_of_many_models_some_are_compared_and_all_are_drawn(
     expect(page.locator(".model")).to_have_count(2)
 
 
+def test_models_that_were_swapped_can_still_be_chosen_and_asked(
+    open_page: Open, client: httpx.Client
+) -> None:
+    listed = client.get("/models").json()
+    listed += [{**m, "name": f"{m['name']}-s1", "default": False} for m in listed]
+    old = [{**m, "version": "0123456789ab", "test": {**m["test"], "accuracy": 0.5}} for m in listed]
+    page = open_page("/docs")
+    page.route("**/models", lambda route: route.fulfill(json=old))
+    page.goto(page.url.removesuffix("docs"))
+    expect(page.locator(".model")).to_have_count(3)
+    # Answers of other versions make the page ask for the models again; meanwhile comes an image.
+    held: list[Route] = []
+    page.route("**/models", lambda route: held.append(route))
+    with page.expect_request("**/models"):
+        pick(page, png())
+    page.route("**/classify?model=digits-50&*", lambda route: held.append(route))
+    with page.expect_request("**/classify?model=digits-50&*"):
+        pick(page, png())
+    held[0].fulfill(json=listed)
+    expect(model(page, "digits-50").locator("[data-figure=accuracy]")).not_to_have_text("50.0 %")
+    held[1].continue_()
+    answered(page)
+    expect(page.locator("#verdict")).to_contain_text("All 3 say 3")
+    page.get_by_label("digits-10", exact=True).uncheck()
+    expect(page.locator(".model")).to_have_count(2)
+
+
+def test_a_file_that_is_gone_is_not_taken_for_a_service_that_is(
+    open_page: Open, tmp_path: Path
+) -> None:
+    page = open_page("/docs", fails=True)
+    held: list[Route] = []
+    page.route("**/models", lambda route: held.append(route))
+    with page.expect_request("**/models"):
+        page.goto(page.url.removesuffix("docs"))
+    file = tmp_path / "digit.png"
+    file.write_bytes(digit_png(3))
+    page.locator("#file").set_input_files(file)
+    expect(page.locator("#caption")).to_contain_text("px")
+    file.unlink()
+    held[0].continue_()
+    expect(page.get_by_role("alert")).to_contain_text("The file cannot be read")
+
+
 def of_another_data_set(model: dict[str, Any]) -> dict[str, Any]:
     share = model["name"].rpartition("-")[2]
     more = {"dataset": "photos", "class_names": ["cat", "dog"], "default": False}

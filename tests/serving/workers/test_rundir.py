@@ -16,6 +16,8 @@ def test_the_supervisor_receives_the_messages_of_workers(tmp_path: Path) -> None
     run_dir.ready()
     run_dir.fail("no GPU")
     assert (run_dir.n_ready(), run_dir.failure()) == (1, "no GPU")
+    run_dir.fail("damaged: mod\udce9les")  # a name that is not UTF-8
+    assert run_dir.failure() == r"damaged: mod\udce9les"
 
 
 def test_a_failure_is_that_of_the_worker_that_is_asked_for(
