@@ -20,7 +20,7 @@ from labelcurve.bundle.errors import DataError, near
 from labelcurve.bundle.text import counted
 from labelcurve.training.data.class_names import class_name
 from labelcurve.training.data.decoded import digests
-from labelcurve.training.data.source import UNLABELLED, Index, Say, shown
+from labelcurve.training.data.source import UNLABELLED, Index, Say, at_home, shown
 from labelcurve.training.data.split import Split
 
 COLUMNS = ("path", "label", "suggested", "score", "reason")
@@ -64,9 +64,13 @@ def identity(where: str, data: str) -> str:
     Args:
         where: as a split names the image.
     """
-    path = Path(data).expanduser()
-    folder = path.parent if path.is_file() else path
-    return where.removeprefix(f"{shown(folder)}/")
+    return where.removeprefix(_folder(data))
+
+
+def _folder(data: str) -> str:
+    """The beginning of the paths that `identity` leaves out."""
+    path = at_home(data)
+    return f"{shown(path.parent if path.is_file() else path)}/"
 
 
 def write(rows: Iterable[Doubt]) -> str:
@@ -237,7 +241,8 @@ def _places(split: Split, data: str, wanted: Iterable[str]) -> dict[str, int]:
     names = set(wanted)
     if not names:
         return {}
-    found = ((identity(split.where(row), data), row) for row in range(len(split)))
+    folder = _folder(data)
+    found = ((split.where(row).removeprefix(folder), row) for row in range(len(split)))
     return {name: row for name, row in found if name in names}
 
 
