@@ -167,7 +167,9 @@ class Corrections:
         places = _places(train, self.data, wanted)
         tested = _places(test, self.data, wanted)
         known = places.keys() | tested.keys() | set(others)
-        labels = {path: train.labels[row] for path, row in places.items()}
+        # Those of test, too: a final model learns from them as corrected.
+        labels = {path: test.labels[row] for path, row in tested.items()}
+        labels |= {path: train.labels[row] for path, row in places.items()}
         given = {path: class_names[n] for path, n in labels.items() if n != UNLABELLED}
         for flag, file, rows in (("--drop", self.drop, drop), ("--relabel", self.relabel, new)):
             self._check(flag, file, rows, known, given, class_names)
