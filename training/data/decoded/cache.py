@@ -144,7 +144,10 @@ def _decode_into(folder: Path, source: Source, size: int, memory: int, say: Say)
     except OSError as error:
         temporary = Path(tempfile.mkdtemp(prefix="labelcurve-"))
         atexit.register(shutil.rmtree, temporary, ignore_errors=True)
-        say(f"the cache {folder.parent} cannot be written ({error.strerror}): decoding again")
+        say(
+            f"the cache {folder.parent} cannot be written ({error.strerror}): the images are "
+            "decoded for this command alone (--cache names another folder)"
+        )
         _fill(temporary, source, size, memory, say)
         return temporary
     busy = f"{{holder}} is decoding {source.name} into {folder.parent}: waiting"
