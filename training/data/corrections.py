@@ -10,6 +10,7 @@ from __future__ import annotations
 import csv
 import io
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -177,7 +178,7 @@ class Corrections:
             say(
                 f"{counted(held, 'test image')} named: left unchanged in the test, since one "
                 "without the doubtful ones would be too easy; a final model learns from them as "
-                "corrected. Correct wrong labels in --data"
+                "corrected, where there is one. Correct wrong labels in --data"
             )
         found, relabelled, dropped = self._corrected(train, class_names, drop, new)
         if new:
@@ -263,8 +264,4 @@ def _relabelled(
 
 def summary(rows: Iterable[Doubt]) -> dict[str, int]:
     """The number of rows by kind of reason, in the order of their first ones."""
-    counts: dict[str, int] = {}
-    for row in rows:
-        kind = re.split("[:;]", row.reason)[0]
-        counts[kind] = counts.get(kind, 0) + 1
-    return counts
+    return dict(Counter(re.split("[:;]", row.reason)[0] for row in rows))

@@ -263,7 +263,9 @@ def _layout(file: Path, label_column: str | None) -> _Layout:
         )
     column = Column(file, image, has_bytes, has_path, is_struct)
     class_names = columns.features(schema).get(name, {}).get("names")
-    named = tuple(map(str, class_names)) if isinstance(class_names, list) else None
+    named = None
+    if isinstance(class_names, list):
+        named = tuple(class_name(str(each)) for each in class_names)
     splits = columns.like_splits(metadata, (image, name))
     return _Layout(column, name, str(label), named, splits)
 

@@ -197,6 +197,12 @@ def test_columns_of_other_names_are_found_by_the_features_of_datasets(tmp_path: 
     assert said == [f"{tmp_path}: the column insect holds the labels"]
 
 
+def test_declared_names_have_the_spelling_of_all_names_of_classes(tmp_path: Path) -> None:
+    # As a table of corrections has them.
+    write_parquet(tmp_path / "train.parquet", ROWS, (" ant", "cafe\u0301 ", "bee", "cow"))
+    assert parquet(tmp_path, silent).class_names == ("ant", "caf\u00e9", "bee", "cow")
+
+
 def test_of_several_columns_of_labels_one_must_be_named(tmp_path: Path) -> None:
     features = {"img": {"_type": "Image"}, "fine": NAMED, "coarse": NAMED}
     write_features(tmp_path / "train.parquet", features)
