@@ -170,7 +170,8 @@ class _Store:
         """Features of digests that are there, float32 [N, D]."""
         there = self.digests
         order = there.argsort(kind="stable")
-        return np.concatenate(self._features)[order[there[order].searchsorted(digests)]]
+        self._features = [np.concatenate(self._features)]  # the parts are not kept beside it
+        return self._features[0][order[there[order].searchsorted(digests)]]
 
     def _take(self, digests: NDArray[np.void], rows: NDArray[np.float32]) -> None:
         self._digests.append(digests)
