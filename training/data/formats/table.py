@@ -241,7 +241,9 @@ def _check_conflicts(file: Path, placed: Sequence[tuple[Path, Row]]) -> None:
     conflicts: dict[Path, list[Row]] = {}
     for path, row in placed:
         known = first.setdefault(path, row)
-        if (known.label, known.split) != (row.label, row.split):
+        if known is row:
+            continue
+        if known.label != row.label or _split(file, known) != _split(file, row):
             conflicts.setdefault(path, [known]).append(row)
     if conflicts:
         lines = [

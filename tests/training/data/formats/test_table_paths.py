@@ -36,6 +36,15 @@ def test_a_path_that_is_merely_odd_is_an_image_that_is_not_there(tmp_path: Path)
     assert len(source.splits["train"].labels) == 5
 
 
+def test_a_row_is_alike_however_its_split_is_spelt(tmp_path: Path) -> None:
+    file = written(tmp_path)
+    head, *rows = file.read_text().split("\n")
+    file.write_text("\n".join([f"{head},split", *(f"{row}," for row in rows), "a/0,cat,Training"]))
+    said: list[str] = []
+    assert len(table(file, said.append).splits["train"].labels) == 4
+    assert said == [f"{file}: 1 row left out, since another names the image, alike"]
+
+
 def test_a_folder_that_holds_none_of_its_images_need_not_be_readable() -> None:
     with tempfile.TemporaryDirectory() as place:
         root = Path(place)
