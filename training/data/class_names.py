@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
 from labelcurve.bundle.errors import DataError
@@ -49,14 +50,18 @@ def class_name(text: str) -> str:
 
 
 def check_names(place: str, names: Sequence[str]) -> None:
-    """Refuses names that occur twice, and those that no line of a table can hold or that a terminal
-    would obey as control sequences.
+    """Refuses names that occur twice or are empty, and those that no line of a table can hold or
+    that a terminal would obey as control sequences.
 
     Raises:
         DataError: names the classes and the characters.
     """
-    if twice := sorted({name for name in names if names.count(name) > 1}):
+    if twice := sorted(name for name, n in Counter(names).items() if n > 1):
         raise DataError(f"{place}: class names must differ, these occur twice: {', '.join(twice)}")
+    if not all(map(class_name, names)):
+        raise DataError(
+            f"{place}: the name of a class is empty or holds nothing but blanks: give it a name"
+        )
     wrong = {name: [c for c in name if unicodedata.category(c) in _UNPRINTABLE] for name in names}
     bad = [f"{n!r} ({code_points(''.join(found))})" for n, found in wrong.items() if found]
     if bad:
@@ -123,10 +128,7 @@ def check_labels(place: str, counts: Mapping[str, int], say: Say) -> None:
             "image has no label, leave the cell empty (in Parquet: null)"
         )
     parts = {name: [part.strip() for part in _SEPARATORS.split(name)] for name in counts}
-    known = {
-        part: sum(part in others for others in parts.values())
-        for part in {part for found in parts.values() for part in found}
-    }
+    known = Counter(part for found in parts.values() for part in set(found))
     several = [
         f"{name!r} ({counts[name]:,})"
         for name, found in parts.items()

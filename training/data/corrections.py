@@ -10,6 +10,7 @@ from __future__ import annotations
 import csv
 import io
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,7 +21,7 @@ from labelcurve.bundle.errors import DataError, near
 from labelcurve.bundle.text import counted
 from labelcurve.training.data.class_names import class_name
 from labelcurve.training.data.decoded import digests
-from labelcurve.training.data.source import UNLABELLED, Index, Say, shown
+from labelcurve.training.data.source import UNLABELLED, Index, Say, at_home, shown
 from labelcurve.training.data.split import Split
 
 COLUMNS = ("path", "label", "suggested", "score", "reason")
@@ -64,9 +65,13 @@ def identity(where: str, data: str) -> str:
     Args:
         where: as a split names the image.
     """
-    path = Path(data).expanduser()
-    folder = path.parent if path.is_file() else path
-    return where.removeprefix(f"{shown(folder)}/")
+    return where.removeprefix(_folder(data))
+
+
+def _folder(data: str) -> str:
+    """The beginning of the paths that `identity` leaves out."""
+    path = at_home(data)
+    return f"{shown(path.parent if path.is_file() else path)}/"
 
 
 def write(rows: Iterable[Doubt]) -> str:
@@ -163,7 +168,9 @@ class Corrections:
         places = _places(train, self.data, wanted)
         tested = _places(test, self.data, wanted)
         known = places.keys() | tested.keys() | set(others)
-        labels = {path: train.labels[row] for path, row in places.items()}
+        # Those of test, too: a final model learns from them as corrected.
+        labels = {path: test.labels[row] for path, row in tested.items()}
+        labels |= {path: train.labels[row] for path, row in places.items()}
         given = {path: class_names[n] for path, n in labels.items() if n != UNLABELLED}
         for flag, file, rows in (("--drop", self.drop, drop), ("--relabel", self.relabel, new)):
             self._check(flag, file, rows, known, given, class_names)
@@ -171,7 +178,7 @@ class Corrections:
             say(
                 f"{counted(held, 'test image')} named: left unchanged in the test, since one "
                 "without the doubtful ones would be too easy; a final model learns from them as "
-                "corrected. Correct wrong labels in --data"
+                "corrected, where there is one. Correct wrong labels in --data"
             )
         found, relabelled, dropped = self._corrected(train, class_names, drop, new)
         if new:
@@ -237,7 +244,8 @@ def _places(split: Split, data: str, wanted: Iterable[str]) -> dict[str, int]:
     names = set(wanted)
     if not names:
         return {}
-    found = ((identity(split.where(row), data), row) for row in range(len(split)))
+    folder = _folder(data)
+    found = ((split.where(row).removeprefix(folder), row) for row in range(len(split)))
     return {name: row for name, row in found if name in names}
 
 
@@ -256,8 +264,4 @@ def _relabelled(
 
 def summary(rows: Iterable[Doubt]) -> dict[str, int]:
     """The number of rows by kind of reason, in the order of their first ones."""
-    counts: dict[str, int] = {}
-    for row in rows:
-        kind = re.split("[:;]", row.reason)[0]
-        counts[kind] = counts.get(kind, 0) + 1
-    return counts
+    return dict(Counter(re.split("[:;]", row.reason)[0] for row in rows))

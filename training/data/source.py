@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-import stat
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from labelcurve.bundle import files
 from labelcurve.bundle.errors import DataError, UnreadableImage
 from labelcurve.bundle.text import shown as shown
 
@@ -112,19 +112,12 @@ class _Files:
 
     def read(self, i: int) -> bytes:
         try:
-            if not _regular(self.paths[i]):
-                raise UnreadableImage("it is a pipe, a socket or a device, not a regular file")
-            return self.paths[i].read_bytes()
+            return files.read(self.paths[i])
         except OSError as error:
             raise UnreadableImage(f"the file cannot be read: {error.strerror}") from error
 
     def where(self, i: int) -> str:
         return shown(self.paths[i])
-
-
-def _regular(path: Path) -> bool:
-    """Returns whether it is a regular file: reading a pipe might block forever."""
-    return stat.S_ISREG(path.stat().st_mode)
 
 
 def of_files(
@@ -191,7 +184,8 @@ def hash_images(paths: Sequence[Path]) -> list[str]:
 
     def one(path: Path) -> str:
         try:
-            return hash_file(path) if _regular(path) else "unreadable"
+            # Of a regular file: reading a pipe might block forever.
+            return hash_file(path) if path.is_file() else "unreadable"
         except (DataError, OSError):
             return "unreadable"
 
@@ -215,6 +209,15 @@ def watch(paths: Sequence[Path]) -> Callable[[], list[Path]]:
         return [path for path, known in zip(paths, before, strict=True) if stamp(path) != known]
 
     return changed
+
+
+def at_home(given: str | Path) -> Path:
+    """A path with `~` replaced by the home folder; as it is where that user has none."""
+    path = Path(given)
+    try:
+        return path.expanduser()
+    except RuntimeError:
+        return path
 
 
 def name_of(path: Path) -> str:

@@ -38,6 +38,7 @@ from labelcurve.training.data.source import (
     Rows,
     Say,
     Source,
+    at_home,
     image_files,
     joined,
     png,
@@ -88,13 +89,14 @@ def open_source(chosen: Selection, downloads: Path, say: Say) -> Source:
         DataError: nothing usable there; the message names the file and the remedy.
     """
     if not chosen.labelled:
-        return unlabelled(Path(chosen.data).expanduser(), say)
+        _check_not_given(chosen, "is a folder of images without labels")
+        return unlabelled(at_home(chosen.data), say)
     source = _labelled(chosen, downloads, say)
     if chosen.unlabelled is None:
         return source
-    folder_of_more = chosen.unlabelled.expanduser()
+    folder_of_more = at_home(chosen.unlabelled)
     more = unlabelled(folder_of_more, say, chosen.option)
-    if Path(chosen.data).expanduser().is_dir():
+    if at_home(chosen.data).is_dir():
         _check_no_class(source, more, f"{chosen.option} {folder_of_more}", chosen.data)
     return _with_more(source, more)
 
@@ -167,23 +169,32 @@ def check_there(data: str) -> None:
         return
     if not data:
         raise DataError(f"--data is empty: is a shell variable unset? {ALLOWED}")
-    if not Path(data).expanduser().exists():
+    if not at_home(data).exists():
         raise DataError(f"--data {data}: no such folder{near(data.lower(), NAMED)}. {ALLOWED}")
+
+
+def _check_not_given(chosen: Selection, what: str) -> None:
+    """Refuses options that say how labels are read, where none are, or in one way only."""
+    for flag, given in (
+        ("--layout", None if chosen.layout == "auto" else chosen.layout),
+        ("--label-column", chosen.label_column),
+    ):
+        if given is not None:
+            raise DataError(f"{flag} {given}: --data {chosen.data} {what}: leave the option out")
 
 
 def _labelled(chosen: Selection, downloads: Path, say: Say) -> Source:
     data = chosen.data
-    if data == "digits":
-        return digits()
-    if data == "cifar10":
-        return cifar10(downloads, say)
+    if data in NAMED:
+        _check_not_given(chosen, "has neither folders nor columns")
+        return digits() if data == "digits" else cifar10(downloads, say)
     check_there(data)
-    path = Path(data).expanduser()
+    path = at_home(data)
     if path.is_file() and chosen.layout != "auto":
         raise DataError(f"--layout says what folders mean, and --data {data} is a file")
     if path.is_file() and path.suffix.lower() in TABLES:
         return table(path, say, chosen.label_column)
-    if path.suffix == ".parquet" and path.is_file():
+    if path.suffix.lower() == ".parquet" and path.is_file():
         if not is_images(path):
             raise DataError(
                 f"--data {data} has no column `image` that holds images. A table of paths and "

@@ -55,7 +55,8 @@ class Measured:
         """
         share = self.wrong.mean(axis=0)
         n_test, errors = len(share), self.errors
-        covariance = np.atleast_2d(np.cov(share, rowvar=False)) * (1 / n_test + NOISE / self.n)
+        between = np.cov(share, rowvar=False, ddof=min(1, n_test - 1))
+        covariance = np.atleast_2d(between) * (1 / n_test + NOISE / self.n)
         variance = np.maximum(errors * (1 - errors), 0.25 / n_test)
         subsets = NOISE * variance * np.maximum(0, 1 / self.sizes - 1 / self.n) / self.subsets
         # Where no image or every image is wrong, the mean is no more precise than half an image.

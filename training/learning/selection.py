@@ -8,6 +8,7 @@ cluster, so that they differ (Cluster-Margin, Citovsky et al., 2021).
 
 from __future__ import annotations
 
+import warnings
 from typing import Literal
 
 import numpy as np
@@ -134,7 +135,14 @@ def _clusters(
     features: Rows, n: int, seed: int, weights: NDArray[np.floating] | None = None
 ) -> NDArray[np.int32]:
     from sklearn.cluster import KMeans
+    from sklearn.exceptions import ConvergenceWarning
 
-    found = KMeans(n, n_init=1, max_iter=30, random_state=seed).fit(features, sample_weight=weights)
+    if not features.shape[1]:  # all images are alike
+        return np.zeros(len(features), np.int32)
+    means = KMeans(n, n_init=1, max_iter=30, random_state=seed)
+    with warnings.catch_warnings():
+        # Of copies there are fewer clusters, and the callers fill up.
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        found = means.fit(features, sample_weight=weights)
     labels: NDArray[np.int32] = found.labels_
     return labels

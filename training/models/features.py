@@ -132,18 +132,24 @@ class _Store:
     """A folder of `.npz` files, each with digests and their features; only ever added to."""
 
     def __init__(self, folder: Path, dim: int) -> None:
-        self._folder, self._dim = folder, dim
-        self.digests = np.empty(0, "V32")
-        self._features = np.empty((0, dim), np.float32)
+        self._folder = folder
+        # Joined when they are looked up: there may be hundreds of files.
+        self._digests = [np.empty(0, "V32")]
+        self._features = [np.empty((0, dim), np.float32)]
         for path in sorted(folder.glob("*.npz")):
             try:
                 with path.open("rb") as file, np.load(file) as found:
                     digests, rows = found["digests"], found["features"]
-            except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+            except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
                 raise DataError(
                     f"{path} is damaged ({error}): remove it to compute it again"
                 ) from error
             self._take(digests, rows)
+
+    @property
+    def digests(self) -> NDArray[np.void]:
+        """Of the images that are there, [N]."""
+        return np.concatenate(self._digests)
 
     def add(self, digests: NDArray[np.void], rows: NDArray[np.float32]) -> None:
         """Keeps some more."""
@@ -162,9 +168,11 @@ class _Store:
 
     def look_up(self, digests: NDArray[np.void]) -> NDArray[np.float32]:
         """Features of digests that are there, float32 [N, D]."""
-        order = self.digests.argsort(kind="stable")
-        return self._features[order[self.digests[order].searchsorted(digests)]]
+        there = self.digests
+        order = there.argsort(kind="stable")
+        self._features = [np.concatenate(self._features)]  # the parts are not kept beside it
+        return self._features[0][order[there[order].searchsorted(digests)]]
 
     def _take(self, digests: NDArray[np.void], rows: NDArray[np.float32]) -> None:
-        self.digests = np.concatenate([self.digests, digests])
-        self._features = np.concatenate([self._features, rows])
+        self._digests.append(digests)
+        self._features.append(rows)

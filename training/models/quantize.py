@@ -91,9 +91,14 @@ def check(
     Raises:
         ExportError: the variant loses or changes more.
     """
+    if not np.isfinite(found.loss):
+        raise ExportError(
+            f"{precision} gives probabilities that are not numbers on {found.n:,} validation "
+            "images: values of this network exceed the range of the format"
+        )
     lost = (fp32.accuracy - found.accuracy) * 100
     most = max(LOST_POINTS, 200 * error)
-    if not lost <= most + 1e-9 or not np.isfinite(found.loss):
+    if lost > most + 1e-9:
         raise ExportError(
             f"{precision} has {found.accuracy:.2%} where fp32 has {fp32.accuracy:.2%} on "
             f"{found.n:,} validation images: at most {most:.2g} points may be lost (the larger of "

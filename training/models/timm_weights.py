@@ -58,26 +58,18 @@ def check(wanted: str) -> None:
     Raises:
         LabelcurveError: names what there is.
     """
-    timm = _timm(wanted)
     name, named, file = wanted.removeprefix(TIMM).partition("=")
-    architecture, _, tag = name.partition(".")
-    known = timm.list_models()
-    if architecture not in known:
-        raise LabelcurveError(
-            f"--extractor {TIMM}{name}: no such network{near(architecture, known)}; "
-            "`python -c 'import timm; print(*timm.list_models())'` names them all"
-        )
-    tags = [n.partition(".")[2] for n in timm.list_pretrained(f"{architecture}.*")]
-    if tag and tag not in tags:
-        raise LabelcurveError(
-            f"--extractor {TIMM}{name}: no such weights; {architecture} has "
-            f"{', '.join(tags) or 'none, so a file is needed'}"
-        )
+    tags = _tags(name)
     if named:
         weights_file.check_file(wanted, file)
     elif not tags:
         raise LabelcurveError(
             f"--extractor {TIMM}{name}: timm has no weights of it: give {TIMM}{name}=FILE"
+        )
+    elif not (facts := _timm(wanted).get_pretrained_cfg(name)).hf_hub_id:
+        raise LabelcurveError(
+            f"--extractor {TIMM}{name}: its weights are not on the Hub, but at {facts.url}: fetch "
+            f"them and give {TIMM}{name}=FILE"
         )
 
 
@@ -91,7 +83,7 @@ def backbone(name: str, size: int) -> tuple[nn.Module, int]:
     Raises:
         LabelcurveError: no such network, or it cannot take images of this size.
     """
-    check(name)
+    _tags(name.removeprefix(TIMM))
     return weights_file.sized(name, lambda: Backbone(_create(name.removeprefix(TIMM), size)), size)
 
 
@@ -172,6 +164,29 @@ def _timm(wanted: str) -> Any:
             f"--extractor {wanted}: timm is not installed: pip install 'labelcurve[photos]'"
         ) from error
     return timm.models
+
+
+def _tags(name: str) -> list[str]:
+    """The tags of a network's weights.
+
+    Raises:
+        LabelcurveError: no such network, or no weights of the tag in its name.
+    """
+    timm = _timm(TIMM + name)
+    architecture, _, tag = name.partition(".")
+    known = timm.list_models()
+    if architecture not in known:
+        raise LabelcurveError(
+            f"--extractor {TIMM}{name}: no such network{near(architecture, known)}; "
+            "`python -c 'import timm; print(*timm.list_models())'` names them all"
+        )
+    tags = [n.partition(".")[2] for n in timm.list_pretrained(f"{architecture}.*")]
+    if tag and tag not in tags:
+        raise LabelcurveError(
+            f"--extractor {TIMM}{name}: no such weights; {architecture} has "
+            f"{', '.join(tags) or 'none, so a file is needed'}"
+        )
+    return tags
 
 
 def _create(name: str, size: int) -> Any:

@@ -60,6 +60,12 @@ def test_a_name_that_would_break_a_table_is_refused(name: str, shown: str) -> No
     class_names.check_names("pets", ("chat noir", "\u732b", "e\u0301t\u00e9"))
 
 
+@pytest.mark.parametrize("name", ["", "  "])
+def test_a_name_of_nothing_but_blanks_is_refused(name: str) -> None:
+    with pytest.raises(DataError, match="pets: the name of a class is empty or holds nothing but"):
+        class_names.check_names("pets", ("cat", name))
+
+
 @pytest.mark.parametrize(
     "name",
     [

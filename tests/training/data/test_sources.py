@@ -109,6 +109,9 @@ def test_what_lies_beside_parquet_files_is_counted(tmp_path: Path) -> None:
     [
         (Selection("labels.csv", "class"), "--layout says what folders mean, and --data labels.c"),
         (Selection(".", label_column="breed"), "--label-column breed: --data . is read as class"),
+        (Selection("digits", "class"), "--layout class: --data digits has neither folders nor col"),
+        (Selection("cifar10", label_column="a"), "--label-column a: --data cifar10 has neither fo"),
+        (Selection(".", "class", labelled=False), "--layout class: --data . is a folder of images"),
     ],
 )
 def test_an_option_that_does_not_fit_the_data_is_refused(
@@ -133,9 +136,11 @@ def test_a_path_may_begin_at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         ("", "--data is empty: is a shell variable unset? Allowed: cifar10, digits"),
         ("tables", "a.parquet has the columns img_bytes, target: it needs `img` or `image` (a st"),
         ("nowhere", "--data nowhere: no such folder. Allowed: cifar10, digits, a folder of class"),
+        ("~nobody-here/x", "--data ~nobody-here/x: no such folder. Allowed: cifar10, digits, a"),
         ("CIFAR10", "--data CIFAR10: no such folder (perhaps you meant cifar10). Allowed: cifar"),
         ("digit", "--data digit: no such folder (perhaps you meant digits). Allowed: cifar10"),
         ("one.parquet", "one.parquet is one file: name the folder that it is in, "),
+        ("two.PARQUET", "two.PARQUET is one file: name the folder that it is in, "),
         ("paths.parquet", "paths.parquet has no column `image` that holds images. A table of pa"),
         ("cats.zip", "cats.zip is a file. Allowed: cifar10, digits, a folder of class folders"),
     ],
@@ -144,7 +149,7 @@ def test_what_is_no_folder_says_what_is_allowed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, data: str, message: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    for file in ("one.parquet", "cats.zip"):
+    for file in ("one.parquet", "two.PARQUET", "cats.zip"):
         Path(file).write_bytes(b"")
     Path("tables").mkdir()
     pq.write_table(pa.table({"img_bytes": [b""], "target": ["cat"]}), "tables/a.parquet")

@@ -83,6 +83,14 @@ def test_the_covariance_has_the_parts_of_images_labels_and_subsets() -> None:
     assert points.covariance[0, 0] == pytest.approx(shared + half_an_image + subsets)
 
 
+def test_a_single_test_image_says_hardly_anything() -> None:
+    wrong = np.zeros((3, 1, 2), np.bool_)
+    points = Measured(np.array([10, 100]), wrong, 100, subsets=30, penalty=1).points()
+    # As where every image is right: half an image. There is no variance between images.
+    assert points.covariance[1, 1] == pytest.approx(0.25)
+    assert points.covariance[0, 1] == 0
+
+
 def test_wrong_labels_take_a_higher_penalty() -> None:
     features, labels = digits(600)
     random = np.random.default_rng(0)

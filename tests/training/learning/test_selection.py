@@ -82,6 +82,19 @@ def test_of_unsure_images_the_least_sure_come_first(blobs: Rows) -> None:
     assert few.tolist() == list(range(300))
 
 
+@pytest.mark.parametrize("distinct", [1, 2])
+def test_of_copies_as_many_are_chosen_as_of_other_images(distinct: int) -> None:
+    images = np.random.default_rng(0).normal(size=(distinct, 4)).astype(np.float32)
+    unit = selection.unit(np.repeat(images, 12 // distinct, axis=0))
+    pool = np.arange(12)
+    first = selection.typical(unit, NONE, pool, 4, seed=0)
+    second = selection.unsure(unit, np.full((12, 3), 1 / 3), pool, 1, seed=0)
+    assert len(set(first.tolist())) == 4
+    assert len(second) == 1
+    # Each kind before a second image of one.
+    assert set(first[:distinct] // (12 // distinct)) == set(range(distinct))
+
+
 def test_the_same_seed_chooses_the_same(blobs: Rows) -> None:
     for seed in (0, 1):
         first, second = (

@@ -57,10 +57,13 @@ def test_what_was_computed_once_is_not_computed_again(
     assert len(computed) == 45
 
 
-def test_a_damaged_file_is_named(digits: Data, network: Network, tmp_path: Path) -> None:
+@pytest.mark.parametrize("length", [100, 0])
+def test_a_damaged_file_is_named(
+    digits: Data, network: Network, tmp_path: Path, length: int
+) -> None:
     few = digits.train.take(np.arange(5))
     features(network, few, "one", FP32_CPU, cache=tmp_path)
     (path,) = (tmp_path / "features").rglob("*.npz")
-    os.truncate(path, 100)
+    os.truncate(path, length)
     with pytest.raises(DataError, match=r"\.npz is damaged .* remove it"):
         features(network, few, "one", FP32_CPU, cache=tmp_path)

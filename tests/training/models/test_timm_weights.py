@@ -126,12 +126,23 @@ def test_without_network_and_cache_the_command_that_fetches_is_named(
         timm_weights.read(LITE0, 224, lambda _: None)
 
 
+@pytest.mark.parametrize("name", ["lcnet_035", "legacy_seresnet18"])
+def test_a_network_without_weights_on_the_hub_takes_those_of_a_file(
+    tmp_path: Path, name: str
+) -> None:
+    file = tmp_path / "weights.safetensors"
+    save_file(timm.create_model(name).state_dict(), file)
+    assert isinstance(network(f"timm:{name}={file}").backbone, timm_weights.Backbone)
+
+
 @pytest.mark.parametrize(
     ("wanted", "message"),
     [
         ("timm:resnet_18", r"no such network \(perhaps you meant .*resnet18"),
         ("timm:resnet18.in21k", "no such weights; resnet18 has a1_in1k, "),
         ("timm:resnet18=missing.pth", "no such file"),
+        ("timm:cspresnet50d", r"no weights of it: give timm:cspresnet50d=FILE"),
+        ("timm:gcvit_tiny", r"not on the Hub, but at https://.*: fetch them and give timm:gcvit_t"),
         (f"timm:resnet18={FILE}", "not the state dict of timm's resnet18: "),
         (f"timm:tf_efficientnet_lite2={FILE}", "not the state dict of timm's tf_efficientnet_"),
     ],

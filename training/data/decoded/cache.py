@@ -16,8 +16,9 @@ from typing import Any
 from labelcurve.bundle import preprocess
 from labelcurve.bundle.errors import DataError, LabelcurveError
 from labelcurve.bundle.text import counted
+from labelcurve.training.data import checks
 from labelcurve.training.data.decoded.decoding import decode
-from labelcurve.training.data.source import Say, Source
+from labelcurve.training.data.source import Say, Source, shown
 from labelcurve.training.runtime import lock
 
 FORMAT = 2
@@ -25,8 +26,6 @@ FORMAT = 2
 
 DISK = 1.3
 """Times the bytes of the decoded images that must be free to write and sort them."""
-
-LISTED = 20
 
 KEY = 20
 """Digits of a folder's name in the cache."""
@@ -144,7 +143,10 @@ def _decode_into(folder: Path, source: Source, size: int, memory: int, say: Say)
     except OSError as error:
         temporary = Path(tempfile.mkdtemp(prefix="labelcurve-"))
         atexit.register(shutil.rmtree, temporary, ignore_errors=True)
-        say(f"the cache {folder.parent} cannot be written ({error.strerror}): decoding again")
+        say(
+            f"the cache {folder.parent} cannot be written ({error.strerror}): the images are "
+            "decoded for this command alone (--cache names another folder)"
+        )
         _fill(temporary, source, size, memory, say)
         return temporary
     busy = f"{{holder}} is decoding {source.name} into {folder.parent}: waiting"
@@ -191,7 +193,7 @@ def _check_unchanged(source: Source) -> None:
     """Pixels must not lie in the cache under the fingerprint of other files."""
     changed = source.changed()
     if changed:
-        listing = "\n".join(f"  {path}" for path in changed[:LISTED])
+        listing = checks.block(map(shown, changed), len(changed))
         raise DataError(
             f"{source.name}: {counted(len(changed), 'file')} changed while being read:\n{listing}\n"
             "Run the same command again once nothing writes there any more"

@@ -31,7 +31,10 @@ def files_below(path: Path) -> list[Path]:
                 continue
             seen.add(place)
             inner = (Path(folder, name) for name in sorted(folders))
-            waiting += [each for each in inner if each.is_symlink()]
+            try:
+                waiting += [each for each in inner if each.is_symlink()]
+            except OSError as error:
+                unread(error)
             found += [
                 Path(folder, name)
                 for name in names

@@ -21,7 +21,7 @@ from labelcurve.training.data.formats.recognition import (
 )
 from labelcurve.training.data.formats.split_names import Layout
 from labelcurve.training.data.formats.table_search import mentioned
-from labelcurve.training.data.formats.tree import Folder, worded
+from labelcurve.training.data.formats.tree import Folder, summary, worded
 from labelcurve.training.data.source import LeftOut, Say, shown
 
 Classes = dict[str, list[Path]]
@@ -189,7 +189,7 @@ def _classes(root: Folder, folders: dict[str, Folder], found: Arranged, say: Say
             f"({listed(deeper)})"
         )
     if not classes:
-        kinds = ", ".join(f"{worded(n, reason)}" for n, reason in _few(found.left_out))
+        kinds = _kinds(found.left_out)
         raise DataError(
             f"{shown(root.path)} holds no class folder: it should hold one folder per class with "
             f"its images inside ({', '.join(sorted(SUFFIXES))}), or Parquet files with a column "
@@ -202,7 +202,7 @@ def _classes(root: Folder, folders: dict[str, Folder], found: Arranged, say: Say
 
 
 def _no_image(folder: Folder) -> str:
-    kinds = ", ".join(f"{worded(n, reason)}" for n, reason in _few(folder.left_out()))
+    kinds = _kinds(folder.left_out())
     return (
         f"{shown(folder.path)}: the class folder holds no image ({', '.join(sorted(SUFFIXES))})"
         f"{f', but {kinds}' if kinds else ''}. Put images in, or move it out of --data if it is no "
@@ -210,11 +210,9 @@ def _no_image(folder: Folder) -> str:
     )
 
 
-def _few(left_out: Iterable[LeftOut]) -> list[tuple[int, str]]:
-    counts: dict[str, int] = {}
-    for item in left_out:
-        counts[item.reason] = counts.get(item.reason, 0) + item.count
-    return [(n, reason) for reason, n in counts.items()][:LISTED]
+def _kinds(left_out: Iterable[LeftOut]) -> str:
+    """What is not used, and how much of it."""
+    return ", ".join([worded(n, reason) for reason, n in summary(left_out).items()][:LISTED])
 
 
 def _leave(found: Arranged, images: Iterable[Path], reason: str) -> None:

@@ -161,17 +161,25 @@ def _class_names(
         numbers = np.bincount(of.rows, minlength=len(of.values)).tolist()
         counts.update(dict(zip(of.values, numbers, strict=True)))
     if named is None:
-        values = sorted(set(counts) - {None, ""})
-        names = tuple(dict.fromkeys(class_name(str(value)) for value in values))
-        index = {value: names.index(class_name(str(value))) for value in values}
-        check_labels(shown(path), {class_name(str(value)): counts[value] for value in values}, say)
+        spelt = {value: class_name(str(value)) for value in sorted(set(counts) - {None})}
+        of_names: Counter[str] = Counter()
+        for value, name in spelt.items():
+            of_names[name] += counts[value]
+        del of_names[""]
+        names = tuple(of_names)
+        number_of = {name: number for number, name in enumerate(names)} | {"": UNLABELLED}
+        index = {value: number_of[name] for value, name in spelt.items()}
+        check_labels(shown(path), of_names, say)
     else:
         names, index = named, {number: number for number in range(len(named))}
         if -1 in counts:  # what `datasets` writes for a hidden label
             say(f"{shown(path)}: {counted(counts[-1], 'image')} with the label -1: unlabelled")
             index[-1] = UNLABELLED
     if len(names) < 2:
-        raise DataError(f"{path}: {len(names)} class in the label column: at least two needed")
+        raise DataError(
+            f"{shown(path)}: at least two classes are needed in the column of labels, found: "
+            f"{', '.join(names) or 'none'}"
+        )
     report_alike(shown(path), names, say)
     return names, index | {None: UNLABELLED, "": UNLABELLED}
 
@@ -255,7 +263,9 @@ def _layout(file: Path, label_column: str | None) -> _Layout:
         )
     column = Column(file, image, has_bytes, has_path, is_struct)
     class_names = columns.features(schema).get(name, {}).get("names")
-    named = tuple(map(str, class_names)) if isinstance(class_names, list) else None
+    named = None
+    if isinstance(class_names, list):
+        named = tuple(class_name(str(each)) for each in class_names)
     splits = columns.like_splits(metadata, (image, name))
     return _Layout(column, name, str(label), named, splits)
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from labelcurve.bundle import files
 from labelcurve.bundle.errors import DataError, UnreadableImage
 from labelcurve.training.data.source import shown
 
@@ -117,7 +118,7 @@ class RowGroups:
         if "\0" in path:
             raise UnreadableImage(f"it names the file {path!r}: no file name has a NUL")
         try:
-            return Path(column.file.parent, path).read_bytes()
+            return files.read(Path(column.file.parent, path))
         except OSError as error:
             raise UnreadableImage(
                 f"it names the file {path}, which cannot be read next to the Parquet file: "

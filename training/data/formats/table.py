@@ -8,7 +8,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from urllib.parse import parse_qs, unquote, urlsplit
+from urllib.parse import parse_qs, unquote
 
 from labelcurve.bundle.errors import DataError
 from labelcurve.bundle.preprocess import SUFFIXES as IMAGES
@@ -159,7 +159,13 @@ def _placed(file: Path, rows: Iterable[Row]) -> list[tuple[Path, Row]]:
             for folder in (file.parent, file.with_suffix(""))  # train/ next to train.csv
             for inner in _candidates(row.path)
         ]
-        path = next((path for path in tried if path.exists()), None) or _with_ending(tried)
+        try:
+            path = next((path for path in tried if path.exists()), None) or _with_ending(tried)
+        except OSError as error:
+            raise DataError(
+                f"{shown(file)} row {row.number}: {row.path[:80]} cannot be looked up: "
+                f"{error.strerror}"
+            ) from error
         if path is None:
             missing.append((row, tried))
         elif path.is_dir():
@@ -217,9 +223,9 @@ def _elsewhere(file: Path, placed: Iterable[tuple[Path, Row]]) -> str:
 
 def _candidates(path: str) -> list[str]:
     """Returns possible paths of an image: Label Studio uses those of its server."""
-    parts = urlsplit(path)
-    if parts.path.endswith("/data/local-files/"):
-        return [unquote(parse_qs(parts.query).get("d", [""])[0])]
+    address, _, query = path.partition("?")
+    if address.endswith("/data/local-files/"):
+        return [unquote(parse_qs(query).get("d", [""])[0])]
     uploaded = re.fullmatch(r"/?data/upload/(?:\d+/)?(?:([0-9a-f]{8}-)?(.+))", path)
     if uploaded is None:
         forms = [unicodedata.normalize(form, path) for form in ("NFC", "NFD")]
@@ -235,7 +241,9 @@ def _check_conflicts(file: Path, placed: Sequence[tuple[Path, Row]]) -> None:
     conflicts: dict[Path, list[Row]] = {}
     for path, row in placed:
         known = first.setdefault(path, row)
-        if (known.label, known.split) != (row.label, row.split):
+        if known is row:
+            continue
+        if known.label != row.label or _split(file, known) != _split(file, row):
             conflicts.setdefault(path, [known]).append(row)
     if conflicts:
         lines = [

@@ -127,13 +127,18 @@ def _entries(file: Path, entries: list[tuple[int, Any]], label: str | None) -> l
     for _, entry in entries:
         note(seen, entry)
     check_others(file, seen, label)
+    if rows and not any(row.label for row in rows):
+        raise DataError(
+            f"{shown(file)}: no entry has a label{'' if label is None else f' in {label!r}'}; the "
+            f"columns are {', '.join(map(repr, seen))}: --label-column names that of the labels"
+        )
     return rows
 
 
 def _parsed(file: Path, text: str, place: str) -> Any:
     try:
         return json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{shown(file)}{place} is not JSON: {error}") from error
 
 
@@ -141,41 +146,49 @@ def _entry(file: Path, number: int, entry: Any, label_column: str | None) -> Row
     if not isinstance(entry, dict):
         raise DataError(f"{shown(file)} entry {number} is not an object with `path` and `label`")
     if isinstance(entry.get("data"), dict) and "annotations" in entry:
-        return _task(file, number, entry)
-    keys = [str(key) for key in entry]
-    # In JSON-MIN an unlabelled image lacks the key.
-    columns = of_table(file, keys, f" entry {number}", ("path",), label_column)
-    label = entry.get(columns.get("label", ""))
+        if label_column is not None:
+            raise DataError(
+                f"--label-column {label_column}: the labels of {shown(file)} are the choices in "
+                "its annotations, as Label Studio exports them: leave the option out"
+            )
+        try:
+            label = _chosen(file, number, entry["annotations"])
+        except (AttributeError, KeyError, TypeError) as error:
+            raise DataError(
+                f"{shown(file)} entry {number} is not as Label Studio exports one "
+                f"({type(error).__name__}: {error}): export the project again"
+            ) from error
+        entry = entry["data"]
+        columns = of_table(file, list(entry), f" entry {number}", ("path",))
+    else:
+        # In JSON-MIN an unlabelled image lacks the key.
+        columns = of_table(file, list(entry), f" entry {number}", ("path",), label_column)
+        found = entry.get(columns.get("label", ""))
+        label = _choice(file, number, "" if found is None else found)
     split = entry.get(columns.get("split", ""))
     return Row(
         number,
         _text(file, number, entry[columns["path"]]),
-        class_name(_choice(file, number, "" if label is None else label)),
+        class_name(label),
         "" if split is None else str(split).strip(),
     )
 
 
-def _task(file: Path, number: int, task: dict[str, Any]) -> Row:
-    """A task of Label Studio's JSON: the choice of all its annotations that were not cancelled."""
-    choices: list[str] = []
-    for annotation in task["annotations"]:
-        if annotation.get("was_cancelled"):
-            continue
-        choices += [
-            _choice(file, number, result["value"]["choices"])
-            for result in annotation.get("result", [])
-            if result.get("type") == "choices"
-        ]
+def _chosen(file: Path, number: int, annotations: list[dict[str, Any]]) -> str:
+    """The choice of all annotations of a task of Label Studio that were not cancelled."""
+    choices = [
+        _choice(file, number, result["value"]["choices"])
+        for annotation in annotations
+        if not annotation.get("was_cancelled")
+        for result in annotation.get("result", [])
+        if result.get("type") == "choices"
+    ]
     if len(set(choices)) > 1:
         raise DataError(
             f"{shown(file)} entry {number} has annotations that differ ({', '.join(choices)}): "
             "settle on one"
         )
-    data = task["data"]
-    columns = of_table(file, [str(key) for key in data], f" entry {number}", ("path",))
-    split = data.get(columns.get("split", ""), "")
-    path = _text(file, number, data[columns["path"]])
-    return Row(number, path, class_name(choices[0] if choices else ""), str(split).strip())
+    return choices[0] if choices else ""
 
 
 def _choice(file: Path, number: int, value: Any) -> str:

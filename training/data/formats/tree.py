@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NoReturn
@@ -75,7 +75,8 @@ def scan(root: Path, say: Say | None, out: Path | None = None) -> Folder:
 
     Args:
         say: receives a line for each folder of this program's results, which are not read. None
-            where a table names the images, so that those among results are no class.
+            where a table names the images, so that those among results are no class, and folders
+            that cannot be read are left out.
         out: the folder that models are written to, if it lies below.
 
     Raises:
@@ -89,31 +90,39 @@ def _scan(
 ) -> Folder:
     found = Folder(path)
     try:
-        status = path.stat()
-        above = above | {(status.st_dev, status.st_ino)}
-        entries = sorted(os.scandir(path), key=lambda entry: entry.name)
-    except OSError as error:
-        unread(error)
-    for entry in entries:
-        place, name = Path(entry.path), entry.name.lower()
-        if _is_folder(entry):
-            if entry.name.startswith("."):
-                found.others.append(_whole(place, "hidden folders", "images in hidden folders"))
-            elif name in SYSTEM:
-                found.others.append(_whole(place, SYSTEM[name], SYSTEM[name]))
-            elif (inner := place.stat()) and (inner.st_dev, inner.st_ino) in above:
-                found.others.append(LeftOut(shown(place), "links back to a folder above"))
-            elif _is_output(place, out):
-                if say is not None:
-                    _check_output(place)
-                    say(f"{shown(place)}: holds results of this program, not images: not read")
+        above = above | {_identity(path)}
+        for entry in sorted(os.scandir(path), key=lambda entry: entry.name):
+            place, name = Path(entry.path), entry.name.lower()
+            if _is_folder(entry):
+                if entry.name.startswith("."):
+                    found.others.append(_whole(place, "hidden folders", "images in hidden folders"))
+                elif name in SYSTEM:
+                    found.others.append(_whole(place, SYSTEM[name], SYSTEM[name]))
+                elif _identity(place) in above:
+                    found.others.append(LeftOut(shown(place), "links back to a folder above"))
+                elif _is_output(place, out):
+                    if say is not None:
+                        _check_output(place)
+                        say(f"{shown(place)}: holds results of this program, not images: not read")
+                else:
+                    found.folders[entry.name] = _scan(place, above, out, say)
+            elif (reason := _reason(place)) is None:
+                found.images.append(place)
             else:
-                found.folders[entry.name] = _scan(place, above, out, say)
-        elif (reason := _reason(place)) is None:
-            found.images.append(place)
-        else:
-            found.others.append(LeftOut(shown(place), reason))
+                found.others.append(LeftOut(shown(place), reason))
+    except OSError as error:
+        if error.filename is None:  # of `say`, whose reader is gone
+            raise
+        if say is not None:
+            unread(error)
+        found.others.append(LeftOut(shown(path), "folders that cannot be read"))
     return found
+
+
+def _identity(folder: Path) -> tuple[int, int]:
+    """Device and number of a folder."""
+    found = folder.stat()
+    return found.st_dev, found.st_ino
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
@@ -166,12 +175,12 @@ def _is_output(folder: Path, out: Path | None) -> bool:
         return True
     try:
         inner = [Path(entry.path) for entry in os.scandir(folder) if _is_folder(entry)]
-    except OSError as error:
-        unread(error)
-    return any(place.name == ".runs" for place in inner) or any(
-        (place / "current" / "manifest.json").is_file() or _is_report(place)
-        for place in (folder, *inner)
-    )
+        return any(place.name == ".runs" for place in inner) or any(
+            (place / "current" / "manifest.json").is_file() or _is_report(place)
+            for place in (folder, *inner)
+        )
+    except OSError:  # the scan of it says so
+        return False
 
 
 def _is_report(folder: Path) -> bool:
@@ -209,7 +218,7 @@ def worded(n: int, reason: str) -> str:
     return f"{n:,} {reason}"
 
 
-def summary(left_out: tuple[LeftOut, ...]) -> dict[str, int]:
+def summary(left_out: Iterable[LeftOut]) -> dict[str, int]:
     """The number of files by reason, most first."""
     counts: Counter[str] = Counter()
     for item in left_out:

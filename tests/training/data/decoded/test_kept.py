@@ -90,6 +90,6 @@ def test_a_cache_that_cannot_be_written_is_announced_and_done_without(tmp_path: 
     found, said = loaded(tmp_path / "set", tmp_path / "cache")
     assert len(found.train) == 80
     assert any(
-        re.search(r"the cache .*pixels cannot be written \(.+\): decoding again", line)
+        re.search(r"the cache .*pixels cannot be written \(.+\): the images are decoded for", line)
         for line in said
     )

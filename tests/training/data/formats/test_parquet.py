@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -77,6 +78,16 @@ def test_labels_may_be_strings(tmp_path: Path, kind: pa.DataType) -> None:
     source = parquet(tmp_path, silent)
     assert source.class_names == ("ant", "zebra")
     assert source.splits["train"].labels.tolist() == [1 - label % 2 for label in LABELS]
+
+
+def test_a_label_of_nothing_but_blanks_is_none(tmp_path: Path) -> None:
+    names = ["ant", " ", "bee", "", None, " bee", "ant"]
+    write_table(
+        tmp_path / "a.parquet", {"image": [data for _, data in ROWS[:7]], "label": pa.array(names)}
+    )
+    source = parquet(tmp_path, silent)
+    assert source.class_names == ("bee", "ant")
+    assert source.splits["train"].labels.tolist() == [1, -1, 0, -1, -1, 0, 1]
 
 
 @pytest.mark.parametrize(("label", "split"), [(10, "train"), (-2, "test")])
@@ -186,6 +197,12 @@ def test_columns_of_other_names_are_found_by_the_features_of_datasets(tmp_path: 
     assert said == [f"{tmp_path}: the column insect holds the labels"]
 
 
+def test_declared_names_have_the_spelling_of_all_names_of_classes(tmp_path: Path) -> None:
+    # As a table of corrections has them.
+    write_parquet(tmp_path / "train.parquet", ROWS, (" ant", "cafe\u0301 ", "bee", "cow"))
+    assert parquet(tmp_path, silent).class_names == ("ant", "caf\u00e9", "bee", "cow")
+
+
 def test_of_several_columns_of_labels_one_must_be_named(tmp_path: Path) -> None:
     features = {"img": {"_type": "Image"}, "fine": NAMED, "coarse": NAMED}
     write_features(tmp_path / "train.parquet", features)
@@ -288,7 +305,8 @@ def test_files_of_different_types_of_label_are_named(tmp_path: Path) -> None:
 
 def test_one_class_is_not_enough(tmp_path: Path) -> None:
     write_parquet(tmp_path / "train.parquet", ROWS[:5], names=None)
-    with pytest.raises(DataError, match="1 class in the label column: at least two needed"):
+    message = "at least two classes are needed in the column of labels, found: "
+    with pytest.raises(DataError, match=message):
         parquet(tmp_path, silent)
 
 
@@ -339,6 +357,14 @@ def test_a_path_without_bytes_is_read_beside_the_file(tmp_path: Path) -> None:
     (tmp_path / "inner" / "a.png").write_bytes(ROWS[6][1])
     assert source.changed() == [tmp_path / "inner" / "a.png"]
     assert parquet(tmp_path, silent).fingerprint != before
+
+
+def test_a_pipe_is_an_unreadable_image(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    images = [{"bytes": ROWS[0][1], "path": None}, {"bytes": None, "path": "pipe"}]
+    write_table(tmp_path / "a.parquet", {"image": images, "label": [0, 1]})
+    with pytest.raises(UnreadableImage, match=r"names the file pipe, .*: it is a pipe, a socket"):
+        parquet(tmp_path, silent).splits["train"].read(1)
 
 
 def test_a_path_that_no_file_can_have_is_an_unreadable_image(tmp_path: Path) -> None:

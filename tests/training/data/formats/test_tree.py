@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import random
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 from labelcurve.bundle.errors import DataError
 from labelcurve.training.data.formats import tree
 from labelcurve.training.data.source import LeftOut
+from tests.permissions import forbidden
 from tests.training.sets import digit_rows
 
 PNG = digit_rows()[0][1]
@@ -137,6 +139,16 @@ def test_models_are_no_images_whatever_their_folder_is_called(tmp_path: Path) ->
     ]
     inside, said = scanned(tmp_path / "models")
     assert (inside.folders, len(said)) == ({}, 1)
+
+
+def test_a_folder_that_may_be_listed_and_not_entered_is_named() -> None:
+    with tempfile.TemporaryDirectory() as place:
+        root = Path(place)
+        root.chmod(0o755)
+        write(root, "cat/1.png", "cat/deep/2.png")
+        message = r"cat/deep cannot be read: Permission denied for user \d+. Change its mode"
+        with forbidden(root / "cat", 0o444), pytest.raises(DataError, match=message):
+            scanned(root)
 
 
 def test_a_class_is_not_taken_for_the_folder_of_models(tmp_path: Path) -> None:
