@@ -75,7 +75,8 @@ class Checkpoint:
         """The state that was written last; None where there is none.
 
         Raises:
-            LabelcurveError: written for another key, or damaged; the message names the difference.
+            LabelcurveError: written for another key, which the message compares, damaged, or
+                unreadable.
         """
         found = self._open()
         if found is None:
@@ -151,9 +152,16 @@ class Checkpoint:
                 left.unlink()
         if not self.path.exists():
             return None
-        found: Any = None
-        with suppress(Exception):  # torch raises almost anything on damaged files
+        found: Any
+        try:
             found = torch.load(self.path, map_location="cpu", weights_only=True)
+        except OSError as error:  # the run in it may be intact
+            raise LabelcurveError(
+                f"the checkpoint {self.path} cannot be read: {error.strerror or error}. Make it "
+                "readable to resume from it, or start over with --fresh"
+            ) from error
+        except Exception:  # torch raises almost anything on damaged files
+            found = None
         if not isinstance(found, dict) or found.get("format") != FORMAT:
             raise LabelcurveError(
                 f"the checkpoint {self.path} is damaged or of another release: start over with "

@@ -118,6 +118,12 @@ def test_a_signal_that_waits_is_answered_with_a_checkpoint(
     assert checkpoint.read() is not None
 
 
+def test_one_that_cannot_be_read_is_not_called_damaged(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    with pytest.raises(LabelcurveError, match=r"/a cannot be read: Is a directory\. Make it read"):
+        Checkpoint(tmp_path / "a", {}).read()
+
+
 def test_what_a_killed_process_left_half_written_is_cleared_away(tmp_path: Path) -> None:
     checkpoint = Checkpoint(tmp_path / "checkpoint.pt", {})
     checkpoint.write(state())
