@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from labelcurve.bundle.errors import DataError, LabelcurveError
+from labelcurve.bundle.errors import DataError, LabelcurveError, UnreadableImage
 from labelcurve.training.data.dataset import Data
 from labelcurve.training.embedding_options import SuggestOptions
 from labelcurve.training.jobs import suggest, suggestions
@@ -210,15 +210,29 @@ def test_a_fifth_is_drawn_at_random_by_the_seed(
 
 
 def test_a_folder_that_cannot_be_completed_is_not_left(digits: Data, tmp_path: Path) -> None:
-    def gone(_: int) -> bytes:
-        raise OSError(5, "Input/output error")
-
     found = [Suggestion(0, True, "random", None)]
-    with pytest.raises(
-        LabelcurveError, match=r"--out .*/out cannot be written: Input/output error"
-    ):
-        suggestions.write(tmp_path / "out", found, replace(digits.train, read=gone), ())
+    for error in (OSError(5, "Input/output error"), UnreadableImage("the file cannot be read")):
+
+        def gone(_: int, error: Exception = error) -> bytes:
+            raise error
+
+        with pytest.raises(DataError, match=rf"^digit \d+: .*{str(error)[-10:]}"):
+            suggestions.write(tmp_path / "out", found, replace(digits.train, read=gone), ())
     assert list(tmp_path.iterdir()) == []
+    (tmp_path / "file").touch()
+    with pytest.raises(LabelcurveError, match=r"--out .*/out cannot be written: "):
+        suggestions.write(tmp_path / "file" / "out", found, digits.train, ())
+
+
+def test_a_link_has_a_shorter_name_where_the_image_s_is_as_long_as_can_be(
+    digits: Data, tmp_path: Path
+) -> None:
+    image = tmp_path / f"{'a' * 251}.png"
+    image.write_bytes(digit_png(0))
+    split = replace(digits.train, where=lambda _: str(image))
+    suggestions.write(tmp_path / "out", [Suggestion(0, True, "random", None)], split, ())
+    (link,) = (tmp_path / "out/images").iterdir()
+    assert (link.name, link.resolve()) == ("0001-image.png", image.resolve())
 
 
 def test_a_picture_of_the_gallery_is_small() -> None:
