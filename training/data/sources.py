@@ -29,7 +29,7 @@ from labelcurve.training.data.formats.folder import folder, unlabelled
 from labelcurve.training.data.formats.parquet import is_images, parquet
 from labelcurve.training.data.formats.split_names import Layout
 from labelcurve.training.data.formats.table import SUFFIXES as TABLES
-from labelcurve.training.data.formats.table import table
+from labelcurve.training.data.formats.table import name_of_table, table
 from labelcurve.training.data.formats.tree import scan
 from labelcurve.training.data.source import (
     REPEATED,
@@ -40,6 +40,7 @@ from labelcurve.training.data.source import (
     Source,
     image_files,
     joined,
+    name_of,
     png,
     resolved,
     shown,
@@ -169,6 +170,12 @@ def check_there(data: str) -> None:
         raise DataError(f"--data is empty: is a shell variable unset? {ALLOWED}")
     if not Path(data).expanduser().exists():
         raise DataError(f"--data {data}: no such folder{near(data.lower(), NAMED)}. {ALLOWED}")
+
+
+def name(data: str) -> str:
+    """The data set's name, as the value of `--data` alone decides it."""
+    path = Path(data).expanduser()
+    return name_of_table(path) if path.suffix.lower() in TABLES else name_of(path)
 
 
 def _labelled(chosen: Selection, downloads: Path, say: Say) -> Source:
