@@ -12,7 +12,7 @@ from scipy.special import softmax
 
 from labelcurve.bundle import files, store
 from labelcurve.bundle.errors import DataError, LabelcurveError
-from labelcurve.bundle.text import counted, duration
+from labelcurve.bundle.text import counted, duration, shown
 from labelcurve.training.data import dataset
 from labelcurve.training.data.source import UNLABELLED, Index
 from labelcurve.training.data.sources import Selection
@@ -67,6 +67,11 @@ def run(options: SuggestOptions, start: float | None = None) -> dict[str, Any]:
     if options.out.exists():
         raise LabelcurveError(
             f"--out {options.out} exists, and labels may be in it: name a new folder"
+        )
+    if shown(options.out.absolute()) != str(options.out.absolute()):
+        raise LabelcurveError(
+            f"--out {shown(options.out)}: the table would have to hold a path that is not UTF-8 or "
+            "has line breaks in it: name another folder"
         )
     if not options.pool.is_dir():
         raise DataError(f"--pool {options.pool}: no such folder; name one of images without labels")

@@ -149,7 +149,7 @@ class EventWriter:
         self._writer: SummaryWriter | None = None
         try:
             self._writer = SummaryWriter(str(folder), purge_step=after + 1 if after else None)
-        except OSError as error:
+        except (OSError, UnicodeEncodeError) as error:  # the latter: a folder that is not UTF-8
             self._give_up(error)
 
     def write(self, epoch: Epoch) -> None:
@@ -163,11 +163,11 @@ class EventWriter:
         except OSError as error:
             self._give_up(error)
 
-    def _give_up(self, error: OSError) -> None:
+    def _give_up(self, error: OSError | UnicodeEncodeError) -> None:
         self._writer = None
         self._say(
             f"the TensorBoard events in {self._folder} cannot be written "
-            f"({error.strerror or error}): the run continues without them"
+            f"({getattr(error, 'strerror', None) or error}): the run continues without them"
         )
 
     def __enter__(self) -> Self:

@@ -151,6 +151,9 @@ def test_what_cannot_be_is_said_before_the_work(pool: Path, cache: Path, tmp_pat
         SuggestOptions(pool=pool, n=0)
     with pytest.raises(LabelcurveError, match="--seed -1"):
         SuggestOptions(pool=pool, seed=-1)
+    for name in (os.fsdecode(b"caf\xe9"), "two\nlines"):
+        with pytest.raises(LabelcurveError, match=r"--out .*(xe9|x0alines): the table would"):
+            run(pool, cache, tmp_path / name)
     with pytest.raises(DataError, match=r"--pool .*none: no such folder"):
         run(tmp_path / "none", cache, tmp_path / "out")
     assert not (tmp_path / "out").exists()
