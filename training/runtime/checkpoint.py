@@ -48,7 +48,6 @@ class Checkpoint:
             written for another key is refused.
         seconds: between two; 0 writes after every step.
         about: metadata stored with the state of each checkpoint, made when it is written.
-        where: what the weights depend on besides the key; a run resumed elsewhere says so.
         say: receives what went wrong, where the run continues nevertheless.
     """
 
@@ -59,14 +58,14 @@ class Checkpoint:
         *,
         seconds: float = SECONDS,
         about: Callable[[], dict[str, Any]] = dict,
-        where: str = "",
         say: Callable[[str], None] = print,
     ) -> None:
         self.path = path
         self._key = {name: _plain(value) for name, value in key.items()}
         self._seconds = seconds
         self._about = about
-        self.where = where
+        self.where = ""
+        """What the weights depend on besides the key; a run resumed elsewhere says so."""
         self._say = say
         self._last = time.monotonic()
         self._failed = False

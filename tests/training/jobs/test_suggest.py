@@ -113,7 +113,11 @@ def test_a_model_says_what_it_is_unsure_of(
 ) -> None:
     found = run(pool, cache, tmp_path / "first", n=100, models=digits_models)
     assert (found["strategy"], found["n_labels"], found["n_pool"]) == ("unsure", 1596, N)
-    assert "not known: --data LABELS leaves them out" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "not known: --data LABELS leaves them out" in said
+    assert "--extractor is not used: the model has its own features\n" in said
+    assert "--image-size is not used: the model has its own size\n" in said
+    assert said.count("is not used") == 2
     first = rows(tmp_path / "first/suggest.csv")
     assert len(first) == 100
 
