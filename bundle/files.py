@@ -6,6 +6,7 @@ import errno
 import os
 import stat
 import tempfile
+from glob import escape
 from pathlib import Path
 
 from labelcurve.bundle.errors import LabelcurveError
@@ -68,7 +69,7 @@ def write_out(path: Path, text: str) -> None:
 
 def unfinished(path: Path) -> list[Path]:
     """Temporary files left by interrupted writes of `path`."""
-    return list(path.parent.glob(f"{_prefix(path)}*.part"))
+    return list(path.parent.glob(f"{escape(_prefix(path))}*.part"))
 
 
 def check_temporary() -> None:

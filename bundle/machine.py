@@ -6,11 +6,15 @@ import importlib.metadata
 import math
 import os
 import platform
+import shlex
 import subprocess
+import sys
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+
+from labelcurve.bundle.text import shown
 
 
 def cores(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
@@ -110,6 +114,11 @@ def versions(names: Iterable[str]) -> dict[str, str]:
             except importlib.metadata.PackageNotFoundError:
                 continue
     return found
+
+
+def command_line() -> str:
+    """The command of this process, for people to read."""
+    return shown(shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]))
 
 
 def git_commit(file: Path) -> str | None:

@@ -13,8 +13,9 @@ _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _BAR = re.compile(r"(?<!\\)\|")
 
 
-def shown(path: Path) -> str:
-    """A path as text that can be printed, on one line, and hashed: names need not be UTF-8."""
+def shown(path: Path | str) -> str:
+    """A path, or a text with paths in it, as text that can be printed, on one line, and hashed:
+    names need not be UTF-8."""
     text = os.fsencode(path).decode(errors="backslashreplace")
     return _CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", text)
 

@@ -93,7 +93,7 @@ def train(
         options: further options of the command by name, as epochs=10, device="cpu".
 
     Returns:
-        The models, fewest labels first; final models come last.
+        The models, seed by seed, fewest labels first; final models come last.
 
     Raises:
         LabelcurveError: an option, the data or the device cannot be used, or training failed.
@@ -362,7 +362,11 @@ def _said(verbose: bool) -> Iterator[None]:
     if verbose:
         yield
         return
-    with Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere):
+    # Whatever is discarded need not be encodable, such as a path that is not UTF-8.
+    with (
+        Path(os.devnull).open("w", errors="backslashreplace") as nowhere,
+        redirect_stdout(nowhere),
+    ):
         yield
 
 

@@ -180,7 +180,8 @@ def _show(document: dict[str, Any]) -> None:
             table.add_row(bundle["name"], kind, accuracy, bundle["path"])
     else:
         return
-    Console().print(table)
+    # Names and labels are no markup: brackets in them are not style tags.
+    Console(markup=False, emoji=False).print(table)
 
 
 def _share(value: float | None) -> str:

@@ -13,7 +13,7 @@ import tyro
 from labelcurve.bundle.command import Within, check, shown
 from labelcurve.bundle.errors import LabelcurveError
 from labelcurve.training.data.formats.split_names import Layout
-from labelcurve.training.options import Flag
+from labelcurve.training.options import LAST_SEED, Flag, Side
 
 LEAST_GAIN = 2.0
 """Points of accuracy from which more labels pay, by default."""
@@ -29,7 +29,7 @@ class EmbeddingOptions:
     """As for `train`, of --data."""
     label_column: str | None = None
     """As for `train`, of --data."""
-    image_size: int | None = None
+    image_size: Side = None
     """As for `train`."""
     cache: Path | None = None
     """As for `train`."""
@@ -37,7 +37,7 @@ class EmbeddingOptions:
     """As for `train`: only where an extractor has to be trained first."""
     device: Literal["auto", "cuda", "cpu"] = "auto"
     """As for `train`."""
-    seed: Annotated[int, Within(0)] = 0
+    seed: Annotated[int, Within(0, LAST_SEED)] = 0
     """Seed of all random choices: folds, subsets, clusters, random shares."""
 
     def __post_init__(self) -> None:

@@ -185,6 +185,12 @@ class Options(OutputOptions, TrainingOptions, LabelOptions, ImageOptions):
         check(self)
         _exclude(self.epochs, self.max_minutes)
         _check_seed(self.seed, self.seeds)
+        shares = [f"{fraction * 100:.6g}" for fraction in self.fractions]
+        if twice := sorted({share for share in shares if shares.count(share) > 1}):
+            raise LabelcurveError(
+                f"--fraction: two of them would have the same bundle's name, NAME-{twice[0]}: give "
+                "one of them, or train the other with another --name"
+            )
         for given, why in (
             (self.no_flip, "--no-flip: such images are not mirrored"),
             (self.data == "digits", "--data digits: digits are not mirrored"),

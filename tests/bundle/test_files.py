@@ -77,6 +77,8 @@ def test_hidden_files_and_others_names_are_told_apart(tmp_path: Path) -> None:
     (tmp_path / ".a.safetensors-1.part").touch()
     (tmp_path / ".checkpoint-1.part").touch()
     assert files.unfinished(tmp_path / ".checkpoint") == [tmp_path / ".checkpoint-1.part"]
+    (tmp_path / ".a[1]-1.part").touch()
+    assert files.unfinished(tmp_path / "a[1]") == [tmp_path / ".a[1]-1.part"]
 
 
 def test_the_file_of_out_gets_its_folder_and_a_failure_names_the_flag(tmp_path: Path) -> None:

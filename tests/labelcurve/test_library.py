@@ -18,6 +18,7 @@ import pytest
 from PIL import Image
 
 import labelcurve
+from labelcurve import library
 from labelcurve.benchmarks.options import Bench
 from labelcurve.bundle import preprocess
 from labelcurve.bundle.command import PerCore
@@ -347,6 +348,12 @@ def test_train_publishes_says_nothing_and_leaves_the_process_alone(
     assert capfd.readouterr().out == ""
     assert report.models[0].accuracy.accuracy == pytest.approx(trained.test_accuracy)
     assert (tmp_path / "report/report.html").exists()
+
+
+def test_what_is_not_printed_need_not_be_utf_8(capsys: pytest.CaptureFixture[str]) -> None:
+    with library._said(verbose=False):
+        print(os.fsdecode(b"models/\xff"))
+    assert capsys.readouterr().out == ""
 
 
 def test_importing_it_is_quick_and_changes_nothing() -> None:

@@ -246,6 +246,15 @@ def test_the_table_of_an_audit_says_how_many_are_not_in_it(
         ]
 
 
+def test_brackets_and_colons_in_names_are_no_markup(
+    table: Callable[[dict[str, Any]], list[list[str]]],
+) -> None:
+    names = {"path": "[/a]/[red]1.png", "label": "[b]", "suggested": ":cat:"}
+    row = {**names, "score": 0.5, "reason": "answer"}
+    found = table({"audit": "a.csv", "first": [row], "doubtful": 1})
+    assert found[1] == [*names.values(), "0.50", "answer"]
+
+
 def test_the_table_of_an_extractor_has_a_dash_for_what_was_not_measured(
     table: Callable[[dict[str, Any]], list[list[str]]],
 ) -> None:

@@ -37,6 +37,8 @@ def test_arguments_become_options() -> None:
             {"value_per_point": 1e-300, "price_per_label": 1e300},
             "--price-per-label 1e.300 and --value-per-point 1e-300: labels would pay from no",
         ),
+        ({"seed": 2**32}, "--seed 4294967296: allowed are 0 to 4294967295"),
+        ({"image_size": 4}, "--image-size 4: allowed are 8 to 1024 pixels"),
         ({"least_gain": -2.0}, "--least-gain -2: allowed are 0 to 100 points"),
         ({"target": 90.0}, r"--target 90: allowed are values between 0 and 1 \(0.9 is 90 %\)"),
     ],

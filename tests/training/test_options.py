@@ -44,6 +44,10 @@ def test_fractions_are_repeatable_sorted_and_each_once() -> None:
         ({"fraction": (0.1, 1.5)}, "--fraction 1.5: allowed are values above 0 and up to 1"),
         ({"fraction": (-0.1,)}, "--fraction -0.1: allowed are values above 0 and up to 1"),
         ({"fraction": (float("nan"),)}, "--fraction nan: allowed are values above 0 and up to 1"),
+        (
+            {"fraction": (0.1, 0.1 + 1e-9)},
+            "--fraction: two of them would have the same bundle's name, NAME-10: give one",
+        ),
         ({"epochs": 0}, "--epochs 0: allowed are 1 and more"),
         ({"seed": -1}, "--seed -1: allowed are 0 to 4294967295"),
         (

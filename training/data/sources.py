@@ -29,7 +29,7 @@ from labelcurve.training.data.formats.folder import folder, unlabelled
 from labelcurve.training.data.formats.parquet import is_images, parquet
 from labelcurve.training.data.formats.split_names import Layout
 from labelcurve.training.data.formats.table import SUFFIXES as TABLES
-from labelcurve.training.data.formats.table import table
+from labelcurve.training.data.formats.table import name_of_table, table
 from labelcurve.training.data.formats.tree import scan
 from labelcurve.training.data.source import (
     REPEATED,
@@ -41,6 +41,7 @@ from labelcurve.training.data.source import (
     at_home,
     image_files,
     joined,
+    name_of,
     png,
     resolved,
     shown,
@@ -181,6 +182,12 @@ def _check_not_given(chosen: Selection, what: str) -> None:
     ):
         if given is not None:
             raise DataError(f"{flag} {given}: --data {chosen.data} {what}: leave the option out")
+
+
+def name(data: str) -> str:
+    """The data set's name, as the value of `--data` alone decides it."""
+    path = at_home(data)
+    return name_of_table(path) if path.suffix.lower() in TABLES else name_of(path)
 
 
 def _labelled(chosen: Selection, downloads: Path, say: Say) -> Source:

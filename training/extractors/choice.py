@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from labelcurve.bundle.errors import LabelcurveError, near
-from labelcurve.bundle.text import counted
+from labelcurve.bundle.text import counted, shown
 from labelcurve.training.data.dataset import Data
 from labelcurve.training.extractors.pretraining import Request, key, lock_file, make, split, summary
 from labelcurve.training.models import extractor
@@ -140,22 +140,22 @@ def doubts(found: Extractor | None, images: Data) -> tuple[str, ...]:
     size."""
     if found is None or not found.card.runs:  # ImageNet weights are described elsewhere
         return ()
-    card, said = found.card, []
+    card, name, said = found.card, shown(found.path.name), []
     if card.cut_short:
         said.append(
-            f"the extractor {found.path.name} was trained for only {card.runs[-1].epochs:.3g} "
+            f"the extractor {name} was trained for only {card.runs[-1].epochs:.3g} "
             "epochs, for lack of time: `pretrain`, or `train` without --max-minutes, makes a "
             "better one"
         )
     if card.pixels_hash != images.pixels_hash:
         said.append(
-            f"the extractor {found.path.name} was trained on other images than these training "
+            f"the extractor {name} was trained on other images than these training "
             "images: if the test images were among them, without their labels, the test figures "
             "are not those of unseen images"
         )
     if card.image_size != images.size:
         said.append(
-            f"the extractor {found.path.name} was trained at {card.image_size} px, and these "
+            f"the extractor {name} was trained at {card.image_size} px, and these "
             f"images have {images.size}: one made at --image-size {images.size} may do better"
         )
     return tuple(said)

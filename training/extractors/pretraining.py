@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import platform
-import shlex
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -16,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from labelcurve.bundle.errors import DivergedError, LabelcurveError
-from labelcurve.bundle.machine import git_commit, versions
+from labelcurve.bundle.machine import command_line, git_commit, versions
 from labelcurve.training.data import fractions
 from labelcurve.training.data.dataset import Data
 from labelcurve.training.data.decoded.stored import Images, take
@@ -321,7 +319,7 @@ def _record(
     request: Request, result: Result, device: Device, commit: str | None
 ) -> extractor.Pretraining:
     return extractor.Pretraining(
-        command=shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        command=command_line(),
         started=result.started,
         epochs=round(result.epochs, 3),
         views_seen=result.views_seen,

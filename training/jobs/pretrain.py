@@ -20,14 +20,12 @@ from labelcurve.training.models.extractor import Extractor
 from labelcurve.training.options import PretrainOptions
 from labelcurve.training.recipes import Pretraining, extendable, pretraining
 from labelcurve.training.runs.budget import AROUND, SPARE
+from labelcurve.training.runs.grid import ENDLESS
 from labelcurve.training.runtime import lock
 from labelcurve.training.runtime.checkpoint import CheckpointPolicy
 from labelcurve.training.runtime.console import say
 from labelcurve.training.runtime.device import check as check_device
 from labelcurve.training.runtime.device import choose
-
-ENDLESS = 10_000
-"""Epochs where a time limit ends the run."""
 
 
 def run(options: PretrainOptions, start: float | None = None) -> dict[str, Any]:

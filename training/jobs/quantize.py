@@ -8,6 +8,7 @@ still in the bundle, and the previous version allows a rollback.
 from __future__ import annotations
 
 import hashlib
+import os
 import platform
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -88,6 +89,11 @@ def _read(models: Path, names: Sequence[str], without: dict[str, str]) -> list[B
     found = []
     for name in names:
         try:
+            if not os.access(models / name, os.W_OK | os.X_OK, effective_ids=True):
+                raise BundleError(
+                    f"{models / name} cannot be written, and the graph is added there: change its "
+                    f"mode, or quantize a copy of {models}"
+                )
             bundle = store.read(models, name)
             store.read_run(bundle.path)  # the new version has it, too
             found.append(bundle)
@@ -167,6 +173,7 @@ def _add(
         held_out=before.held_out if before else acceptance.held_out(answers, val.labels),
         provider=runtime.get_providers()[0],
     )
+    _check_current(models, bundle)
     path = _publish(models, bundle, variant, graph, gain)
     if test is not None and manifest.test is not None:
         say(f"  test: {test.accuracy:.2%} where fp32 has {manifest.test.accuracy:.2%}")
@@ -178,6 +185,22 @@ def _add(
         "variant": variant.model_dump(exclude={"held_out"}),
         "gain": gain.model_dump() if gain else None,
     }
+
+
+def _check_current(models: Path, bundle: Bundle) -> None:
+    """Refuses to take the place of a version that was published since the bundle was read.
+
+    Raises:
+        ExportError: names it.
+    """
+    now = store.scan(models).get(bundle.name)
+    if now is None:
+        raise ExportError(f"{bundle.version} was removed meanwhile")
+    if now.current not in (bundle.version, None):  # None: a copy without links
+        raise ExportError(
+            f"{now.current} took the place of {bundle.version} meanwhile: run the same command "
+            "again"
+        )
 
 
 def _before(models: Path, measured: Measured, precision: quantize.Precision) -> Variant:

@@ -12,7 +12,7 @@ from scipy.special import softmax
 
 from labelcurve.bundle import files, store
 from labelcurve.bundle.errors import DataError, LabelcurveError
-from labelcurve.bundle.text import counted, duration
+from labelcurve.bundle.text import counted, duration, shown
 from labelcurve.training.data import dataset
 from labelcurve.training.data.source import UNLABELLED, Index
 from labelcurve.training.data.sources import Selection
@@ -68,11 +68,17 @@ def run(options: SuggestOptions, start: float | None = None) -> dict[str, Any]:
         raise LabelcurveError(
             f"--out {options.out} exists, and labels may be in it: name a new folder"
         )
+    if shown(options.out.absolute()) != str(options.out.absolute()):
+        raise LabelcurveError(
+            f"--out {shown(options.out)}: the table would have to hold a path that is not UTF-8 or "
+            "has line breaks in it: name another folder"
+        )
     if not options.pool.is_dir():
         raise DataError(f"--pool {options.pool}: no such folder; name one of images without labels")
     files.check_out(options.out.parent)
     choice.check(options.extractor)
     check_device(options.device)
+    _report_not_used(options)
     known = _by_model(options) if options.models else _by_labels(options)
     if not len(known.pool):
         raise DataError(f"--pool {options.pool}: each of its images has a label already")
@@ -104,6 +110,20 @@ def run(options: SuggestOptions, start: float | None = None) -> dict[str, Any]:
         "n_pool": len(known.pool),
         "n_labels": known.n_labels,
     }
+
+
+def _report_not_used(options: SuggestOptions) -> None:
+    """Says which of the given options change nothing."""
+    model, unlabelled = bool(options.models), options.data is None
+    for option, given, why in (
+        ("--extractor", model and options.extractor != "auto", "the model has its own features"),
+        ("--image-size", model and options.image_size is not None, "the model has its own size"),
+        ("--no-flip", model and options.no_flip, "no extractor is trained"),
+        ("--layout", unlabelled and options.layout != "auto", "it is of --data"),
+        ("--label-column", unlabelled and options.label_column is not None, "it is of --data"),
+    ):
+        if given:
+            say(f"{option} is not used: {why}")
 
 
 def _selection(options: SuggestOptions) -> Selection:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import os
 import shutil
 import tempfile
 from base64 import b64encode
@@ -16,13 +17,15 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from labelcurve.bundle.errors import LabelcurveError
+from labelcurve.bundle.errors import DataError, ImageError, LabelcurveError
 from labelcurve.bundle.preprocess import ending
 from labelcurve.bundle.text import percent
 from labelcurve.training.data.split import Split
 from labelcurve.training.forecast.page import html
 
 TABLE, PAGE, IMAGES = "suggest.csv", "index.html", "images"
+LONGEST = 240
+"""Bytes of an image's name that its link has, too: a file system takes 255."""
 SIDE = 128
 """Largest side of a picture in the gallery."""
 STYLE = """
@@ -64,7 +67,7 @@ def write(
         found: in the order of the table.
 
     Raises:
-        LabelcurveError: it cannot be written.
+        LabelcurveError: it cannot be written, or an image can no longer be read.
     """
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -93,9 +96,13 @@ def _link(temporary: Path, out: Path, i: int, split: Split, row: int) -> str:
     where = Path(split.where(row))
     if where.is_file():
         target = where.resolve()
-        (temporary / IMAGES / f"{i + 1:04}-{where.name}").symlink_to(target)
+        name = where.name if len(os.fsencode(where.name)) <= LONGEST else f"image{where.suffix}"
+        (temporary / IMAGES / f"{i + 1:04}-{name}").symlink_to(target)
         return str(target)
-    data = split.read(row)
+    try:
+        data = split.read(row)
+    except (OSError, ImageError) as error:
+        raise DataError(f"{where}: it was there before, and now {error}") from error
     name = f"{i + 1:04}-image.{ending(data)}"
     (temporary / IMAGES / name).write_bytes(data)
     return str(out.resolve() / IMAGES / name)

@@ -28,7 +28,7 @@ from labelcurve.bundle.errors import LabelcurveError
 from labelcurve.bundle.machine import cores, memory
 from labelcurve.bundle.text import duration
 from labelcurve.training import options
-from labelcurve.training.data.sources import check_there
+from labelcurve.training.data import sources
 from labelcurve.training.options import RUNS, Options
 from labelcurve.training.runs.candidates import TIMES
 from labelcurve.training.runtime import interruption
@@ -83,7 +83,7 @@ def run(chosen: SweepOptions, others: Sequence[str]) -> dict[str, Any]:
     base = options.parse(others)
     if chosen.address in (None, "auto"):  # this machine runs jobs
         for data in chosen.data:
-            check_there(data)
+            sources.check_there(data)
     jobs = _jobs(chosen, base, others)
     runs = base.out / RUNS
     bundles: list[dict[str, Any]] = []
@@ -131,7 +131,7 @@ def run(chosen: SweepOptions, others: Sequence[str]) -> dict[str, Any]:
         (runs / entry["name"] / TIMES).unlink(missing_ok=True)
     summary = summarise(bundles)
     say(f"done in {duration(time.monotonic() - began)}")
-    Console().print(_table(summary))
+    Console(markup=False, emoji=False).print(_table(summary))
     order = {(job.data, job.fraction, job.seed): place for place, job in enumerate(jobs)}
     bundles.sort(key=lambda entry: order[entry["data"], entry["fraction"], entry["seed"]])
     return {"bundles": bundles, "summary": summary}
@@ -188,8 +188,7 @@ def summarise(bundles: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _jobs(chosen: SweepOptions, base: Options, others: Sequence[str]) -> list[Job]:
-    names = [Path(data).name for data in chosen.data]
-    if len(set(names)) < len(names):
+    if len({sources.name(data) for data in chosen.data}) < len(chosen.data):
         raise LabelcurveError(
             f"--data {', '.join(chosen.data)}: two of them would have the same bundles' names; "
             "sweep them one by one, each with a different --name"
@@ -199,10 +198,11 @@ def _jobs(chosen: SweepOptions, base: Options, others: Sequence[str]) -> list[Jo
     if base.name is not None and len(chosen.data) > 1:
         raise LabelcurveError(f"--name {base.name}: allowed with one --data, these are several")
     sweep = datetime.now(UTC).isoformat()
+    fractions = Options(fraction=chosen.fraction).fractions
     jobs = []
     for seed in range(chosen.seed, chosen.seed + chosen.seeds):
         for data in chosen.data:
-            for fraction in sorted(set(chosen.fraction or options.DEFAULT_FRACTIONS)):
+            for fraction in fractions:
                 arguments = ("--data", data, "--fraction", f"{fraction!r}", "--seed", f"{seed}")
                 options.parse(arguments)
                 given = (*arguments, *others)

@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from labelcurve.bundle.errors import LabelcurveError
+from labelcurve.bundle.text import shown
 from labelcurve.training.models.extractor import Card, Extractor, check_finite, differing
 
 
@@ -135,7 +136,7 @@ def card(backbone: str, size: int, dataset: str, n_images: int, **facts: str | N
         facts: `license` and `source`.
     """
     return Card(
-        dataset=dataset,
+        dataset=shown(dataset),
         pixels_hash="",
         n_images=n_images,
         image_size=size,

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import platform
-import shlex
-import sys
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from labelcurve.bundle import acceptance, preprocess, store
-from labelcurve.bundle.machine import versions
+from labelcurve.bundle.machine import command_line, versions
 from labelcurve.bundle.manifest import (
     Dataset,
     HeldOut,
@@ -154,7 +152,7 @@ def publish(
     doubt = few_tested(where, shown.n)
     warnings = (*about.warnings, doubt) if doubt else about.warnings
     record = Run(
-        command=shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        command=command_line(),
         started=about.started,
         host=platform.node(),
         hardware=hardware(about.device),

@@ -48,7 +48,6 @@ class Checkpoint:
             written for another key is refused.
         seconds: between two; 0 writes after every step.
         about: metadata stored with the state of each checkpoint, made when it is written.
-        where: what the weights depend on besides the key; a run resumed elsewhere says so.
         say: receives what went wrong, where the run continues nevertheless.
     """
 
@@ -59,14 +58,14 @@ class Checkpoint:
         *,
         seconds: float = SECONDS,
         about: Callable[[], dict[str, Any]] = dict,
-        where: str = "",
         say: Callable[[str], None] = print,
     ) -> None:
         self.path = path
         self._key = {name: _plain(value) for name, value in key.items()}
         self._seconds = seconds
         self._about = about
-        self.where = where
+        self.where = ""
+        """What the weights depend on besides the key; a run resumed elsewhere says so."""
         self._say = say
         self._last = time.monotonic()
         self._failed = False
@@ -75,7 +74,8 @@ class Checkpoint:
         """The state that was written last; None where there is none.
 
         Raises:
-            LabelcurveError: written for another key, or damaged; the message names the difference.
+            LabelcurveError: written for another key, which the message compares, damaged, or
+                unreadable.
         """
         found = self._open()
         if found is None:
@@ -151,9 +151,16 @@ class Checkpoint:
                 left.unlink()
         if not self.path.exists():
             return None
-        found: Any = None
-        with suppress(Exception):  # torch raises almost anything on damaged files
+        found: Any
+        try:
             found = torch.load(self.path, map_location="cpu", weights_only=True)
+        except OSError as error:  # the run in it may be intact
+            raise LabelcurveError(
+                f"the checkpoint {self.path} cannot be read: {error.strerror or error}. Make it "
+                "readable to resume from it, or start over with --fresh"
+            ) from error
+        except Exception:  # torch raises almost anything on damaged files
+            found = None
         if not isinstance(found, dict) or found.get("format") != FORMAT:
             raise LabelcurveError(
                 f"the checkpoint {self.path} is damaged or of another release: start over with "

@@ -36,7 +36,10 @@ def say(text: str) -> None:
     """
     global _lost
     try:
-        print(text, flush=True)
+        try:
+            print(text, flush=True)
+        except UnicodeEncodeError:  # the encoding of the locale, or a path that is not UTF-8
+            print(text.encode("ascii", "backslashreplace").decode(), flush=True)
     except OSError as error:
         if isinstance(error, BrokenPipeError):
             discard_output()

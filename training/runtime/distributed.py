@@ -68,15 +68,15 @@ def part(n: int, of: tuple[int, int] | None = None) -> slice:
 
 
 def check(batch: int) -> None:
-    """Returns whether a batch of so many images is enough for all processes.
+    """Refuses batches of too few images for all processes.
 
     Raises:
-        LabelcurveError: some would have less than two.
+        LabelcurveError: some would have fewer than two.
     """
     if size() > 1 and batch < 2 * size():
         raise LabelcurveError(
             f"{size()} processes share batches of {batch} images: allowed are {batch // 2} and "
-            "less (torchrun --nproc-per-node)"
+            "fewer (torchrun --nproc-per-node)"
         )
 
 

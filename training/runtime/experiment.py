@@ -6,7 +6,6 @@ import os
 import threading
 import time
 from collections.abc import Callable, Mapping
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -56,15 +55,13 @@ class Tracking:
     """A run of MLflow; a resumed training continues its own.
 
     MLflow's own variables, `MLFLOW_TRACKING_URI` above all, say where runs are kept and who may
-    write. A server that becomes unreachable is reported once, and training continues without it.
+    write. `train` checks with `connect` that it can, before it begins; a server that is unreachable
+    later is reported, and the run continues without it.
 
     Args:
         experiment: its name; None keeps nothing anywhere.
         run_id: of the run that was interrupted.
         say: receives a message when nothing more can be written.
-
-    Raises:
-        LabelcurveError: MLflow is not installed, or cannot be written to.
     """
 
     def __init__(
@@ -79,15 +76,17 @@ class Tracking:
         """Identifies the run, also after an interruption."""
         self._say = say
         self._client: Any = None
-        if experiment is None:
-            return
+        self._on = experiment is not None
+        self._try(lambda: self._begin(str(experiment), name, params))
+
+    def _begin(self, experiment: str, name: str, params: Mapping[str, Any]) -> None:
         self._client, place = connect(experiment)
         if self.run_id is not None:
-            self._try(lambda: self._client.update_run(self.run_id, status="RUNNING"))
+            self._client.update_run(self.run_id, status="RUNNING")
             return
         self.run_id = str(self._client.create_run(place, run_name=name).info.run_id)
         for key, value in params.items():
-            self._try(partial(self._client.log_param, self.run_id, key, value))
+            self._client.log_param(self.run_id, key, value)
 
     def epoch(self, row: Epoch) -> None:
         """Adds an epoch's figures."""
@@ -96,7 +95,7 @@ class Tracking:
     def published(self, entry: Mapping[str, Any]) -> None:
         """Adds the version of the bundle and its figures on each split, from the entry of
         `publish`."""
-        if self._client is None:
+        if not self._on:
             return
         for split in ("val", "test"):
             figures = {k: v for k, v in (entry[split] or {}).items() if k != "n"}
@@ -118,12 +117,12 @@ class Tracking:
         self._try(write)
 
     def _try(self, write: Callable[[], object]) -> None:
-        if self._client is None:
+        if not self._on:
             return
         try:
             write()
         except Exception as error:  # whatever its stores and their libraries raise
-            self._client = None
+            self._on = False
             self._say(f"MLflow cannot be written ({error}): the run continues without it")
 
     def __enter__(self) -> Self:
@@ -150,7 +149,7 @@ class EventWriter:
         self._writer: SummaryWriter | None = None
         try:
             self._writer = SummaryWriter(str(folder), purge_step=after + 1 if after else None)
-        except OSError as error:
+        except (OSError, UnicodeEncodeError) as error:  # the latter: a folder that is not UTF-8
             self._give_up(error)
 
     def write(self, epoch: Epoch) -> None:
@@ -164,11 +163,11 @@ class EventWriter:
         except OSError as error:
             self._give_up(error)
 
-    def _give_up(self, error: OSError) -> None:
+    def _give_up(self, error: OSError | UnicodeEncodeError) -> None:
         self._writer = None
         self._say(
             f"the TensorBoard events in {self._folder} cannot be written "
-            f"({error.strerror or error}): the run continues without them"
+            f"({getattr(error, 'strerror', None) or error}): the run continues without them"
         )
 
     def __enter__(self) -> Self:

@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NoReturn
 
@@ -114,7 +114,8 @@ def _watch(pipe: int) -> None:
             break
     time.sleep(GRACE)
     message = "\nstopped in the middle of a step; the last checkpoint is what remains of the run\n"
-    os.write(sys.__stderr__.fileno() if sys.__stderr__ else 2, message.encode())
+    with suppress(OSError):  # its reader or the terminal may be gone
+        os.write(sys.__stderr__.fileno() if sys.__stderr__ else 2, message.encode())
     for folder in _leftovers:
         shutil.rmtree(folder, ignore_errors=True)
     os._exit(CODES[signal.SIGTERM])

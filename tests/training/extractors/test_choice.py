@@ -106,6 +106,9 @@ def test_an_extractor_of_other_images_or_another_size_is_taken_with_a_warning(
     assert "if the test images were among them" in said
     (warning,) = doubts(first, replace(some, size=16))
     assert "was trained at 8 px, and these images have 16" in warning
+    odd = replace(first, path=tmp_path / os.fsdecode(b"\xff.safetensors"))
+    (warning,) = doubts(odd, replace(some, size=16))
+    assert r"the extractor \xff.safetensors was" in warning, "it is written into the bundle"
     assert doubts(None, digits) == ()
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -46,6 +48,19 @@ def test_two_images_of_a_class_make_a_model_that_nothing_is_tested_on(
         assert f"no model of {percent} % of the labels, which leaves 'nought' (2 images)" in said
     manifest = store.read(data / "models", name).manifest
     assert (manifest.test, manifest.dataset.n_test) == (None, 0)
+
+
+def test_a_folder_whose_name_is_not_utf_8_makes_a_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = write_folder(tmp_path / os.fsdecode(b"caf\xe9"), rows(3), TWO)
+    monkeypatch.setattr(sys, "argv", ["labelcurve", "train", "--data", str(data)])
+    _, name = run(data, tmp_path / "cache", fraction=(1.0,), no_final=True)
+    assert name == "caf-scratch-100"
+    said = capsys.readouterr().out
+    assert said.count("the TensorBoard events in ") == said.count("continues without them") == 1
+    record = store.read_run(store.read(data / "models", name).path)
+    assert record.command == f"labelcurve train --data '{tmp_path}/caf\\xe9'"
 
 
 def test_labels_of_copies_of_held_out_images_are_counted(

@@ -16,6 +16,7 @@ from labelcurve.training.jobs import quantize as quantize_job
 from labelcurve.training.jobs import train
 from labelcurve.training.models import quantize
 from labelcurve.training.options import QuantizeOptions, parse
+from tests.permissions import forbidden, public_copy
 from tests.training.conftest import LABELCURVE, QUICK, narrowed
 from tests.training.sets import digit_rows, write_folder
 
@@ -101,6 +102,37 @@ def test_what_a_gate_refuses_is_not_published(
     ):
         quantize_job.run(options)
     assert store.read(models, "digits-scratch-10").version == before
+
+
+def test_what_was_trained_again_meanwhile_stays_the_current_one(
+    models: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(quantize, "LEAST_AGREEMENT", 0.0)
+    old = store.read(models, "digits-scratch-10")
+    options = QuantizeOptions(
+        models=models, data="digits", only=(old.name,), precision="fp16", cache=cache
+    )
+
+    def trained_again(*_: object) -> None:
+        run = store.read_run(old.path)
+        store.publish(models, old.manifest.model_copy(update={"epochs": 7}), old.graph, "", run)
+
+    monkeypatch.setattr(quantize, "check", trained_again)
+    with pytest.raises(ExportError, match=rf"\w+ took the place of {old.version} meanwhile: run"):
+        quantize_job.run(options)
+    assert store.read(models, old.name).manifest.epochs == 7
+
+    monkeypatch.setattr(quantize, "check", lambda *_: shutil.rmtree(models / old.name))
+    with pytest.raises(ExportError, match=r"\w+ was removed meanwhile"):
+        quantize_job.run(options)
+    assert not (models / old.name).exists()
+
+
+def test_a_folder_that_cannot_be_written_is_said_before_the_work(made: Path) -> None:
+    without: dict[str, str] = {}
+    with public_copy(made) as models, forbidden(models / "digits-scratch-10", 0o555):
+        assert quantize_job._read(models, ["digits-scratch-10"], without) == []
+    assert "cannot be written, and the graph is added there" in without["digits-scratch-10"]
 
 
 def test_other_images_than_the_models_own_are_refused(

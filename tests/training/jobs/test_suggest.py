@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from labelcurve.bundle.errors import DataError, LabelcurveError
+from labelcurve.bundle.errors import DataError, LabelcurveError, UnreadableImage
 from labelcurve.training.data.dataset import Data
 from labelcurve.training.embedding_options import SuggestOptions
 from labelcurve.training.jobs import suggest, suggestions
@@ -113,7 +113,11 @@ def test_a_model_says_what_it_is_unsure_of(
 ) -> None:
     found = run(pool, cache, tmp_path / "first", n=100, models=digits_models)
     assert (found["strategy"], found["n_labels"], found["n_pool"]) == ("unsure", 1596, N)
-    assert "not known: --data LABELS leaves them out" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "not known: --data LABELS leaves them out" in said
+    assert "--extractor is not used: the model has its own features\n" in said
+    assert "--image-size is not used: the model has its own size\n" in said
+    assert said.count("is not used") == 2
     first = rows(tmp_path / "first/suggest.csv")
     assert len(first) == 100
 
@@ -151,6 +155,9 @@ def test_what_cannot_be_is_said_before_the_work(pool: Path, cache: Path, tmp_pat
         SuggestOptions(pool=pool, n=0)
     with pytest.raises(LabelcurveError, match="--seed -1"):
         SuggestOptions(pool=pool, seed=-1)
+    for name in (os.fsdecode(b"caf\xe9"), "two\nlines"):
+        with pytest.raises(LabelcurveError, match=r"--out .*(xe9|x0alines): the table would"):
+            run(pool, cache, tmp_path / name)
     with pytest.raises(DataError, match=r"--pool .*none: no such folder"):
         run(tmp_path / "none", cache, tmp_path / "out")
     assert not (tmp_path / "out").exists()
@@ -210,15 +217,29 @@ def test_a_fifth_is_drawn_at_random_by_the_seed(
 
 
 def test_a_folder_that_cannot_be_completed_is_not_left(digits: Data, tmp_path: Path) -> None:
-    def gone(_: int) -> bytes:
-        raise OSError(5, "Input/output error")
-
     found = [Suggestion(0, True, "random", None)]
-    with pytest.raises(
-        LabelcurveError, match=r"--out .*/out cannot be written: Input/output error"
-    ):
-        suggestions.write(tmp_path / "out", found, replace(digits.train, read=gone), ())
+    for error in (OSError(5, "Input/output error"), UnreadableImage("the file cannot be read")):
+
+        def gone(_: int, error: Exception = error) -> bytes:
+            raise error
+
+        with pytest.raises(DataError, match=rf"^digit \d+: .*{str(error)[-10:]}"):
+            suggestions.write(tmp_path / "out", found, replace(digits.train, read=gone), ())
     assert list(tmp_path.iterdir()) == []
+    (tmp_path / "file").touch()
+    with pytest.raises(LabelcurveError, match=r"--out .*/out cannot be written: "):
+        suggestions.write(tmp_path / "file" / "out", found, digits.train, ())
+
+
+def test_a_link_has_a_shorter_name_where_the_image_s_is_as_long_as_can_be(
+    digits: Data, tmp_path: Path
+) -> None:
+    image = tmp_path / f"{'a' * 251}.png"
+    image.write_bytes(digit_png(0))
+    split = replace(digits.train, where=lambda _: str(image))
+    suggestions.write(tmp_path / "out", [Suggestion(0, True, "random", None)], split, ())
+    (link,) = (tmp_path / "out/images").iterdir()
+    assert (link.name, link.resolve()) == ("0001-image.png", image.resolve())
 
 
 def test_a_picture_of_the_gallery_is_small() -> None:

@@ -67,6 +67,9 @@ def test_without_options_it_is_what_train_does() -> None:
     ("arguments", "message"),
     [
         (("--data", "a/x", "--data", "b/x"), "two of them would have the same bundles' names"),
+        (("--data", "a x", "--data", "a-x"), "two of them would have the same bundles' names"),
+        (("--data", "a.csv", "--data", "a"), "two of them would have the same bundles' names"),
+        (("--fraction", "0.1", "0.1000000001"), "--fraction: two of them would have the same"),
         (("--data", "a", "--data", "b", "--name", "c"), "--name c: allowed with one --data"),
         (("--fraction", "2"), "--fraction 2: allowed are values above 0 and up to 1"),
         (("--dry-run",), "--dry-run and --self-test are options of `train` alone"),

@@ -49,8 +49,11 @@ def test_the_weights_of_a_file_reach_the_network_and_its_embedding(weights: Path
 
 
 def test_the_card_says_whose_weights_they_are_and_from_how_many_images(
-    weights: Path, monkeypatch: pytest.MonkeyPatch
+    weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    odd = tmp_path / os.fsdecode(b"\xff.pth")
+    odd.symlink_to(weights)
+    assert torchvision_weights.read(f"torchvision:{NAME}={odd}", 32).card.dataset == r"\xff.pth"
     card = torchvision_weights.read(f"torchvision:{NAME}={weights}", 32).card
     assert (card.dataset, card.n_images, card.source) == ("mobilenet.pth", 0, None)
     assert (card.backbone, card.image_size) == (f"torchvision:{NAME}", 32)

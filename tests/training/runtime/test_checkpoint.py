@@ -118,6 +118,12 @@ def test_a_signal_that_waits_is_answered_with_a_checkpoint(
     assert checkpoint.read() is not None
 
 
+def test_one_that_cannot_be_read_is_not_called_damaged(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    with pytest.raises(LabelcurveError, match=r"/a cannot be read: Is a directory\. Make it read"):
+        Checkpoint(tmp_path / "a", {}).read()
+
+
 def test_what_a_killed_process_left_half_written_is_cleared_away(tmp_path: Path) -> None:
     checkpoint = Checkpoint(tmp_path / "checkpoint.pt", {})
     checkpoint.write(state())
@@ -209,10 +215,13 @@ def test_a_bundle_is_finished_for_its_own_key_and_version(
 
 def test_a_run_that_continues_elsewhere_says_so(tmp_path: Path) -> None:
     said: list[str] = []
-    Checkpoint(tmp_path / "a", {"lr": math.nan}, where="one").write(state())
-    Checkpoint(tmp_path / "a", {"lr": math.nan}, where="one", say=said.append).read()
+    checkpoint = Checkpoint(tmp_path / "a", {"lr": math.nan}, say=said.append)
+    checkpoint.where = "one"
+    checkpoint.write(state())
+    checkpoint.read()
     assert said == []
-    Checkpoint(tmp_path / "a", {"lr": math.nan}, where="two", say=said.append).read()
+    checkpoint.where = "two"
+    checkpoint.read()
     assert said == [
         f"{tmp_path / 'a'} was written on one, and the run continues on two: its weights will be "
         "bitwise those of neither"

@@ -3,7 +3,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from io import StringIO
+from io import BytesIO, StringIO, TextIOWrapper
 from pathlib import Path
 
 import pytest
@@ -54,6 +54,14 @@ def test_a_full_disk_ends_nothing_but_the_result() -> None:
     assert warning.startswith("warning: output cannot be written (No space left")
     assert error.startswith("error: all is done, but its result cannot be written")
     assert done.returncode == 1
+
+
+def test_what_the_output_cannot_encode_is_escaped(monkeypatch: pytest.MonkeyPatch) -> None:
+    raw = BytesIO()
+    monkeypatch.setattr(sys, "stdout", TextIOWrapper(raw, encoding="ascii"))
+    console.say(f"0.9 ± 0.1 in {os.fsdecode(bytes([0x61, 0xFF]))}")
+    console.say("and on")
+    assert raw.getvalue() == b"0.9 \\xb1 0.1 in a\\udcff\nand on\n"
 
 
 def test_where_all_is_well_nothing_is_said() -> None:

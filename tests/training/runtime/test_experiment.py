@@ -117,13 +117,32 @@ def test_without_an_experiment_nothing_is_kept(tmp_path: Path) -> None:
     assert not (tmp_path / "mlruns").exists()
 
 
-def test_a_server_that_is_not_there_is_an_error_before_the_training(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+@pytest.fixture
+def nowhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server that is not there."""
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+
+
+@pytest.mark.usefixtures("nowhere")
+def test_a_server_that_is_not_there_is_an_error_before_the_training(
+    tmp_path: Path, cache: Path
+) -> None:
+    plan = options(tmp_path / "models", cache, mlflow="labels", **PLAIN)
     with pytest.raises(LabelcurveError, match=r"--mlflow labels: .*MLFLOW_TRACKING_URI"):
-        Tracking("labels", "a", {})
+        train.run(plan)
+    assert not list(tmp_path.glob("models/digits*"))
+
+
+@pytest.mark.usefixtures("nowhere")
+def test_one_that_went_away_between_two_models_is_reported_and_training_continues() -> None:
+    said: list[str] = []
+    with Tracking("labels", "the-second", {"seed": 0}, say=said.append) as run:
+        run.epoch(ROW)
+        run.published(ENTRY)
+    (message,) = said
+    assert message.startswith("MLflow cannot be written (--mlflow labels: ")
+    assert message.endswith("the run continues without it")
 
 
 def test_a_store_that_fails_is_reported_once_and_training_continues(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -35,6 +36,15 @@ def test_folders_go_with_the_process_however_it_ends(tmp_path: Path, step: str, 
     assert (done.returncode == 143) == bool(said), done.stderr
     assert said in done.stderr
     assert not folder.exists()
+
+
+def test_it_ends_in_time_also_where_nobody_reads_what_it_says(tmp_path: Path) -> None:
+    read, write = os.pipe()
+    os.close(read)
+    command = [sys.executable, "-c", LONG_STEP, str(tmp_path / "folder"), "waits"]
+    done = subprocess.run(command, stderr=write, check=False, timeout=60)
+    os.close(write)
+    assert done.returncode == 143
 
 
 def ended(*signals: signal.Signals, waiting: bool = True) -> int:

@@ -89,9 +89,15 @@ def table(file: Path, say: Say, label_column: str | None = None) -> Source:
     }
     pairs["train"] += [(path, UNLABELLED) for path in sorted(unlabelled)]
     left_out += _unlisted(file, set(unique))
+    return of_files(name_of_table(file), class_names, pairs, left_out, table=file)
+
+
+def name_of_table(file: Path) -> str:
+    """A data set's name, from that of its table, or from the folder of one called `labels.csv`."""
     generic = r"(?i)(labels?|annotations?|metadata|manifest|train|index|data)"
-    folder = file.resolve().parent if re.fullmatch(generic, file.stem) else file.with_suffix("")
-    return of_files(name_of(folder), class_names, pairs, left_out, table=file)
+    return name_of(
+        file.resolve().parent if re.fullmatch(generic, file.stem) else file.with_suffix("")
+    )
 
 
 def _report_not_read(file: Path, rows: dict[Path, Row], say: Say) -> None:
