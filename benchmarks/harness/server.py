@@ -73,13 +73,16 @@ def running(url: str) -> Server:
     Raises:
         LabelcurveError: nothing answers at `url`.
     """
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
+    found = Server(url.rstrip("/"), None, local=False)
+    try:
+        host, port = urlsplit(url).hostname, found.port
+    except (ValueError, KeyError):  # no number, or neither http nor https
+        host, port = None, 0
+    if not host:
         raise LabelcurveError(f"--url {url}: give it as http://HOST:PORT")
-    served(url)
-    local = parts.hostname in ("127.0.0.1", "localhost", "::1")
-    found = Server(url.rstrip("/"), None, local)
-    return Server(found.url, _listener(found.port)) if local else found
+    served(found.url)
+    local = host in ("127.0.0.1", "localhost", "::1")
+    return Server(found.url, _listener(port)) if local else found
 
 
 def served(url: str) -> dict[str, str]:
