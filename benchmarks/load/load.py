@@ -8,6 +8,7 @@ from the answers' `Server-Timing`.
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -170,8 +171,14 @@ def run(
     arguments += ["--images", str(folder / "images"), "--model", name, "--record", str(record)]
     if (expected := folder / f"{name}.expected.json").exists():
         arguments += ["--expected", str(expected)]
+    # What is set for locust by hand, in variables or in files of the working folder, is not meant
+    # for this load.
+    own = {k: v for k, v in os.environ.items() if not k.startswith(("LOCUST_", "LABELCURVE_"))}
     before = cpu_seconds(server.pid)
-    with log.open("wb") as output, child(arguments, output) as process:
+    with (
+        log.open("wb") as output,
+        child(arguments, output, environment=own, folder=folder) as process,
+    ):
         try:
             status: int | None = process.wait(seconds + 2 * START_SECONDS)
         except subprocess.TimeoutExpired:

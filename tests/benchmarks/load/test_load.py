@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -13,6 +14,15 @@ from labelcurve.benchmarks.record import Load
 from labelcurve.training.data.dataset import Data
 
 
+@pytest.fixture
+def by_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Options of locust that are set elsewhere: with both of them it ends with an error."""
+    (tmp_path / "locust.conf").write_text("rate = 1\nsteps = 1\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("LABELCURVE_RATE", "1")
+    monkeypatch.setenv("LABELCURVE_STEPS", "1")
+
+
 def run(
     service: Server, data: Data, predictions: dict[str, Predictions], rounds: int = 1
 ) -> dict[str, Load]:
@@ -23,6 +33,7 @@ def run(
         )
 
 
+@pytest.mark.usefixtures("by_hand")
 def test_loads_a_real_service(
     service: Server, data: Data, predictions: dict[str, Predictions]
 ) -> None:
