@@ -365,7 +365,7 @@ class Multipart(Client):
         """Post a form."""
         name, data = self.random.choice(self.images)
         boundary = f"labelcurve{self.random.getrandbits(64):016x}"
-        head = f'Content-Disposition: form-data; name="image"; filename="{name}"\r\n'
+        head = f'Content-Disposition: form-data; name="image"; filename="{quote(name)}"\r\n'
         head += f"Content-Type: {_kind(name)}\r\n\r\n"
         body = f"--{boundary}\r\n{head}".encode() + data + f"\r\n--{boundary}--\r\n".encode()
         kind = f"multipart/form-data; boundary={boundary}"

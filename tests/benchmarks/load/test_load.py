@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from io import BytesIO
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from labelcurve.benchmarks.harness.server import Server
 from labelcurve.benchmarks.harness.windows import Request
@@ -61,6 +63,16 @@ def test_loads_a_real_service(
         assert sum(window.n for window in result.windows) == result.n
         assert result.stable is not None
         assert not [text for text in load.doubts(name, result) if "FAILED" in text]
+
+
+def test_the_name_of_an_image_says_its_type(data: Data, tmp_path: Path) -> None:
+    """Phones write JPEGs with further pictures behind the first."""
+    image, file = Image.new("RGB", (8, 8)), BytesIO()
+    image.save(file, "MPO", save_all=True, append_images=[image])
+    test = replace(data.test, read=lambda row: file.getvalue() if row % 2 else data.test.read(row))
+    names = load.write_images(tmp_path / "images", replace(data, test=test))
+    assert {name.partition(".")[2] for row, name in names.items() if row % 2} == {"jpeg"}
+    assert {name.partition(".")[2] for row, name in names.items() if not row % 2} == {"png"}
 
 
 def test_wrong_labels_are_failures(

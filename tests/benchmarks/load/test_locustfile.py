@@ -123,6 +123,17 @@ def test_every_body_is_a_whole_image_and_plain_locust_works(serving: Service) ->
     assert serving.types == {"image/png"}
 
 
+def test_a_form_is_whole_whatever_the_file_is_called(serving: Service, tmp_path: Path) -> None:
+    (tmp_path / 'a"b\r\nc.png').write_bytes(digit_png(0))
+    done = locust(serving.url, "Multipart", "--images", str(tmp_path))
+    assert done.returncode == 0, done.stdout
+    assert serving.bodies
+    for body in serving.bodies:
+        head, _, rest = body.partition(b"\r\n\r\n")
+        assert head.endswith(b'filename="a%22b%0D%0Ac.png"\r\nContent-Type: image/png')
+        assert rest.startswith(digit_png(0))
+
+
 def test_every_answer_is_checked(serving: Service, tmp_path: Path) -> None:
     images = tmp_path / "images"
     images.mkdir()
