@@ -89,7 +89,7 @@ def train(demo: Demo, models: Path, say: Callable[[str], None]) -> None:
         arguments += ["--fraction", f"{fraction:g}"]
     arguments += ["--epochs", str(demo.epochs)]
     say(f"$ {shlex.join(['labelcurve', *arguments])}")
-    with child([*labelcurve(*arguments)], subprocess.PIPE) as process:
+    with child(labelcurve(*arguments), subprocess.PIPE) as process:
         assert process.stdout is not None
         for raw in process.stdout:
             line = raw.decode(errors="replace").rstrip()

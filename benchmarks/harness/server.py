@@ -141,7 +141,7 @@ def free_port(n: int = 1) -> int:
         except OSError:
             continue
         return port
-    raise LabelcurveError(f"no {n} free ports of 127.0.0.1 from {PORTS.start} to {PORTS.stop}")
+    raise LabelcurveError(f"no {n} free ports of 127.0.0.1 from {PORTS.start} to {PORTS.stop - 1}")
 
 
 def _wait(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
@@ -160,8 +160,8 @@ def _wait(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
     raise LabelcurveError(f"serve was not ready after {READY_SECONDS:.0f} s:\n{_tail(log)}")
 
 
-def _tail(log: Path, lines: int = 15) -> str:
-    return "\n".join(log.read_text(errors="replace").splitlines()[-lines:])
+def _tail(log: Path) -> str:
+    return "\n".join(log.read_text(errors="replace").splitlines()[-15:])
 
 
 def _listener(port: int) -> int | None:

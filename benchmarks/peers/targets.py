@@ -245,7 +245,7 @@ def main(arguments: Sequence[str]) -> None:
     options = tyro.cli(Options, args=arguments, prog="python -m benchmarks.peers.targets")
     findings = run(options)
     result = Targets(findings=tuple(findings), provenance=provenance.here())
-    (options.out / "targets.json").write_text(result.model_dump_json(indent=2) + "\n")
+    files.write_out(options.out / "targets.json", result.model_dump_json(indent=2) + "\n")
     for each in findings:
         say(f"{'met   ' if each.kept else 'MISSED'} {each.what}: {each.found} ({each.target})")
     command.answer({"out": str(options.out), "kept": [each.kept for each in findings]})
