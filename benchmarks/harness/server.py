@@ -157,7 +157,10 @@ def _wait(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
         except httpx.HTTPError:
             pass
         time.sleep(0.02)
-    raise LabelcurveError(f"serve was not ready after {READY_SECONDS:.0f} s:\n{_tail(log)}")
+    raise LabelcurveError(
+        f"serve was not ready after {READY_SECONDS:.0f} s; start it yourself and name it by --url, "
+        f"or measure fewer models (--only):\n{_tail(log)}"
+    )
 
 
 def _tail(log: Path) -> str:

@@ -78,7 +78,7 @@ _AT_LEAST_0 = _number(0, "a number of at least 0 is")
 _POSITIVE = _number(1e-9, "a number above 0 is")
 _FOLDER = _checked(lambda text: images(text), len, "a folder of image files is")
 _FILE = _checked(
-    lambda text: json.loads(Path(text).read_text()),
+    lambda text: json.loads(Path(text).read_bytes()),
     lambda found: isinstance(found, dict),
     "a JSON file of names and labels is",
 )
@@ -265,7 +265,7 @@ class Client(FastHttpUser):
         """Read the images, the expected labels and the service's class names."""
         options = _options(self.environment)
         self.images = images(options.images)
-        self.expected = json.loads(Path(options.expected).read_text()) if options.expected else {}
+        self.expected = json.loads(Path(options.expected).read_bytes()) if options.expected else {}
         self.asked = weights(options.model)
         self.random = Random(id(self))
         self.rate = options.rate

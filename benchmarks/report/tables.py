@@ -9,7 +9,7 @@ import numpy as np
 
 from labelcurve.benchmarks.quality.learning_curve import money
 from labelcurve.benchmarks.record import Estimate, Load, Model, Report, groups, timed
-from labelcurve.bundle.text import counted, duration, percent
+from labelcurve.bundle.text import counted, duration, escaped, percent
 from labelcurve.training.forecast.advice import DEVIATIONS
 
 HEADER = (
@@ -119,9 +119,9 @@ def conditions(report: Report) -> str:
     if seeds != [1]:
         runs = f"mean ± standard deviation over {' or '.join(map(str, seeds))} seeds"
     text = (
-        f"{report.dataset.name}, {report.dataset.n_test:,} test images, {runs}. Labels: training + "
-        "validation; unlabelled: further training images used without their labels. Balanced: mean "
-        "recall over classes. "
+        f"{escaped(report.dataset.name)}, {report.dataset.n_test:,} test images, {runs}. Labels: "
+        "training + validation; unlabelled: further training images used without their labels. "
+        "Balanced: mean recall over classes. "
     )
     if any(SHARED in training_time(group) for group in groups(report.models)):
         text += "Shared: the machine did other work meanwhile. "

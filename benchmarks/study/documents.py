@@ -150,7 +150,7 @@ def _service(folder: Path) -> str:
 
 def _json(path: Path) -> dict[str, Any]:
     try:
-        found: dict[str, Any] = json.loads(path.read_text())
+        found: dict[str, Any] = json.loads(path.read_bytes())
     except (OSError, ValueError) as error:
         raise LabelcurveError(f"cannot read {path}: {error}") from error
     return found

@@ -140,7 +140,8 @@ def test_every_answer_is_checked(serving: Service, tmp_path: Path) -> None:
     for index in range(len(ANSWERS)):
         (images / f"{index}.png").write_bytes(digit_png(index))
     expected = tmp_path / "expected.json"
-    expected.write_text(json.dumps({"0.png": "1", "8.png": "2"}))
+    text = json.dumps({"0.png": "1", "8.png": "2"})
+    expected.write_text(text, encoding="utf-8-sig")  # as Windows' editors do
     record = tmp_path / "record.json"
     options = ["Raw", "--images", str(images), "--model", "digits-10"]
     done = locust(serving.url, *options, "--expected", str(expected), "--record", str(record))
