@@ -60,7 +60,7 @@ def main(arguments: Sequence[str]) -> None:
     for seed in range(options.draws):
         since = time.monotonic()
         for population in drawn_from:
-            for n, more in _numbers(len(population.labels)):
+            for n, more in _numbers(population):
                 if (population.name, n, seed) not in have:
                     found.append(draw(population, n, more, seed))
                     _write(out, found, begun)
@@ -79,7 +79,10 @@ def _populations(options: Options) -> list[Population]:
     return [cifar10, *populations.derived(cifar10), *others]
 
 
-def _numbers(images: int) -> Sequence[tuple[int, int]]:
+def _numbers(population: Population) -> Sequence[tuple[int, int]]:
+    images = len(population.labels)
+    if images < (least := sum(FEW) + HELD_OUT):
+        raise LabelcurveError(f"{population.name} has {images:,} images: {least:,} are needed")
     if images >= sum(MANY) + HELD_OUT:
         return FEW, MANY
     n = (images - HELD_OUT) // 350 * 100

@@ -194,13 +194,17 @@ def _prepare(environment: Environment, runner: Any, **_: Any) -> None:
 
 
 def images(folder: str) -> list[tuple[str, bytes]]:
-    """Read name and bytes of every file in `folder`; without it, generate a 32 x 32 image."""
+    """Read name and bytes of every file in `folder` that is not hidden, as `.DS_Store` is.
+
+    Without a folder, generate a 32 x 32 image.
+    """
     if not folder:
         pixels = np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8)
         buffer = BytesIO()
         Image.fromarray(pixels).save(buffer, "PNG")
         return [("generated.png", buffer.getvalue())]
-    files = sorted(path for path in Path(folder).iterdir() if path.is_file())
+    shown = (path for path in Path(folder).iterdir() if not path.name.startswith("."))
+    files = sorted(path for path in shown if path.is_file())
     if not files:
         raise FileNotFoundError(f"no file in {folder}: --images needs image files")
     return [(path.name, path.read_bytes()) for path in files]

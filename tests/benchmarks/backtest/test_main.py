@@ -6,9 +6,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from labelcurve.benchmarks.backtest.__main__ import _kept, _write
+from labelcurve.benchmarks.backtest.__main__ import _kept, _numbers, _write
+from labelcurve.benchmarks.backtest.populations import Population
 from labelcurve.benchmarks.harness import provenance
 from labelcurve.bundle.errors import LabelcurveError
 from tests.benchmarks.backtest.test_draws import made
@@ -30,6 +32,18 @@ def test_a_file_of_something_else_is_refused(text: str, tmp_path: Path) -> None:
     (tmp_path / "draws.json").write_text(text)
     with pytest.raises(LabelcurveError, match="holds no draws of this release"):
         _kept(tmp_path / "draws.json")
+
+
+def test_small_data_sets_split_what_is_not_held_out_and_smaller_ones_are_refused() -> None:
+    def numbers(images: int) -> list[tuple[int, int]]:
+        features, labels = np.zeros((images, 1), np.float32), np.zeros(images, np.int64)
+        return list(_numbers(Population("digits", features, labels)))
+
+    assert numbers(3500) == [(200, 600), (800, 2000)]
+    assert numbers(1797) == [(200, 600), (300, 750)]
+    assert numbers(1500) == [(200, 600), (200, 500)]
+    with pytest.raises(LabelcurveError, match="digits has 1,499 images: 1,500 are needed"):
+        numbers(1499)
 
 
 @pytest.mark.parametrize(

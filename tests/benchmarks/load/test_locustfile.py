@@ -139,6 +139,7 @@ def test_every_answer_is_checked(serving: Service, tmp_path: Path) -> None:
     images.mkdir()
     for index in range(len(ANSWERS)):
         (images / f"{index}.png").write_bytes(digit_png(index))
+    (images / ".DS_Store").write_bytes(b"no image")
     expected = tmp_path / "expected.json"
     text = json.dumps({"0.png": "1", "8.png": "2"})
     expected.write_text(text, encoding="utf-8-sig")  # as Windows' editors do
