@@ -8,7 +8,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -73,16 +73,16 @@ def running(url: str) -> Server:
     Raises:
         LabelcurveError: nothing answers at `url`.
     """
-    found = Server(url.rstrip("/"), None, local=False)
     try:
-        host, port = urlsplit(url).hostname, found.port
-    except (ValueError, KeyError):  # no number, or neither http nor https
-        host, port = None, 0
-    if not host:
+        parts = urlsplit(url)
+        valid = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+    except ValueError:  # a port that is no number, half an IPv6 address
+        valid = False
+    if not valid:
         raise LabelcurveError(f"--url {url}: give it as http://HOST:PORT")
-    served(found.url)
-    local = host in ("127.0.0.1", "localhost", "::1")
-    return Server(found.url, _listener(port)) if local else found
+    served(url)
+    found = Server(url.rstrip("/"), None, parts.hostname in ("127.0.0.1", "localhost", "::1"))
+    return replace(found, pid=_listener(found.port)) if found.local else found
 
 
 def served(url: str) -> dict[str, str]:

@@ -63,7 +63,10 @@ def test_who_listens(listening: int) -> None:
 
 @pytest.mark.parametrize(
     "url",
-    ["127.0.0.1:3000", "ftp://127.0.0.1", "http://", "http://127.0.0.1:port", "http://[::1"],
+    [
+        *("127.0.0.1:3000", "ftp://127.0.0.1", "ftp://127.0.0.1:21", "http://", "http://[::1"),
+        *("http://127.0.0.1:port", "http://127.0.0.1:0"),
+    ],
 )
 def test_a_wrong_url_is_refused(url: str) -> None:
     with pytest.raises(LabelcurveError, match="http://HOST:PORT"):
