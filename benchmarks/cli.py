@@ -48,13 +48,10 @@ def show(result: Report, paths: dict[str, Path]) -> None:
 
 def document(result: Report, paths: dict[str, Path]) -> dict[str, Any]:
     """Build the JSON document: the report without its long parts, and the paths of the files."""
-    short = result.model_dump(mode="json")
-    for model in short["models"]:
-        del model["history"], model["robustness"]
-        for long in ("per_class", "confusion", "right", "calibration"):
-            del model["accuracy"][long]
-    for curve in short["curves"]:
-        del curve["line"]
+    accuracy = {"per_class", "confusion", "right", "calibration"}
+    of_model = {"history": True, "robustness": True, "accuracy": accuracy}
+    long: dict[str, Any] = {"models": {"__all__": of_model}, "curves": {"__all__": {"line"}}}
+    short = result.model_dump(mode="json", exclude=long)
     return {"report": {kind: str(path) for kind, path in paths.items()}, **short}
 
 

@@ -25,7 +25,7 @@ from labelcurve.bundle.text import table
 SIGNIFICANT = 0.05
 ROUNDS = 3
 """Below this, windows are parts of one round and vary less than two runs do."""
-CONDITIONS = ("cpu", "cores", "python")
+CONDITIONS = ("cpu", "cores", "gpu", "python")
 LOADS = {
     "users": "the numbers of clients",
     "rounds": "the rounds of the load test",
@@ -111,7 +111,7 @@ def doubts(a: Report, b: Report) -> list[str]:
             f"{b.dataset.hash[:12]}): accuracies cannot be compared"
         )
     for name in CONDITIONS:
-        one, other = getattr(a.provenance, name), getattr(b.provenance, name)
+        one, other = (getattr(report.provenance, name) or "none" for report in (a, b))
         if one != other:
             found.append(f"{name} differs ({one}, {other}): times differ for that reason, too")
     packages = sorted({*a.provenance.packages, *b.provenance.packages})

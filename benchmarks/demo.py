@@ -55,20 +55,21 @@ def run(demo: Demo, say: Callable[[str], None]) -> None:
     """
     begin = time.monotonic()
     models = demo.out / "models"
+    bench = Bench(
+        models=models,
+        data=DATA,
+        out=demo.out,
+        load_seconds=demo.load_seconds,
+        step_seconds=demo.step_seconds,
+        clients=(1, 4, 16),
+        latency_seconds=demo.latency_seconds,
+    )
+    bench.check()  # before the training
     train(demo, models, say)
     data = datasets.load(DATA, say=lambda _: None)
     with server.started(models, demo.out / "serve.log", say) as service:
         classify(service.url, data, demo.out / "digit.png", say)
-        bench = Bench(
-            models=models,
-            data=DATA,
-            url=service.url,
-            out=demo.out,
-            load_seconds=demo.load_seconds,
-            step_seconds=demo.step_seconds,
-            clients=(1, 4, 16),
-            latency_seconds=demo.latency_seconds,
-        )
+        bench.url = service.url
         say("")
         result, paths = job.run(bench, say, ["python", "-m", "benchmarks.demo", *sys.argv[1:]])
     cli.show(result, paths)
@@ -88,7 +89,7 @@ def train(demo: Demo, models: Path, say: Callable[[str], None]) -> None:
         arguments += ["--fraction", f"{fraction:g}"]
     arguments += ["--epochs", str(demo.epochs)]
     say(f"$ {shlex.join(['labelcurve', *arguments])}")
-    with child([*labelcurve(*arguments)], subprocess.PIPE) as process:
+    with child(labelcurve(*arguments), subprocess.PIPE) as process:
         assert process.stdout is not None
         for raw in process.stdout:
             line = raw.decode(errors="replace").rstrip()

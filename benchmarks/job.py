@@ -52,6 +52,8 @@ def run(
     bench.out.mkdir(parents=True, exist_ok=True)
     bundles = _chosen(bench, say)
     service = server.running(bench.url) if bench.url and bench.load else None
+    if bench.url and not bench.load:
+        say("--url is not used: without the load test no service is asked")
     if service:
         server.check(service.url, bundles)
     data = datasets.load(

@@ -13,7 +13,9 @@ from labelcurve.benchmarks.backtest import populations
 from labelcurve.benchmarks.backtest.draws import HEADER, HELD_OUT, Draw, draw, row
 from labelcurve.benchmarks.backtest.populations import Population, Sources, embed
 from labelcurve.benchmarks.harness import provenance
-from labelcurve.bundle import files
+from labelcurve.benchmarks.record import Provenance
+from labelcurve.bundle import command, files
+from labelcurve.bundle.errors import LabelcurveError
 from labelcurve.bundle.text import table
 from labelcurve.training.data.dataset import default_cache
 
@@ -38,26 +40,30 @@ class Options(Sources):
     """Draws per data set and number of labels."""
     images: int = 20_000
     """Maximum number of images of CIFAR-10."""
-    out: Path = Path("benchmarks/results/backtest.json")
-    """File to write."""
+    out: Path | None = None
+    """File to write; by default one in benchmarks/results, backtest.json or
+    backtest-unlabelled.json."""
 
 
-def main() -> None:
+def main(arguments: Sequence[str]) -> None:
     """Runs the back-test; draws that the file already holds are kept."""
-    options = provenance.parsed(Options)
+    options = provenance.parsed(Options, arguments)
     if options.unlabelled and options.trashnet is None:
-        raise SystemExit("--unlabelled also needs --trashnet and --trashnet-extractor")
-    before = json.loads(options.out.read_text())["draws"] if options.out.exists() else []
-    found = [Draw(**d) for d in before]
+        raise LabelcurveError("--unlabelled also needs --trashnet and --trashnet-extractor")
+    # Data sets have one name in both, and other truths.
+    kind = "backtest-unlabelled" if options.unlabelled else "backtest"
+    out = options.out or Path(f"benchmarks/results/{kind}.json")
+    begun = provenance.here()
+    found = _kept(out)
     have = {(d.population, d.n_labels, d.seed) for d in found}
     drawn_from = _populations(options)
     for seed in range(options.draws):
         since = time.monotonic()
         for population in drawn_from:
-            for n, more in _numbers(len(population.labels)):
+            for n, more in _numbers(population):
                 if (population.name, n, seed) not in have:
                     found.append(draw(population, n, more, seed))
-                    _write(options.out, found)
+                    _write(out, found, begun)
         print(f"draw {seed + 1} of {options.draws}: {time.monotonic() - since:.0f} s", flush=True)
     print(table(HEADER, rows(found)))
 
@@ -73,7 +79,10 @@ def _populations(options: Options) -> list[Population]:
     return [cifar10, *populations.derived(cifar10), *others]
 
 
-def _numbers(images: int) -> Sequence[tuple[int, int]]:
+def _numbers(population: Population) -> Sequence[tuple[int, int]]:
+    images = len(population.labels)
+    if images < (least := sum(FEW) + HELD_OUT):
+        raise LabelcurveError(f"{population.name} has {images:,} images: {least:,} are needed")
     if images >= sum(MANY) + HELD_OUT:
         return FEW, MANY
     n = (images - HELD_OUT) // 350 * 100
@@ -91,16 +100,30 @@ def rows(draws: Sequence[Draw]) -> list[list[str]]:
     return found + [row("all", some) for some in both if some]
 
 
-def _write(path: Path, draws: Sequence[Draw]) -> None:
+def _kept(path: Path) -> list[Draw]:
+    """The draws that a file holds.
+
+    Raises:
+        LabelcurveError: it holds something else.
+    """
+    try:
+        return [Draw(**d) for d in json.loads(path.read_text())["draws"]] if path.exists() else []
+    except (ValueError, KeyError, TypeError) as error:
+        raise LabelcurveError(
+            f"--out {path} holds no draws of this release: name another file, or move it away"
+        ) from error
+
+
+def _write(path: Path, draws: Sequence[Draw], begun: Provenance) -> None:
     document = {
-        "provenance": provenance.here().model_dump(),
+        "provenance": provenance.again(begun).model_dump(),
         "header": HEADER,
         "rows": rows(draws),
         "draws": [d.model_dump() for d in draws],
     }
     text = json.dumps(document).replace('{"population"', '\n{"population"') + "\n"
-    files.replace(path, text.encode())
+    files.write_out(path, text)
 
 
 if __name__ == "__main__":
-    main()
+    command.enter(main, extra="train")

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from labelcurve.benchmarks.harness import provenance
+from labelcurve.bundle import command
 from labelcurve.training.forecast.law import DEPARTURES, SHIFTS, Floats, Points, forecast
 
 RATIO = 3.5
@@ -66,9 +67,9 @@ class Options:
     """Take one curve of so many."""
 
 
-def main() -> None:
+def main(arguments: Sequence[str]) -> None:
     """Runs the comparison."""
-    options = provenance.parsed(Options)
+    options = provenance.parsed(Options, arguments)
     found = list(tasks(read(options.accuracies)))[:: options.every]
     rows: list[dict[str, Any]] = []
     for name, some in (("all", found), ("linear", [task for task in found if task.linear])):
@@ -145,4 +146,4 @@ def _task(errors: Errors, *, linear: bool) -> Task | None:
 
 
 if __name__ == "__main__":
-    main()
+    command.enter(main, extra="bench")

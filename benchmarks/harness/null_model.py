@@ -8,9 +8,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
-import onnx
-from onnx import TensorProto, helper, numpy_helper
+import onnx.checker
+import onnx.parser
 
 from labelcurve.bundle import store
 from labelcurve.bundle.store import Bundle
@@ -29,27 +28,18 @@ def publish(root: Path, like: Bundle) -> Bundle:
 
 def constant(size: int, k: int) -> bytes:
     """Build a graph that gives every image, of `size` pixels a side, the probabilities 1/`k`."""
-    value = numpy_helper.from_array(np.full(1, 1 / k, np.float32))
-    nodes = [
-        helper.make_node("Shape", ["images"], ["n"], start=0, end=1),
-        helper.make_node("Concat", ["n", "k"], ["answers"], axis=0),
-        helper.make_node("Concat", ["n", "one"], ["features"], axis=0),
-        helper.make_node("ConstantOfShape", ["answers"], ["probabilities"], value=value),
-        helper.make_node("ConstantOfShape", ["features"], ["embedding"], value=value),
-    ]
-    graph = helper.make_graph(
-        nodes,
-        NAME,
-        [helper.make_tensor_value_info("images", TensorProto.UINT8, ["batch", size, size, 3])],
-        [
-            helper.make_tensor_value_info("probabilities", TensorProto.FLOAT, ["batch", k]),
-            helper.make_tensor_value_info("embedding", TensorProto.FLOAT, ["batch", 1]),
-        ],
-        [
-            numpy_helper.from_array(np.array([k], np.int64), "k"),
-            numpy_helper.from_array(np.array([1], np.int64), "one"),
-        ],
-    )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    model = onnx.parser.parse_model(f"""
+        <ir_version: 10, opset_import: ["" : 20]>
+        {NAME} (uint8[batch, {size}, {size}, 3] images)
+            => (float[batch, {k}] probabilities, float[batch, 1] embedding)
+        <int64[1] k = {{{k}}}, int64[1] one = {{1}}>
+        {{
+            n = Shape <start = 0, end = 1> (images)
+            answers = Concat <axis = 0> (n, k)
+            features = Concat <axis = 0> (n, one)
+            probabilities = ConstantOfShape <value = float[1] {{{1 / k:.9f}}}> (answers)
+            embedding = ConstantOfShape <value = float[1] {{{1 / k:.9f}}}> (features)
+        }}
+    """)
     onnx.checker.check_model(model)
     return bytes(model.SerializeToString())

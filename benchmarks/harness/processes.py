@@ -46,10 +46,12 @@ def document(process: subprocess.Popen[str], seconds: float) -> tuple[dict[str, 
     """Wait for a command; return the JSON document that it ends with, and all that it printed.
 
     Raises:
-        LabelcurveError: it failed.
+        LabelcurveError: it failed, or did not end in time.
     """
     try:
         stdout, stderr = process.communicate(timeout=seconds)
+    except subprocess.TimeoutExpired as error:
+        raise LabelcurveError(f"a command did not end within {seconds:g} s") from error
     finally:
         process.kill()
     if process.returncode:

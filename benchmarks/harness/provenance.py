@@ -50,6 +50,14 @@ def here(command: Sequence[str] | None = None) -> Provenance:
     )
 
 
+def again(begun: Provenance) -> Provenance:
+    """Describe the conditions once more, with the commit of `begun`.
+
+    The first write of a result changes a tracked file: the commit is that of the code alone.
+    """
+    return here().model_copy(update={"git_commit": begun.git_commit})
+
+
 def conditions(*packages: str) -> dict[str, Any]:
     """Describe the conditions of a measurement of training code, with versions of `packages`."""
     made = here()
@@ -61,7 +69,7 @@ def conditions(*packages: str) -> dict[str, Any]:
     }
 
 
-def parsed(kind: type[Options], arguments: Sequence[str] | None = None) -> Options:
+def parsed(kind: type[Options], arguments: Sequence[str]) -> Options:
     """Parse the options of a benchmark, the file `out` among them.
 
     Raises:
@@ -97,12 +105,7 @@ def check_out(out: Path | None) -> None:
         raise LabelcurveError(
             f"--out {out} is a folder: name a file in it, such as {out / 'result.json'}"
         )
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise LabelcurveError(f"--out {out} cannot be written: {error.strerror}") from error
-    if not os.access(out if out.exists() else out.parent, os.W_OK):
-        raise LabelcurveError(f"--out {out} cannot be written: no permission")
+    files.check_out(out.parent)
 
 
 def shown(command: Sequence[str]) -> str:

@@ -8,7 +8,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -73,13 +73,16 @@ def running(url: str) -> Server:
     Raises:
         LabelcurveError: nothing answers at `url`.
     """
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
+    try:
+        parts = urlsplit(url)
+        valid = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+    except ValueError:  # a port that is no number, half an IPv6 address
+        valid = False
+    if not valid:
         raise LabelcurveError(f"--url {url}: give it as http://HOST:PORT")
     served(url)
-    local = parts.hostname in ("127.0.0.1", "localhost", "::1")
-    found = Server(url.rstrip("/"), None, local)
-    return Server(found.url, _listener(found.port)) if local else found
+    found = Server(url.rstrip("/"), None, parts.hostname in ("127.0.0.1", "localhost", "::1"))
+    return replace(found, pid=_listener(found.port)) if found.local else found
 
 
 def served(url: str) -> dict[str, str]:
@@ -138,7 +141,7 @@ def free_port(n: int = 1) -> int:
         except OSError:
             continue
         return port
-    raise LabelcurveError(f"no {n} free ports of 127.0.0.1 from {PORTS.start} to {PORTS.stop}")
+    raise LabelcurveError(f"no {n} free ports of 127.0.0.1 from {PORTS.start} to {PORTS.stop - 1}")
 
 
 def _wait(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
@@ -154,11 +157,14 @@ def _wait(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
         except httpx.HTTPError:
             pass
         time.sleep(0.02)
-    raise LabelcurveError(f"serve was not ready after {READY_SECONDS:.0f} s:\n{_tail(log)}")
+    raise LabelcurveError(
+        f"serve was not ready after {READY_SECONDS:.0f} s; start it yourself and name it by --url, "
+        f"or measure fewer models (--only):\n{_tail(log)}"
+    )
 
 
-def _tail(log: Path, lines: int = 15) -> str:
-    return "\n".join(log.read_text(errors="replace").splitlines()[-lines:])
+def _tail(log: Path) -> str:
+    return "\n".join(log.read_text(errors="replace").splitlines()[-15:])
 
 
 def _listener(port: int) -> int | None:

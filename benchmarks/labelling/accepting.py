@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from sklearn.preprocessing import StandardScaler
 from labelcurve.benchmarks.backtest.populations import Population, Sources, populations
 from labelcurve.benchmarks.harness import provenance
 from labelcurve.benchmarks.harness.statistics import spread
-from labelcurve.bundle import acceptance
+from labelcurve.bundle import acceptance, command
 from labelcurve.bundle.manifest import HeldOut
 
 WISHED = (0.9, 0.95, 0.98, 0.99)
@@ -40,9 +40,9 @@ class Options(Sources):
     """File to write."""
 
 
-def main() -> None:
+def main(arguments: Sequence[str]) -> None:
     """Runs the benchmark and writes its result."""
-    options = provenance.parsed(Options)
+    options = provenance.parsed(Options, arguments)
     thresholds: list[dict[str, Any]] = []
     sets: list[dict[str, Any]] = []
     for population in populations(options):
@@ -149,4 +149,4 @@ def naming(
 
 
 if __name__ == "__main__":
-    main()
+    command.enter(main, extra="train")

@@ -16,6 +16,7 @@ from labelcurve.benchmarks.backtest.populations import Population, Sources, popu
 from labelcurve.benchmarks.harness import provenance
 from labelcurve.benchmarks.harness.statistics import spread
 from labelcurve.benchmarks.record import Provenance
+from labelcurve.bundle import command
 from labelcurve.training.forecast.head import standardise
 from labelcurve.training.learning import selection
 
@@ -42,9 +43,9 @@ class Options(Sources):
     """File to write."""
 
 
-def main() -> None:
+def main(arguments: Sequence[str]) -> None:
     """Runs the benchmark and writes its result."""
-    options = provenance.parsed(Options)
+    options = provenance.parsed(Options, arguments)
     begun = provenance.here()
     rows: list[dict[str, Any]] = []
     for population in _all(options):
@@ -57,11 +58,10 @@ def main() -> None:
 def write(out: Path, begun: Provenance, rows: Sequence[dict[str, Any]]) -> None:
     """Writes the result so far: the next draw may be interrupted.
 
-    `begun` are the conditions before the first write, which changes a tracked file: the commit is
-    that of the code alone.
+    `begun` are the conditions before the first write.
     """
-    made = provenance.here().model_copy(update={"git_commit": begun.git_commit})
-    document = {"provenance": made.model_dump(), "summary": list(summary(rows)), "rows": rows}
+    made = provenance.again(begun).model_dump()
+    document = {"provenance": made, "summary": list(summary(rows)), "rows": rows}
     provenance.save(out, document)
 
 
@@ -147,4 +147,4 @@ def summary(rows: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
 
 
 if __name__ == "__main__":
-    main()
+    command.enter(main, extra="train")

@@ -8,6 +8,7 @@ from the answers' `Server-Timing`.
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -15,13 +16,11 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from io import BytesIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from labelcurve.benchmarks.harness import windows
 from labelcurve.benchmarks.harness.processes import child, cpu_seconds, memory_mb
@@ -30,6 +29,7 @@ from labelcurve.benchmarks.harness.windows import BUSY, N_WINDOWS, Request
 from labelcurve.benchmarks.quality.accuracy import Predictions
 from labelcurve.benchmarks.record import Load, Stage
 from labelcurve.bundle.errors import LabelcurveError
+from labelcurve.bundle.preprocess import ending
 from labelcurve.training.data.dataset import Data
 
 LOCUSTFILE = Path(__file__).with_name("locustfile.py")
@@ -131,8 +131,7 @@ def write_images(folder: Path, data: Data) -> dict[int, str]:
     names = {}
     for row in rows.tolist():
         content = data.test.read(row)
-        kind = (Image.open(BytesIO(content)).format or "bin").lower()
-        names[row] = f"{row:06d}.{kind}"
+        names[row] = f"{row:06d}.{ending(content)}"
         (folder / names[row]).write_bytes(content)
     return names
 
@@ -170,8 +169,14 @@ def run(
     arguments += ["--images", str(folder / "images"), "--model", name, "--record", str(record)]
     if (expected := folder / f"{name}.expected.json").exists():
         arguments += ["--expected", str(expected)]
+    # What is set for locust by hand, in variables or in files of the working folder, is not meant
+    # for this load.
+    own = {k: v for k, v in os.environ.items() if not k.startswith(("LOCUST_", "LABELCURVE_"))}
     before = cpu_seconds(server.pid)
-    with log.open("wb") as output, child(arguments, output) as process:
+    with (
+        log.open("wb") as output,
+        child(arguments, output, environment=own, folder=folder) as process,
+    ):
         try:
             status: int | None = process.wait(seconds + 2 * START_SECONDS)
         except subprocess.TimeoutExpired:

@@ -78,7 +78,7 @@ _AT_LEAST_0 = _number(0, "a number of at least 0 is")
 _POSITIVE = _number(1e-9, "a number above 0 is")
 _FOLDER = _checked(lambda text: images(text), len, "a folder of image files is")
 _FILE = _checked(
-    lambda text: json.loads(Path(text).read_text()),
+    lambda text: json.loads(Path(text).read_bytes()),
     lambda found: isinstance(found, dict),
     "a JSON file of names and labels is",
 )
@@ -194,13 +194,17 @@ def _prepare(environment: Environment, runner: Any, **_: Any) -> None:
 
 
 def images(folder: str) -> list[tuple[str, bytes]]:
-    """Read name and bytes of every file in `folder`; without it, generate a 32 x 32 image."""
+    """Read name and bytes of every file in `folder` that is not hidden, as `.DS_Store` is.
+
+    Without a folder, generate a 32 x 32 image.
+    """
     if not folder:
         pixels = np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8)
         buffer = BytesIO()
         Image.fromarray(pixels).save(buffer, "PNG")
         return [("generated.png", buffer.getvalue())]
-    files = sorted(path for path in Path(folder).iterdir() if path.is_file())
+    shown = (path for path in Path(folder).iterdir() if not path.name.startswith("."))
+    files = sorted(path for path in shown if path.is_file())
     if not files:
         raise FileNotFoundError(f"no file in {folder}: --images needs image files")
     return [(path.name, path.read_bytes()) for path in files]
@@ -265,7 +269,7 @@ class Client(FastHttpUser):
         """Read the images, the expected labels and the service's class names."""
         options = _options(self.environment)
         self.images = images(options.images)
-        self.expected = json.loads(Path(options.expected).read_text()) if options.expected else {}
+        self.expected = json.loads(Path(options.expected).read_bytes()) if options.expected else {}
         self.asked = weights(options.model)
         self.random = Random(id(self))
         self.rate = options.rate
@@ -365,7 +369,7 @@ class Multipart(Client):
         """Post a form."""
         name, data = self.random.choice(self.images)
         boundary = f"labelcurve{self.random.getrandbits(64):016x}"
-        head = f'Content-Disposition: form-data; name="image"; filename="{name}"\r\n'
+        head = f'Content-Disposition: form-data; name="image"; filename="{quote(name)}"\r\n'
         head += f"Content-Type: {_kind(name)}\r\n\r\n"
         body = f"--{boundary}\r\n{head}".encode() + data + f"\r\n--{boundary}--\r\n".encode()
         kind = f"multipart/form-data; boundary={boundary}"

@@ -321,8 +321,8 @@ def main(arguments: Sequence[str]) -> None:
     """The command `bench peers`."""
     bench = tyro.cli(BenchPeers, args=arguments, prog="labelcurve bench peers")
     result = run(bench, partial(print, flush=True))
+    files.write_out(bench.out / "peers.json", result.model_dump_json(indent=2) + "\n")
     text = table.markdown(result)
-    (bench.out / "peers.json").write_text(result.model_dump_json(indent=2) + "\n")
-    (bench.out / "peers.md").write_text(text)
+    files.write_out(bench.out / "peers.md", text)
     print(f"\n{text}")
     command.answer({"out": str(bench.out), "peers": [p.name for p in result.peers]})

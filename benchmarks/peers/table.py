@@ -10,7 +10,7 @@ from labelcurve.benchmarks.peers.record import Finding, Peer, Peers, Series, Tar
 from labelcurve.benchmarks.report.templates import render
 
 TITLES = {"null": "A model that does nothing", "real": "The real model"}
-FACTORS = {"triton": 1.8, "fastapi": 1.8, "litserve": 1.8, "bentoml": 8.0}
+FACTORS = {"starlette": 0.9, "triton": 1.8, "fastapi": 1.8, "litserve": 1.8, "bentoml": 8.0}
 """Requests/s that the service should reach with the null model and 32 clients, in multiples of each
 peer's."""
 
@@ -86,7 +86,7 @@ def _beside(peers: Peers) -> Iterator[Finding]:
     named = {peer.name: peer for peer in peers.peers}
     rates = {(s.server, s.model, s.clients): rate(s) for s in peers.series}
     own = rates.get(("labelcurve", "null", 32))
-    for name, factor in {"starlette": 0.9, **FACTORS}.items():
+    for name, factor in FACTORS.items():
         if own and (other := rates.get((name, "null", 32))):
             label = "bare Starlette" if name == "starlette" else named[name].label
             yield _ratio("null model, 32 clients", factor, own, other, label)

@@ -16,6 +16,7 @@ from io import BytesIO
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
+from typing import Annotated
 
 import httpx
 import numpy as np
@@ -26,7 +27,8 @@ from labelcurve.benchmarks.harness import null_model, processes, provenance, ser
 from labelcurve.benchmarks.harness.server import Server
 from labelcurve.benchmarks.peers import job, limit, servers, wrk
 from labelcurve.benchmarks.peers.record import Finding, Targets, Turn
-from labelcurve.bundle import command, store
+from labelcurve.bundle import command, files, store
+from labelcurve.bundle.command import Within
 from labelcurve.bundle.store import Bundle
 
 say = partial(print, flush=True)
@@ -45,7 +47,7 @@ class Options:
     """The real model; by default the one with the most labels."""
     out: Path = Path("runs/targets")
     """Folder for targets.json and the service's logs."""
-    seconds: int = 20
+    seconds: Annotated[int, Within(1)] = 20
     """Length of the longest load, that of one client."""
 
 
@@ -83,6 +85,8 @@ def run(options: Options) -> list[Finding]:
         LabelcurveError: wrk, the models or the service cannot be used.
     """
     wrk.found()
+    command.check(options)
+    files.check_out(options.out)
     options.out.mkdir(parents=True, exist_ok=True)
     bundle = job.chosen(options.models, options.model)
     image = servers.raw(job.png(bundle.manifest.preprocessing.size))
@@ -159,7 +163,9 @@ def _large_images(it: Measurement) -> Finding:
     def send(url: str) -> None:
         while not stop.is_set():
             began = time.monotonic()
-            answer = httpx.post(f"{url}/classify", content=file.getvalue(), timeout=30)
+            answer = httpx.post(
+                f"{url}/classify", content=file.getvalue(), timeout=30, trust_env=False
+            )
             assert answer.status_code == 200, answer.text
             sent.append(time.monotonic() - began)
             stop.wait(max(0.0, 1 - sent[-1]))
@@ -239,7 +245,7 @@ def main(arguments: Sequence[str]) -> None:
     options = tyro.cli(Options, args=arguments, prog="python -m benchmarks.peers.targets")
     findings = run(options)
     result = Targets(findings=tuple(findings), provenance=provenance.here())
-    (options.out / "targets.json").write_text(result.model_dump_json(indent=2) + "\n")
+    files.write_out(options.out / "targets.json", result.model_dump_json(indent=2) + "\n")
     for each in findings:
         say(f"{'met   ' if each.kept else 'MISSED'} {each.what}: {each.found} ({each.target})")
     command.answer({"out": str(options.out), "kept": [each.kept for each in findings]})

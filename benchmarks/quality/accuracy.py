@@ -10,13 +10,12 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from time import perf_counter
-from zipfile import BadZipFile
 
 import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 from scipy.stats import binomtest
-from sklearn.metrics import classification_report, confusion_matrix
+from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
 from labelcurve.benchmarks.harness.session import Session
 from labelcurve.benchmarks.harness.statistics import bootstrap_f1, estimate, pack
@@ -27,6 +26,7 @@ from labelcurve.bundle.errors import DataError, ImageError
 from labelcurve.bundle.machine import cores, cpu_name
 from labelcurve.bundle.preprocess import prepare
 from labelcurve.bundle.store import Bundle
+from labelcurve.bundle.text import listed
 from labelcurve.training.data.dataset import Data, Split
 from labelcurve.training.data.source import Index
 
@@ -73,7 +73,8 @@ def check(bundles: Sequence[Bundle], data: Data) -> None:
         if names != data.class_names:
             raise DataError(
                 f"the model {bundle.name} was trained on {bundle.manifest.dataset.name} with the "
-                f"classes {_few(names)}, but --data {data.name} has {_few(data.class_names)}: "
+                f"classes {listed(names, 4)}, but --data {data.name} has "
+                f"{listed(data.class_names, 4)}: "
                 "name the data that it was trained on, or leave the model out with --only"
             )
 
@@ -106,10 +107,10 @@ def predict(
     sizes = {name: bundle.manifest.preprocessing.size for name, bundle in fresh.items()}
     parts: dict[str, list[NDArray[np.float32]]] = {name: [] for name in fresh}
     n = len(test.labels)
-    clock = perf_counter()
+    step = max(1, n // 4 // CHUNK)
     with ThreadPoolExecutor(n_cores) as pool:
         for size in sorted(set(sizes.values())):
-            step = max(1, n // 4 // CHUNK)
+            clock = perf_counter()
             for index, images in enumerate(_chunks(test, size, pool)):
                 for name, session in sessions.items():
                     if sizes[name] == size:
@@ -138,7 +139,7 @@ def _read(path: Path, n: int) -> Predictions | None:
     try:
         with path.open("rb") as file, np.load(file) as arrays:
             found = Predictions(**{field.name: arrays[field.name] for field in fields(Predictions)})
-    except (OSError, ValueError, KeyError, BadZipFile):
+    except Exception:  # of zipfile, zlib and NumPy: whatever is wrong with it, it is written anew
         return None
     return found if len(found.labels) == n else None
 
@@ -180,46 +181,38 @@ def score(bundle: Bundle, predictions: Predictions, data: Data) -> Accuracy:
     """Score a bundle on the test split and compare with its manifest."""
     truth, names = data.test.labels, data.class_names
     classes = list(range(len(names)))
-    report = classification_report(
-        truth,
-        predictions.labels,
-        labels=classes,
-        target_names=names,
-        output_dict=True,
-        zero_division=0,
+    *scores, support = precision_recall_fscore_support(
+        truth, predictions.labels, labels=classes, zero_division=0
     )
+    precision, recall, f1 = (float(np.average(each, weights=support)) for each in scores)
     correct = predictions.right(truth)
     right = int(correct.sum())
     accuracy = right / len(truth)
     interval = binomtest(right, len(truth)).proportion_ci(method="wilson")
     confusion = confusion_matrix(truth, predictions.labels, labels=classes)
-    weighted = report["weighted avg"]
-    f1 = estimate(weighted["f1-score"], bootstrap_f1(confusion))
+    f1_interval = estimate(f1, bootstrap_f1(confusion))
     said = bundle.manifest.test.accuracy if bundle.manifest.test else None
     return Accuracy(
         n=len(truth),
         accuracy=accuracy,
         accuracy_low=float(interval.low),
         accuracy_high=float(interval.high),
-        f1=weighted["f1-score"],
-        precision=weighted["precision"],
-        recall=weighted["recall"],
+        f1=f1,
+        precision=precision,
+        recall=recall,
         loss=float(-np.log(np.maximum(predictions.true_probability, 1e-12)).mean()),
         per_class={
-            name: ClassScore(
-                precision=report[name]["precision"],
-                recall=report[name]["recall"],
-                f1=report[name]["f1-score"],
-                support=int(report[name]["support"]),
+            name: ClassScore(precision=p, recall=r, f1=f, support=n)
+            for name, p, r, f, n in zip(
+                names, *(each.tolist() for each in (*scores, support)), strict=True
             )
-            for name in names
         },
         confusion=tuple(tuple(int(count) for count in row) for row in confusion),
         manifest_accuracy=said,
         difference=None if said is None else accuracy - said,
         same_data=bundle.manifest.dataset.hash == data.hash,
-        f1_low=f1.low,
-        f1_high=f1.high,
+        f1_low=f1_interval.low,
+        f1_high=f1_interval.high,
         calibration=calibration.measure(
             predictions.confidence, correct, predictions.true_probability, predictions.brier
         ),
@@ -245,8 +238,3 @@ def doubts(scores: Mapping[str, Accuracy]) -> list[str]:
                 f"{score.manifest_accuracy:.4f} on the same data ({apart} of {score.n:,} images)"
             )
     return found
-
-
-def _few(names: Sequence[str]) -> str:
-    shown = ", ".join(names[:4])
-    return shown if len(names) <= 4 else f"{shown}, ... ({len(names)} in all)"

@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from cleanlab.filter import find_label_issues
@@ -25,6 +25,7 @@ from PIL import Image, ImageEnhance
 
 from labelcurve.benchmarks.harness.provenance import conditions, parsed, write
 from labelcurve.bundle import command
+from labelcurve.bundle.command import Within
 from labelcurve.training.audit import duplicates, labels
 from labelcurve.training.data import dataset
 from labelcurve.training.data.dataset import Data
@@ -41,7 +42,7 @@ FIRST = 100
 DRAWN = 5_000
 """Images of CIFAR-10."""
 COPIED = 200
-"""Images that are copied with each change."""
+"""Images that are copied with each change, or all of a smaller data set."""
 
 
 @dataclass
@@ -54,7 +55,7 @@ class AuditBench:
     """Folder of photos in class folders, such as TrashNet."""
     weights: Path | None = None
     """File with the weights of the default backbone for photos."""
-    seeds: int = 10
+    seeds: Annotated[int, Within(2)] = 10
     """Draws of flips."""
     cache: Path | None = None
     """As for `labelcurve train`."""
@@ -233,9 +234,10 @@ def _copies(data: Embedded, pool: NDArray[np.int64], name: str) -> list[dict[str
     originals = np.asarray(data.images.train.images[rows])
     features = data.features[rows]
     before = _pairs(features, originals)
+    copied = min(COPIED, len(rows))
     found = []
     for change, changed in CHANGES.items():
-        source = random.choice(len(rows), COPIED, replace=False)
+        source = random.choice(len(rows), copied, replace=False)
         images = (changed(Image.fromarray(originals[i]), random) for i in source)
         copies = np.stack([np.asarray(image.convert("RGB")) for image in images])
         there = _pairs(
@@ -247,9 +249,9 @@ def _copies(data: Embedded, pool: NDArray[np.int64], name: str) -> list[dict[str
             {
                 "data": name,
                 "change": change,
-                "n": COPIED,
+                "n": copied,
                 "images": len(rows),
-                "found": len(planted & there) / COPIED,
+                "found": len(planted & there) / copied,
                 "others": len({p for p in there - planted if p[1] < len(rows)}),
                 "hash": float((apart <= 10).mean()),  # of 64 bits, the usual threshold
                 "before": len(before),
@@ -278,4 +280,4 @@ def _figure(values: Sequence[float]) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    command.enter(main, extra="bench")
+    command.enter(main, extra="train")

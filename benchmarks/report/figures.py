@@ -94,7 +94,7 @@ def per_million(requests_per_s: float, price_per_hour: float | None = None) -> s
 
 def reference(report: Report) -> dict[str, Any]:
     """Compare with the reference experiment: published, rerun, and ours. No rows for other data."""
-    published: dict[str, Any] = json.loads(PUBLISHED.read_text())
+    published: dict[str, Any] = json.loads(PUBLISHED.read_bytes())
     curves = sorted(report.curves, key=lambda curve: curve.variant == "default")
     variants = [curve.variant for curve in curves]
     both = "default" in variants and len(curves) > 1

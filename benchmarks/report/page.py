@@ -119,9 +119,10 @@ def _rendered(form: Literal["html", "md"], report: Report, shown: Sequence[Galle
     }
     body = found.get_template("report.j2").render(format=form, **_values(report), galleries=shown)
     first, rest = (Markup(part) if form == "html" else part for part in body.split(APPENDIX))
+    name = report.dataset.name
     return found.get_template(f"page.{form}.j2").render(
         report=report,
-        title=f"What labels buy on {report.dataset.name}",
+        title=f"What labels buy on {name if form == 'html' else escaped(name)}",
         subtitle=subtitle(report),
         headings=re.findall(r"<h2>(.*?)</h2>", rest),
         first=first,

@@ -9,7 +9,7 @@ import numpy as np
 
 from labelcurve.benchmarks.quality.learning_curve import money
 from labelcurve.benchmarks.record import Estimate, Load, Model, Report, groups, timed
-from labelcurve.bundle.text import counted, duration, percent
+from labelcurve.bundle.text import counted, duration, escaped, percent
 from labelcurve.training.forecast.advice import DEVIATIONS
 
 HEADER = (
@@ -30,9 +30,9 @@ def rows(report: Report) -> list[tuple[str, ...]]:
 
 def _row(models: Sequence[Model], several: bool) -> tuple[str, ...]:
     first, epochs = models[0], [model.epochs for model in models]
-    share = _share(first.fraction)
+    part = share(first.fraction)
     return (
-        share if not several or first.variant == "default" else f"{share}, {first.variant}",
+        part if not several or first.variant == "default" else f"{part}, {first.variant}",
         f"{first.n_labels_train:,} + {first.n_labels_val:,}",
         f"{first.n_unlabelled:,}" if first.n_unlabelled else "–",
         _mean([model.accuracy.accuracy * 100 for model in models], "{:.2f}", " %"),
@@ -46,8 +46,9 @@ def _row(models: Sequence[Model], several: bool) -> tuple[str, ...]:
     )
 
 
-def _share(fraction: float) -> str:
-    return f"{fraction:.3g}" if fraction < 0.01 else f"{fraction:.0%}".replace("%", " %")
+def share(fraction: float) -> str:
+    """`10 %`, `12.5 %`."""
+    return f"{fraction * 100:.3g} %"
 
 
 MAIN_FRACTIONS = (0.1, 0.5, 1.0)
@@ -61,7 +62,7 @@ def opening(report: Report) -> tuple[list[str], list[list[str]]]:
     rows = []
     for model in shown:
         found = accuracy(seeds(report, model))
-        row = [_share(model.fraction), f"{model.n_labels:,}", percent(found.value, 1)]
+        row = [share(model.fraction), f"{model.n_labels:,}", percent(found.value, 1)]
         row.append(f"{found.low * 100:.1f} to {found.high * 100:.1f} %")
         rows.append(row + ([money(model.n_labels * price)] if price is not None else []))
     header = ["of the labels", "labels", "accuracy", "95 % interval"]
@@ -118,9 +119,9 @@ def conditions(report: Report) -> str:
     if seeds != [1]:
         runs = f"mean ± standard deviation over {' or '.join(map(str, seeds))} seeds"
     text = (
-        f"{report.dataset.name}, {report.dataset.n_test:,} test images, {runs}. Labels: training + "
-        "validation; unlabelled: further training images used without their labels. Balanced: mean "
-        "recall over classes. "
+        f"{escaped(report.dataset.name)}, {report.dataset.n_test:,} test images, {runs}. Labels: "
+        "training + validation; unlabelled: further training images used without their labels. "
+        "Balanced: mean recall over classes. "
     )
     if any(SHARED in training_time(group) for group in groups(report.models)):
         text += "Shared: the machine did other work meanwhile. "

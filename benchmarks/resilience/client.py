@@ -13,8 +13,8 @@ from typing import Any
 
 from labelcurve.benchmarks.harness.provenance import here, save
 from labelcurve.bundle.errors import LabelcurveError
+from labelcurve.bundle.preprocess import SUFFIXES
 
-IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif")
 _LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
 _CLOSE = re.compile(rb"\r\nconnection: *close", re.IGNORECASE)
 _VERSION = re.compile(rb"\r\nx-model-version: *([0-9a-f]+)", re.IGNORECASE)
@@ -176,7 +176,7 @@ def images(folder: Path, least: int, most: int) -> list[bytes]:
     Raises:
         LabelcurveError: there are fewer than `least`.
     """
-    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGES)
+    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
     if len(paths) < least:
         raise LabelcurveError(f"--images {folder} holds {len(paths)} images: {least} are needed")
     return [path.read_bytes() for path in paths[:most]]

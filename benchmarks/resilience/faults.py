@@ -30,7 +30,7 @@ from labelcurve.benchmarks.harness.processes import child, cpu_seconds, labelcur
 from labelcurve.benchmarks.resilience import client as http
 from labelcurve.benchmarks.resilience import sleeper, versions
 from labelcurve.benchmarks.resilience.client import Answer, Client
-from labelcurve.bundle import command, store
+from labelcurve.bundle import command, files, store
 from labelcurve.bundle.errors import LabelcurveError
 
 N_IMAGES = 16
@@ -330,6 +330,7 @@ def _run(name: str, options: Options, folder: Path) -> dict[str, Any]:
 def main(arguments: Sequence[str]) -> None:
     """The command `python -m benchmarks.resilience.faults`."""
     options = tyro.cli(Options, args=arguments, prog="python -m benchmarks.resilience.faults")
+    files.check_out(options.out)
     for name in options.only:
         print(f"{name} ...", flush=True)
         with TemporaryDirectory() as folder:

@@ -167,14 +167,15 @@ def _chunks_end(body: bytes) -> int:
     return end
 
 
-def python(version: str, folder: Path, script: Path) -> list[str]:
+def python(version: str, folder: Path) -> list[str]:
     """Install a version of the Python client; return the command that runs the example."""
+    script = folder / "example.py"
     script.write_text(PYTHON_EXAMPLE)
     interpreter = environment(folder / "env", sys.executable, [f"{PYTHON}=={version}"])
     return [str(interpreter), "-P", str(script)]
 
 
-def javascript(version: str, folder: Path, script: Path) -> list[str]:
+def javascript(version: str, folder: Path) -> list[str]:
     """Install a version of the JavaScript client; return the command that runs the example."""
     script = folder / "example.mjs"  # next to node_modules, where imports are resolved
     script.write_text(JAVASCRIPT_EXAMPLE)
@@ -215,8 +216,7 @@ def main(arguments: Sequence[str]) -> None:
             for number, (client, version, install) in enumerate(trials):
                 place = folder / str(number)
                 place.mkdir()
-                example = install(version, place, place / "example.py")
-                outcome = trial(example, recorder, folder / "image.png")
+                outcome = trial(install(version, place), recorder, folder / "image.png")
                 found.append({"client": client, "version": version, **outcome})
                 print(f"{number + 1} of {len(trials)}: {client} {version}: {outcome['outcomes']}")
                 shutil.rmtree(place)

@@ -23,7 +23,7 @@ from labelcurve.benchmarks.report import tables as report_tables
 from labelcurve.benchmarks.report import templates
 from labelcurve.benchmarks.study import curves, rows
 from labelcurve.benchmarks.study.rows import Study
-from labelcurve.bundle import command
+from labelcurve.bundle import command, files
 from labelcurve.bundle.errors import LabelcurveError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -150,7 +150,7 @@ def _service(folder: Path) -> str:
 
 def _json(path: Path) -> dict[str, Any]:
     try:
-        found: dict[str, Any] = json.loads(path.read_text())
+        found: dict[str, Any] = json.loads(path.read_bytes())
     except (OSError, ValueError) as error:
         raise LabelcurveError(f"cannot read {path}: {error}") from error
     return found
@@ -187,7 +187,7 @@ def run(options: Documents) -> list[Path]:
             stale[path] = "" if options.check else curves.draw(data, plot)
     if not options.check:
         for path, text in stale.items():
-            path.write_text(text)
+            files.replace(path, text.encode())
     return list(stale)
 
 

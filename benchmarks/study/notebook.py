@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from labelcurve.benchmarks.harness.provenance import conditions, parsed, save, write
+from labelcurve.benchmarks.harness.provenance import conditions, here, parsed, save, write
 from labelcurve.bundle import command
 from labelcurve.bundle.command import Within
 from labelcurve.bundle.errors import LabelcurveError
@@ -274,6 +274,7 @@ def run(options: Options) -> dict[str, Any]:
             f"--data {options.data}: a test split is needed, to validate and to test on"
         )
     document: dict[str, Any] = {"results": rows}
+    commit = here().git_commit  # before the first write, which may change a tracked file
     for fraction in options.fraction or (0.1, 0.5, 1.0):
         for seed in range(options.seeds):
             key = _key(fraction, seed, options)
@@ -281,6 +282,7 @@ def run(options: Options) -> dict[str, Any]:
                 continue
             row = train(data, fraction, seed, options)
             conditioned = conditions("labelcurve", "torch", "numpy")
+            conditioned["git_commit"] = commit
             rows.append({**row, "threads": torch.get_num_threads(), **conditioned})
             if options.out is not None:
                 save(options.out, document)

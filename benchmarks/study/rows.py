@@ -10,6 +10,7 @@ import numpy as np
 from pydantic import BaseModel, ValidationError
 
 from labelcurve.benchmarks.record import Record
+from labelcurve.benchmarks.report.tables import share
 from labelcurve.bundle.errors import LabelcurveError
 from labelcurve.bundle.text import duration
 
@@ -93,11 +94,6 @@ def deviation(rows: Sequence[Row], field: str) -> float | None:
     return float(np.std([getattr(row, field) for row in rows], ddof=1)) if len(rows) > 1 else None
 
 
-def share(fraction: float) -> str:
-    """`10 %`."""
-    return f"{fraction * 100:.3g} %"
-
-
 def points(difference: float) -> str:
     """A difference of accuracies in percentage points: `−0.3`."""
     return f"{difference * 100:+.1f}".replace("-", "−")
@@ -131,7 +127,7 @@ def seconds(group: Sequence[Row]) -> str:
 
 
 def texts() -> dict[str, Any]:
-    """Name the functions above for the templates."""
+    """Name functions for the templates."""
     return {f.__name__: f for f in (mean, share, points, accuracy, gain, epochs, seconds)}
 
 

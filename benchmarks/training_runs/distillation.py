@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from labelcurve.benchmarks.harness.provenance import parsed, write
+from labelcurve.benchmarks.harness.provenance import parsed, save, write
 from labelcurve.benchmarks.training_runs import photos
 from labelcurve.benchmarks.training_runs.photos import SPEAKING
 from labelcurve.bundle import command
@@ -209,7 +209,7 @@ def _kept(study: Study, split: Split) -> dict[str, dict[str, float]]:
         return study.models(split)
     path = work / f"models-{split.number}-{split.labels}.json"
     if not path.exists():
-        path.write_text(json.dumps(study.models(split)))
+        save(path, study.models(split))
     found: dict[str, dict[str, float]] = json.loads(path.read_text())
     return found
 

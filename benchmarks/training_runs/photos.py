@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 
 from labelcurve.benchmarks.harness.provenance import conditions, parsed, write
 from labelcurve.bundle import command
+from labelcurve.bundle.errors import LabelcurveError
 from labelcurve.training.data import dataset
 from labelcurve.training.data.dataset import Data
 from labelcurve.training.learning.finetune import Examples, Labelled, Result, finetune
@@ -64,7 +65,7 @@ class Photos:
     def __post_init__(self) -> None:
         """Refuses what is not a network of timm."""
         if not self.extractor.startswith(TIMM):
-            raise SystemExit(f"--extractor {self.extractor}: allowed are {TIMM}NAME[=FILE]")
+            raise LabelcurveError(f"--extractor {self.extractor}: allowed are {TIMM}NAME[=FILE]")
 
     def about(self, classes: NDArray[np.int32]) -> dict[str, Any]:
         """The document's description of the conditions, the photos and the network."""

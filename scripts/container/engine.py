@@ -260,7 +260,11 @@ class Engine:
 
 
 def _follow(process: subprocess.Popen[str], log: Path, timeout: float) -> None:
-    """Writes the output of a process until it ends, each line with the seconds since its start."""
+    """Writes the output of a process until it ends, each line with the seconds since its start.
+
+    Raises:
+        TimeoutExpired: it was ended after the timeout.
+    """
     start = time.monotonic()
     ended = threading.Timer(timeout, process.terminate)
     ended.start()
@@ -270,6 +274,8 @@ def _follow(process: subprocess.Popen[str], log: Path, timeout: float) -> None:
                 file.write(f"{time.monotonic() - start:6.1f} {line}")
     finally:
         ended.cancel()
+    if time.monotonic() - start >= timeout:
+        raise subprocess.TimeoutExpired(process.args, timeout)
 
 
 def apt_sources() -> Path | None:

@@ -93,11 +93,13 @@ def test_a_model_that_has_learned_from_the_test_images_is_left_out(
     with pytest.raises(LabelcurveError, match="no model is left to measure"):
         cli.main(options(models, cache, tmp_path, "--no-load"))
     store.publish(models, before.manifest, before.graph, "", record)
-    cli.main(options(models, cache, tmp_path, "--no-load", "--no-examples"))
+    more = ["--no-load", "--no-examples", "--url", "http://127.0.0.1:9"]
+    cli.main(options(models, cache, tmp_path, *more))
     out = capsys.readouterr().out
     (model,) = json.loads(out.splitlines()[-1])["models"]
     assert model["name"] == "digits-50"
     assert "digits-final: left out, since it was also trained on the test images" in out
+    assert "--url is not used: without the load test no service is asked" in out
 
 
 def test_a_damaged_model_is_named_with_the_way_around_it(

@@ -33,6 +33,14 @@ def test_the_same_run_does_not_differ(measured: Report) -> None:
     assert compare.doubts(measured, measured) == []
 
 
+def test_another_gpu_is_told(measured: Report) -> None:
+    made = measured.provenance.model_copy(update={"gpu": None})
+    other = made.model_copy(update={"gpu": "NVIDIA L4"})
+    reports = (measured.model_copy(update={"provenance": each}) for each in (made, other))
+    (doubt,) = compare.doubts(*reports)
+    assert doubt.startswith("gpu differs (none, NVIDIA L4)")
+
+
 def test_what_is_more_than_chance_is_marked(measured: Report) -> None:
     a, b = rated(measured, 100), rated(measured, 130)
     (pair, *_) = compare.pairs(a, b)

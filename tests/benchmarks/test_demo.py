@@ -6,8 +6,19 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+from labelcurve.benchmarks import demo
 from labelcurve.benchmarks.record import Report
+from labelcurve.bundle.errors import LabelcurveError
 from tests.benchmarks.running import interrupted
+
+
+def test_an_option_out_of_range_is_refused_before_the_training(tmp_path: Path) -> None:
+    said: list[str] = []
+    with pytest.raises(LabelcurveError, match=r"--step-seconds 0\.5: allowed are"):
+        demo.run(demo.Demo(out=tmp_path, step_seconds=0.5), said.append)
+    assert said == []
 
 
 def test_interrupted_and_then_run_to_the_end(tmp_path: Path) -> None:

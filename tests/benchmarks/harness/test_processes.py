@@ -8,6 +8,7 @@ import psutil
 import pytest
 
 from labelcurve.benchmarks.harness import processes
+from labelcurve.bundle.errors import LabelcurveError
 
 # A parent that ignores SIGTERM, with a child in a different session.
 STUBBORN = """
@@ -76,3 +77,11 @@ def test_a_child_ends_when_this_process_is_killed() -> None:
         parent.kill()
     psutil.wait_procs([child], timeout=30)
     assert not processes.is_running(child)
+
+
+def test_a_command_that_does_not_end_in_time_is_ended_and_named_an_error() -> None:
+    process = processes.trained([sys.executable, "-c", "import time; time.sleep(600)"])
+    with process:
+        with pytest.raises(LabelcurveError, match=r"did not end within 0\.1 s"):
+            processes.document(process, 0.1)
+        assert process.wait(10) < 0

@@ -61,7 +61,13 @@ def test_who_listens(listening: int) -> None:
     assert server._listener(listening) in (os.getpid(), None)
 
 
-@pytest.mark.parametrize("url", ["127.0.0.1:3000", "ftp://127.0.0.1", "http://"])
+@pytest.mark.parametrize(
+    "url",
+    [
+        *("127.0.0.1:3000", "ftp://127.0.0.1", "ftp://127.0.0.1:21", "http://", "http://[::1"),
+        *("http://127.0.0.1:port", "http://127.0.0.1:0"),
+    ],
+)
 def test_a_wrong_url_is_refused(url: str) -> None:
     with pytest.raises(LabelcurveError, match="http://HOST:PORT"):
         server.running(url)

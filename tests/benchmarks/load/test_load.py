@@ -1,8 +1,11 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from io import BytesIO
+from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from labelcurve.benchmarks.harness.server import Server
 from labelcurve.benchmarks.harness.windows import Request
@@ -11,6 +14,15 @@ from labelcurve.benchmarks.load.load import Round
 from labelcurve.benchmarks.quality.accuracy import Predictions
 from labelcurve.benchmarks.record import Load
 from labelcurve.training.data.dataset import Data
+
+
+@pytest.fixture
+def by_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Options of locust that are set elsewhere: with both of them it ends with an error."""
+    (tmp_path / "locust.conf").write_text("rate = 1\nsteps = 1\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("LABELCURVE_RATE", "1")
+    monkeypatch.setenv("LABELCURVE_STEPS", "1")
 
 
 def run(
@@ -23,6 +35,7 @@ def run(
         )
 
 
+@pytest.mark.usefixtures("by_hand")
 def test_loads_a_real_service(
     service: Server, data: Data, predictions: dict[str, Predictions]
 ) -> None:
@@ -50,6 +63,16 @@ def test_loads_a_real_service(
         assert sum(window.n for window in result.windows) == result.n
         assert result.stable is not None
         assert not [text for text in load.doubts(name, result) if "FAILED" in text]
+
+
+def test_the_name_of_an_image_says_its_type(data: Data, tmp_path: Path) -> None:
+    """Phones write JPEGs with further pictures behind the first."""
+    image, file = Image.new("RGB", (8, 8)), BytesIO()
+    image.save(file, "MPO", save_all=True, append_images=[image])
+    test = replace(data.test, read=lambda row: file.getvalue() if row % 2 else data.test.read(row))
+    names = load.write_images(tmp_path / "images", replace(data, test=test))
+    assert {name.partition(".")[2] for row, name in names.items() if row % 2} == {"jpeg"}
+    assert {name.partition(".")[2] for row, name in names.items() if not row % 2} == {"png"}
 
 
 def test_wrong_labels_are_failures(

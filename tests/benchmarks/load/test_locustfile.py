@@ -123,13 +123,26 @@ def test_every_body_is_a_whole_image_and_plain_locust_works(serving: Service) ->
     assert serving.types == {"image/png"}
 
 
+def test_a_form_is_whole_whatever_the_file_is_called(serving: Service, tmp_path: Path) -> None:
+    (tmp_path / 'a"b\r\nc.png').write_bytes(digit_png(0))
+    done = locust(serving.url, "Multipart", "--images", str(tmp_path))
+    assert done.returncode == 0, done.stdout
+    assert serving.bodies
+    for body in serving.bodies:
+        head, _, rest = body.partition(b"\r\n\r\n")
+        assert head.endswith(b'filename="a%22b%0D%0Ac.png"\r\nContent-Type: image/png')
+        assert rest.startswith(digit_png(0))
+
+
 def test_every_answer_is_checked(serving: Service, tmp_path: Path) -> None:
     images = tmp_path / "images"
     images.mkdir()
     for index in range(len(ANSWERS)):
         (images / f"{index}.png").write_bytes(digit_png(index))
+    (images / ".DS_Store").write_bytes(b"no image")
     expected = tmp_path / "expected.json"
-    expected.write_text(json.dumps({"0.png": "1", "8.png": "2"}))
+    text = json.dumps({"0.png": "1", "8.png": "2"})
+    expected.write_text(text, encoding="utf-8-sig")  # as Windows' editors do
     record = tmp_path / "record.json"
     options = ["Raw", "--images", str(images), "--model", "digits-10"]
     done = locust(serving.url, *options, "--expected", str(expected), "--record", str(record))

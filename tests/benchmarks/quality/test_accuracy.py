@@ -42,6 +42,19 @@ def test_scores_are_those_of_scikit_learn(
     assert sum(row[i] for i, row in enumerate(found.confusion)) / found.n == found.accuracy
 
 
+def test_a_class_may_have_the_name_of_a_figure(
+    bundles: list[Bundle], data: Data, predictions: dict[str, Predictions]
+) -> None:
+    """scikit-learn's report puts both into one dictionary."""
+    said = predictions[bundles[-1].name]
+    plain = accuracy.score(bundles[-1], said, data)
+    names = ("accuracy", "weighted avg", "macro avg", *data.class_names[3:])
+    found = accuracy.score(bundles[-1], said, replace(data, class_names=names))
+    assert (found.f1, found.precision, found.recall) == (plain.f1, plain.precision, plain.recall)
+    assert list(found.per_class) == list(names)
+    assert list(found.per_class.values()) == list(plain.per_class.values())
+
+
 def test_more_labels_score_better(
     bundles: list[Bundle], data: Data, predictions: dict[str, Predictions]
 ) -> None:
@@ -162,9 +175,17 @@ def test_answers_are_kept_and_a_damaged_file_is_not_believed(
         assert (again[name].brier == before.brier).all()
     files = sorted((tmp_path / "answers").iterdir())
     assert len(files) == 3
-    files[0].write_bytes(files[0].read_bytes()[:50])
-    accuracy.predict(bundles, data, tmp_path, said.append)
-    assert "2 of 3 models" in " ".join(said[-3:])
+    whole = bytearray(files[0].read_bytes())
+    for damaged in (whole[:50], _stretch(whole, 200, 0x55), b""):
+        files[0].write_bytes(damaged)
+        accuracy.predict(bundles, data, tmp_path, said.append)
+        assert "2 of 3 models" in " ".join(said[-3:])
+        assert files[0].read_bytes() == whole
+
+
+def _stretch(whole: bytearray, at: int, flipped: int) -> bytes:
+    """The same with some bits flipped in eight bytes: no valid compressed data."""
+    return bytes(byte ^ flipped * (at <= i < at + 8) for i, byte in enumerate(whole))
 
 
 def test_calibration_and_bits_are_those_of_the_answers(

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from io import BytesIO
+from weakref import ref
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from PIL import Image, ImageFilter
 from labelcurve.benchmarks.quality import robustness
 from labelcurve.benchmarks.quality.accuracy import Predictions
 from labelcurve.benchmarks.record import Report
+from labelcurve.bundle import preprocess
 from labelcurve.bundle.preprocess import prepare, resize
 from labelcurve.bundle.store import Bundle
 from labelcurve.training.data.dataset import Data
@@ -78,6 +80,25 @@ def test_corruptions_by_hand() -> None:
         buffer = BytesIO()
         photo.save(buffer, "JPEG", quality=int(level))
         assert (kinds["JPEG quality"][level](photo, 16, 0) == prepare(buffer.getvalue(), 16)).all()
+
+
+def test_few_photos_are_in_memory_at_a_time(
+    bundles: list[Bundle], data: Data, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[ref[Image.Image]] = []
+    most = 0
+
+    def decode(content: bytes) -> Image.Image:
+        nonlocal most
+        image = preprocess.decode(content)
+        seen.append(ref(image))
+        most = max(most, sum(each() is not None for each in seen))
+        return image
+
+    monkeypatch.setattr(robustness, "decode", decode)
+    monkeypatch.setattr(robustness, "KINDS", {})
+    robustness.measure(bundles[:1], data, 200, say=lambda _: None)
+    assert 0 < most <= 2 * robustness.CHUNK < 100
 
 
 def test_fewer_images_than_asked_for(bundles: list[Bundle], data: Data) -> None:

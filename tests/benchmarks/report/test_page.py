@@ -35,6 +35,16 @@ def no_plots(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(drawing, "svg", lambda *_: "<svg></svg>")
 
 
+def test_names_and_notes_from_outside_do_not_format_the_markdown(measured: Report) -> None:
+    data = measured.dataset.model_copy(update={"name": "a*b\n# c"})
+    update = {"dataset": data, "notes": ("one\n# two",), "warnings": ("three\n\nfour",)}
+    found = page.markdown(measured.model_copy(update=update))
+    assert found.startswith("# What labels buy on a\\*b # c\n")
+    assert "\n> one # two\n" in found
+    assert "\n> **three four**\n" in found
+    assert "\n\na\\*b # c, " in found
+
+
 def test_writes_three_files_and_the_plots_and_nothing_else(
     measured: Report, tmp_path: Path
 ) -> None:

@@ -20,6 +20,14 @@ def test_a_row_a_fraction(measured: Report) -> None:
     assert rows[0][4] == f"{fmean(recalls) * 100:.2f} %"
 
 
+@pytest.mark.parametrize(
+    ("fraction", "shown"),
+    [(1.0, "100 %"), (0.5, "50 %"), (0.125, "12.5 %"), (0.015, "1.5 %"), (0.001, "0.1 %")],
+)
+def test_a_fraction_is_not_rounded_to_another(fraction: float, shown: str) -> None:
+    assert tables.share(fraction) == shown
+
+
 def test_variants_of_one_fraction_have_a_row_each_and_say_what_they_are(measured: Report) -> None:
     first = measured.models[0].model_copy(update={"preset": "default"})
     ours = first.model_copy(update={"extractor": "contrastive", "pretraining_seconds": 4200.0})
