@@ -71,7 +71,9 @@ def run(
     predictions = accuracy.predict(bundles, data, bench.cache or default_cache(), say)
     scores = {b.name: accuracy.score(b, predictions[b.name], data) for b in bundles}
     right = {name: said.right(truth) for name, said in predictions.items()}
-    warnings = accuracy.doubts(scores)
+    warnings = accuracy.doubts(
+        scores, {b.name for b in bundles if b.manifest.preprocessing.size != data.size}
+    )
     first, others = one_seed(bundles), besides(bundles)
 
     corrupted = _robustness(first, data, min(bench.robustness_images, len(truth)), say)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
@@ -221,8 +221,12 @@ def score(bundle: Bundle, predictions: Predictions, data: Data) -> Accuracy:
     )
 
 
-def doubts(scores: Mapping[str, Accuracy]) -> list[str]:
-    """List warnings about these figures."""
+def doubts(scores: Mapping[str, Accuracy], resized: Collection[str] = ()) -> list[str]:
+    """List warnings about these figures.
+
+    Args:
+        resized: models of another image size than the data were read for.
+    """
     found = []
     other = [name for name, score in scores.items() if not score.same_data]
     if other:
@@ -230,11 +234,17 @@ def doubts(scores: Mapping[str, Accuracy]) -> list[str]:
             f"{', '.join(other)}: this is NOT the data of the training (its hash differs). "
             "Test images may have been training images: do not trust this accuracy"
         )
+    if apart := [name for name in other if name in resized]:
+        found.append(
+            f"{', '.join(apart)}: of another --image-size, for which large JPEGs are decoded at "
+            "another scale; that changes the hash, and which images are held out where the data "
+            "have no test split. Measure each size on its own, with --only"
+        )
     for name, score in scores.items():
-        apart = round(abs(score.difference or 0) * score.n)
-        if score.same_data and apart:
+        differ = round(abs(score.difference or 0) * score.n)
+        if score.same_data and differ:
             found.append(
                 f"{name}: test accuracy {score.accuracy:.4f} differs from the manifest's "
-                f"{score.manifest_accuracy:.4f} on the same data ({apart} of {score.n:,} images)"
+                f"{score.manifest_accuracy:.4f} on the same data ({differ} of {score.n:,} images)"
             )
     return found

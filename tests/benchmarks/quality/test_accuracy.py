@@ -81,6 +81,9 @@ def test_other_data_is_said_loudly(
     (warning,) = accuracy.doubts(scores)
     assert "NOT the data of the training" in warning
     assert all(bundle.name in warning for bundle in bundles)
+    same, (_, sized) = accuracy.doubts(scores), accuracy.doubts(scores, {bundles[0].name, "b"})
+    assert same == [warning]
+    assert sized.startswith(f"{bundles[0].name}: of another --image-size, for which large JPEGs")
 
 
 def test_a_difference_to_the_manifest_is_told(
