@@ -72,8 +72,8 @@ def _fill_help() -> None:
     """
     from tyro import _strings
 
-    def paragraphs(text: str) -> str:
-        return "\n\n".join(" ".join(part.split()) for part in text.split("\n\n")).strip()
+    def paragraphs(helptext: str) -> str:
+        return "\n\n".join(" ".join(part.split()) for part in helptext.split("\n\n")).strip()
 
     _strings.remove_single_line_breaks = paragraphs
 
