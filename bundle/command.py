@@ -64,6 +64,24 @@ def enter(
     sys.exit(status)
 
 
+def _fill_help() -> None:
+    """Lets tyro fill the lines of its help.
+
+    It would keep the line breaks of docstrings whose lines are indented or begin with no letter, so
+    that on a terminal of another width each of them left a short line. The function is a private
+    one: a release of tyro without it keeps the breaks.
+    """
+    try:
+        from tyro import _strings
+    except ImportError:
+        return
+
+    def paragraphs(helptext: str) -> str:
+        return "\n\n".join(" ".join(part.split()) for part in helptext.split("\n\n")).strip()
+
+    _strings.remove_single_line_breaks = paragraphs
+
+
 def _open_standard_files() -> None:
     """Opens closed standard streams on the null device: the next file would get their numbers."""
     for descriptor in range(3):
@@ -108,6 +126,8 @@ def _status(
     """The exit status, or the message of an error."""
     try:
         _check_given(arguments)
+        if {"-h", "--help"} & set(arguments):
+            _fill_help()
         main(arguments)
     except SystemExit as ended:
         return ended.code

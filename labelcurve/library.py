@@ -85,7 +85,7 @@ def train(
     """Fine-tune a classifier on each fraction of the labels and publish it, as `labelcurve train`.
 
     Args:
-        data: `cifar10`, `digits`, or a folder of images.
+        data: `cifar10`, `digits`, or a path as for `train --data`: folders, Parquet files, a table.
         fraction: share of the labels, above 0 and up to 1; several for several models; by default
             0.05, 0.1, 0.2, 0.3, 0.5 and 1.
         out: folder that the bundles are published in.

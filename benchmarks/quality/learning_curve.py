@@ -88,9 +88,7 @@ def _curve(
     bare = Curve(variant=variant, points=points, seed_spread=spread)
     if len(points) < MIN_FRACTIONS:
         text = f"No curve is fitted: that takes {MIN_FRACTIONS} fractions, here are {len(points)}. "
-        text += (
-            "`train` with --fraction 0.05, 0.2 and 0.3 in addition to the default ones is enough."
-        )
+        text += "`train` without --fraction makes six."
         return bare.model_copy(update={"text": (text,)})
     if not all(model.name in right for model in models):
         text = "No curve is fitted: the report does not hold predictions by image."

@@ -82,6 +82,20 @@ def test_every_command_has_help_under_its_name(
     assert capsys.readouterr().out.startswith(f"usage: labelcurve {name} ")
 
 
+def test_the_lines_of_help_are_filled(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    text = labelcurve("bench", "--help").stdout
+    lines = [line.strip("│ ") for line in text.splitlines()]
+    at = lines.index("--latency-seconds FLOAT") + 1
+    assert lines[at : at + 3] == [
+        "Duration of the session latency measurement, all models",
+        "and batch sizes together; more where three rounds of",
+        "them take longer. (default: 20.0)",
+    ]
+    paragraph = next(line for line in lines if line.startswith("Writes report.html"))
+    assert paragraph.endswith("`bench peers` compares the service with others.")
+
+
 # Of each as a real process.
 @pytest.mark.parametrize("name", ["", *COMMANDS])
 def test_help_whose_reader_has_seen_enough_ends_without_a_traceback(name: str) -> None:

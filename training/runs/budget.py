@@ -22,7 +22,7 @@ IMAGES_PER_S = 500.0
 """Upper bound of the expected speed of testing a bundle."""
 
 ENOUGH = 5
-"""Fewest epochs of any recipe."""
+"""Fewest epochs of any recipe without pretrained weights."""
 
 SPARE = 0.02
 """Share of the remaining time held in reserve."""
@@ -95,20 +95,27 @@ class Budget:
         left -= afterwards
         return left
 
-    def warnings(self, seconds: float, epochs: float) -> tuple[str, ...]:
-        """Warnings about the current model, given its epochs and seconds of training."""
-        if self._minutes is None or epochs >= ENOUGH:
+    def warnings(self, seconds: float, epochs: float, most: int) -> tuple[str, ...]:
+        """Warnings about the current model.
+
+        Args:
+            seconds: of its training.
+            epochs: that it had.
+            most: that its recipe has: fewer than `ENOUGH` where pretrained weights are tuned.
+        """
+        enough = min(ENOUGH, most)
+        if self._minutes is None or epochs >= enough:
             return ()
-        missing = seconds * (ENOUGH / epochs - 1) * sum(self._waiting) / self._waiting[0]
+        missing = seconds * (enough / epochs - 1) * sum(self._waiting) / self._waiting[0]
         so_far = (
             "it saw every image once, so expect little"
             if epochs < 1
-            else (f"it had {ENOUGH}, the minimum of the recipe, so expect less")
+            else (f"it had {enough}, the minimum of the recipe, so expect less")
         )
         return (
             f"{epochs:.2f} epochs: --max-minutes {self._minutes:g} ended the training before "
             f"{so_far} of this model. With --max-minutes "
-            f"{math.ceil(self._minutes + missing / 60)} it has some {ENOUGH} epochs",
+            f"{math.ceil(self._minutes + missing / 60)} it has some {enough} epochs",
         )
 
     def done(self, afterwards: float, export: float) -> None:

@@ -241,7 +241,10 @@ class ModelRun:
     def _about(
         self, budget: Budget, result: finetune.Result, waited: float | None
     ) -> Circumstances:
-        command = self.command
+        command, most = self.command, self.cell.recipe.epochs
+        warnings = choice.doubts(command.extractor, command.images)
+        if result.head is None:
+            warnings = (*budget.warnings(result.seconds, result.epochs, most), *warnings)
         return Circumstances(
             device=self.device,
             n_unlabelled=self.n_unlabelled,
@@ -251,10 +254,7 @@ class ModelRun:
             command_began=self.began,
             teacher=self.taught_by,
             teacher_p50_ms=self.teacher_p50_ms,
-            warnings=(
-                *(budget.warnings(result.seconds, result.epochs) if result.head is None else ()),
-                *choice.doubts(command.extractor, command.images),
-            ),
+            warnings=warnings,
         )
 
     def progress(self) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import pytest
 
 from labelcurve.bundle.errors import LabelcurveError
 from labelcurve.training.runs.budget import AFTERWARDS, AROUND, IMAGES_PER_S, ONCE, SPARE, Budget
+from labelcurve.training.runs.grid import ENDLESS
 
 STARTUP = 30.0
 """So long that the maximum is reserved for what follows the first training."""
@@ -151,17 +152,25 @@ def test_a_limit_that_leaves_nothing_says_which_and_what_to_do(
 
 def test_too_few_epochs_are_warned_of_with_the_minutes_that_would_do(clock: Clock) -> None:
     budget = Budget(clock.now, 1, [1.0, 3.0], 0, 0)
-    assert budget.warnings(10, 5.0) == ()
-    (few,) = budget.warnings(10, 2.5)
+    assert budget.warnings(10, 5.0, ENDLESS) == ()
+    (few,) = budget.warnings(10, 2.5, ENDLESS)
     assert few == (
         "2.50 epochs: --max-minutes 1 ended the training before it had 5, the minimum of the "
         "recipe, so expect less of this model. With --max-minutes 2 it has some 5 epochs"
     )
-    assert Budget(clock.now, None, [1.0], 0, 0).warnings(10, 0.5) == ()
-    (warning,) = budget.warnings(10, 0.5)
+    assert Budget(clock.now, None, [1.0], 0, 0).warnings(10, 0.5, ENDLESS) == ()
+    (warning,) = budget.warnings(10, 0.5, ENDLESS)
     assert warning.startswith("0.50 epochs: --max-minutes 1 ended the training before ")
     # 90 s more for a quarter of the work, 6 minutes in all.
     assert warning.endswith("With --max-minutes 7 it has some 5 epochs")
+
+
+def test_a_recipe_of_few_epochs_that_had_them_all_was_not_ended_early(clock: Clock) -> None:
+    budget = Budget(clock.now, 1, [1.0], 0, 0)
+    assert budget.warnings(10, 3.0, 3) == ()  # as many photos are tuned
+    (few,) = budget.warnings(10, 1.5, 3)
+    assert "before it had 3, the minimum of the recipe" in few
+    assert few.endswith("it has some 3 epochs")
 
 
 def test_a_limit_that_has_passed_is_an_error_too(clock: Clock) -> None:
