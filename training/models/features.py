@@ -43,7 +43,7 @@ def features(
     """The embedding of every image of a split, float32 [N, D].
 
     Rows that were computed before, for whatever split or command, are read from the cache: they are
-    known by the digest of their pixels, the backbone's version, the preprocessing and the size.
+    known by the digest of their pixels, weights and kind of the network, preprocessing and size.
 
     Args:
         network: with the pretrained weights; the classifier is not used.
@@ -56,7 +56,7 @@ def features(
         DataError: the cache cannot be written.
     """
     size = split.images.shape[1]
-    key = f"{version}-{size}px-v{preprocess.VERSION}"
+    key = f"{version}-{_kind(network)}-{size}px-v{preprocess.VERSION}"
     return kept(
         (cache or default_cache()) / "features" / key,
         network.dim,
@@ -64,6 +64,13 @@ def features(
         lambda rows: _embedded(network, split, rows, device, cache or default_cache()),
         on_progress,
     )
+
+
+def _kind(network: Network) -> str:
+    """What an embedding depends on besides the weights: the same file may be read as another
+    network of a library (`timm:NAME=FILE`), of other activations or another normalisation."""
+    parts = (network.shrink, network.backbone, network.mean.tolist(), network.std.tolist())
+    return hashlib.sha256(repr(parts).encode()).hexdigest()[:8]
 
 
 def kept(
