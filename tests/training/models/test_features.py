@@ -71,6 +71,17 @@ def test_the_same_weights_with_another_normalisation_are_another_network(
     assert np.array_equal(first, again)
 
 
+def test_a_folder_that_cannot_be_written_does_not_end_the_command(
+    digits: Data, network: Network, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    few = digits.train.take(np.arange(5))
+    expected = features(network, few, "one", FP32_CPU, cache=tmp_path / "writable")
+    (tmp_path / "features").write_text("a file in the place of the folder")
+    found = features(network, few, "one", FP32_CPU, cache=tmp_path)
+    assert np.array_equal(found, expected)
+    assert capsys.readouterr().out.count("cannot be written") == 1
+
+
 @pytest.mark.parametrize("length", [100, 0])
 def test_a_damaged_file_is_named(
     digits: Data, network: Network, tmp_path: Path, length: int
