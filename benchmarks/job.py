@@ -77,7 +77,8 @@ def run(
     first, others = one_seed(bundles), besides(bundles)
 
     corrupted = _robustness(first, data, min(bench.robustness_images, len(truth)), say)
-    times, loads, saturations = _timings(bench, bundles, service, data, predictions, say)
+    times, loads, saturations, doubts = _timings(bench, bundles, service, data, predictions, say)
+    warnings += doubts
     warnings += [text for name, found in loads.items() for text in load.doubts(name, found)]
     warnings += load.unstable(loads)
     warnings += [text for found in saturations.values() for text in saturation.doubts(found)]
@@ -131,11 +132,13 @@ def _timings(
     data: Data,
     predictions: dict[str, Predictions],
     say: Callable[[str], None],
-) -> tuple[dict[str, Latency], dict[str, Load], dict[str, Saturation]]:
-    """Measure latency, load and saturation by model name, the null model among them."""
+) -> tuple[dict[str, Latency], dict[str, Load], dict[str, Saturation], list[str]]:
+    """Measure latency, load and saturation by model name, the null model among them; and doubts
+    about the load, where a model was swapped meanwhile."""
     first = one_seed(bundles)
     loads: dict[str, Load] = {}
     saturations: dict[str, Saturation] = {}
+    doubts: list[str] = []
     with TemporaryDirectory(prefix="labelcurve-null-") as folder, ExitStack() as stack:
         nothing = null_model.publish(Path(folder), bundles[-1]) if bench.null else None
         say("Session latency by batch size")
@@ -147,7 +150,12 @@ def _timings(
             servers = _servers(bench, first, service, nothing, stack, say)
             chosen = {b.name: predictions[b.name] for b in first}
             loads, saturations = _loads(bench, servers, data, chosen, leading(first).name, say)
-    return times, loads, saturations
+            if swapped := server.differing(servers[first[0].name].url, first):
+                doubts.append(
+                    f"the service swapped {', '.join(swapped)} during the load test: the figures "
+                    "of its load are in part those of another version"
+                )
+    return times, loads, saturations, doubts
 
 
 def describe(

@@ -105,19 +105,23 @@ def served(url: str) -> dict[str, str]:
         raise LabelcurveError(f"{url}/models is not the list of models of `serve`") from error
 
 
+def differing(url: str, bundles: Sequence[Bundle]) -> list[str]:
+    """List the bundles under test that a service does not serve, each with what it serves."""
+    found = served(url)
+    return [
+        f"{bundle.name}@{bundle.version} (it serves {found.get(bundle.name, 'none of that name')})"
+        for bundle in bundles
+        if found.get(bundle.name) != bundle.version
+    ]
+
+
 def check(url: str, bundles: Sequence[Bundle]) -> None:
     """Refuse a service that does not serve the bundles under test.
 
     Raises:
         LabelcurveError: a bundle is missing there, or is another version.
     """
-    found = served(url)
-    wrong = [
-        f"{bundle.name}@{bundle.version} (it serves {found.get(bundle.name, 'none of that name')})"
-        for bundle in bundles
-        if found.get(bundle.name) != bundle.version
-    ]
-    if wrong:
+    if wrong := differing(url, bundles):
         raise LabelcurveError(
             f"the service at {url} does not serve {', '.join(wrong)}: start it over the same "
             "--models folder, or leave --url out"

@@ -24,10 +24,10 @@ from labelcurve.benchmarks.record import Accuracy, ClassScore
 from labelcurve.bundle import files, preprocess
 from labelcurve.bundle.errors import DataError, ImageError
 from labelcurve.bundle.machine import cores, cpu_name
-from labelcurve.bundle.preprocess import prepare
 from labelcurve.bundle.store import Bundle
 from labelcurve.bundle.text import listed
-from labelcurve.training.data.dataset import Data, Split
+from labelcurve.training.data.dataset import Data
+from labelcurve.training.data.decoded.digests import of_image
 from labelcurve.training.data.source import Index
 
 CHUNK = 256
@@ -91,7 +91,7 @@ def predict(
     Runtime, and by the processor; without a folder `cache` they are not.
 
     Raises:
-        DataError: the bytes of a test image cannot be used.
+        DataError: the bytes of a test image cannot be used, or are not those that were loaded.
     """
     test = data.test
     kept = {bundle.name: _kept(bundle, data, cache) for bundle in bundles}
@@ -111,7 +111,7 @@ def predict(
     with ThreadPoolExecutor(n_cores) as pool:
         for size in sorted(set(sizes.values())):
             clock = perf_counter()
-            for index, images in enumerate(_chunks(test, size, pool)):
+            for index, images in enumerate(_chunks(data, size, pool)):
                 for name, session in sessions.items():
                     if sizes[name] == size:
                         parts[name].append(session.probabilities(images))
@@ -153,16 +153,29 @@ def _write(path: Path, predictions: Predictions) -> None:
         files.replace(path, buffer.getbuffer())
 
 
-def _chunks(test: Split, size: int, pool: ThreadPoolExecutor) -> Iterator[NDArray[np.uint8]]:
-    def read(index: int) -> NDArray[np.uint8]:
+def _chunks(data: Data, size: int, pool: ThreadPoolExecutor) -> Iterator[NDArray[np.uint8]]:
+    test = data.test
+
+    def read(index: int, digest: np.void) -> NDArray[np.uint8]:
         try:
-            return prepare(test.read(index), size)
+            content = test.read(index)
+            image = preprocess.decode(content, size=data.size)
+            # Else figures of other images would be reported, and cached, under the hash of these.
+            if of_image(np.asarray(image)) != digest.tobytes():
+                raise DataError(
+                    f"{test.where(index)} changed while the models were measured: run the same "
+                    "command again once nothing writes there any more, or with another --cache if "
+                    "nothing has"
+                )
+            same = size == data.size
+            return preprocess.resize(image, size) if same else preprocess.prepare(content, size)
         except ImageError as error:
             raise DataError(f"test image {index} cannot be used: {error}") from error
 
     n = len(test.labels)
     for start in range(0, n, CHUNK):
-        yield np.stack(list(pool.map(read, range(start, min(n, start + CHUNK)))))
+        rows = range(start, min(n, start + CHUNK))
+        yield np.stack(list(pool.map(read, rows, test.digests[np.array(rows)])))
 
 
 def _predictions(probabilities: NDArray[np.float32], labels: Index) -> Predictions:

@@ -19,6 +19,7 @@ from labelcurve.bundle import store
 from labelcurve.bundle.errors import LabelcurveError
 from labelcurve.bundle.manifest import Measured
 from labelcurve.bundle.store import Bundle
+from labelcurve.training.data.dataset import Data
 from tests.benchmarks.running import interrupted
 from tests.models import publish_digits
 
@@ -222,3 +223,18 @@ def test_the_way_to_saturation_is_that_of_the_models_that_the_report_leads_with(
     theirs = made("a-reference-100", "reference", 900)
     assert job.leading([ours, more, theirs]) is more
     assert job.leading([theirs]) is theirs
+
+
+def test_a_model_that_is_swapped_during_the_load_is_named(
+    bundles: list[Bundle],
+    data: Data,
+    service: Server,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(job, "_loads", lambda *_: ({}, {}))
+    chosen = Bench(null=False, latency_seconds=0)
+    for version, swapped in ((bundles[0].version, False), ("0123456789ab", True)):
+        one = replace(bundles[0], version=version)
+        given = (chosen, [one], service, data, {one.name: None}, lambda _: None)
+        doubts = job._timings(*given)[3]  # type: ignore[arg-type]
+        assert [f"swapped {one.name}@{version}" in text for text in doubts] == [True] * swapped

@@ -222,6 +222,8 @@ def _train(
             runs[cell.name] = StudentRun(own, cell, start, runs[cell.teacher])
         else:
             runs[cell.name] = (ModelRun if cell.measured is None else FinalRun)(own, cell, start)
+        if cell.measured is not None:
+            runs[cell.name].measured = runs[cell.measured]
     entries = {name: model.published() for name, model in runs.items()}
     waiting = [model for name, model in runs.items() if entries[name] is None]
     # The time that an interrupted command had taken counts.

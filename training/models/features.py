@@ -22,6 +22,7 @@ from labelcurve.bundle.errors import DataError
 from labelcurve.training.data.dataset import Split, default_cache
 from labelcurve.training.models import export
 from labelcurve.training.models.backbones import Network
+from labelcurve.training.runtime.console import say
 from labelcurve.training.runtime.device import Device, to_device
 
 Computed = tuple[NDArray[np.int64], NDArray[np.float32]]
@@ -43,7 +44,7 @@ def features(
     """The embedding of every image of a split, float32 [N, D].
 
     Rows that were computed before, for whatever split or command, are read from the cache: they are
-    known by the digest of their pixels, the backbone's version, the preprocessing and the size.
+    known by the digest of their pixels, weights and kind of the network, preprocessing and size.
 
     Args:
         network: with the pretrained weights; the classifier is not used.
@@ -53,10 +54,10 @@ def features(
         on_progress: receives the share that is done, and the seconds that are left.
 
     Raises:
-        DataError: the cache cannot be written.
+        DataError: a file in the cache is damaged.
     """
     size = split.images.shape[1]
-    key = f"{version}-{size}px-v{preprocess.VERSION}"
+    key = f"{version}-{_kind(network)}-{size}px-v{preprocess.VERSION}"
     return kept(
         (cache or default_cache()) / "features" / key,
         network.dim,
@@ -64,6 +65,13 @@ def features(
         lambda rows: _embedded(network, split, rows, device, cache or default_cache()),
         on_progress,
     )
+
+
+def _kind(network: Network) -> str:
+    """What an embedding depends on besides the weights: the same file may be read as another
+    network of a library (`timm:NAME=FILE`), of other activations or another normalisation."""
+    parts = (network.shrink, network.backbone, network.mean.tolist(), network.std.tolist())
+    return hashlib.sha256(repr(parts).encode()).hexdigest()[:8]
 
 
 def kept(
@@ -75,13 +83,15 @@ def kept(
 ) -> NDArray[np.float32]:
     """A vector of every image of a split, float32 [N, dim]; rows that are in `folder` are read.
 
+    Where the folder cannot be written, they are computed for this command alone, which is said.
+
     Args:
         folder: of one kind of vectors, for any images.
         compute: batches of the given rows, int64 [M], with their vectors.
         on_progress: receives the share that is done, and the seconds that are left.
 
     Raises:
-        DataError: the folder cannot be written, or a file in it is damaged.
+        DataError: a file in the folder is damaged.
     """
     store = _Store(folder, dim)
     digests = np.concatenate([part for _, part in split.digests.parts()])
@@ -133,6 +143,7 @@ class _Store:
 
     def __init__(self, folder: Path, dim: int) -> None:
         self._folder = folder
+        self._failed = False
         # Joined when they are looked up: there may be hundreds of files.
         self._digests = [np.empty(0, "V32")]
         self._features = [np.empty((0, dim), np.float32)]
@@ -159,11 +170,13 @@ class _Store:
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
             files.replace(self._folder / f"{name}.npz", buffer.getbuffer())
-        except OSError as error:
-            raise DataError(
-                f"cannot write features to {self._folder}: {error.strerror or error}. Make room, "
-                "or name another folder with --cache"
-            ) from error
+        except OSError as error:  # hours of work may depend on what was computed
+            if not self._failed:
+                say(
+                    f"{self._folder} cannot be written ({error.strerror or error}): what is "
+                    "computed is not kept for another command"
+                )
+            self._failed = True
         self._take(digests, rows)
 
     def look_up(self, digests: NDArray[np.void]) -> NDArray[np.float32]:

@@ -19,9 +19,7 @@ import onnxruntime as ort
 import torch
 from numpy.typing import NDArray
 
-from labelcurve.bundle import store
 from labelcurve.bundle.manifest import Teacher
-from labelcurve.bundle.store import Bundle
 from labelcurve.training.data.dataset import Data
 from labelcurve.training.data.decoded.stored import Images
 from labelcurve.training.learning import finetune
@@ -101,7 +99,7 @@ class StudentRun(ModelRun):
         )
         images = self.command.images
         if "p50_ms" not in teacher:  # a command without --max-latency made it
-            teacher["p50_ms"] = p50_ms(self._bundle().graph, images.train.images)
+            teacher["p50_ms"] = p50_ms(self._teacher.bundle().graph, images.train.images)
         self.teacher_p50_ms = teacher["p50_ms"]
         about = self.checkpoint.about()
         if about is not None and about["teacher"] != teacher["version"]:
@@ -131,7 +129,7 @@ class StudentRun(ModelRun):
         train, subset = self.command.images.train, self.cell.subset
         rows = np.sort(np.concatenate([subset.train, self.others]))
         split, val = train.take(rows), train.take(subset.val)
-        graph, runtime = self._bundle().graph, None
+        graph, runtime = self._teacher.bundle().graph, None
         if self.device.device.type == "cuda":
             runtime = export.gpu_session(graph)
         runtime = runtime or export.session(graph, torch.get_num_threads())
@@ -146,9 +144,6 @@ class StudentRun(ModelRun):
         return Examples(
             Labelled(split.images, split.labels), Labelled(val.images, val.labels), answers=found
         )
-
-    def _bundle(self) -> Bundle:
-        return store.read(self.command.options.out, self._teacher.cell.name)
 
     def _answers_folder(self) -> Path:
         assert self.taught_by is not None

@@ -13,7 +13,6 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from labelcurve.bundle import store
 from labelcurve.training.data import fractions
 from labelcurve.training.data.dataset import Data
 from labelcurve.training.data.fractions import Subset
@@ -92,14 +91,14 @@ class FinalRun(ModelRun):
 
     def learn(self, budget: Budget, run: Tracking) -> finetune.Result:
         """Trains as the measured model was trained: a linear head, fine-tuning, or both."""
-        command, before = self.command, self.cell.measured
+        command, before = self.command, self.measured
         assert before is not None
         say(
             f"\n{self.cell.name}: the final model, on all {len(self.cell.subset.train):,} labels; "
-            f"its figures are those of {before}"
+            f"its figures are those of {before.cell.name}"
         )
         network = self.network()
-        chosen = store.read(command.options.out, before).manifest.recipe.get("linear_head")
+        chosen = before.bundle().manifest.recipe.get("linear_head")
         linear = self.linear(network, chosen=chosen)
         if linear is None:
             return self.tune(network, budget, run)

@@ -18,6 +18,7 @@ from labelcurve.bundle import store
 from labelcurve.bundle.errors import DivergedError
 from labelcurve.bundle.machine import scheduled, waited_share
 from labelcurve.bundle.manifest import SHARED, Choice, Epoch, Teacher
+from labelcurve.bundle.store import Bundle
 from labelcurve.bundle.text import counted
 from labelcurve.training.extractors import choice
 from labelcurve.training.learning import finetune
@@ -71,6 +72,8 @@ class ModelRun:
         self.mlflow_run: str | None = None
         self.entry: dict[str, Any] | None = None
         """In the command's document, once it is published."""
+        self.measured: ModelRun | None = None
+        """The run of `cell.measured`."""
         self.taught_by: Teacher | None = None
         self.teacher_p50_ms: float | None = None
 
@@ -79,8 +82,18 @@ class ModelRun:
         entry = self.finished.read(self.command.options.out)
         if entry is not None:
             say(f"{self.cell.name}: {entry['version']} was published before the interruption")
+            self.checkpoint.remove()  # the process may have been killed before that
         self.entry = entry
         return entry
+
+    def bundle(self) -> Bundle:
+        """What it has published: that version, though another may be the current one by now.
+
+        Raises:
+            BundleError: it is damaged, or not there any more.
+        """
+        assert self.entry is not None, "it is published first"
+        return store.read(self.command.options.out, self.cell.name, self.entry["version"])
 
     def restore(self) -> float:
         """Looks for a checkpoint; the seconds that the command had taken when it was written.
@@ -135,7 +148,7 @@ class ModelRun:
                 )
             kept = f"epoch {result.best_epoch}" if result.head is None else "the linear head"
             say(f"kept {kept}, {result.seconds:.0f} s{shared}")
-            before = store.read(command.options.out, cell.measured) if cell.measured else None
+            before = self.measured.bundle() if self.measured else None
             about = self._about(budget, result, waited)
             entry = publication.publish(command, cell, result, about, before)
             run.published(entry)

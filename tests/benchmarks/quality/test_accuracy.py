@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,9 @@ from labelcurve.benchmarks.quality import accuracy
 from labelcurve.benchmarks.quality.accuracy import Predictions
 from labelcurve.bundle.errors import DataError
 from labelcurve.bundle.store import Bundle
+from labelcurve.training.data import dataset as datasets
 from labelcurve.training.data.dataset import Data
+from tests.models import SIZE
 
 
 def test_scores_are_those_of_scikit_learn(
@@ -179,16 +182,36 @@ def test_answers_are_kept_and_a_damaged_file_is_not_believed(
     files = sorted((tmp_path / "answers").iterdir())
     assert len(files) == 3
     whole = bytearray(files[0].read_bytes())
-    for damaged in (whole[:50], _stretch(whole, 200, 0x55), b""):
+    array = BytesIO()
+    np.save(array, np.arange(3))
+    for damaged in (whole[:50], _stretch(whole, 200, 0x55), b"", array.getvalue()):
         files[0].write_bytes(damaged)
+        said.clear()
         accuracy.predict(bundles, data, tmp_path, said.append)
-        assert "2 of 3 models" in " ".join(said[-3:])
+        assert "2 of 3 models" in said[0]
         assert files[0].read_bytes() == whole
 
 
 def _stretch(whole: bytearray, at: int, flipped: int) -> bytes:
     """The same with some bits flipped in eight bytes: no valid compressed data."""
     return bytes(byte ^ flipped * (at <= i < at + 8) for i, byte in enumerate(whole))
+
+
+def test_images_that_are_replaced_meanwhile_are_not_measured_as_those_before(
+    bundles: list[Bundle], data: Data, tmp_path: Path
+) -> None:
+    test = replace(data.test, read=lambda row: data.test.read(4 if row == 3 else row))
+    with pytest.raises(DataError, match="changed while the models were measured"):
+        accuracy.predict(bundles, replace(data, test=test), tmp_path, say=lambda _: None)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_model_of_another_image_size_sees_the_same_files(
+    bundles: list[Bundle], data: Data, cache: Path, predictions: dict[str, Predictions]
+) -> None:
+    larger = datasets.load("digits", size=2 * SIZE, cache=cache, say=lambda _: None)
+    found = accuracy.predict(bundles[:1], larger, say=lambda _: None)[bundles[0].name]
+    assert (found.labels == predictions[bundles[0].name].labels).all()
 
 
 def test_calibration_and_bits_are_those_of_the_answers(

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,30 @@ def test_what_was_computed_once_is_not_computed_again(
     assert np.array_equal(more[::-1][:20], first)
     features(network, digits.train.take(np.arange(20)), "other", FP32_CPU, cache=tmp_path)
     assert len(computed) == 45
+
+
+def test_the_same_weights_with_another_normalisation_are_another_network(
+    digits: Data, network: Network, tmp_path: Path
+) -> None:
+    few = digits.train.take(np.arange(5))
+    other = deepcopy(network)
+    other.mean += 0.5
+    first = features(network, few, "one", FP32_CPU, cache=tmp_path)
+    second = features(other, few, "one", FP32_CPU, cache=tmp_path)
+    assert np.abs(first - second).max() > 0.01
+    again = features(network, few, "one", FP32_CPU, cache=tmp_path)
+    assert np.array_equal(first, again)
+
+
+def test_a_folder_that_cannot_be_written_does_not_end_the_command(
+    digits: Data, network: Network, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    few = digits.train.take(np.arange(5))
+    expected = features(network, few, "one", FP32_CPU, cache=tmp_path / "writable")
+    (tmp_path / "features").write_text("a file in the place of the folder")
+    found = features(network, few, "one", FP32_CPU, cache=tmp_path)
+    assert np.array_equal(found, expected)
+    assert capsys.readouterr().out.count("cannot be written") == 1
 
 
 @pytest.mark.parametrize("length", [100, 0])

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from labelcurve.bundle import store
+from labelcurve.bundle import promotion, store
 from labelcurve.bundle.errors import ExportError
 from labelcurve.bundle.store import Bundle
 from labelcurve.training.data import dataset
@@ -19,7 +19,7 @@ from labelcurve.training.data.sources import Selection
 from labelcurve.training.jobs import quantize as quantize_job
 from labelcurve.training.jobs import train
 from labelcurve.training.models import quantize
-from labelcurve.training.options import Options, QuantizeOptions
+from labelcurve.training.options import RUNS, Options, QuantizeOptions
 from labelcurve.training.runs import candidates, final, grid
 from tests.training.conftest import narrowed
 from tests.training.sets import digit_rows, write_folder
@@ -218,11 +218,35 @@ def test_an_interrupted_command_resumes_with_only_the_final_model(
         with pytest.raises(KeyboardInterrupt):
             train.run(given)
     before = store.read(tmp_path, "digits8-scratch-100").version
+    checkpoint = tmp_path / RUNS / "digits8-scratch-100" / "checkpoint.pt"
+    checkpoint.write_bytes(b"killed before it was removed")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("labelcurve.training.runs.model_run.ModelRun.learn", stop)  # not again
         document = train.run(given)
     assert document["bundles"][0]["version"] == before
+    assert not checkpoint.exists()
     assert document["final"][0]["version"] == trained[1]["final"][0]["version"]
+
+
+def test_a_version_that_becomes_the_current_one_meanwhile_does_not_lend_its_figures(
+    folder: Path, cache: Path, tmp_path: Path
+) -> None:
+    given = options(folder, out=tmp_path, cache=cache)
+    name = "digits8-scratch-100"
+    train.run(replace(given, epochs=2, no_final=True))
+    other = store.read(tmp_path, name).version
+    learn = final.FinalRun.learn
+
+    def rolled_back(run: Any, *rest: Any) -> Any:
+        promotion.promote(tmp_path, name, other)
+        return learn(run, *rest)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(final.FinalRun, "learn", rolled_back)
+        document = train.run(given)
+    version = document["bundles"][0]["version"]
+    assert version != other
+    assert document["final"][0]["measured"]["version"] == version
 
 
 def test_a_variant_has_the_figures_of_the_model_before_too(
