@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
 import re
 import shlex
 import sys
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from typing import Any
@@ -15,20 +17,23 @@ import pytest
 
 from labelcurve.benchmarks.harness import provenance
 from labelcurve.benchmarks.study.documents import ROOT
-from labelcurve.bundle import cuda
+from labelcurve.bundle import cuda, machine
 from labelcurve.bundle.errors import LabelcurveError
 
 
 def test_says_what_a_figure_needs() -> None:
     found = provenance.here(["bench", "--data", "a folder"])
     assert found.command == "bench --data 'a folder'"
-    assert found.cpu
-    assert found.cores >= 1
-    assert found.memory_gb > 0
+    assert (found.cpu, found.cores) == (machine.cpu_name(), machine.cores())
+    pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    assert found.memory_gb == pytest.approx(pages / 2**30, abs=0.1)
+    assert found.system.split() == [platform.system(), platform.release(), platform.machine()]
     assert found.python == platform.python_version()
     assert onnxruntime.__version__ in found.packages.values()
     assert {"labelcurve", "bentoml", "locust", "numpy"} <= found.packages.keys()
     assert found.date.endswith("+00:00")
+    age = datetime.now(UTC) - datetime.fromisoformat(found.date)
+    assert timedelta(seconds=-1) < age < timedelta(minutes=10)
     assert found.git_commit is None or re.fullmatch(r"[0-9a-f]{40}\+?", found.git_commit)
 
 

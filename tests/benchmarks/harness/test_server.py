@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import os
 import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -59,6 +61,26 @@ def test_a_running_service_is_found_with_its_processes(service: Server) -> None:
 
 def test_who_listens(listening: int) -> None:
     assert server._listener(listening) in (os.getpid(), None)
+
+
+OTHER = """
+import socket, sys
+listener = socket.create_server(("127.0.0.1", int(sys.argv[1])), reuse_port=True)
+print("listening", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_of_several_that_listen_at_a_port_it_is_their_ancestor() -> None:
+    with socket.create_server(("127.0.0.1", 0), reuse_port=True) as listener:
+        port = listener.getsockname()[1]
+        command = [sys.executable, "-c", OTHER, str(port)]
+        pipe = subprocess.PIPE
+        with subprocess.Popen(command, stdin=pipe, stdout=pipe) as below:
+            assert below.stdout is not None
+            assert below.stdout.readline() == b"listening\n"
+            assert server._listener(port) in (os.getpid(), None)
+            below.communicate()
 
 
 @pytest.mark.parametrize(

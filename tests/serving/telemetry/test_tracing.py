@@ -11,6 +11,7 @@ import httpx
 import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
+from labelcurve.serving.telemetry.logs import timings
 from labelcurve.serving.telemetry.tracing import wanted
 from tests.models import digit_png
 from tests.serving.conftest import Service
@@ -73,8 +74,9 @@ def test_a_request_is_a_trace_with_its_parts(
     headers = {"traceparent": f"00-{TRACE}-{PARENT}-01", "x-request-id": "mine"}
     headers["x-forwarded-for"] = "203.0.113.7"  # as a proxy on this machine says it
     model = {"model": "digits-10"}
-    httpx.post(f"{service.url}/classify", content=digit_png(0), params=model, headers=headers)
-    httpx.post(f"{service.url}/classify", content=b"no image")
+    classify = f"{service.url}/classify"
+    answer = httpx.post(classify, content=digit_png(0), params=model, headers=headers)
+    httpx.post(classify, content=b"no image")
     httpx.get(f"{service.url}/secret-in-a-path")
     httpx.get(f"{service.url}/readyz")
     assert service.stop(signal.SIGTERM) == 0  # what is left is sent before it ends
@@ -91,6 +93,7 @@ def test_a_request_is_a_trace_with_its_parts(
     assert said["http.route"] == "/classify"
     assert said["http.response.status_code"] == 200
     assert said["labelcurve.model.name"] == "digits-10"
+    assert said["labelcurve.model.version"] == answer.headers["x-model-version"]
     assert said["labelcurve.request_id"] == "mine"
     assert said["client.address"] == "203.0.113.7"
     parts = [span for span in spans.values() if span.parent_span_id == ours.span_id]
@@ -101,6 +104,11 @@ def test_a_request_is_a_trace_with_its_parts(
         assert part.trace_id == ours.trace_id
         edges += [part.start_time_unix_nano, part.end_time_unix_nano]
     assert [*edges, ours.end_time_unix_nano] == sorted([*edges, ours.end_time_unix_nano])
+    assert edges[2:-1:2] == edges[3::2], "one begins where the other ends"
+    took = timings(answer.headers["server-timing"].encode())
+    for part in parts:
+        nanoseconds = part.end_time_unix_nano - part.start_time_unix_nano
+        assert nanoseconds == round(took[f"{part.name}_ms"] * 1e6)
     statuses = {attributes(span)["http.response.status_code"] for span in servers}
     assert statuses == {200, 415, 404}
     assert not any("secret" in str(span) for span in spans.values())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 from pathlib import Path
 
 import numpy as np
@@ -62,14 +64,18 @@ def test_what_is_written_is_read_again(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("delimiter", [",", ";", "\t"])
 def test_a_table_that_a_spreadsheet_has_saved_is_read(tmp_path: Path, delimiter: str) -> None:
-    rows = ["path,label,suggested", "a.png, cat ,dog", "b.png,,"]
-    text = "\r\n".join(row.replace(",", delimiter) for row in rows)
-    (tmp_path / "a.csv").write_bytes(f"{text}\r\n".encode("utf-8-sig"))
+    text = io.StringIO()
+    table = csv.writer(text, delimiter=delimiter, lineterminator="\r\n")
+    table.writerow(("path", "label", "suggested"))
+    # The header tells the delimiter: the names hold more of the others than the table has.
+    several = "".join(9 * (other + " ") for other in ",;\t" if other != delimiter)
+    table.writerows((("a.png", " cat ", "dog"), (f"b{several}.png", "", "")))
+    (tmp_path / "a.csv").write_bytes(text.getvalue().encode("utf-8-sig"))
     found = read(tmp_path / "a.csv", "--drop")
-    assert list(found.values()) == [
-        Doubt("a.png", "cat", "dog", 0.0, "", 2),
-        Doubt("b.png", "", "", 0.0, "", 3),
-    ]
+    assert found == {
+        "a.png": Doubt("a.png", "cat", "dog", 0.0, "", 2),
+        f"b{several}.png": Doubt(f"b{several}.png", "", "", 0.0, "", 3),
+    }
     (tmp_path / "a.csv").write_bytes(b"path,suggested\ncaf\xe9.png,a\n")
     with pytest.raises(DataError, match=r"--drop .*a\.csv is not UTF-8 \(byte 18\)"):
         read(tmp_path / "a.csv", "--drop")

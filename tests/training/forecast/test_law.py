@@ -63,6 +63,15 @@ def test_points_off_the_law_widen_the_interval() -> None:
     assert width(true * (1 + 0.08 * np.sin(np.arange(7)))) > 1.5 * width(true)
 
 
+@pytest.mark.parametrize("share", [0.01, 0.1])
+def test_far_from_the_points_a_curve_departs_by_the_share_of_the_error(share: float) -> None:
+    points = Points(SIZES, error(SIZES, 0.15, 0.9), 1e-8 * np.eye(7), 800)
+    # The law is the same at both sizes, its departures are independent.
+    one, other = forecast(points, (10**9, 10**12), noise=False, departures={share: 1}).T
+    expected = share * 0.9 * points.errors[-1]
+    assert (one - other).std() == pytest.approx(2**0.5 * expected, rel=0.05)
+
+
 def test_the_noise_of_one_draw_widens_the_forecast_of_one_model() -> None:
     points = Points(SIZES, error(SIZES, 0.1, 0.6), 1e-8 * np.eye(7), 800)
     without = float(forecast(points, (2800,), noise=False).std())

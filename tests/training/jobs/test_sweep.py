@@ -326,6 +326,23 @@ def test_what_was_published_is_not_trained_again_until_all_of_it_is_there(
     assert not (out / ".runs" / name / "finished.json").exists()
 
 
+@pytest.mark.parametrize(
+    ("gpus", "device", "asked"),
+    [(None, "cpu", 0.0), (None, "auto", 1.0), (0.0, "auto", 0.0), (0.25, "auto", 0.25)],
+)
+def test_a_job_takes_a_gpu_where_there_is_one_unless_told_otherwise(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gpus: float | None, device: str, asked: float
+) -> None:
+    ray = InProcess()
+    monkeypatch.setattr(sweep, "_ray", lambda address: nullcontext(ray))
+    (empty := tmp_path / "nothing").mkdir()
+    chosen = SweepOptions(data=(str(empty),), fraction=(0.1,), gpus=gpus)
+    others = ["--device", device, "--out", str(tmp_path), "--cache", str(tmp_path)]
+    with pytest.raises(LabelcurveError, match="1 of 1 jobs failed"):
+        sweep.run(chosen, others)
+    assert ray.asked["num_gpus"] == asked
+
+
 def listening(parent: psutil.Process) -> set[str]:
     """Addresses on which a process and those below it listen."""
     found = set()

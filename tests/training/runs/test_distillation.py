@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,6 +15,7 @@ from labelcurve.training.data.dataset import Data
 from labelcurve.training.jobs import train
 from labelcurve.training.models import export
 from labelcurve.training.options import Options
+from labelcurve.training.recipes import PHOTO_BACKBONE
 from labelcurve.training.runs import candidates, distillation, grid, publication
 from labelcurve.training.runs.model_run import folder
 from labelcurve.training.runtime.checkpoint import Checkpoint
@@ -165,6 +168,22 @@ def test_unlabelled_images_are_those_that_are_neither_labelled_nor_validated(
     assert not cell.recipe.flip, "digits have no mirror images"
     assert student(data="photos").recipe.flip
     assert not student(data="photos", no_flip=True).recipe.flip
+
+
+def test_a_compact_network_begins_with_the_weights_of_a_whole_one_of_its_kind(
+    tmp_path: Path, cache: Path, sixteen: Data
+) -> None:
+    chosen = options(tmp_path, cache, data="photos")
+    cells = grid.cells(chosen, sixteen, print)
+    teacher, student = distillation.with_students(chosen, sixteen, cells, "convnet/2")
+    command: Any = SimpleNamespace(extractor=object())
+    assert distillation._extractor(command, student, teacher) is command.extractor
+    other = replace(teacher, recipe=replace(teacher.recipe, backbone=PHOTO_BACKBONE))
+    found = distillation._extractor(command, student, other)
+    assert found is not None
+    assert (found.card.backbone, found.card.image_size, found.card.flip) == ("convnet", 32, True)
+    plain = replace(student, recipe=replace(student.recipe, flip=False))
+    assert distillation._extractor(command, plain, other) is None, "all that ship were mirrored"
 
 
 def test_the_line_about_a_compact_model_says_what_both_reach() -> None:

@@ -132,15 +132,16 @@ def test_what_a_killed_process_left_half_written_is_cleared_away(tmp_path: Path)
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint.pt"]
 
 
+def full(_: int) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
 def test_a_disk_that_is_full_is_said_once_and_the_checkpoint_before_stays(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     said: list[str] = []
     checkpoint = Checkpoint(tmp_path / "a", {}, say=said.append)
     checkpoint.write(state(1.0))
-
-    def full(_: int) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", full)
@@ -176,6 +177,11 @@ def test_the_time_to_the_next_one_counts_from_the_last_one(
         now[0] = 1_000.0 + second
         checkpoint.save(made, check=lambda: None)
     assert written == [45, 90, 300, 345]
+    monkeypatch.setattr(os, "fsync", full)
+    for second in (400, 401, 444, 445):
+        now[0] = 1_000.0 + second
+        checkpoint.save(made, check=lambda: None)
+    assert written[4:] == [400, 445], "and from one that failed, too"
 
 
 def test_a_mixed_seed_differs_by_each_number() -> None:

@@ -4,6 +4,8 @@ import os
 import pickle
 import threading
 import time
+from collections.abc import Generator
+from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -200,6 +202,30 @@ def test_what_goes_wrong_in_a_thread_is_raised() -> None:
     found = in_order(work, range(1000))
     with pytest.raises(ZeroDivisionError):
         list(found)
+
+
+def test_what_is_not_wanted_any_more_is_not_begun(monkeypatch: pytest.MonkeyPatch) -> None:
+    begun: list[int] = []
+    over = threading.Event()
+
+    class Pool(ThreadPoolExecutor):
+        def shutdown(self, *arguments: Any, **keywords: Any) -> None:
+            over.set()
+            super().shutdown(*arguments, **keywords)
+
+    def work(i: int) -> int:
+        begun.append(i)
+        if i:
+            assert over.wait(30)
+        return i
+
+    monkeypatch.setattr(stored, "ThreadPoolExecutor", Pool)
+    monkeypatch.setattr(stored, "cores", lambda: 1)
+    found = in_order(work, range(1000))
+    assert isinstance(found, Generator)
+    assert next(found) == 0
+    found.close()
+    assert begun in ([0], [0, 1]), "one was being worked on, four waited"
 
 
 def test_the_preprocessing_is_that_of_the_service(images: tuple[Stored, NDArray[np.uint8]]) -> None:

@@ -63,6 +63,12 @@ def test_a_class_that_only_the_validation_split_has_is_refused(tmp_path: Path) -
     write_folder(tmp_path / "val", rows(0), ("emu",))
     with pytest.raises(DataError, match="validation split has classes that train has not: emu"):
         opened(tmp_path)
+    shutil.rmtree(tmp_path / "test")  # so that it is test
+    with pytest.raises(
+        DataError,
+        match=r"different classes: only in train/ \['cat', 'dog'\], only in test/ \['emu'\]",
+    ):
+        opened(tmp_path)
 
 
 def test_images_in_unlabelled_beside_the_classes_have_no_label(tmp_path: Path) -> None:

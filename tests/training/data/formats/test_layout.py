@@ -239,6 +239,8 @@ def test_a_class_with_the_name_of_a_split_is_one_beside_others_and_that_is_said(
         (("part_a", "part_b"), "part_a, part_b are parts of one folder by their names"),
         (("pics/train", "pics (2)/train"), "pics, pics (2) are parts of one folder by their names"),
         (("Images/cat", "Images/dog", "Annotation"), "If the folders in Images/ are classes (cat,"),
+        (("Images/cat", "Annotation"), "image. If they are classes, say --layout class. "),
+        (("Images", "Annotation"), "image. If they are classes, say --layout class. "),
         (("wrapper/deeper/cat", "wrapper/deeper/dog"), "wrapper/deeper holds cat, dog: perhaps"),
     ],
 )

@@ -271,6 +271,10 @@ def test_files_that_the_names_of_the_others_count_must_be_there(tmp_path: Path, 
     [
         ({"picture": [b""], "label": [0]}, "has the columns picture, label: it needs `img` or"),
         ({"image": [b""], "fine": [0]}, "has the columns image, fine: it needs `img` or `image`"),
+        (
+            {"img": [b""], "image": [b""], "label": [0]},
+            "has 2 columns of images: img, image. Keep one",
+        ),
         ({"image": [{"name": "a.png"}], "label": [0]}, "column `image` is of type struct<name"),
         ({"image": [[1, 2]], "label": [0]}, "column `image` is of type list"),
         ({"image": [b""], "label": [[0]]}, "column `label` is of type list"),
