@@ -151,6 +151,57 @@ def turn(rate: float) -> Turn:
     )
 
 
+def test_servers_are_loaded_in_turn_and_the_figures_of_both_models_are_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    both = (job.OWN, servers.PEERS[0])
+    own, other = (server.name for server in both)
+    loads: list[tuple[str, int, float]] = []
+
+    def load(url: str, request: object, work: Path, pid: int, clients: int, seconds: float) -> Turn:
+        loads.append((url, clients, seconds))
+        return turn(float(len(loads)))
+
+    def start_all(*_: object) -> list[job._Running]:
+        return [
+            job._Running(server, server.name, os.getpid(), server.request(IMAGE)) for server in both
+        ]
+
+    monkeypatch.setattr(wrk, "load", load)
+    monkeypatch.setattr(job._Run, "_start_all", start_all)
+    bench = job.BenchPeers(
+        null_clients=(1, 2), clients=(3,), most_clients=(4,), seconds=5, rounds=2, out=tmp_path
+    )
+    lines: list[str] = []
+    run = job._Run(bench, lines.append, tmp_path, IMAGE)
+    run.peers = {
+        name: Peer(name=name, label=name, packages={}, ready_s={}, memory_mb={})
+        for name in (own, other)
+    }
+
+    found = run.measure("null", tmp_path, tmp_path, ())
+    there = [(own, 1), (other, 1), (own, 2), (other, 2), (own, 4)]
+    back = [(other, 1), (own, 1), (other, 2), (own, 2), (own, 4)]
+    assert loads[:2] == [(own, 8, job.WARM_SECONDS), (other, 8, job.WARM_SECONDS)]
+    assert loads[2:] == [(name, clients, 5) for name, clients in there + back]
+    rates = {(one.server, one.clients): [t.requests_per_s for t in one.turns] for one in found}
+    assert rates == {
+        (own, 1): [3, 9], (other, 1): [4, 8], (own, 2): [5, 11], (other, 2): [6, 10],
+        (own, 4): [7, 12],
+    }  # fmt: skip
+    assert {one.model for one in found} == {"null"}
+    assert lines[0].split()[:7] == ["round", "1", "of", "2,", "1", "clients", own]
+    assert "3 requests/s, p99    2.0 ms, 0.50 ms of CPU each" in lines[0]
+
+    loads.clear()
+    found = run.measure("real", tmp_path, tmp_path, ("a", "b"))
+    assert [load[:2] for load in loads[2:]] == [(own, 3), (other, 3), (other, 3), (own, 3)]
+    assert {one.model for one in found} == {"real"}
+    for peer in run.peers.values():
+        assert set(peer.memory_mb) == {"null", "real"}
+        assert min(peer.memory_mb.values()) > 20
+
+
 def test_the_table_ranks_and_reports_what_is_missing() -> None:
     def peer(name: str, error: str | None = None) -> Peer:
         return Peer(

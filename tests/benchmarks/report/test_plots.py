@@ -3,6 +3,7 @@ from __future__ import annotations
 import re
 from xml.etree import ElementTree
 
+import numpy as np
 import pytest
 
 from labelcurve.benchmarks.record import Report
@@ -34,6 +35,7 @@ def test_every_plot_is_svg_in_the_colours_of_the_page(draw: Draw, loaded: Report
     assert "currentColor" in text
     assert drawing.INK not in text
     assert drawing.GRID not in text
+    assert set(re.findall(r"var\((.+?)\)", text)) == {"--grid"}, "as in style.css"
 
 
 def test_letters_that_no_font_has_are_no_warning_and_text_in_the_svg(measured: Report) -> None:
@@ -80,3 +82,36 @@ def test_one_model_and_many_classes(measured: Report) -> None:
         }
     )
     assert "class 0" not in drawing.svg(accuracy_plots.confusions, many, "")
+
+
+def test_points_stand_at_confidence_and_accuracy(measured: Report) -> None:
+    bins = [m.accuracy.calibration.bins for m in measured.models if m.accuracy.calibration]
+    diagram, counts = accuracy_plots.reliability(measured).axes
+    assert len(bins) == len(diagram.collections) == len(counts.lines) == len(measured.models)
+    assert any(part.confidence != part.accuracy for part in bins[0])
+    lines = diagram.lines[1:]  # the first is the diagonal
+    for parts, points, line, share in zip(
+        bins, diagram.collections, lines, counts.lines, strict=True
+    ):
+        n = sum(part.n for part in parts)
+        expected = [(part.confidence, part.accuracy) for part in parts]
+        assert np.asarray(points.get_offsets()) == pytest.approx(np.array(expected))
+        many = [(part.confidence, part.accuracy) for part in parts if part.n >= max(10, n / 500)]
+        assert line.get_xydata() == pytest.approx(np.array(many))
+        shares = [(part.confidence, part.n / n) for part in parts]
+        assert share.get_xydata() == pytest.approx(np.array(shares))
+
+
+def test_accepted_answers_stand_at_coverage_and_accuracy(measured: Report) -> None:
+    (axes,) = accuracy_plots.accepting(measured).axes
+    drawn = [np.asarray(line.get_xydata()).tolist() for line in axes.lines]
+    expected = []
+    for model in measured.models:
+        assert model.accuracy.accepting is not None
+        expected.append([[p.coverage, p.accuracy] for p in model.accuracy.accepting.curve])
+        expected += [
+            [[level.coverage, level.accuracy]]
+            for level in model.accuracy.accepting.levels
+            if level.coverage is not None and level.accuracy is not None
+        ]
+    assert drawn == expected

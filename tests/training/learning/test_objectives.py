@@ -202,3 +202,13 @@ def test_positions_can_be_asked_for_at_any_size(size: int) -> None:
     images = torch.randint(0, 256, (4, 3, size, size), dtype=torch.uint8)
     loss = RelativePosition(size, FP32_CPU)(whole, images, seeded())
     assert loss.isfinite()
+
+
+def test_the_head_for_positions_is_that_of_the_reference() -> None:
+    head = RelativePosition(12, FP32_CPU).head
+    shapes = [(p.in_features, p.out_features) for p in head if isinstance(p, nn.Linear)]
+    assert shapes == [(2 * 128 * 2 * 2, 1024), (1024, 512), (512, 4)]
+    assert [type(part) for part in head] == [
+        nn.Flatten, nn.Linear, nn.ReLU, nn.Dropout, nn.Linear, nn.ReLU, nn.Linear,
+    ]  # fmt: skip
+    assert [part.p for part in head if isinstance(part, nn.Dropout)] == [0.3]

@@ -179,16 +179,16 @@ def test_a_loaded_network_can_be_trained_without_changing_the_extractor(tmp_path
 
 
 @pytest.mark.parametrize(
-    ("made", "wanted"),
+    ("made", "wanted", "first"),
     [
-        (("convnet", 8), ("reference", 8)),
-        (("reference", 8), ("convnet", 8)),
-        (("reference", 8), ("reference", 16)),
+        (("convnet", 8), ("reference", 8), "backbone.backbone.0.bias"),
+        (("reference", 8), ("convnet", 8), "backbone.backbone.0.bias"),
+        (("reference", 8), ("reference", 16), "backbone.head.1.weight"),
     ],
     ids=["convnet for reference", "reference for convnet", "another size"],
 )
 def test_an_extractor_for_another_network_is_refused_with_what_to_do(
-    tmp_path: Path, made: tuple[str, int], wanted: tuple[str, int]
+    tmp_path: Path, made: tuple[str, int], wanted: tuple[str, int], first: str
 ) -> None:
     path = tmp_path / "a.safetensors"
     extractor.write(path, network(0, *made), CARD)
@@ -200,6 +200,7 @@ def test_an_extractor_for_another_network_is_refused_with_what_to_do(
     assert "made by `labelcurve pretrain --objective relative-position` at the same" in str(
         error.value
     )
+    assert f"(first difference: {first})" in str(error.value)
     assert "--extractor none" in str(error.value)
     assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
 

@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
 import onnx
 import pytest
 import torch
+from numpy.typing import NDArray
 
 from labelcurve.bundle.errors import ExportError
 from labelcurve.bundle.manifest import Gain, Metrics
@@ -105,6 +108,38 @@ def test_the_gate_refuses_other_classes_where_the_labels_are_too_few_to_tell() -
     quantize.check("int8", few, fp32, 0.108, 0.95)
     with pytest.raises(ExportError, match=r"only 84.85% of the held-out images .* at least 95%"):
         quantize.check("int8", few, fp32, 0.108, 0.8485)
+
+
+class Session:
+    """Takes its own time, by a clock of the test's; the first two runs are slow."""
+
+    def __init__(self, clock: list[float], seconds: Iterable[float]) -> None:
+        self.clock, self.seconds = clock, iter(seconds)
+
+    def run(self, names: list[str], given: dict[str, NDArray[np.uint8]]) -> None:
+        assert names == ["probabilities"]
+        assert len(given["images"]) == 8
+        self.clock[0] += next(self.seconds)
+
+
+def test_the_gain_is_how_much_faster_the_variant_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, turns = [0.0], quantize.TURNS
+    half = turns // 2
+    sessions = {
+        b"int8": Session(clock, [90, 90, *[2.0] * (half + 1), *[4.0] * (turns - half - 1)]),
+        b"fp32": Session(clock, [9, 9, *[4.0] * (turns - half - 1), *[16.0] * (half + 1)]),
+    }
+    monkeypatch.setattr(quantize, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(export, "session", lambda graph, threads: sessions[graph])
+    found = quantize.gain(b"int8", b"fp32", np.zeros((20, 8, 8, 3), np.uint8), "a test")
+    assert found == Gain(
+        images_per_s=8 / 2,
+        images_per_s_fp32=8 / 16,
+        ratio=4.0,  # of most turns, not of the medians
+        batch=8,
+        turns=turns,
+        hardware="a test",
+    )
 
 
 def test_int8_that_gains_nothing_is_refused(digits: Data, graph: bytes) -> None:

@@ -39,3 +39,12 @@ def test_the_first_stages_do_not_learn() -> None:
         for name, _ in model.named_parameters()
         if name.startswith(("conv_stem", "bn1", *(f"blocks.{i}." for i in range(5))))
     }
+
+
+def test_a_share_between_two_stages_is_the_nearer_one() -> None:
+    for share, first in ((0.75, 4), (0.65, 3), (0.55, 3), (0.25, 1), (0.0, 0), (1.0, 5)):
+        model = timm.create_model("resnet18", num_classes=0)
+        stages.fix(model, share)
+        learning = {name.split(".")[0] for name, p in model.named_parameters() if p.requires_grad}
+        later = ["conv1", "layer1", "layer2", "layer3", "layer4"][first:]
+        assert learning == {*later, *(["bn1"] if first == 0 else [])}, share
