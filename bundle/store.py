@@ -179,6 +179,14 @@ def scan(root: Path) -> dict[str, Found]:
     Raises:
         BundleError: `root` cannot be read.
     """
+    found = _linked(root)
+    for name, only in _unlinked(found).items():
+        found[name] = Found(only, found[name].versions)
+    return found
+
+
+def _linked(root: Path) -> dict[str, Found]:
+    """As `scan`, by the links alone."""
     found = {}
     try:
         for folder in sorted(root.iterdir()):
@@ -196,10 +204,6 @@ def scan(root: Path) -> dict[str, Found]:
         raise _cannot_read(root, str(error.strerror)) from error
     except OSError as error:
         raise BundleError(f"cannot read the folder {root}: {error.strerror}") from error
-    if not any(each.current for each in found.values()):  # as `_unlinked`
-        for name, each in found.items():
-            if len(each.versions) == 1:
-                found[name] = Found(next(iter(each.versions)), each.versions)
     return found
 
 
@@ -241,7 +245,7 @@ def read(root: Path, name: str, version: str | None = None) -> Bundle:
     Raises:
         BundleError: missing, damaged, or of a schema or preprocessing that this release lacks.
     """
-    path = root / name / (version or _unlinked(root).get(name) or CURRENT)
+    path = root / name / (version or _current(root, name))
     try:
         path = path.resolve(strict=True)
         graph = files.read(path / GRAPH)
@@ -329,19 +333,29 @@ def _variants(path: Path, manifest: Manifest) -> dict[str, bytes]:
     return found
 
 
-def _unlinked(root: Path) -> dict[str, str]:
+def _unlinked(there: Mapping[str, Found]) -> dict[str, str]:
     """The single version of each model, in a folder in which no model has a link.
 
     Object stores and BentoML's bentos copy files and leave links out.
     """
-    folders = [folder for folder in root.glob("[!.]*") if _unreadable(folder) is None]
-    if any((folder / CURRENT).is_symlink() for folder in folders):
+    if any(found.current is not None for found in there.values()):
         return {}
-    there = {
-        folder.name: [version for version in _versions(folder) if version != CURRENT]
-        for folder in folders
+    return {
+        name: next(iter(found.versions))
+        for name, found in there.items()
+        if len(found.versions) == 1
     }
-    return {name: versions[0] for name, versions in there.items() if len(versions) == 1}
+
+
+def _current(root: Path, name: str) -> str:
+    """The folder of the version that is served: the link, or the only one without any link."""
+    try:
+        linked = (root / name / CURRENT).is_symlink() or not root.is_dir()
+    except PermissionError:
+        linked = True  # reading it says more
+    if linked:
+        return CURRENT
+    return _unlinked(_linked(root)).get(name, CURRENT)
 
 
 def _versions(folder: Path) -> list[str]:
@@ -396,7 +410,7 @@ def _link(root: Path, name: str, version: str) -> None:
     The first link in a folder ends the rule for copies without any (`_unlinked`): the other models
     get theirs before it, or they would not be served any more.
     """
-    for other, only in _unlinked(root).items():
+    for other, only in _unlinked(_linked(root)).items():
         if other != name and not (root / other / CURRENT).exists():
             _point(root / other / CURRENT, only)
     _point(root / name / CURRENT, version)
